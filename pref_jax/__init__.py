@@ -1,0 +1,1 @@
+"""Shared ground of the personalised reward models: data, language models, training, scores. Knows no method."""

@@ -1,0 +1,1 @@
+"""Tables of users, responses and comparisons; their sources; tokens; batches."""

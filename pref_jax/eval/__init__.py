@@ -1,0 +1,1 @@
+"""Accuracy by group with intervals, report, plots."""

@@ -1,0 +1,1 @@
+"""Transformer families in Flax, their Hugging Face weights, adapters and sharding."""

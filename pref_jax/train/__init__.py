@@ -1,0 +1,1 @@
+"""State and step, loop, checkpoints, logging, mesh."""
