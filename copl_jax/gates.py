@@ -1,0 +1,133 @@
+"""Which expert serves which user: a small MLP on the user's embedding for every adapted linear (DESIGN 4.2).
+
+g = softmax((MLP(e_u) + eps) / tau), k = argmax g; the chosen expert's output is scaled by g_k, through which the gate
+learns. Gates know embeddings only; `fixed` stands in where the expert is given (a group's own, for the oracle).
+
+Axes: B batch, D features of a user embedding, H hidden features, E experts, Z layers of the transformer.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Int32, Key
+
+from pref_jax.errors import UserError
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GateConfig:
+    """Sizes and temperature of the gates.
+
+    Attributes:
+      hidden: H.
+      noise: standard deviation of eps, added to the logits in training.
+      temperature: tau.
+    """
+
+    hidden: int = 256
+    noise: float = 0.1
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        if self.hidden < 1 or self.noise < 0 or not self.temperature > 0:
+            raise UserError(f"{self}: hidden is at least 1, noise at least 0, temperature above 0")
+
+
+class Gate(NamedTuple):
+    """The decisions of one target's gates, one a layer.
+
+    Attributes:
+      choice: int32 [Z B], the expert of each example.
+      weight: float [Z B], its probability.
+      probabilities: float [Z B E], of all experts.
+    """
+
+    choice: Int32[Array, "Z B"]
+    weight: Float[Array, "Z B"]
+    probabilities: Float[Array, "Z B E"]
+
+
+Gates = dict[str, Gate]
+
+
+def init(
+    config: GateConfig, key: Key[Array, ""], targets: Sequence[str], *, num_layers: int, dim: int, num_experts: int
+) -> Params:
+    """Fresh float32 gates: {target: {"hidden": {"kernel": [Z D H], "bias": [Z H]}, "out": {"kernel": [Z H E], ...}}}.
+
+    User embeddings have length 1, so the first kernel has variance 1, not 1/D: otherwise all logits would start far
+    below the noise and users would be sent about at random.
+    """
+    params: Params = {}
+    for key_, target in zip(jax.random.split(key, max(len(targets), 1)), targets, strict=False):
+        hidden_key, out_key = jax.random.split(key_)
+        spread = (2 / config.hidden) ** 0.5
+        params[target] = {
+            "hidden": {
+                "kernel": jax.random.normal(hidden_key, (num_layers, dim, config.hidden)),
+                "bias": jnp.zeros((num_layers, config.hidden)),
+            },
+            "out": {
+                "kernel": spread * jax.random.normal(out_key, (num_layers, config.hidden, num_experts)),
+                "bias": jnp.zeros((num_layers, num_experts)),
+            },
+        }
+    return params
+
+
+def decide(
+    config: GateConfig,
+    params: Mapping[str, Any],
+    embeddings: Float[Array, "B D"],
+    key: Key[Array, ""] | None = None,
+) -> Gates:
+    """The gates' decisions for each example's user; a `key` adds the noise of training."""
+    keys = jax.random.split(key, max(len(params), 1)) if key is not None else [None] * len(params)
+    return {
+        target: _decide(config, own, embeddings, key_)
+        for key_, (target, own) in zip(keys, sorted(params.items()), strict=False)
+    }
+
+
+def fixed(choice: Int[Array, " B"], targets: Sequence[str], *, num_layers: int, num_experts: int) -> Gates:
+    """Gates that send each example to the given expert, in all targets and layers, with weight 1."""
+    choice = jnp.broadcast_to(choice.astype(jnp.int32)[None, :], (num_layers, len(choice)))
+    probabilities = jax.nn.one_hot(choice, num_experts)
+    gate = Gate(choice=choice, weight=jnp.ones_like(probabilities[..., 0]), probabilities=probabilities)
+    return dict.fromkeys(targets, gate)
+
+
+def repeat(gates: Gates, times: int) -> Gates:
+    """The decisions of B examples for B·times rows, each example's rows following one another."""
+    return jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=1), gates)
+
+
+def usage(gates: Gates) -> Float[Array, "G E"]:
+    """Fraction of the batch that each of the G gates (targets x layers) sends to each expert; rows sum to 1."""
+    choices = jnp.concatenate([gate.choice for gate in gates.values()])
+    num_experts = next(iter(gates.values())).probabilities.shape[-1]
+    return jnp.mean(jax.nn.one_hot(choices, num_experts), axis=1)
+
+
+def entropy(gates: Gates) -> Float[Array, ""]:
+    """Mean entropy of the gates' probabilities in nats: 0 decided, log E undecided."""
+    probabilities = jnp.concatenate([gate.probabilities for gate in gates.values()])
+    return -jnp.mean(jnp.sum(jax.scipy.special.xlogy(probabilities, probabilities), axis=-1))
+
+
+def _decide(config: GateConfig, params: Mapping[str, Any], embeddings: Array, key: Array | None) -> Gate:
+    hidden = jnp.einsum("bd,zdh->zbh", embeddings, params["hidden"]["kernel"]) + params["hidden"]["bias"][:, None, :]
+    logits = (
+        jnp.einsum("zbh,zhe->zbe", jax.nn.relu(hidden), params["out"]["kernel"]) + params["out"]["bias"][:, None, :]
+    )
+    if key is not None:
+        logits = logits + config.noise * jax.random.normal(key, logits.shape, logits.dtype)
+    probabilities = jax.nn.softmax(logits / config.temperature, axis=-1)
+    choice = jnp.argmax(probabilities, axis=-1).astype(jnp.int32)
+    weight = jnp.take_along_axis(probabilities, choice[..., None], axis=-1)[..., 0]
+    return Gate(choice=choice, weight=weight, probabilities=probabilities)

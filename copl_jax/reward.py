@@ -1,0 +1,187 @@
+"""CoPL's reward model: a frozen transformer, experts chosen by the user's embedding, and a linear head (DESIGN 4.2).
+
+One function serves three models, by `RewardConfig.routing`:
+
+    users    CoPL: gates read user embeddings
+    groups   the group oracle: expert = group of the user, with weight 1
+    none     one reward for everybody: plain LoRA, E = 0
+
+Axes: B batch, L length, D features of the transformer, C features of a user embedding, U users, E experts.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Int32, Key
+
+from copl_jax import experts, gates
+from copl_jax.experts import ExpertsConfig
+from copl_jax.gates import GateConfig
+from pref_jax.errors import UserError
+from pref_jax.lm import backbone
+from pref_jax.lm.config import LMConfig
+from pref_jax.train.state import LossFn
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """The model; hashable, so it can be a static argument of `jax.jit`.
+
+    Attributes:
+      lm: the transformer.
+      routing: what chooses the experts, see above.
+      mixture: number, size and place of the experts; `num_experts` is 0 with routing "none" and only then.
+      gate: the gates' sizes and noise, for routing "users".
+      remat: recompute blocks in the backward pass to save memory.
+    """
+
+    lm: LMConfig
+    routing: Literal["users", "groups", "none"] = "users"
+    mixture: ExpertsConfig = dataclasses.field(default_factory=ExpertsConfig)
+    gate: GateConfig = dataclasses.field(default_factory=GateConfig)
+    remat: bool = False
+
+    def __post_init__(self):
+        if self.routing not in ("users", "groups", "none"):
+            raise UserError(f"RewardConfig.routing is {self.routing!r}; write 'users', 'groups' or 'none'")
+        if (self.routing == "none") != (self.mixture.num_experts == 0):
+            raise UserError(
+                f"RewardConfig: routing {self.routing!r} with {self.mixture.num_experts} experts; "
+                "routing 'none' goes with num_experts=0, the others with at least 1"
+            )
+
+
+def init(config: RewardConfig, key: Key[Array, ""], *, embedding_dim: int = 0) -> Params:
+    """Fresh trainable parameters, float32: {"experts", "gates", "head": {"w": [D], "b": []}}.
+
+    The head starts small, N(0, 0.02²), and the experts at zero effect. "gates" is empty unless routing is "users".
+
+    Args:
+      config: the model.
+      key: typed PRNG key.
+      embedding_dim: C, for routing "users".
+
+    Raises:
+      UserError: if a target is no linear of the transformer, or `embedding_dim` is missing.
+    """
+    experts_key, gates_key, head_key = jax.random.split(key, 3)
+    layers = config.lm.num_layers
+    own: Params = {}
+    if config.routing == "users":
+        if embedding_dim < 1:
+            raise UserError(f"reward.init: embedding_dim is {embedding_dim}; give the length of a user embedding")
+        own = gates.init(
+            config.gate,
+            gates_key,
+            config.mixture.targets,
+            num_layers=layers,
+            dim=embedding_dim,
+            num_experts=config.mixture.num_experts,
+        )
+    return {
+        "experts": experts.init(config.mixture, experts_key, backbone.linear_shapes(config.lm), layers),
+        "gates": own,
+        "head": {"w": 0.02 * jax.random.normal(head_key, (config.lm.hidden_size,)), "b": jnp.zeros(())},
+    }
+
+
+def route(
+    config: RewardConfig,
+    params: Mapping[str, Any],
+    users: Float[Array, "B C"] | Int[Array, " B"] | None,
+    key: Key[Array, ""] | None = None,
+) -> gates.Gates | None:
+    """The gates' decisions for each example: from embeddings, from group numbers, or none, as `config.routing` says.
+
+    Raises:
+      UserError: if `users` is not what the routing needs.
+    """
+    if config.routing == "none":
+        return None
+    floating = users is not None and jnp.issubdtype(users.dtype, jnp.floating)
+    if users is None or floating != (config.routing == "users"):
+        needs = "embeddings, float [B, C]" if config.routing == "users" else "group numbers, int [B]"
+        raise UserError(f"reward: routing {config.routing!r} needs {needs}; got {getattr(users, 'dtype', None)}")
+    if config.routing == "users":
+        return gates.decide(config.gate, params["gates"], users, key)
+    layers, number = config.lm.num_layers, config.mixture.num_experts
+    return gates.fixed(users, config.mixture.targets, num_layers=layers, num_experts=number)
+
+
+def rewards(
+    config: RewardConfig,
+    params: Mapping[str, Any],
+    base: Mapping[str, Any],
+    tokens: Int32[Array, "B L"],
+    mask: Bool[Array, "B L"],
+    users: Float[Array, "B C"] | Int[Array, " B"] | None = None,
+) -> Float[Array, " B"]:
+    """Float32 reward of each text for its user, without the noise and dropout of training.
+
+    Args:
+      config: the model.
+      params: trainable parameters, see `init`.
+      base: the frozen transformer's.
+      tokens: one text a row.
+      mask: True at real tokens.
+      users: each row's user embedding (routing "users"), group number ("groups") or None ("none").
+    """
+    return _rewards(config, params, base, tokens, mask, route(config, params, users), None)
+
+
+def make_loss(config: RewardConfig) -> LossFn:
+    """The Bradley-Terry loss mean of -log sigmoid(r_chosen - r_rejected), for `pref_jax.train`.
+
+    Of the returned `loss(params, frozen, batch, key)`:
+
+      params: trainable, see `init`.
+      frozen: {"base": transformer, "users": float [U C]} for routing "users", or "groups": int32 [U] in place of
+        "users" for routing "groups", or "base" alone.
+      batch: {"user": int32 [B], "chosen": int32 [B L], "chosen_mask": bool [B L], "rejected", "rejected_mask"}.
+      key: for gate noise and dropout; None for none of either.
+
+    Its metrics are float scalars: "accuracy", "margin" (mean reward difference), and with experts "gate_entropy"
+    (nats), "gate_weight" (of the chosen), "usage_E" for each expert E (fraction, mean over gates).
+    """
+
+    def loss(params, frozen, batch, key):
+        noise_key, dropout_key = (None, None) if key is None else jax.random.split(key)
+        table = {"users": "users", "groups": "groups"}.get(config.routing)
+        decisions = route(config, params, None if table is None else frozen[table][batch["user"]], noise_key)
+        # Chosen and rejected of a pair lie next to each other: however B is cut over devices, no row has to move.
+        tokens = _interleave(batch["chosen"], batch["rejected"])
+        mask = _interleave(batch["chosen_mask"], batch["rejected_mask"])
+        twice = None if decisions is None else gates.repeat(decisions, 2)
+        scores = _rewards(config, params, frozen["base"], tokens, mask, twice, dropout_key).reshape(-1, 2)
+        margin = scores[:, 0] - scores[:, 1]
+        return -jnp.mean(jax.nn.log_sigmoid(margin)), _metrics(margin, decisions)
+
+    return loss
+
+
+def _metrics(margin: Array, decisions: gates.Gates | None) -> dict[str, Array]:
+    metrics = {"accuracy": jnp.mean((margin > 0).astype(jnp.float32)), "margin": jnp.mean(margin)}
+    if decisions is not None:
+        usage = jnp.mean(gates.usage(decisions), axis=0)
+        metrics["gate_entropy"] = gates.entropy(decisions)
+        metrics["gate_weight"] = jnp.mean(jnp.stack([gate.weight for gate in decisions.values()]))
+        metrics |= {f"usage_{e}": usage[e] for e in range(len(usage))}
+    return metrics
+
+
+def _rewards(config, params, base, tokens, mask, decisions, dropout_key):
+    adapters = experts.bind(params["experts"], decisions, dropout_key)
+    apply = experts.applied(config.mixture)
+    hidden = backbone.hidden_states(config.lm, base, tokens, mask, adapters, apply, config.remat)
+    pooled = backbone.pool(config.lm, hidden, mask)
+    return pooled @ params["head"]["w"] + params["head"]["b"]
+
+
+def _interleave(first: Array, second: Array) -> Array:
+    """[B L] twice -> [2B L], rows in turn."""
+    return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])

@@ -1,0 +1,43 @@
+"""The group oracle: the same transformer, told every user's true group, with an expert for each group.
+
+No method can know more about users than their group where groups are all that tastes depend on; so this is what
+CoPL could reach at best.
+"""
+
+import numpy as np
+
+from experiments import reward_model
+from experiments.stages import Run, load_data, method_folder, scored, test_pairs
+from pref_jax.data.preferences import Preferences
+
+METHOD = "group oracle"
+
+
+def group_numbers(data: Preferences) -> np.ndarray | None:
+    """int32 [U] number of each user's group in alphabetical order; None unless every user has one."""
+    groups = data.groups
+    if not groups or any(name is None for name in groups):
+        return None
+    return np.unique(np.array(groups, str), return_inverse=True)[1].astype(np.int32)
+
+
+def oracle(run: Run) -> None:
+    """Trains on all seen users' pairs and scores, unless that is done or the data has no groups."""
+    data = load_data(run)
+    groups = group_numbers(data)
+    if groups is None:
+        return
+    train = data.pairs(("train", "validation"), seen=True)
+    scored(
+        run,
+        METHOD,
+        lambda: reward_model.train_and_score(
+            run,
+            method_folder(run, METHOD),
+            test_pairs(data),
+            train,
+            routing="groups",
+            num_experts=int(groups.max()) + 1,
+            table=groups,
+        ),
+    )

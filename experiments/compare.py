@@ -1,0 +1,48 @@
+"""The whole road: tables, backbone, every method of the config, one table with intervals.
+
+    python -m experiments.compare --config=configs/crowdrag.py --config.source.path=../shared/data/crowdrag \\
+        --workdir=runs/crowdrag
+
+Killed at any moment, the same command goes on where it was.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from experiments import copl as copl_experiment
+from experiments import lore as lore_experiment
+from experiments.baselines import majority, oracle, shared
+from experiments.cli import launch
+from experiments.prepare import prepare
+from experiments.stages import Run, runs
+from experiments.summary import summarise
+from pref_jax.errors import UserError
+
+METHODS: dict[str, Callable[[Run], None]] = {
+    shared.METHOD: shared.shared,
+    oracle.METHOD: oracle.oracle,
+    copl_experiment.METHOD: copl_experiment.copl,
+    lore_experiment.SHARED: partial(lore_experiment.lore, method=lore_experiment.SHARED),
+    lore_experiment.ORACLE: partial(lore_experiment.lore, method=lore_experiment.ORACLE),
+    lore_experiment.METHOD: lore_experiment.lore,
+    majority.METHOD: majority.majority,
+}
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Runs every method of `config.methods` for every seed, then writes the report."""
+    unknown = [name for name in config.methods if name not in METHODS]
+    if unknown:
+        raise UserError(f"config.methods: unknown {', '.join(unknown)}; known: {', '.join(METHODS)}")
+    for one in runs(config, workdir):
+        prepare(one)
+        for name in config.methods:
+            METHODS[name](one)
+    summarise(config, workdir)
+
+
+if __name__ == "__main__":
+    launch(run, __doc__ or "")

@@ -1,0 +1,100 @@
+"""Makes the tables of an experiment, and a small pretrained decoder where the config asks for one.
+
+python -m experiments.prepare --config=configs/quickstart.py --workdir=runs/quickstart
+python -m experiments.prepare --config=configs/jsonl.py --config.source.path=votes.jsonl --workdir=runs/mine
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.cli import freeze, launch
+from experiments.stages import Run, load_data, runs, say, stage
+from pref_jax.data import preferences
+from pref_jax.data.preferences import Preferences
+from pref_jax.data.sources import crowdrag, jsonl, world
+from pref_jax.data.tokens import tokenize_dialogues, train_tokenizer
+from pref_jax.errors import UserError
+from pref_jax.files import write_json
+from pref_jax.lm import checkpoint
+from pref_jax.lm.config import LMConfig
+from pref_jax.train.pretrain import pretrain
+from pref_jax.train.state import OptimizerConfig
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Prepares every seed and prints what is in the tables."""
+    for one in runs(config, workdir):
+        prepare(one)
+        for name, value in preferences.summarise(load_data(one)).items():
+            say(f"  {name}: {value}")
+
+
+def prepare(run: Run) -> None:
+    """Tables, then the backbone if `backbone.name` is `pretrain`; what is there is left alone."""
+
+    def tables(part: Path) -> None:
+        say(f"seed {run.seed}: tables from {run.config.source.name}")
+        preferences.save(_read(run), part)
+
+    stage(run.folder / "data", tables)
+    if run.config.backbone.name == "pretrain":
+        stage(run.folder / "backbone", lambda part: _pretrain(run, part))
+    else:
+        checkpoint.locate(run.config.backbone.name)
+
+
+def _read(run: Run) -> Preferences:
+    """The tables of `config.source`; the run's seed decides all draws."""
+    options: dict[str, Any] = run.config.source.to_dict()
+    name = options.pop("name")
+    readers: dict[str, Callable[[], Preferences]] = {
+        "world": lambda: world.generate(freeze(world.WorldConfig, options, "source", seed=run.seed)),
+        "crowdrag": lambda: crowdrag.read(options.pop("path"), seed=run.seed, **options),
+        "jsonl": lambda: jsonl.read(options.pop("path"), seed=run.seed, **options),
+    }
+    if name not in readers:
+        raise UserError(f"config.source.name is {name!r}; give one of {', '.join(readers)}")
+    if options.get("path") == "":
+        raise UserError(f"config.source.path is empty; say where the {name} files are with --config.source.path=...")
+    try:
+        return readers[name]()
+    except TypeError as error:
+        raise UserError(f"config.source does not fit {name}: {error}") from None
+
+
+def _pretrain(run: Run, folder: Path) -> None:
+    """Trains tokenizer and decoder on the world's text and writes both in Hugging Face layout."""
+    section = run.config.pretrain
+    say(f"seed {run.seed}: pretraining a small decoder")
+    text = world.pretraining_text(
+        dialogues=section.dialogues,
+        glossaries=section.glossaries,
+        marker_noise=run.config.source.marker_noise,
+        seed=run.seed,
+    )
+    tokenizer = train_tokenizer([" ".join(turns) for turns in text], vocab_size=section.lm.vocab_size)
+    tokens = tokenize_dialogues(tokenizer, text, max_length=section.max_length)
+    # A small text may not fill the vocabulary asked for.
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = freeze(LMConfig, section.lm, "pretrain.lm", family="llama", **ids)
+    config = dataclasses.replace(config, vocab_size=len(tokenizer))
+    params = pretrain(
+        config,
+        tokens,
+        recipe=freeze(OptimizerConfig, section.optimizer, "pretrain.optimizer"),
+        batch_size=section.batch_size,
+        seed=run.seed,
+        folder=run.folder / "pretrain",
+        checkpoint_every=section.checkpoint_every,
+    )
+    checkpoint.save(folder, config, params)
+    tokenizer.save_pretrained(folder)
+    write_json(folder / "text.json", {"documents": len(text), "tokens": int(tokens.lengths.sum())})
+
+
+if __name__ == "__main__":
+    launch(run, __doc__ or "")

@@ -1,0 +1,10 @@
+"""From nothing to a table of personalised rewards in minutes: `compare` on embedded data.
+
+python -m experiments.quickstart --workdir=runs/quickstart
+"""
+
+from experiments.cli import launch
+from experiments.compare import run
+
+if __name__ == "__main__":
+    launch(run, __doc__ or "", default_config="configs/quickstart.py")

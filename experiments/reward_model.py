@@ -1,0 +1,171 @@
+"""Trains and scores one reward model: CoPL's, the shared one or the group oracle, alike but for their routing.
+
+Axis letters: B batch, L length, P pairs, U users, N responses.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from copl_jax import gates, reward
+from copl_jax.experts import ExpertsConfig
+from copl_jax.gates import GateConfig
+from copl_jax.reward import RewardConfig
+from experiments.cli import freeze
+from experiments.stages import Run, load_backbone, load_data, load_tokens, say
+from pref_jax.data.batches import pair_batches
+from pref_jax.data.preferences import Pairs
+from pref_jax.data.tokens import TokenTable
+from pref_jax.lm import sharding
+from pref_jax.lm.config import LMConfig
+from pref_jax.train.loop import fit
+from pref_jax.train.mesh import make_mesh, replicated, tree_shardings
+from pref_jax.train.state import OptimizerConfig, init_state, make_step, optimizer
+
+
+def text_batches(pairs: Pairs, tokens: TokenTable, length: int, **how: int) -> grain.MapDataset:
+    """`pair_batches` with the responses' rows replaced by their tokens and masks, as `reward.make_loss` takes them."""
+
+    def look_up(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        chosen, chosen_mask = tokens.take(batch["chosen"], length)
+        rejected, rejected_mask = tokens.take(batch["rejected"], length)
+        return {
+            "user": batch["user"],
+            "chosen": chosen,
+            "chosen_mask": chosen_mask,
+            "rejected": rejected,
+            "rejected_mask": rejected_mask,
+        }
+
+    return pair_batches(pairs, **how).map(look_up)
+
+
+def configure(run: Run, lm: LMConfig, *, routing: str, num_experts: int | None = None) -> RewardConfig:
+    """The reward model of the config, with another routing or number of experts where a method asks for it."""
+    section = run.config.reward
+    own = {} if num_experts is None else {"num_experts": num_experts}
+    experts = {**section.experts.to_dict(), **own, "targets": tuple(section.experts.targets)}
+    return RewardConfig(
+        lm=lm,
+        routing=routing,  # type: ignore[arg-type]
+        mixture=freeze(ExpertsConfig, experts, "reward.experts"),
+        gate=freeze(GateConfig, section.gate, "reward.gate"),
+        remat=section.remat,
+    )
+
+
+def train_and_score(
+    run: Run,
+    folder: Path,
+    pairs: Pairs,
+    train: Pairs,
+    *,
+    routing: str,
+    num_experts: int | None = None,
+    table: np.ndarray | None = None,
+    more: Callable[[RewardConfig, Any], dict[str, Any]] | None = None,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Trains a reward model on `train` and returns the margins of `pairs` [P], with facts about the run.
+
+    Args:
+      run: the run.
+      folder: gets checkpoints and logs; a killed training goes on from there.
+      pairs: to score afterwards.
+      train: to learn.
+      routing: `users`, `groups` or `none`, see `copl_jax.reward`.
+      num_experts: in place of the config's.
+      table: user embeddings float [U C] (`users`) or group numbers int [U] (`groups`).
+      more: further facts from the trained parameters.
+    """
+    section = run.config.reward
+    lm, base = load_backbone(run)
+    tokens = load_tokens(run, load_data(run))
+    config = configure(run, lm, routing=routing, num_experts=num_experts)
+    if tokens.truncated:
+        say(f"  {tokens.truncated} of {len(tokens.lengths)} responses cut to {run.config.backbone.max_length} tokens")
+    length = int(tokens.lengths.max(initial=1))
+    mesh = make_mesh(**run.config.mesh.to_dict())
+    base = jax.device_put(base, tree_shardings(mesh, sharding.specs(base, mesh)))
+    frozen = {"base": base}
+    if table is not None:
+        frozen[routing] = jax.device_put(table, replicated(mesh))
+    dim = table.shape[1] if table is not None and routing == "users" else 0
+    transform = optimizer(freeze(OptimizerConfig, section.optimizer, "reward.optimizer"))
+    params = reward.init(config, jax.random.key(run.seed), embedding_dim=dim)
+    state = fit(
+        name=folder.name,
+        state=init_state(jax.device_put(params, replicated(mesh)), transform, run.seed),
+        frozen=frozen,
+        step=make_step(reward.make_loss(config), transform, accumulate=section.accumulate),
+        batches=text_batches(
+            train, tokens, length, batch_size=section.batch_size, num_steps=section.optimizer.num_steps, seed=run.seed
+        ),
+        folder=folder,
+        mesh=mesh,
+        checkpoint_every=section.checkpoint_every,
+        log_every=section.log_every,
+        consume=True,
+    )
+    margins = score(config, state.params, frozen, tokens, length, pairs, table, batch_size=section.eval_batch_size)
+    facts = {} if more is None else more(config, state.params)
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    return margins, {"trainable_parameters": size, "truncated_responses": tokens.truncated, **facts}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _rewards(config: RewardConfig, params, base, tokens, mask, users):
+    return reward.rewards(config, params, base, tokens, mask, users)
+
+
+def score(
+    config: RewardConfig,
+    params: Any,
+    frozen: Any,
+    tokens: TokenTable,
+    length: int,
+    pairs: Pairs,
+    table: np.ndarray | None,
+    *,
+    batch_size: int,
+) -> np.ndarray:
+    """Reward margins float32 [P]; a response is read once for each user (or group, or at all) that it is scored for."""
+    route = pairs.user if config.routing == "users" else np.zeros_like(pairs.user)
+    if config.routing == "groups" and table is not None:
+        route = table[pairs.user]
+    count = len(tokens.lengths)
+    sides = np.concatenate([pairs.chosen, pairs.rejected]).astype(np.int64) + np.tile(route.astype(np.int64), 2) * count
+    distinct, where = np.unique(sides, return_inverse=True)
+    rewards = np.empty(len(distinct), np.float32)
+    for start in tqdm(range(0, len(distinct), batch_size), desc="score", disable=None):
+        some = distinct[start : start + batch_size]
+        padded = np.pad(some, (0, batch_size - len(some)), mode="edge")
+        ids, mask = tokens.take(padded % count, length)
+        owner = padded // count
+        users = None if table is None else table[owner] if config.routing == "users" else owner.astype(np.int32)
+        rewards[start : start + len(some)] = np.asarray(_rewards(config, params, frozen["base"], ids, mask, users))[
+            : len(some)
+        ]
+    chosen, rejected = rewards[where].reshape(2, -1)
+    return chosen - rejected
+
+
+def usage_by_group(config: RewardConfig, params: Any, table: np.ndarray, groups: list[str | None]) -> dict[str, Any]:
+    """Fraction of each group's users that each gate sends to each expert: {group: [gates][experts]}."""
+    decisions = reward.route(config, params, jax.numpy.asarray(table))
+    if decisions is None:
+        return {}
+    names = ["everybody" if name is None else name for name in groups]
+    choices = np.concatenate([np.asarray(gate.choice) for gate in decisions.values()])
+    one_hot = np.eye(config.mixture.num_experts)[choices]
+    members = {name: np.array([other == name for other in names]) for name in sorted(set(names))}
+    return {
+        "expert_usage": {name: one_hot[:, who].mean(axis=1).tolist() for name, who in members.items()},
+        "gates": [f"{target} {layer}" for target in decisions for layer in range(config.lm.num_layers)],
+        "gate_entropy": float(gates.entropy(decisions)),
+    }

@@ -1,0 +1,151 @@
+"""What a run leaves on disk and where: stages that are done or not, never half; loaders of their results.
+
+WORKDIR/config.json, results.json, report.md, plots/
+WORKDIR/seed_S/data/        tables                         (experiments.prepare)
+               backbone/    a pretrained decoder, if made   (experiments.prepare)
+               features/    features.npy, one row a response (experiments.embed)
+               graph/       user and response embeddings    (experiments.copl)
+               METHOD/      metrics.jsonl, checkpoints/, scores/: margins of the test pairs (every method)
+"""
+
+import dataclasses
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.cli import claim
+from pref_jax.data import preferences
+from pref_jax.data.preferences import Pairs, Preferences
+from pref_jax.data.tokens import TokenTable, load_tokenizer, tokenize_responses
+from pref_jax.errors import UserError
+from pref_jax.files import atomic_folder, read_json, write_json
+from pref_jax.lm import checkpoint
+from pref_jax.lm.config import LMConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One seed of an experiment: its config, its folder, its seed."""
+
+    config: ConfigDict
+    seed: int
+    folder: Path
+
+
+def runs(config: ConfigDict, workdir: Path) -> Iterator[Run]:
+    """A run for each of `config.seeds`; the workdir becomes this config's.
+
+    Raises:
+      UserError: if the workdir is another config's, or there are no seeds.
+    """
+    seeds = tuple(config.seeds)
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise UserError(f"config.seeds is {seeds}; give at least one, each from 0 and different")
+    claim(workdir, config)
+    for seed in seeds:
+        yield Run(config, seed, workdir / f"seed_{seed}")
+
+
+def stage(folder: Path, make: Callable[[Path], Any]) -> Path:
+    """Makes `folder` by `make(part)` unless it is there: whole or absent, whenever the run is killed."""
+    if not folder.is_dir():
+        with atomic_folder(folder) as part:
+            make(part)
+    return folder
+
+
+def say(text: str) -> None:
+    """Tells the person at the terminal what is going on."""
+    print(text, flush=True)
+
+
+def load_data(run: Run) -> Preferences:
+    """The tables of `experiments.prepare`."""
+    return preferences.load(_needed(run.folder / "data", "prepare"))
+
+
+def load_features(run: Run) -> np.ndarray:
+    """float32 [N D], memory-mapped, of `experiments.embed`."""
+    path = _needed(run.folder / "features", "embed") / "features.npy"
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable ({error}); delete the folder and run experiments.embed again") from None
+
+
+def backbone_folder(run: Run) -> Path:
+    """Where the transformer lies: made by `experiments.prepare`, or named by the config."""
+    name = run.config.backbone.name
+    return _needed(run.folder / "backbone", "prepare") if name == "pretrain" else checkpoint.locate(name)
+
+
+def load_backbone(run: Run) -> tuple[LMConfig, Any]:
+    """Config and float32 parameters of the transformer."""
+    return checkpoint.load(backbone_folder(run))
+
+
+def load_tokens(run: Run, data: Preferences) -> TokenTable:
+    """All responses under their prompts as tokens."""
+    tokenizer = load_tokenizer(backbone_folder(run))
+    return tokenize_responses(tokenizer, data.responses, max_length=run.config.backbone.max_length)
+
+
+def method_folder(run: Run, method: str) -> Path:
+    """The folder of a method's run: `group oracle` -> `group_oracle`."""
+    return run.folder / re.sub(r"[^a-z0-9]+", "_", method.lower()).strip("_")
+
+
+def test_pairs(data: Preferences) -> Pairs:
+    """The test pairs of all users, which methods score once, after all training and choosing."""
+    return data.pairs("test")
+
+
+def scored(run: Run, method: str, score: Callable[[], tuple[np.ndarray, dict[str, Any]]]) -> None:
+    """Runs a method unless its scores are there.
+
+    Args:
+      run: the run.
+      method: name of the row in tables.
+      score: trains and returns the margins of `test_pairs` (float [P]) and facts to keep (JSON values).
+    """
+    folder = method_folder(run, method)
+    if (folder / "scores").is_dir():
+        return
+    say(f"seed {run.seed}: {method}")
+    start = time.perf_counter()
+    margins, facts = score()
+    seconds = time.perf_counter() - start
+
+    def write(part: Path) -> None:
+        np.save(part / "margins.npy", np.asarray(margins, np.float32))
+        write_json(part / "facts.json", {"method": method, "seconds": seconds, **facts})
+
+    stage(folder / "scores", write)
+
+
+def load_scores(run: Run, method: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """Margins and facts that `scored` kept."""
+    folder = _needed(method_folder(run, method) / "scores", "compare")
+    return np.load(folder / "margins.npy", allow_pickle=False), read_json(folder / "facts.json")
+
+
+def curve(run: Run, folder: Path, field: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one field of a `metrics.jsonl`; empty where there is none."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return [], []
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    found = [(line["step"], line[field]) for line in lines if field in line]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def _needed(folder: Path, command: str) -> Path:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: not there yet; run python -m experiments.{command} with the same flags first")
+    return folder

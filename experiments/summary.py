@@ -1,0 +1,106 @@
+"""From the margins that methods left to `results.json`, `report.md` and pictures. Test labels are read here alone."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.stages import Run, curve, load_data, load_scores, method_folder, runs, say, test_pairs
+from pref_jax.eval import plots, report, results
+from pref_jax.eval.accuracy import group_metrics, paired_difference, user_accuracy
+from pref_jax.files import read_json
+
+MEANINGS = {
+    "shared reward": "one Bradley-Terry reward for everybody: the transformer with plain LoRA.",
+    "group oracle": "the same transformer told each user's true group, one LoRA expert a group: an upper bound.",
+    "CoPL": "user embeddings from the graph of votes choose LoRA experts; unseen users by two-hop neighbours.",
+    "LoRe": "a low-rank basis of rewards on frozen features; an unseen user's weights are solved in closed form.",
+    "shared (features)": "one linear Bradley-Terry reward on the frozen features that LoRe uses.",
+    "oracle (features)": "one linear Bradley-Terry reward a true group on the same features: an upper bound for LoRe.",
+    "majority of others": "what most other people chose on the very same test pair; ties count half.",
+}
+
+
+def summarise(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Scores every method that is done, writes results, report and plots, and prints the table."""
+    every = list(runs(config, workdir))
+    rows = [row for run in every for row in _rows(run)]
+    found = results.write_results(workdir / "results.json", dataset=config.dataset, rows=rows)
+    pictures = _pictures(every[0], found["rows"], workdir / "plots")
+    report.write_report(
+        workdir,
+        found,
+        title=str(config.dataset),
+        meanings={name: text for name, text in MEANINGS.items() if any(row["method"] == name for row in rows)},
+        findings=_findings(every),
+        plots=pictures,
+    )
+    say(f"\n{report.table(found['rows'], style='plain')}\n\nresults, report and pictures: {workdir}")
+    return found
+
+
+def _done(run: Run) -> list[str]:
+    """Methods of the config that have scores, in its order."""
+    return [name for name in run.config.methods if (method_folder(run, name) / "scores").is_dir()]
+
+
+def _rows(run: Run) -> list[dict[str, Any]]:
+    data = load_data(run)
+    pairs = test_pairs(data)
+    rows = []
+    for method in _done(run):
+        margins, facts = load_scores(run, method)
+        metrics = group_metrics(margins, pairs.user, pairs.controversial, data.seen, data.groups)
+        rows.append(results.result_row(method=method, seed=run.seed, metrics=metrics, seconds=facts["seconds"]))
+    return rows
+
+
+def _findings(every: list[Run]) -> list[str]:
+    """Differences to the shared reward of the same kind, over users, for each seed."""
+    found = []
+    for method, base in (("CoPL", "shared reward"), ("LoRe", "shared (features)")):
+        for run in every:
+            if not {method, base} <= set(_done(run)):
+                continue
+            data = load_data(run)
+            pairs = test_pairs(data)
+            ours, theirs = (
+                user_accuracy(load_scores(run, name)[0], pairs.user, data.num_users) for name in (method, base)
+            )
+            for who, members in (("seen", data.seen), ("unseen", ~data.seen)):
+                asked = members & (ours.pairs > 0)
+                gap = paired_difference(ours.accuracy[asked], theirs.accuracy[asked])
+                if gap is None:
+                    continue
+                span = "" if gap.low is None or gap.high is None else f" [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
+                found.append(
+                    f"{method} against {base}, {who} users, seed {run.seed}: {100 * gap.mean:+.1f} points{span} "
+                    f"(mean over {gap.n} users, 95 % bootstrap)."
+                )
+    return found
+
+
+def _pictures(run: Run, rows: list[dict[str, Any]], folder: Path) -> list[tuple[Path, str]]:
+    """Plots of the table and, for the first seed, of what happened inside."""
+    made = [(plots.save(plots.accuracy_bars(rows), folder / "accuracy.png"), "Accuracy of every method.")]
+    data = load_data(run)
+    if (run.folder / "graph").is_dir():
+        users = np.load(run.folder / "graph" / "users.npy", allow_pickle=False)
+        figure = plots.embedding_map(users, data.groups, data.seen, title="User embeddings of CoPL's graph")
+        made.append((plots.save(figure, folder / "embeddings.png"), "User embeddings; groups were not told."))
+        history = read_json(run.folder / "graph" / "graph.json")["history"]
+        steps = range(1, len(history["train_loss"]) + 1)
+        curves = {name.replace("_", " "): (steps, history[name]) for name in ("train_loss", "validation_loss")}
+        figure = plots.learning_curves(curves, xlabel="evaluation", title="Graph: loss")
+        made.append((plots.save(figure, folder / "graph.png"), "Learning of the graph's embeddings."))
+    curves = {name: curve(run, method_folder(run, name), "loss") for name in _done(run)}
+    curves = {name: values for name, values in curves.items() if values[0]}
+    if curves:
+        figure = plots.learning_curves(curves, ylabel="Bradley-Terry loss", title="Reward models: training loss")
+        made.append((plots.save(figure, folder / "training.png"), "Training of the reward models."))
+    if "CoPL" in _done(run):
+        facts = load_scores(run, "CoPL")[1]
+        figure = plots.expert_usage({k: np.array(v) for k, v in facts["expert_usage"].items()}, gates=facts["gates"])
+        made.append((plots.save(figure, folder / "experts.png"), "Which experts serve whom."))
+    return made

@@ -1,0 +1,168 @@
+"""Bradley-Terry directions on features: one for everybody, or one a group. Also what all fits share: their result, their settings.
+
+Axis letters: U users, n votes a user (padded), N responses, D features, K basis, G groups.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from lore_jax import population
+from lore_jax.lbfgs import minimise
+from lore_jax.reward import Standardiser, fit_standardiser, standardise
+from lore_jax.votes import Table, Votes, make_table
+from pref_jax.errors import UserError
+
+
+class Fit(NamedTuple):
+    """A fitted LoRe model (float32 arrays).
+
+    kind: what the weights are: "shared" (constant 1), "gaussian" (a MAP under the prior), "mixture" (probabilities of
+    the basis rewards), "simplex" (the reference recipe), "group" (one-hot).
+    standardiser: of the features. basis: [D K], on standardised features. weights: of the seen users, [U K].
+    mean, precision: [K] and [K K], the prior of an unseen user's weights (for "mixture": its first two moments).
+    history: [steps] values of the objective. chosen: the candidate taken. candidates: all, with validation scores.
+    """
+
+    kind: str
+    standardiser: Standardiser
+    basis: Array
+    weights: Array
+    mean: Array
+    precision: Array
+    history: Array
+    chosen: dict[str, Any]
+    candidates: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegularisedConfig:
+    """What `regularised` searches.
+
+    Variances are prior variances of a logit, so they mean the same for any number of features:
+    the L2 strength of a direction is D / variance.
+    """
+
+    shared_variances: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    variances: tuple[float, ...] = (0.3, 3.0, 30.0)
+    ranks: tuple[int, ...] = (1, 4)
+    components: tuple[int, ...] = (2, 3, 4, 6)
+    # A personal candidate must beat the shared reward by this many standard errors of the validation log-loss.
+    margin: float = 1.0
+    # After the choice, fit once more on training and validation votes together.
+    refit: bool = True
+    steps: int = 60
+    tolerance: float = 2e-3
+    seed: int = 0
+
+
+def prepare(features, train: Votes, validation: Votes | None, num_users: int):
+    """(table, standardiser, standardised features [N D]) of checked arguments."""
+    features = np.asarray(features, np.float32)
+    if features.ndim != 2:
+        raise UserError(f"features: shape {features.shape}; give one row a response, [N D]")
+    table = make_table(train, validation, num_users, len(features))
+    rows = np.unique(np.concatenate([np.asarray(train.chosen), np.asarray(train.rejected)]))
+    standardiser = fit_standardiser(features[rows])
+    return table, standardiser, standardise(standardiser, jnp.asarray(features))
+
+
+@jax.jit
+def shared_program(features, table: Table, mask, strength):
+    """One Bradley-Terry direction [D] by L-BFGS to its optimum; the logit of every vote; the history."""
+    start = jnp.zeros(features.shape[1])
+    objective = partial(population.shared_objective, features, table, mask, strength)
+    direction, _, history = minimise(objective, start, steps=150, tolerance=1e-5)
+    return direction, population.votes(features, table, direction[:, None])[..., 0], history
+
+
+def scores(loss: np.ndarray, right: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """Mean log-loss and accuracy of the masked votes [U n]."""
+    count = max(int(mask.sum()), 1)
+    return {"log_loss": float((loss * mask).sum() / count), "accuracy": float((right * mask).sum() / count)}
+
+
+def shared_search(features, table: Table, members: np.ndarray, variances: Sequence[float]):
+    """Tries every strength on the members' votes; (candidates, index of the best, its validation loss of every vote)."""
+    seen = np.asarray(table.validation) & members[:, None]
+    candidates, losses = [], []
+    for variance in variances:
+        strength = jnp.float32(features.shape[1] / variance)
+        _, logits, _ = shared_program(features, table, table.train & jnp.asarray(members)[:, None], strength)
+        logits = np.asarray(logits)
+        losses.append(np.logaddexp(0, -logits))
+        candidates.append(
+            {
+                "kind": "shared",
+                "rank": 1,
+                "variance": variance,
+                **scores(losses[-1], (logits > 0) + 0.5 * (logits == 0), seen),
+            }
+        )
+    best = int(np.argmin([c["log_loss"] for c in candidates]))
+    return candidates, best, losses[best]
+
+
+def need_validation(table: Table) -> None:
+    """UserError if no vote is held out."""
+    if not np.asarray(table.validation).any():
+        raise UserError("validation votes: none; hold out at least one vote of some seen users to choose the shrinkage")
+
+
+def shared(
+    features: Float[np.ndarray, "N D"] | Float[Array, "N D"],
+    train: Votes,
+    validation: Votes,
+    num_users: int,
+    *,
+    config: RegularisedConfig | None = None,
+) -> Fit:
+    """Bradley-Terry on features (K = 1), with the L2 strength of the lowest validation log-loss; exact (L-BFGS).
+
+    Args: features [N D]; votes of seen users; num_users.
+    Raises: UserError for bad indices or features, or no validation votes.
+    """
+    return per_group(features, train, validation, np.zeros(num_users, np.int32), config=config)._replace(kind="shared")
+
+
+def per_group(
+    features: Float[np.ndarray, "N D"] | Float[Array, "N D"],
+    train: Votes,
+    validation: Votes,
+    group: Int[np.ndarray, " U"],
+    *,
+    config: RegularisedConfig | None = None,
+) -> Fit:
+    """One Bradley-Terry direction a group: the oracle on the same features, K = G; as `shared` otherwise.
+
+    `weights [U G]` are one-hot; an unseen user's are the one-hot of their group. A group without votes has reward 0.
+    """
+    config = config or RegularisedConfig()
+    group = np.asarray(group)
+    num_users, num_groups = len(group), int(group.max(initial=0)) + 1
+    table, standardiser, phi = prepare(features, train, validation, num_users)
+    need_validation(table)
+    padded = np.concatenate([group, np.full(table.train.shape[0] - num_users, -1)])
+    directions, taken, everything, history = [], [], [], jnp.zeros(0)
+    for index in range(num_groups):
+        members = padded == index
+        candidates, best, _ = shared_search(phi, table, members, config.shared_variances)
+        everything += [{**candidate, "group": index} for candidate in candidates]
+        taken.append(candidates[best])
+        final = (table.train | table.validation) if config.refit else table.train
+        strength = jnp.float32(phi.shape[1] / candidates[best]["variance"])
+        direction, _, history = shared_program(phi, table, final & jnp.asarray(members)[:, None], strength)
+        directions.append(direction)
+    basis = jnp.stack(directions, 1)
+    share = np.bincount(group, minlength=num_groups) / max(num_users, 1)
+    chosen = taken[0] if num_groups == 1 else {"kind": "group", "rank": num_groups, "groups": taken}
+    weights = jax.nn.one_hot(jnp.asarray(group), num_groups)
+    precision = population.FIXED * jnp.eye(num_groups)
+    mean = jnp.asarray(share, jnp.float32)
+    return Fit("group", standardiser, basis, weights, mean, precision, history, chosen, tuple(everything))

@@ -1,0 +1,153 @@
+"""What the seen users teach about tastes: marginal likelihoods of two populations, and a spectral start.
+
+Axis letters: U users, n pairs a user (padded), N responses, D features, K basis.
+
+A user's taste is a direction in feature space. Both populations integrate the users out, so a handful of
+pairs a user cannot overfit as it does when W and V are both point estimates:
+
+- gaussian: taste = shared + spread eps, eps ~ N(0, I_K). In LoRe's words V = [shared, spread], w ~ N((1, 0..), diag(inf, 1..)).
+  The integral over eps is Laplace's (exact MAP inside, its Hessian's determinant outside).
+- mixture: taste is one of K directions shared + delta_k with probability pi_k: V = those directions, w = the posterior
+  probabilities, a point of the simplex. The sum is exact.
+
+Both hold "no personalisation" at the origin (spread = 0, delta = 0), and the strengths shrink towards it.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from lore_jax import solve
+from lore_jax.votes import Table
+
+# The shared direction's own weight is held at 1 by this precision (a finite one, so that every solver takes it).
+FIXED = 1e4
+
+
+def votes(features: Float[Array, "N D"], table: Table, directions: Float[Array, "D K"]) -> Float[Array, "U n K"]:
+    """Differences of basis rewards of every vote."""
+    rewards = features @ directions
+    return rewards[table.chosen] - rewards[table.rejected]
+
+
+def shared_objective(
+    features: Float[Array, "N D"],
+    table: Table,
+    mask: Bool[Array, "U n"],
+    strength: Array,
+    direction: Float[Array, " D"],
+) -> Array:
+    """Bradley-Terry: sum over votes of softplus(-logit) + strength/2 |direction|^2."""
+    logits = votes(features, table, direction[:, None])[..., 0]
+    return jnp.sum(jnp.where(mask, jax.nn.softplus(-logits), 0)) + 0.5 * strength * jnp.sum(direction**2)
+
+
+def gaussian_prior(rank: int) -> solve.Prior:
+    """Prior of w over [shared, spread]: mean (1, 0 ...), precision diag(FIXED, 1 ...)."""
+    return solve.Prior(jnp.eye(1, rank + 1)[0], jnp.diag(jnp.ones(rank + 1).at[0].set(FIXED)))
+
+
+def gaussian_basis(params: dict[str, Array], used: Bool[Array, " K"]) -> Float[Array, "D K1"]:
+    """[shared, spread], D x (K + 1), with unused columns zero."""
+    return jnp.concatenate([params["shared"][:, None], jnp.where(used[None], params["spread"], 0)], 1)
+
+
+def mixture_basis(params: dict[str, Array]) -> Float[Array, "D K"]:
+    """The components' directions."""
+    return params["shared"][:, None] + params["delta"]
+
+
+def mixture_log_prior(params: dict[str, Array], used: Bool[Array, " K"]) -> Float[Array, " K"]:
+    """Log-probabilities of the components; unused ones have (as good as) none."""
+    return jax.nn.log_softmax(jnp.where(used, params["logits"], -1e9))
+
+
+def gaussian_objective(
+    features: Float[Array, "N D"],
+    table: Table,
+    mask: Bool[Array, "U n"],
+    strengths: Float[Array, "2"],
+    used: Bool[Array, " K"],
+    params: dict[str, Array],
+) -> Array:
+    """-log of the Laplace marginal likelihood, plus penalties.
+
+    Args: mask of the votes that count; strengths of the L2 penalties on shared and spread; used columns of the
+    spread (the others count as zero, so that one program serves all ranks); params `shared [D]`, `spread [D K]`.
+    """
+    basis = gaussian_basis(params, used)
+    problem, users = solve.problem(votes(features, table, basis), mask, gaussian_prior(len(used)))
+    weights = solve.logistic_weights(problem, users)
+    factor = jnp.linalg.cholesky(solve.logistic_hessian(problem, weights))
+    volume = jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), -1) - 0.5 * jnp.log(FIXED)
+    penalty = strengths[0] * jnp.sum(params["shared"] ** 2) + strengths[1] * jnp.sum(params["spread"] ** 2)
+    return jnp.sum(solve.logistic_objective(problem, weights) + volume) + 0.5 * penalty
+
+
+def mixture_objective(
+    features: Float[Array, "N D"],
+    table: Table,
+    mask: Bool[Array, "U n"],
+    strengths: Float[Array, "2"],
+    used: Bool[Array, " K"],
+    params: dict[str, Array],
+) -> Array:
+    """-log of the exact marginal likelihood, plus penalties.
+
+    Args: as `gaussian_objective`; params `shared [D]`, `delta [D K]`, `logits [K]` of the components' probabilities.
+    """
+    loss = jax.nn.softplus(-votes(features, table, mixture_basis(params)))
+    loglik = -jnp.sum(jnp.where(mask[..., None], loss, 0), 1)
+    evidence = jax.nn.logsumexp(loglik + mixture_log_prior(params, used)[None], axis=-1)
+    penalty = strengths[0] * jnp.sum(params["shared"] ** 2) + strengths[1] * jnp.sum(params["delta"] ** 2)
+    # A faint pull to equal shares keeps the logits of emptied components finite.
+    return -jnp.sum(evidence) + 0.5 * penalty + 0.05 * jnp.sum(params["logits"] ** 2)
+
+
+def spectral_directions(
+    features: Float[Array, "N D"],
+    table: Table,
+    mask,
+    shared: Float[Array, " D"],
+    rank: int,
+    key: Array,
+    steps: int = 30,
+) -> Float[Array, "D K"]:
+    """Orthonormal directions in which users disagree most with the shared reward, strongest first.
+
+    With residuals e = sigmoid(-logit) they are the top eigenvectors of
+    sum_u (sum_i e_i d_i)(sum_i e_i d_i)ᵀ - sum_i e_i^2 d_i d_iᵀ: the score test's statistic for random effects
+    (only products of different votes of one user count). Found by subspace iteration, never forming the D x D matrix.
+    """
+    residual = jnp.where(mask, jax.nn.sigmoid(-votes(features, table, shared[:, None])[..., 0]), 0)
+
+    def quadratic(block):
+        pulled = votes(features, table, block) * residual[..., None]
+        return 0.5 * (jnp.sum(pulled.sum(1) ** 2) - jnp.sum(pulled**2))
+
+    apply = jax.grad(quadratic)
+
+    def iterate(block, _):
+        return jnp.linalg.qr(apply(block))[0], None
+
+    # The subspace is wider than asked: iteration finds large negative eigenvalues too, and they are put last.
+    start = jnp.linalg.qr(jax.random.normal(key, (features.shape[1], min(2 * rank + 2, features.shape[1]))))[0]
+    block, _ = lax.scan(iterate, start, None, length=steps)
+    _, rotation = jnp.linalg.eigh(block.T @ apply(block))
+    found = (block @ rotation)[:, ::-1][:, :rank]
+    return jnp.pad(found, ((0, 0), (0, rank - found.shape[1])))
+
+
+def corners(size: int, used: Int[Array, ""]) -> Float[Array, "size size"]:
+    """Corners of a regular simplex with `used` corners around the origin, one a row, unit length; unused rows are zero."""
+    index = jnp.arange(size)
+    # Helmert's rows: corner k has sqrt entries in dimensions before k and one positive entry at k.
+    ahead = used - 1 - index
+    along = jnp.sqrt(jnp.maximum(ahead, 0) / jnp.maximum(ahead + 1, 1))
+    below = -along / jnp.maximum(ahead, 1)
+    rows = jnp.where(
+        index[:, None] == index[None], along[None], jnp.where(index[:, None] > index[None], below[None], 0)
+    )
+    rows = rows * ((index[:, None] < used) & (index[None] < used - 1))
+    return rows / jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,242 @@
+"""Crowd RAG Corpus 2025: votes of real crowd workers on pairs of answers to search queries.
+
+Source: github.com/webis-de/sigir25-rag-crowdsourcing (CC-BY 4.0), read as cloned; these files of `data/raw`:
+
+    study2_responses.jsonl.gz        votes: worker, query_id, response_a, response_b and A, B or N on seven dimensions
+    study1_responses_human.jsonl.gz  typing logs: response, topic, timestamp, text (the last snapshot is the text)
+    study1_responses_llm.jsonl.gz    response, topic, text
+    study1_retrieval.jsonl.gz        topic, query (the prompt)
+
+N, neutral, is a tie: it is left out and counted. Every filter's count stands in meta under `filtered`, in votes unless
+the name says otherwise.
+
+Axis letters: P votes, U users.
+"""
+
+import gzip
+import json
+import re
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pref_jax.data.preferences import Preferences
+from pref_jax.data.sources.ballots import Ballot, tabulate
+from pref_jax.data.splits import check_fractions
+from pref_jax.errors import Faults, UserError
+
+DIMENSIONS = (
+    "quality_overall",
+    "validity",
+    "coherence_logical",
+    "coherence_stylistic",
+    "coverage_broad",
+    "coverage_deep",
+    "consistency_internal",
+)
+REPOSITORY = "https://github.com/webis-de/sigir25-rag-crowdsourcing"
+VOTES, HUMAN, LLM, QUERIES = (
+    f"{name}.jsonl.gz"
+    for name in ("study2_responses", "study1_responses_human", "study1_responses_llm", "study1_retrieval")
+)
+# One or two digits each, so that a year in brackets stays: [3], [0, 10], [ 14], [3 5], [1,2,].
+_CITATION = re.compile(r"[ \t]*\[\s*\d{1,2}(?:[\s,]+\d{1,2})*[\s,]*\]")
+
+
+class Answer(NamedTuple):
+    """A response text and the query that it answers."""
+
+    topic: str
+    text: str
+
+
+def read(
+    folder: str | Path,
+    *,
+    dimensions: tuple[str, ...] = ("quality_overall",),
+    unseen_fraction: float | int = 0.25,
+    test_query_fraction: float | int = 0.25,
+    validation_fraction: float | int = 0.1,
+    min_votes: int = 4,
+    context_pairs: int = 8,
+    seed: int = 0,
+) -> Preferences:
+    """Reads a clone of the corpus.
+
+    One dimension: users are workers, without groups. Several: users are worker/dimension and the group names the
+    dimension. Seen and unseen are split by worker, test by query: a test query is in nobody's training pairs.
+    `controversial` compares all raters of a pair on a dimension.
+
+    Args:
+      folder: root of the clone.
+      dimensions: of `DIMENSIONS`.
+      unseen_fraction: of the workers.
+      test_query_fraction: of the queries.
+      validation_fraction: of the seen users' votes on the other queries.
+      min_votes: users with fewer usable votes are left out.
+      context_pairs: at most so many training pairs of an unseen user; the rest is left out.
+      seed: of all draws.
+
+    Raises:
+      UserError: if options are bad, files are missing or damaged, or a row does not have the known keys.
+    """
+    folder = Path(folder)
+    _check_options(dimensions, min_votes=min_votes, context_pairs=context_pairs)
+    fractions = {
+        "unseen_fraction": unseen_fraction,
+        "test_query_fraction": test_query_fraction,
+        "validation_fraction": validation_fraction,
+    }
+    check_fractions(**fractions)
+    raw = _raw(folder)
+    filtered: Counter[str] = Counter()
+    votes = list(_rows(raw / VOTES, ("worker", "query_id", "response_a", "response_b", *dimensions)))
+    needed = {row[side] for _, row in votes for side in ("response_a", "response_b")}
+    answers = _answers(raw, needed)
+    queries = {row["topic"]: row["query"] for _, row in _rows(raw / QUERIES, ("topic", "query"))}
+    ballots = _ballots(raw / VOTES, votes, dimensions, answers, queries, filtered)
+    return tabulate(
+        ballots,
+        texts={name: answer.text for name, answer in answers.items()},
+        queries=queries,
+        seed=seed,
+        options={
+            "dimensions": list(dimensions),
+            **fractions,
+            "min_votes": min_votes,
+            "context_pairs": context_pairs,
+        },
+        meta={
+            "source": f"Crowd RAG Corpus 2025, {REPOSITORY}",
+            "licence": "CC-BY-4.0",
+            "filtered": dict(filtered),
+            "votes_in_source": len(votes) * len(dimensions),
+        },
+    )
+
+
+def strip_citations(text: str) -> str:
+    """Removes markers such as `[0, 10]` with the blanks before them, and white space around the text."""
+    return _CITATION.sub("", text).strip()
+
+
+def _check_options(dimensions: tuple[str, ...], **counts: int) -> None:
+    faults = Faults()
+    for word in dimensions:
+        if word not in DIMENSIONS:
+            faults.add("dimensions", f"{word!r} is unknown", f"use some of {', '.join(DIMENSIONS)}")
+    if not dimensions or len(set(dimensions)) < len(dimensions):
+        faults.add("dimensions", "empty or named twice", "name each dimension once")
+    for name, count in counts.items():
+        if count < 1:
+            faults.add(name, f"is {count}", "give 1 or more")
+    faults.raise_if_any("bad options")
+
+
+def _raw(folder: Path) -> Path:
+    """The folder of the four files."""
+    raw = folder / "data" / "raw"
+    mend = f"give the root of a clone of {REPOSITORY}"
+    if not raw.is_dir():
+        raise UserError(f"{folder}: no folder data/raw in it; {mend}")
+    faults = Faults()
+    for name in (VOTES, HUMAN, LLM, QUERIES):
+        if not (raw / name).is_file():
+            faults.add(str(raw / name), "no such file", mend)
+    faults.raise_if_any(f"{folder}: not a whole clone")
+    return raw
+
+
+def _rows(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Streams (line, row); every row has the keys, and all but `timestamp` and `text` are strings."""
+    mend = "the corpus may have changed; check out its 2025 version"
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            for line, text in enumerate(file, start=1):
+                row = json.loads(text)
+                missing = [key for key in keys if key not in row] if isinstance(row, dict) else list(keys)
+                if missing:
+                    raise UserError(f"{path}:{line}: key {', '.join(map(repr, missing))} missing; {mend}")
+                for key in keys:
+                    kinds = {"timestamp": (int, float), "text": (str, type(None))}.get(key, str)
+                    if not isinstance(row[key], kinds):
+                        raise UserError(f"{path}:{line}: key {key!r} holds {row[key]!r:.40}; {mend}")
+                yield line, row
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: a line is not JSON ({error}); fetch the file again") from None
+    except (EOFError, OSError, zlib.error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cut short or not gzip ({error}); fetch the file again") from None
+
+
+def _answers(raw: Path, needed: set[str]) -> dict[str, Answer]:
+    """Stripped texts of the needed responses that have one. The human log is streamed, not held."""
+    last: dict[str, float] = {}
+    answers: dict[str, Answer] = {}
+    for _, row in _rows(raw / HUMAN, ("response", "topic", "timestamp", "text")):
+        name = row["response"]
+        # The log is not everywhere in order; of equal timestamps the later line is the later state.
+        if name in needed and row["timestamp"] >= last.get(name, row["timestamp"]):
+            last[name] = row["timestamp"]
+            answers[name] = Answer(row["topic"], row["text"] or "")
+    for line, row in _rows(raw / LLM, ("response", "topic", "text")):
+        if row["response"] in last:
+            mend = "the corpus may have changed; check out its 2025 version"
+            raise UserError(f"{raw / LLM}:{line}: response {row['response']!r} is in {HUMAN} too; {mend}")
+        if row["response"] in needed:
+            answers[row["response"]] = Answer(row["topic"], row["text"] or "")
+    stripped = {name: Answer(answer.topic, strip_citations(answer.text)) for name, answer in answers.items()}
+    return {name: answer for name, answer in stripped.items() if answer.text}
+
+
+def _ballots(
+    path: Path,
+    votes: list[tuple[int, dict[str, Any]]],
+    dimensions: tuple[str, ...],
+    answers: dict[str, Answer],
+    queries: dict[str, str],
+    filtered: Counter[str],
+) -> list[Ballot]:
+    """Usable votes: no ties, both texts known and different, one for each worker, dimension and pair."""
+    first = _first_of_equal(answers)
+    faults = Faults()
+    cast: dict[tuple[str, str, frozenset[str]], list[Ballot]] = defaultdict(list)
+    filtered.update(dict.fromkeys(("ties", "missing_text", "missing_query", "other_query", "same_text"), 0))
+    for line, row in votes:
+        sides = (row["response_a"], row["response_b"])
+        fault = _unusable(row["query_id"], sides, answers, queries, first)
+        for dimension in dimensions:
+            choice = row[dimension]
+            if choice not in ("A", "B", "N"):
+                mend = "the corpus may have changed; check out its 2025 version"
+                faults.add(f"{path}:{line}, key {dimension!r}", f"is {choice!r}, not A, B or N", mend)
+            elif choice == "N" or fault:
+                filtered["ties" if choice == "N" else fault] += 1
+            else:
+                chosen, rejected = (first[side] for side in (sides if choice == "A" else sides[::-1]))
+                ballot = Ballot(row["worker"], dimension, row["query_id"], chosen, rejected)
+                cast[row["worker"], dimension, frozenset((chosen, rejected))].append(ballot)
+    faults.raise_if_any(f"{path}: unknown votes")
+    filtered["repeated"] = sum(len(group) - 1 for group in cast.values() if len({vote.chosen for vote in group}) == 1)
+    filtered["self_contradicting"] = sum(len(group) for group in cast.values() if len({v.chosen for v in group}) > 1)
+    return [group[0] for group in cast.values() if len({vote.chosen for vote in group}) == 1]
+
+
+def _unusable(
+    query: str, sides: tuple[str, str], answers: dict[str, Answer], queries: dict[str, str], first: dict[str, str]
+) -> str:
+    """Name of the filter that a vote falls under, or ''."""
+    if any(side not in answers for side in sides):
+        return "missing_text"
+    if any(answers[side].topic != query for side in sides):
+        return "other_query"
+    if not queries.get(query, "").strip():
+        return "missing_query"
+    return "same_text" if first[sides[0]] == first[sides[1]] else ""
+
+
+def _first_of_equal(answers: dict[str, Answer]) -> dict[str, str]:
+    """Response -> the first response by id with the same text for the same query (equal texts are one row)."""
+    owner: dict[Answer, str] = {}
+    return {name: owner.setdefault(answers[name], name) for name in sorted(answers)}

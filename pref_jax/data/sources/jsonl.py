@@ -1,0 +1,312 @@
+"""Bring your own data: JSON lines in the preference format that TRL users know, plus a user.
+
+    {"user": "u1", "prompt": "Name a colour.", "chosen": "Blue.", "rejected": "I would rather not."}
+
+`prompt`, `chosen` and `rejected` are strings or lists of chat messages {role, content}. As in TRL the prompt may be
+left out when `chosen` and `rejected` are whole dialogues that differ in the last, the assistant's message; dialogues
+that begin with the given prompt are cut as well. Optional: `split` (train, validation, test), `group` (for
+evaluation only), `seen` (false for users that shared models must not train on), `controversial`. Other fields are
+counted in meta, not used.
+
+Axis letters: P rows of the file, U users.
+"""
+
+import functools
+import gzip
+import json
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from pref_jax.data.preferences import Preferences, build
+from pref_jax.data.sources.rule import RULE, assign
+from pref_jax.data.splits import check_fractions
+from pref_jax.data.validate import COMPARISONS, RESPONSES, ROLES, SPLITS, USERS
+from pref_jax.errors import Faults, UserError
+
+Messages = tuple[tuple[str, str], ...]
+Note = Callable[[str, str, str], None]
+OPTIONAL = {"split": str, "group": str, "seen": bool, "controversial": bool}
+FIELDS = ("user", "prompt", "chosen", "rejected", *OPTIONAL)
+
+
+class Row(NamedTuple):
+    """One line that was read well; `line` counts from 1."""
+
+    line: int
+    user: str
+    prompt: Messages
+    chosen: str
+    rejected: str
+    split: str | None
+    group: str | None
+    seen: bool | None
+    controversial: bool | None
+
+
+def read(
+    path: str | Path,
+    *,
+    validation_fraction: float | int = 0.1,
+    test_fraction: float | int = 0.2,
+    unseen_fraction: float | int = 0.2,
+    seed: int = 0,
+) -> Preferences:
+    """Reads a `.jsonl` (or `.jsonl.gz`) file into tables.
+
+    What a row leaves open is assigned by `pref_jax.data.sources.rule.assign`, whose words stand in meta. Equal texts
+    under equal prompts become one response. No row is dropped.
+
+    Args:
+      path: the file, UTF-8.
+      validation_fraction: of the seen users' pairs outside test, for those without a given split.
+      test_fraction: of the prompts.
+      unseen_fraction: of the users without a given `seen`.
+      seed: of all draws.
+
+    Raises:
+      UserError: with all bad rows at once, each with file, line, field and mend.
+    """
+    path = Path(path)
+    check_fractions(
+        validation_fraction=validation_fraction, test_fraction=test_fraction, unseen_fraction=unseen_fraction
+    )
+    faults = Faults()
+    ignored: Counter[str] = Counter()
+    rows = [row for line, value in _lines(path, faults) if (row := _row(path, line, value, faults, ignored))]
+    users = _users(path, rows, faults)
+    faults.raise_if_any(f"{path}: bad rows")
+    if not rows:
+        raise UserError(f"{path}: no rows; give one JSON object a line with user, prompt, chosen and rejected")
+    options = {"validation": validation_fraction, "test": test_fraction, "unseen": unseen_fraction}
+    return _tables(path, rows, users, options, seed, dict(ignored.most_common()))
+
+
+def _lines(path: Path, faults: Faults) -> Iterator[tuple[int, Any]]:
+    """Line number and JSON value of each line that has one; notes the others."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; check the path (one .jsonl file is wanted, not a folder)")
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for line, raw in enumerate(file, start=1):
+                try:
+                    text = raw.decode("utf-8-sig" if line == 1 else "utf-8")
+                    if not text.strip():
+                        continue
+                    value = json.loads(text)
+                    if "\\ud" in text.lower():
+                        json.dumps(value, ensure_ascii=False).encode()
+                    yield line, value
+                except UnicodeEncodeError:
+                    what = "holds half of a surrogate pair, which is no character"
+                    faults.add(f"{path}:{line}", what, "drop the escape, or write the character itself")
+                except UnicodeDecodeError as error:
+                    what = f"not UTF-8 (byte {raw[error.start]:#04x} at column {error.start + 1})"
+                    faults.add(f"{path}:{line}", what, "save the file as UTF-8")
+                except json.JSONDecodeError as error:
+                    what = f"not JSON ({error.msg} at column {error.colno})"
+                    faults.add(f"{path}:{line}", what, "write one JSON object on each line")
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: cut short or not gzip ({error}); fetch or pack the file again") from None
+
+
+def _row(path: Path, line: int, value: Any, faults: Faults, ignored: Counter[str]) -> Row | None:
+    """Checks one JSON value; notes all its faults and returns None if there are any."""
+    before = len(faults)
+    note = functools.partial(_note, faults, f"{path}:{line}")
+    if not isinstance(value, dict):
+        faults.add(f"{path}:{line}", f"holds {_kind(value)}", "write one JSON object on each line")
+        return None
+    ignored.update(field for field in value if field not in FIELDS)
+    user = value.get("user")
+    if "user" not in value:
+        note("user", "missing", "name who preferred the answer")
+    elif not isinstance(user, str):
+        note("user", f"is {_kind(user)}", "write it as a string")
+    elif not user.strip():
+        note("user", "is empty", "name who preferred the answer")
+    optional = {field: _option(value, field, kind, note) for field, kind in OPTIONAL.items()}
+    pair = _pair(value, note)
+    if len(faults) > before or pair is None:
+        return None
+    prompt, chosen, rejected = pair
+    return Row(line, str(user), prompt, chosen, rejected, **optional)
+
+
+def _note(faults: Faults, where: str, field: str, what: str, mend: str) -> None:
+    faults.add(f"{where}, field {field!r}", what, mend)
+
+
+def _option(value: dict[str, Any], field: str, kind: type, note: Note) -> Any:
+    """An optional field, None where it is absent or null."""
+    given = value.get(field)
+    if given is None:
+        return None
+    if not isinstance(given, kind):
+        note(field, f"is {_kind(given)}", "write a string" if kind is str else "write true or false")
+    elif field == "split" and given not in SPLITS:
+        note(field, f"is {given!r}", f"use {', '.join(SPLITS)}, or leave it out")
+    elif kind is str and not given.strip():
+        note(field, "is empty", "fill it in or leave it out")
+    return given
+
+
+def _pair(value: dict[str, Any], note: Note) -> tuple[Messages, str, str] | None:
+    """Prompt, chosen and rejected text of a row; None, and notes, if something is wrong with them."""
+    prompt = _messages(value["prompt"], "prompt", note) if value.get("prompt") is not None else None
+    given = {field: _given(value, field, note) for field in ("chosen", "rejected")}
+    chosen, rejected = given["chosen"], given["rejected"]
+    if value.get("prompt") is None:
+        if not (isinstance(value.get("chosen"), list) and isinstance(value.get("rejected"), list)):
+            note("prompt", "missing", "give the prompt, or whole dialogues as chosen and rejected")
+            return None
+        if chosen is None or rejected is None:
+            return None
+        prompt = chosen[:-1]
+        if not prompt or prompt != rejected[:-1]:
+            mend = "let them differ in the last message only, or give the prompt"
+            note("prompt", "missing, and chosen and rejected share no dialogue before their last messages", mend)
+            return None
+    if prompt is None or chosen is None or rejected is None:
+        return None
+    texts = [_answer(prompt, messages, field, note) for field, messages in (("chosen", chosen), ("rejected", rejected))]
+    if texts[0] is None or texts[1] is None:
+        return None
+    if texts[0] == texts[1]:
+        note("rejected", "equals chosen", "drop the row: it prefers nothing")
+    return prompt, texts[0], texts[1]
+
+
+def _given(value: dict[str, Any], field: str, note: Note) -> Messages | None:
+    """`chosen` or `rejected` as messages; a string is one message of the assistant."""
+    if value.get(field) is None:
+        note(field, "missing", "give the answer as a string or a list of messages")
+        return None
+    return _messages(value[field], field, note, role="assistant")
+
+
+def _messages(value: Any, field: str, note: Note, role: str = "user") -> Messages | None:
+    """A string (said by `role`) or a list of {role, content}, checked."""
+    if isinstance(value, str):
+        if value.strip():
+            return ((role, value),)
+        value = [{"role": role, "content": value}]
+    if not isinstance(value, list):
+        note(field, f"is {_kind(value)}", "write a string or a list of {role, content}")
+        return None
+    if not value:
+        note(field, "is an empty list", "give at least one message")
+        return None
+    good = True
+    for place, message in enumerate(value):
+        speaker, content = (message.get(key) if isinstance(message, dict) else None for key in ("role", "content"))
+        if not (isinstance(speaker, str) and isinstance(content, str)):
+            note(field, f"message {place} is no {{role, content}} of strings", "write both as strings")
+        elif speaker not in ROLES:
+            note(field, f"message {place} has role {speaker!r}", f"use {', '.join(ROLES)}")
+        elif not content.strip():
+            note(field, "is empty" if len(value) == 1 else f"message {place} is empty", "fill it in or drop the row")
+        else:
+            continue
+        good = False
+    return tuple((message["role"], message["content"]) for message in value) if good else None
+
+
+def _answer(prompt: Messages, messages: Messages, field: str, note: Note) -> str | None:
+    """The one message of the assistant that follows the prompt."""
+    if len(messages) > len(prompt) and messages[: len(prompt)] == prompt:
+        messages = messages[len(prompt) :]
+    if len(messages) != 1:
+        mend = "give one answer, and everything before it as the prompt"
+        note(field, f"holds {len(messages)} messages after the prompt", mend)
+        return None
+    if messages[0][0] != "assistant":
+        note(field, f"ends with a message of role {messages[0][0]!r}", "end with the assistant's answer")
+        return None
+    return messages[0][1]
+
+
+def _kind(value: Any) -> str:
+    names = {type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "a string"}
+    return names.get(type(value), "a list" if isinstance(value, list) else "an object")
+
+
+def _users(path: Path, rows: list[Row], faults: Faults) -> dict[str, dict[str, Any]]:
+    """What the rows say of each user; notes contradictions and users that are only tested."""
+    users: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        user = users.setdefault(row.user, {"group": None, "seen": None, "line": row.line, "trains": False})
+        user["trains"] |= row.split in (None, "train")
+        for field, given in (("group", row.group), ("seen", row.seen)):
+            if given is None:
+                continue
+            if user[field] is None:
+                user[field], user[f"{field}_line"] = given, row.line
+            elif user[field] != given:
+                what = f"{given!r} for user {row.user!r}, but {user[field]!r} at line {user[f'{field}_line']}"
+                faults.add(f"{path}:{row.line}, field {field!r}", what, "give a user one value throughout")
+    for name, user in users.items():
+        if not user["trains"]:
+            mend = "give the user a row with split 'train', or drop the user"
+            faults.add(f"{path}:{user['line']}, field 'split'", f"user {name!r} has no training pair", mend)
+    return users
+
+
+def _tables(
+    path: Path,
+    rows: list[Row],
+    users: dict[str, dict[str, Any]],
+    options: dict[str, float | int],
+    seed: int,
+    ignored: dict[str, int],
+) -> Preferences:
+    """Numbers users, prompts and responses in order of appearance, assigns what is open, and builds."""
+    user_ids = {name: place for place, name in enumerate(users)}
+    prompts: dict[Messages, int] = {}
+    responses: dict[tuple[int, str], int] = {}
+    index = np.zeros((len(rows), 4), np.int64)
+    for place, row in enumerate(rows):
+        prompt = prompts.setdefault(row.prompt, len(prompts))
+        chosen = responses.setdefault((prompt, row.chosen), len(responses))
+        index[place] = user_ids[row.user], prompt, chosen, responses.setdefault((prompt, row.rejected), len(responses))
+    given_seen = [users[name]["seen"] for name in user_ids]
+    given_split = [row.split for row in rows]
+    assigned = assign(index[:, 0], index[:, 1], given_split, given_seen, options, np.random.default_rng(seed))
+    dialogues = [[{"role": role, "content": content} for role, content in prompt] for prompt in prompts]
+    return build(
+        pa.table(
+            {"user_id": list(users), "group": [user["group"] for user in users.values()], "seen": assigned.seen},
+            schema=USERS,
+        ),
+        pa.table(
+            {
+                "response_id": [f"r{place}" for place in range(len(responses))],
+                "prompt": [dialogues[prompt] for prompt, _ in responses],
+                "text": [text for _, text in responses],
+            },
+            schema=RESPONSES,
+        ),
+        pa.table(
+            {
+                **{name: index[:, place] for name, place in (("user", 0), ("chosen", 2), ("rejected", 3))},
+                "split": assigned.split,
+                "controversial": pa.array([row.controversial for row in rows], pa.bool_()),
+            },
+            schema=COMPARISONS,
+        ),
+        {
+            "source": f"jsonl: {path.name}",
+            "rule": RULE,
+            "seed": seed,
+            "fractions": options,
+            "assigned": assigned.counts,
+            "filtered": {},
+            "repeated_rows": len(rows) - len(np.unique(index, axis=0)),
+            "ignored_fields": ignored,
+        },
+    )

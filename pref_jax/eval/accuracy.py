@@ -1,0 +1,250 @@
+"""From reward margins on test pairs to accuracies by group, each with its 95 % interval.
+
+A margin is the reward of the chosen response minus that of the rejected one. The mean is taken over users, not over
+pairs, so that busy users do not outweigh the others (DESIGN section 4.5). Everything is float64 NumPy on the host.
+
+Axis letters: P pairs, U users.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, SupportsFloat
+
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+from scipy import special
+
+from pref_jax.errors import Faults
+
+# Random indices drawn at once by the bootstrap: 32 MB, whatever the number of users.
+_BLOCK = 4_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean and its 95 % interval.
+
+    mean: the mean, a fraction for accuracies and nats for log-losses.
+    low, high: ends of the interval, in the unit of `mean`; both None where one value alone gives no interval.
+    n: how many things the mean was taken over.
+    over: which things: "users", "seeds" or "pairs".
+    left_out: users of this kind that have no such pair and are therefore not among the `n`.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+    over: str
+    left_out: int = 0
+
+    @property
+    def half_width(self) -> float | None:
+        """Half of the interval's width, in the unit of `mean`, or None without an interval."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+
+class UserAccuracy(NamedTuple):
+    """What `user_accuracy` gives: `accuracy` float64 [U] (0.5 where `pairs` is 0) and `pairs` int64 [U]."""
+
+    accuracy: Float[np.ndarray, "U"]
+    pairs: Int[np.ndarray, "U"]
+
+
+def user_accuracy(
+    margins: Float[Array | np.ndarray, "P"], user: Int[Array | np.ndarray, "P"], num_users: int
+) -> UserAccuracy:
+    """Each user's share of right pairs; a tie counts one half.
+
+    Args:
+      margins: float [P], reward of the chosen minus reward of the rejected response.
+      user: int [P], row of the pair's user, in 0 .. num_users - 1.
+      num_users: U.
+
+    Raises:
+      UserError: if a margin is NaN or infinite, a user out of range, or the lengths differ.
+    """
+    margin, index = _checked(margins, user, num_users)
+    return _mean_by_user(_right(margin), index, num_users)
+
+
+def group_metrics(
+    margins: Float[Array | np.ndarray, "P"],
+    user: Int[Array | np.ndarray, "P"],
+    controversial: Int[Array | np.ndarray, "P"],
+    seen: Bool[Array | np.ndarray, "U"],
+    groups: Sequence[str | None],
+) -> dict[str, Interval]:
+    """Accuracies of seen and of unseen users on all, common and controversial pairs and by group, and log-losses.
+
+    Keys, each once with `seen/` and once with `unseen/`: `accuracy`, `common`, `controversial`, `log_loss` and
+    `group/NAME` for each group. Accuracies are means over users with a Student t interval over users. `log_loss` is the
+    mean of -log sigmoid(margin) in nats over all pairs at once, without an interval (users answer several pairs, so
+    pairs are not independent). A key to which no pair belongs is absent: there is no number to give.
+
+    Args:
+      margins: float [P], reward of the chosen minus reward of the rejected response.
+      user: int [P], row of the pair's user.
+      controversial: int [P], 1 yes, 0 no, -1 unknown (then neither common nor controversial).
+      seen: bool [U], whether the user was in training.
+      groups: U names or None.
+
+    Raises:
+      UserError: if a margin is NaN or infinite, a user out of range, or the lengths differ.
+    """
+    known = np.asarray(seen, dtype=bool)
+    flag = np.asarray(controversial)
+    margin, index = _checked(margins, user, len(known), controversial=flag, groups=groups)
+    right = _right(margin)
+    kinds = {"accuracy": np.ones(len(margin), dtype=bool), "common": flag == 0, "controversial": flag == 1}
+    scores = {kind: _mean_by_user(right[mask], index[mask], len(known)) for kind, mask in kinds.items()}
+    # -log sigmoid(m) = log(exp(0) + exp(-m)), which neither overflows nor loses small values.
+    loss = np.logaddexp(0.0, -margin)
+    names, code = _codes(groups)
+    metrics = {}
+    for side, members in (("seen", known), ("unseen", ~known)):
+        for kind, score in scores.items():
+            metrics.update(_over_users(f"{side}/{kind}", score, members))
+        metrics.update(_pooled(f"{side}/log_loss", loss[members[index]]))
+        for number, name in enumerate(names):
+            metrics.update(_over_users(f"{side}/group/{name}", scores["accuracy"], members & (code == number)))
+    return metrics
+
+
+def over_seeds(runs: Sequence[Mapping[str, SupportsFloat | Interval]]) -> dict[str, Interval]:
+    """Mean and Student t interval over seeds of each metric, given one mapping a seed.
+
+    A metric that some seeds lack is averaged over those that have it (`n` says how many).
+    """
+    keys = dict.fromkeys(key for run in runs for key in run)
+    return {key: student_interval([_mean(run[key]) for run in runs if key in run], over="seeds") for key in keys}
+
+
+def student_interval(values: Sequence[float] | Float[np.ndarray, "n"], *, over: str, left_out: int = 0) -> Interval:
+    """Mean of at least one value with the two-sided 95 % Student t interval; one value alone has no interval."""
+    array = np.asarray(values, dtype=np.float64)
+    n = len(array)
+    # Huge log-losses must not overflow: divided before they are summed, and no interval where squares overflow.
+    mean = float(np.sum(array / n))
+    low = high = None
+    if n > 1:
+        with np.errstate(over="ignore"):
+            half = float(special.stdtrit(n - 1, 0.975)) * float(np.std(array, ddof=1)) / n**0.5
+        if np.isfinite(mean - half) and np.isfinite(mean + half):
+            low, high = mean - half, mean + half
+    return Interval(mean=mean, low=low, high=high, n=n, over=over, left_out=left_out)
+
+
+def paired_difference(
+    accuracy_a: Float[Array | np.ndarray, "U"],
+    accuracy_b: Float[Array | np.ndarray, "U"],
+    *,
+    resamples: int = 4000,
+    seed: int = 0,
+) -> Interval | None:
+    """Mean over users of accuracy_a - accuracy_b with the 95 % percentile bootstrap interval over users.
+
+    Pairing by user removes what makes users easy or hard for both methods, so the interval is much narrower than the
+    difference of two separate ones.
+
+    Args:
+      accuracy_a: float [U], accuracy of each user under method a.
+      accuracy_b: float [U], of the same users, in the same order, under method b.
+      resamples: how many bootstrap samples to draw.
+      seed: seed of the draw; the same seed gives the same interval.
+
+    Returns:
+      The interval, without ends for one user; None for nobody.
+
+    Raises:
+      UserError: if a value is NaN or infinite, or the lengths differ.
+    """
+    first, second = np.asarray(accuracy_a, dtype=np.float64), np.asarray(accuracy_b, dtype=np.float64)
+    faults = Faults()
+    if len(first) != len(second):
+        faults.add("accuracy_b", f"{len(second)} users against {len(first)} in accuracy_a", "give the same users twice")
+    for name, array in (("accuracy_a", first), ("accuracy_b", second)):
+        _add_not_finite(faults, name, array)
+    faults.raise_if_any("cannot compare two methods")
+    difference = first - second
+    n = len(difference)
+    if n < 2:
+        return Interval(mean=float(difference[0]), low=None, high=None, n=1, over="users") if n else None
+    means = np.concatenate(list(_bootstrap_means(difference, resamples, np.random.default_rng(seed))))
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(mean=float(difference.mean()), low=float(low), high=float(high), n=n, over="users")
+
+
+def _bootstrap_means(values: np.ndarray, resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    rows = max(1, _BLOCK // len(values))
+    for start in range(0, resamples, rows):
+        size = (min(rows, resamples - start), len(values))
+        yield values[rng.integers(len(values), size=size)].mean(axis=1)
+
+
+def _right(margin: np.ndarray) -> np.ndarray:
+    return (margin > 0) + 0.5 * (margin == 0)
+
+
+def _mean(value: SupportsFloat | Interval) -> float:
+    return value.mean if isinstance(value, Interval) else float(value)
+
+
+def _mean_by_user(right: np.ndarray, user: np.ndarray, num_users: int) -> UserAccuracy:
+    pairs = np.bincount(user, minlength=num_users)
+    total = np.bincount(user, weights=right, minlength=num_users)
+    return UserAccuracy(np.where(pairs > 0, total / np.maximum(pairs, 1), 0.5), pairs)
+
+
+def _over_users(key: str, score: UserAccuracy, members: np.ndarray) -> dict[str, Interval]:
+    counted = members & (score.pairs > 0)
+    if not counted.any():
+        return {}
+    left_out = int(members.sum() - counted.sum())
+    return {key: student_interval(score.accuracy[counted], over="users", left_out=left_out)}
+
+
+def _pooled(key: str, loss: np.ndarray) -> dict[str, Interval]:
+    if not len(loss):
+        return {}
+    return {key: Interval(mean=float(np.sum(loss / len(loss))), low=None, high=None, n=len(loss), over="pairs")}
+
+
+def _codes(groups: Sequence[str | None]) -> tuple[list[str], np.ndarray]:
+    """Sorted group names and each user's position among them (-1 without a group)."""
+    names = sorted({name for name in groups if name is not None})
+    position = {name: number for number, name in enumerate(names)}
+    return names, np.array([-1 if name is None else position[name] for name in groups], dtype=np.int64)
+
+
+def _checked(
+    margins: Array | np.ndarray,
+    user: Array | np.ndarray,
+    num_users: int,
+    *,
+    controversial: np.ndarray | None = None,
+    groups: Sequence[str | None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Margins as float64 and users as int64, after all faults were reported at once."""
+    margin, index = np.asarray(margins).astype(np.float64), np.asarray(user).astype(np.int64)
+    faults = Faults()
+    _add_not_finite(faults, "margins", margin)
+    for name, array in (("user", index), ("controversial", controversial)):
+        if array is not None and len(array) != len(margin):
+            faults.add(name, f"{len(array)} values for {len(margin)} margins", "give one for each pair")
+    if groups is not None and len(groups) != num_users:
+        faults.add("groups", f"{len(groups)} names for {num_users} users", "give one (or None) for each user")
+    wrong = int(((index < 0) | (index >= num_users)).sum())
+    if wrong:
+        faults.add(
+            "user", f"{wrong} of {len(index)} rows are not in 0 .. {num_users - 1}", "use rows of the users table"
+        )
+    faults.raise_if_any("cannot score these pairs")
+    return margin, index
+
+
+def _add_not_finite(faults: Faults, name: str, array: np.ndarray) -> None:
+    for what, count in (("NaN", int(np.isnan(array).sum())), ("infinite", int(np.isinf(array).sum()))):
+        if count:
+            mend = "look for a diverged run or an overflow in half precision (lower the learning rate, use float32)"
+            faults.add(name, f"{count} of {len(array)} are {what}", mend)

@@ -1,0 +1,166 @@
+"""Tables for people: markdown for `report.md`, aligned text for the terminal."""
+
+import os
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pref_jax.eval.accuracy import Interval
+from pref_jax.eval.results import by_method, metric_names
+from pref_jax.files import write_text
+
+MISSING = "–"
+
+
+def table(
+    rows: Sequence[Mapping[str, Any]],
+    metrics: Sequence[str] | None = None,
+    *,
+    style: Literal["markdown", "plain"] = "markdown",
+) -> str:
+    """Methods down, metrics across, mean ± half of the 95 % interval; what ± is over is said below.
+
+    Args:
+      rows: rows of `results.json`.
+      metrics: columns, in order; by default the accuracies that occur. Log-losses are shown in nats with three
+        decimals, all others in percent with one.
+      style: "markdown", or "plain" for the terminal.
+    """
+    names = list(metric_names(rows) if metrics is None else metrics)
+    summary = by_method(rows)
+    lines = [["method", *names]]
+    lines += [[method, *(_cell(name, values.get(name)) for name in names)] for method, values in summary.items()]
+    note = _note(names, summary)
+    if style == "markdown":
+        return f"{_markdown(lines)}\n\n{_escape(note)}\n"
+    return f"{_plain(lines)}\n\n{note}\n"
+
+
+def write_report(
+    workdir: str | Path,
+    results: Mapping[str, Any],
+    *,
+    title: str,
+    meanings: Mapping[str, str],
+    findings: Sequence[str] = (),
+    plots: Sequence[tuple[str | Path, str]] = (),
+    metrics: Sequence[str] | None = None,
+) -> Path:
+    """Writes `report.md` into `workdir`: scores, what each row means, findings, pictures, time and machine.
+
+    Args:
+      workdir: folder of the run.
+      results: what `read_results` or `write_results` gives.
+      title: heading of the page.
+      meanings: for each method one sentence on what the row is; methods without one are listed by name alone.
+      findings: sentences, in order of importance.
+      plots: (PNG file as `plots.save` returned it, caption) each; embedded by its path relative to `workdir`.
+      metrics: columns of the table, as in `table`; groups get a table of their own.
+
+    Returns:
+      The path of the report.
+    """
+    rows = results["rows"]
+    by_group = [name for name in metric_names(rows, with_groups=True) if "/group/" in name]
+    parts = [f"# {title}", f"Data set: {results['dataset']}.", "## Scores", table(rows, metrics)]
+    if by_group:
+        parts += ["### By group", table(rows, by_group)]
+    methods = dict.fromkeys(row["method"] for row in rows)
+    parts += [
+        "## What the rows mean",
+        _list(f"**{m}**" + (f": {meanings[m]}" if m in meanings else "") for m in methods),
+    ]
+    if findings:
+        parts += ["## Findings", _list(findings)]
+    if plots:
+        parts += ["## Pictures", *(_picture(Path(workdir), path, caption) for path, caption in plots)]
+    parts += ["## Time and machine", _markdown(_times(rows))]
+    parts += [_list(f"{name}: {value}" for name, value in results["versions"].items())]
+    path = Path(workdir) / "report.md"
+    write_text(path, "\n\n".join(part.strip("\n") for part in parts if part) + "\n")
+    return path
+
+
+def duration(seconds: float | int) -> str:
+    """Seconds in the unit that people use: `5.2 ms`, `31.0 s`, `4 min 05 s`, `2 h 03 min`."""
+    if seconds < 1:
+        return f"{seconds * 1000:.1f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    whole = round(seconds)
+    return f"{whole // 60} min {whole % 60:02d} s" if whole < 3600 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _cell(name: str, value: Interval | None) -> str:
+    if value is None:
+        return MISSING
+    scale, digits = (1, 3) if _is_loss(name) else (100, 1)
+    text = f"{scale * value.mean:.{digits}f}"
+    return text if value.half_width is None else f"{text} ± {scale * value.half_width:.{digits}f}"
+
+
+def _is_loss(name: str) -> bool:
+    return name.rsplit("/", 1)[-1] == "log_loss" and "/group/" not in name
+
+
+def _note(names: Sequence[str], summary: Mapping[str, Mapping[str, Interval]]) -> str:
+    units = []
+    if any(not _is_loss(name) for name in names):
+        units.append("Accuracies in percent.")
+    if any(_is_loss(name) for name in names):
+        units.append("Log-losses in nats.")
+    spans: dict[str, list[str]] = {}
+    for method, values in summary.items():
+        for over in dict.fromkeys(values[n].over for n in names if n in values and values[n].half_width is not None):
+            spans.setdefault(over, []).append(method)
+    if not spans:
+        return " ".join([*units, "No intervals: one seed and at most one user each."])
+    # What most methods share is said once, the others by name.
+    main = max(spans, key=lambda over: len(spans[over]))
+    others = [f"over {over} for {', '.join(methods)}" for over, methods in spans.items() if over != main]
+    exception = f" ({'; '.join(others)})" if others else ""
+    return " ".join([*units, f"± is half of the 95 % interval over {main}{exception}."])
+
+
+def _escape(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def _pad(lines: list[list[str]]) -> list[list[str]]:
+    """Equal widths down each column: the first to the left, the others to the right."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return [
+        [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        for line in lines
+    ]
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    head, *body = _pad([[_escape(cell) for cell in line] for line in lines])
+    rule = ["-" * len(cell) if i == 0 else "-" * (len(cell) - 1) + ":" for i, cell in enumerate(head)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *body))
+
+
+def _plain(lines: list[list[str]]) -> str:
+    head, *body = _pad([[" ".join(cell.split()) for cell in line] for line in lines])
+    rule = ["-" * len(cell) for cell in head]
+    return "\n".join("  ".join(line).rstrip() for line in (head, rule, *body))
+
+
+def _list(items: Any) -> str:
+    return "\n".join(f"- {item}" for item in items)
+
+
+def _picture(workdir: Path, path: str | Path, caption: str) -> str:
+    relative = os.path.relpath(path, workdir)
+    return f"![{caption}]({urllib.parse.quote(Path(relative).as_posix())})\n\n{caption}"
+
+
+def _times(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        groups.setdefault(row["method"], []).append(row["seconds"])
+    lines = [["method", "seeds", "mean time", "total time"]]
+    return lines + [[m, str(len(s)), duration(sum(s) / len(s)), duration(sum(s))] for m, s in groups.items()]

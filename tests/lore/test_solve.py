@@ -1,0 +1,214 @@
+"""Few-shot solvers against SciPy's optimum of the same objective, in float64, and their behaviour at the edges."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from lore_jax import solve
+from lore_jax.simplex import project_simplex
+from pref_jax.errors import UserError
+
+METHODS = {
+    "ridge": lambda *a, **k: solve.ridge(*a, **k).weights,
+    "logistic": lambda *a, **k: solve.logistic(*a, **k).weights,
+    "ridge_simplex": solve.ridge_simplex,
+    "logistic_simplex": solve.logistic_simplex,
+}
+COMPILED = {name: jax.jit(method) for name, method in METHODS.items()}
+USERS, VOTES, BASIS = 200, 7, 4
+
+
+def objective(kind, z, mean, precision):
+    """Value and gradient in NumPy."""
+
+    def both(w):
+        m = z @ w
+        if kind == "ridge":
+            value, force = 0.5 * np.sum((1 - m) ** 2), 1 - m
+        else:
+            value, force = np.sum(np.logaddexp(0, -m)), np.exp(-np.logaddexp(0, m))
+        pulled = precision @ (w - mean)
+        return value + 0.5 * (w - mean) @ pulled, pulled - z.T @ force
+
+    return both
+
+
+def best(name, z, mean, precision):
+    """SciPy's optimum of one user."""
+    kind, *simplex = name.split("_")
+    both = objective(kind, z, mean, precision)
+    if not simplex:
+        result = minimize(both, mean, jac=True, method="BFGS", options={"gtol": 1e-11, "maxiter": 2000})
+        return result.x
+    size = len(mean)
+    total = {"type": "eq", "fun": lambda w: w.sum() - 1, "jac": lambda w: np.ones(size)}
+    options = {"maxiter": 500, "ftol": 1e-16}
+    begin = np.full(size, 1 / size)
+    return minimize(both, begin, jac=True, method="SLSQP", bounds=[(0, 1)] * size, constraints=total, options=options).x
+
+
+def case(seed, users=USERS, votes=VOTES, basis=BASIS):
+    """Random users with 0 .. votes pairs; some duplicated, some separable, some collinear, some large or small."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(users, votes, basis)) * rng.choice([0.01, 0.3, 1, 6], size=(users, 1, 1))
+    fifth = users // 5
+    z[:fifth] = z[:fifth, :1]
+    z[fifth : 2 * fifth] = np.abs(z[fifth : 2 * fifth])
+    z[2 * fifth : 3 * fifth] = z[2 * fifth : 3 * fifth, :, :1]
+    mask = np.arange(votes) < rng.integers(0, votes + 1, users)[:, None]
+    root = rng.normal(size=(basis, basis))
+    return z, mask, rng.normal(size=basis) * 0.5, root @ root.T + 0.3 * np.eye(basis)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_equals_scipy(name):
+    z, mask, mean, precision = case(seed=1)
+    with jax.enable_x64(True):
+        prior = solve.Prior(jnp.asarray(mean), jnp.asarray(precision))
+        weights = np.asarray(COMPILED[name](jnp.asarray(z), jnp.asarray(mask), prior))
+    expected = np.stack([best(name, z[u][mask[u]], mean, precision) for u in range(USERS)])
+    np.testing.assert_allclose(weights, expected, atol=1e-6)
+    single = solve_float32(name, z, mask, mean, precision)
+    np.testing.assert_allclose(single, expected, atol=2e-3)
+
+
+def solve_float32(name, z, mask, mean, precision):
+    prior = solve.Prior(jnp.asarray(mean, jnp.float32), jnp.asarray(precision, jnp.float32))
+    return np.asarray(COMPILED[name](jnp.asarray(z, jnp.float32), jnp.asarray(mask), prior))
+
+
+@pytest.mark.parametrize("name", ["logistic", "ridge_simplex"])
+def test_flat_pairs_equal_padded_ones(name):
+    z, mask, mean, precision = case(seed=2, users=40)
+    prior = solve.Prior(jnp.asarray(mean, jnp.float32), jnp.asarray(precision, jnp.float32))
+    user = np.repeat(np.arange(40), VOTES)
+    order = np.random.default_rng(0).permutation(len(user))
+    pairs = jnp.asarray(z.reshape(-1, BASIS)[order], jnp.float32), jnp.asarray(mask.reshape(-1)[order])
+    flat = METHODS[name](*pairs, prior, user=jnp.asarray(user[order]), num_users=40)
+    np.testing.assert_allclose(flat, solve_float32(name, z, mask, mean, precision), atol=2e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_gradients_equal_finite_differences(name):
+    # On the simplex the users are generic: at duplicates the support may sit on an edge, where no derivative exists.
+    rng = np.random.default_rng(3)
+    z, mask = rng.normal(size=(6, 5, 3)), rng.random((6, 5)) < 0.8
+    _, _, mean, precision = case(seed=3, basis=3)
+    sent, lean = rng.normal(size=(6, 3)), [rng.normal(size=x.shape) for x in (z, mean, precision)]
+    with jax.enable_x64(True):
+
+        @jax.jit
+        def run(z, mean, precision):
+            return METHODS[name](z, jnp.asarray(mask), solve.Prior(mean, precision))
+
+        args, lean = tuple(map(jnp.asarray, (z, mean, precision))), tuple(map(jnp.asarray, lean))
+        _, forward = jax.jvp(run, args, lean)
+        backward = jax.vjp(run, *args)[1](jnp.asarray(sent))
+        step = 1e-5
+        ahead = run(*(a + step * d for a, d in zip(args, lean, strict=True)))
+        behind = run(*(a - step * d for a, d in zip(args, lean, strict=True)))
+        dot = sum(float(jnp.sum(b * d)) for b, d in zip(backward, lean, strict=True))
+    slope = (np.asarray(ahead) - np.asarray(behind)) / (2 * step)
+    np.testing.assert_allclose(forward, slope, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(dot, np.sum(sent * slope), rtol=1e-5, atol=1e-5)
+
+
+def test_covariance_is_the_inverse_hessian():
+    z, mask, mean, precision = case(seed=4, users=20)
+    with jax.enable_x64(True):
+        prior = solve.Prior(jnp.asarray(mean), jnp.asarray(precision))
+        ridge = solve.ridge(jnp.asarray(z), jnp.asarray(mask), prior)
+        logistic = solve.logistic(jnp.asarray(z), jnp.asarray(mask), prior)
+    for u in range(20):
+        rows = z[u][mask[u]]
+        np.testing.assert_allclose(ridge.covariance[u], np.linalg.inv(precision + rows.T @ rows), atol=1e-9)
+        p = 1 / (1 + np.exp(-rows @ np.asarray(logistic.weights[u])))
+        hessian = precision + (rows * (p * (1 - p))[:, None]).T @ rows
+        np.testing.assert_allclose(logistic.covariance[u], np.linalg.inv(hessian), atol=1e-9)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_pairs_give_the_prior_exactly(name):
+    mean = jnp.asarray([0.1, 0.2, 0.7, 0.0])
+    prior = solve.Prior(mean, jnp.eye(4))
+    # Padding may hold anything.
+    z = jnp.full((3, VOTES, 4), jnp.nan).at[2].set(1.0)
+    mask = jnp.zeros((3, VOTES), bool).at[2].set(True)
+    weights = COMPILED[name](z, mask, prior)
+    np.testing.assert_array_equal(weights[:2], np.stack([mean, mean]))
+    assert np.isfinite(weights).all()
+
+
+EDGES = {
+    "huge": lambda rng, z: z * 1e6,
+    "tiny": lambda rng, z: z * 1e-6,
+    "separable": lambda rng, z: np.abs(z) * 100,
+    "contradicting": lambda rng, z: z * np.where(np.arange(z.shape[1]) % 2, -1, 1)[None, :, None] * 1e3,
+    "collinear": lambda rng, z: np.repeat(z[..., :1], z.shape[-1], -1) * 1e3,
+    "mixed": lambda rng, z: z * 10.0 ** rng.integers(-6, 7, z.shape),
+    "zero": lambda rng, z: z * 0,
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_never_nan(name):
+    rng = np.random.default_rng(5)
+    prior = solve.Prior(jnp.asarray([0.5, 0.2, 0.3, 0.0]), jnp.eye(4))
+
+    @jax.jit
+    def run(z):
+        def total(z):
+            weights = METHODS[name](z, None, prior)
+            return weights.sum(), weights
+
+        return jax.value_and_grad(total, has_aux=True)(z)
+
+    for edge, change in EDGES.items():
+        z = change(rng, rng.normal(size=(30, VOTES, 4)))
+        (_, weights), grad = run(jnp.asarray(z, jnp.float32))
+        assert np.isfinite(weights).all(), edge
+        assert np.isfinite(grad).all(), edge
+        if "simplex" in name:
+            np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
+            assert (np.asarray(weights) >= 0).all()
+
+
+def test_huge_features_still_reach_the_optimum():
+    z = np.random.default_rng(6).normal(size=(40, VOTES, 4)) * 1e6
+    mean = np.array([0.5, -0.2, 0.3, 0.0])
+    with jax.enable_x64(True):
+        weights = np.asarray(solve.logistic(jnp.asarray(z), None, solve.Prior(jnp.asarray(mean), jnp.eye(4))).weights)
+    for u in range(40):
+        _, gradient = objective("logistic", z[u], mean, np.eye(4))(weights[u])
+        p = 1 / (1 + np.exp(-z[u] @ weights[u]))
+        hessian = np.eye(4) + (z[u] * (p * (1 - p))[:, None]).T @ z[u]
+        assert np.abs(np.linalg.solve(hessian, gradient)).max() < 1e-6
+
+
+def test_projection_equals_brute_force():
+    points = np.random.default_rng(7).normal(size=(50, 5)) * 3
+    with jax.enable_x64(True):
+        found = np.asarray(project_simplex(jnp.asarray(points)))
+    levels = np.zeros(50)
+    low, high = points.min(1) - 2, points.max(1)
+    for _ in range(100):
+        levels = (low + high) / 2
+        over = np.maximum(points - levels[:, None], 0).sum(1) > 1
+        low, high = np.where(over, levels, low), np.where(over, high, levels)
+    np.testing.assert_allclose(found, np.maximum(points - levels[:, None], 0), atol=1e-12)
+
+
+def test_mixture_is_bayes_rule():
+    z, mask, _, _ = case(seed=8, users=20)
+    share = np.array([0.4, 0.3, 0.2, 0.1])
+    likelihood = np.where(mask[..., None], 1 / (1 + np.exp(-z)), 1).prod(1) * share
+    found = solve.mixture(jnp.asarray(z, jnp.float32), jnp.asarray(mask), jnp.log(jnp.asarray(share, jnp.float32)))
+    np.testing.assert_allclose(found, likelihood / likelihood.sum(1, keepdims=True), atol=1e-5)
+
+
+def test_wrong_shapes_are_told():
+    prior = solve.Prior(jnp.zeros(2), jnp.eye(2))
+    with pytest.raises(UserError, match="num_users"):
+        solve.ridge(jnp.ones((3, 2)), None, prior)
