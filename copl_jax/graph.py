@@ -54,7 +54,7 @@ def bucket(size: int, *, smallest: int = 32) -> int:
 
     What is padded to buckets compiles once for all sizes within a bucket.
     """
-    size = max(size, smallest)
+    size = max(int(size), smallest)  # NumPy integers have no bit_length
     step = max(1, 2 ** (size.bit_length() - 4))
     return -(-size // step) * step
 

@@ -7,7 +7,7 @@ Axis letters: U users, M unseen users, n votes a user (padded), N responses, D f
 - `reference`: the published recipe, one Adam over W and V (arXiv 2504.14439, section 4; DESIGN 4.4).
 - `shared`: one Bradley-Terry direction (K = 1); `per_group`: one a group, the oracle on the same features.
 
-Everything heavy is jitted once a shape: strengths, ranks and masks are arguments, users and votes are padded to buckets.
+Everything heavy is jitted once a shape: strengths, ranks and masks are arguments, users and votes padded to buckets.
 """
 
 from functools import partial
@@ -127,7 +127,7 @@ def regularised(
     *,
     config: RegularisedConfig | None = None,
 ) -> Fit:
-    """LoRe that cannot do worse than the shared reward but by chance: a population of tastes, chosen on validation votes.
+    """LoRe as a population of tastes, which falls back to the shared reward unless validation votes speak for more.
 
     1. the shared Bradley-Terry direction, exactly, its strength by validation;
     2. the directions in which users disagree with it, from products of a user's residuals (`spectral_directions`);
@@ -208,7 +208,7 @@ def _adapt_program(kind, features, table: Table, basis, mean, precision):
 def adapt(
     fit: Fit, features: Float[np.ndarray, "N D"] | Float[Array, "N D"], context: Votes, num_users: int
 ) -> Float[Array, "M K"]:
-    """Weights of unseen users from their context votes, each in the fit's own way; users without votes get the prior's mean.
+    """Weights of unseen users from their context votes, in the fit's own way; without votes, the prior's mean.
 
     Args: features [N D] of the responses that `context` indexes (raw, as in fitting); users numbered from 0.
     Raises: UserError for a per-group fit (an unseen user's group must be told: use a one-hot) and for bad indices.

@@ -12,7 +12,7 @@ from jax import lax
 def minimise(
     objective: Callable[[Any], jax.Array], start: Any, *, steps: int, tolerance: float = 1e-5
 ) -> tuple[Any, jax.Array, jax.Array]:
-    """L-BFGS from `start`, at most `steps` steps, until the gradient's norm is `tolerance` times the first one's (or smaller).
+    """L-BFGS from `start`, at most `steps` steps, until the gradient's norm is under `tolerance` times the first one's.
 
     Safe under vmap: members that have converged stand still. Returns the best parameters, their value, and the history
     of values [steps] (padded with the last one).

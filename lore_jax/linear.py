@@ -1,4 +1,4 @@
-"""Bradley-Terry directions on features: one for everybody, or one a group. Also what all fits share: their result, their settings.
+"""Bradley-Terry directions on features, one for everybody or one a group; and what all fits share.
 
 Axis letters: U users, n votes a user (padded), N responses, D features, K basis, G groups.
 """
@@ -89,7 +89,7 @@ def scores(loss: np.ndarray, right: np.ndarray, mask: np.ndarray) -> dict[str, f
 
 
 def shared_search(features, table: Table, members: np.ndarray, variances: Sequence[float]):
-    """Tries every strength on the members' votes; (candidates, index of the best, its validation loss of every vote)."""
+    """Tries every strength on the members' votes; (candidates, index of the best, its loss of every vote)."""
     seen = np.asarray(table.validation) & members[:, None]
     candidates, losses = [], []
     for variance in variances:

@@ -5,8 +5,8 @@ Axis letters: U users, n pairs a user (padded), N responses, D features, K basis
 A user's taste is a direction in feature space. Both populations integrate the users out, so a handful of
 pairs a user cannot overfit as it does when W and V are both point estimates:
 
-- gaussian: taste = shared + spread eps, eps ~ N(0, I_K). In LoRe's words V = [shared, spread], w ~ N((1, 0..), diag(inf, 1..)).
-  The integral over eps is Laplace's (exact MAP inside, its Hessian's determinant outside).
+- gaussian: taste = shared + spread eps, eps ~ N(0, I_K). In LoRe's words V = [shared, spread] and
+  w ~ N((1, 0..), diag(1/FIXED, 1..)). The integral over eps is Laplace's (exact MAP inside, its Hessian's determinant outside).
 - mixture: taste is one of K directions shared + delta_k with probability pi_k: V = those directions, w = the posterior
   probabilities, a point of the simplex. The sum is exact.
 
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from lore_jax import solve
+from lore_jax import objective, solve
 from lore_jax.votes import Table
 
 # The shared direction's own weight is held at 1 by this precision (a finite one, so that every solver takes it).
@@ -77,12 +77,12 @@ def gaussian_objective(
     spread (the others count as zero, so that one program serves all ranks); params `shared [D]`, `spread [D K]`.
     """
     basis = gaussian_basis(params, used)
-    problem, users = solve.problem(votes(features, table, basis), mask, gaussian_prior(len(used)))
+    problem, users = objective.problem(votes(features, table, basis), mask, gaussian_prior(len(used)))
     weights = solve.logistic_weights(problem, users)
-    factor = jnp.linalg.cholesky(solve.logistic_hessian(problem, weights))
+    factor = jnp.linalg.cholesky(objective.logistic_hessian(problem, weights))
     volume = jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), -1) - 0.5 * jnp.log(FIXED)
     penalty = strengths[0] * jnp.sum(params["shared"] ** 2) + strengths[1] * jnp.sum(params["spread"] ** 2)
-    return jnp.sum(solve.logistic_objective(problem, weights) + volume) + 0.5 * penalty
+    return jnp.sum(objective.logistic_objective(problem, weights) + volume) + 0.5 * penalty
 
 
 def mixture_objective(
@@ -140,7 +140,7 @@ def spectral_directions(
 
 
 def corners(size: int, used: Int[Array, ""]) -> Float[Array, "size size"]:
-    """Corners of a regular simplex with `used` corners around the origin, one a row, unit length; unused rows are zero."""
+    """`used` corners of a regular simplex around the origin, one a row, unit length; unused rows are zero."""
     index = jnp.arange(size)
     # Helmert's rows: corner k has sqrt entries in dimensions before k and one positive entry at k.
     ahead = used - 1 - index

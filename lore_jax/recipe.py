@@ -25,7 +25,10 @@ def reference_loss(
     rejected: Int[Array, " P"],
     share: Float[Array, " P"],
 ) -> Array:
-    """Sum over users of the mean over their pairs of -log sigmoid(w_uᵀ Vᵀ(phi_c - phi_r) / 100); `share` = 1 / votes of the user."""
+    """Sum over users of the mean over their pairs of -log sigmoid(w_uᵀ Vᵀ(phi_c - phi_r) / 100).
+
+    Args: params `W [U K]` (softmax gives the weights), `V [D K]`; share: 1 / votes of the pair's user.
+    """
     logits = pair_logits(basis_rewards(features, params["V"]), jax.nn.softmax(params["W"]), user, chosen, rejected)
     return jnp.sum(share * jax.nn.softplus(-logits / 100))
 

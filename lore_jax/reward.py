@@ -4,7 +4,7 @@ Axis letters: U users, N responses, D features, K basis, P pairs.
 
     r_u(x) = w_uᵀ Vᵀ phi(x),    P(u prefers a over b) = sigmoid(r_u(a) - r_u(b))
 
-phi is a frozen feature, standardised with `Standardiser`; V [D K] is the basis. A constant feature counts for nothing in a
+phi is a frozen feature, standardised with `Standardiser`; V [D K] is the basis. A constant counts for nothing in a
 difference, so centring changes no preference; scaling decides what an L2 penalty means.
 """
 

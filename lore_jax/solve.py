@@ -7,15 +7,16 @@ With z = basis rewards of the chosen response minus those of the rejected one, a
 - `ridge`: the minimum of 1/2 sum (1 - z.w)^2 + 1/2 |w - mean|^2_precision. Exact: one Cholesky factor, used
   again for two refinements.
 - `logistic`: the minimum of sum softplus(-z.w) + 1/2 |w - mean|^2_precision, the MAP. Exact to the float's precision:
-  Newton steps with a safeguard that cannot diverge, until the Newton decrement vanishes (4 to 7 steps for usual users).
+  Newton steps with a safeguard that cannot diverge, until the Newton decrement vanishes, at most MAX_STEPS.
 - `ridge_simplex`, `logistic_simplex`: the same minima over w >= 0, sum w = 1. The quadratic programmes go through an
-  interior-point method with a final solve on its support, so they too are exact to the float's precision (about 1e-9 in float64,
-  1e-5 in float32).
+  interior-point method with a final solve on its support: exact to the float's precision, but for coordinates whose
+  weight and multiplier both vanish, where the error is about the square root of that precision.
+- `mixture`: Bayes' rule over K tastes; exact.
 
-Users without pairs get the prior's mean, exactly (on the simplex: a mean outside is projected in the prior's metric). All are differentiable to any order in
-z, mean and precision by the implicit function theorem (`lax.custom_root`); the simplex ones wherever their
-support is locally constant. Pairs come as a padded table `z [U n K]` with `mask [U n]`, or flat, `z [P K]` with `user [P]`
-(users in any order), for tables whose rows differ too much in length to pad.
+Users without pairs get the prior's mean, exactly (on the simplex, a mean outside comes back projected in the prior's
+metric). All are differentiable in z, mean and precision by the implicit function theorem (`lax.custom_root`; `ridge`
+and `mixture` directly); the simplex ones wherever the support is locally constant. Pairs come as a padded table
+`z [U n K]` with `mask [U n]`, or flat, `z [P K]` with `user [P]` in any order, for rows too uneven to pad.
 """
 
 from collections.abc import Callable
@@ -26,63 +27,27 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-
+from lore_jax.objective import (
+    Prior,
+    Problem,
+    logistic_gradient,
+    logistic_hessian,
+    logistic_objective,
+    problem,
+    ridge_gradient,
+    ridge_hessian,
+)
 from lore_jax.simplex import project_simplex, quadratic_simplex
-from pref_jax.errors import UserError
 
 MAX_STEPS = 60
 SEARCH = 8
 
 
-class Rows(NamedTuple):
-    """Pairs of many users: `z [U n K]`, `weight [U n]` and `user` None, or flat: `z [P K]`, `weight [P]`, `user [P]`."""
-
-    z: Array
-    weight: Array
-    user: Array | None
-
-    def margins(self, weights: Array) -> Array:
-        """z.w for every pair, [U n] or [P], from weights [U K]."""
-        if self.user is None:
-            return jnp.einsum("unk,uk->un", self.z, weights)
-        return jnp.einsum("pk,pk->p", self.z, weights[self.user])
-
-    def total(self, values: Array, num_users: int) -> Array:
-        """Sum over each user's pairs: [U n ...] or [P ...] -> [U ...]."""
-        if self.user is None:
-            return values.sum(1)
-        return jax.ops.segment_sum(values, self.user, num_users)
-
-    def largest(self, values: Array, num_users: int) -> Array:
-        """Largest non-negative value among each user's pairs, 0 for none: [U n] or [P] -> [U]."""
-        if self.user is None:
-            return values.max(1, initial=0.0)
-        return jax.ops.segment_max(values, self.user, num_users).clip(0)
-
-    def gram(self, curvature: Array, num_users: int) -> Array:
-        """Sum over each user's pairs of curvature * z zᵀ: [U K K]."""
-        if self.user is None:
-            return jnp.einsum("unk,unl->ukl", self.z * curvature[..., None], self.z)
-        outer = self.z[:, :, None] * (self.z * curvature[:, None])[:, None, :]
-        return jax.ops.segment_sum(outer, self.user, num_users)
-
-    def pull(self, force: Array, num_users: int) -> Array:
-        """Sum over each user's pairs of force * z: [U K]."""
-        if self.user is None:
-            return jnp.einsum("unk,un->uk", self.z, force)
-        return jax.ops.segment_sum(self.z * force[:, None], self.user, num_users)
-
-
-class Problem(NamedTuple):
-    """Everything a solve depends on: pairs and prior."""
-
-    rows: Rows
-    mean: Array
-    precision: Array
+Mask = Bool[Array, "*pairs"] | None
 
 
 class Posterior(NamedTuple):
-    """Solved weights [U K] and their covariance [U K K] (inverse Hessian at the solution: Gaussian for ridge, Laplace for logistic)."""
+    """Weights [U K] and covariance [U K K]: the inverse Hessian at the solution (for logistic, Laplace's)."""
 
     weights: Array
     covariance: Array
@@ -101,43 +66,11 @@ def _divide(factor: Array, right: Array) -> Array:
     return jax.scipy.linalg.cho_solve((factor, True), right[..., None])[..., 0]
 
 
-def _pulled(problem: Problem, weights: Array) -> Array:
-    return jnp.einsum("kl,ul->uk", problem.precision, weights - problem.mean[None])
-
-
-def _ridge_gradient(problem: Problem, weights: Array) -> Array:
-    force = problem.rows.weight * (1 - problem.rows.margins(weights))
-    return _pulled(problem, weights) - problem.rows.pull(force, len(weights))
-
-
-def _ridge_hessian(problem: Problem, num_users: int) -> Array:
-    return problem.rows.gram(problem.rows.weight, num_users) + problem.precision[None]
-
-
-def _logistic_gradient(problem: Problem, weights: Array) -> Array:
-    force = problem.rows.weight * jax.nn.sigmoid(-problem.rows.margins(weights))
-    return _pulled(problem, weights) - problem.rows.pull(force, len(weights))
-
-
-def logistic_hessian(problem: Problem, weights: Array) -> Array:
-    half = 0.5 * problem.rows.margins(weights)
-    # p (1 - p) in a form that keeps its digits for large margins
-    curvature = problem.rows.weight * jax.nn.sigmoid(2 * half) * jax.nn.sigmoid(-2 * half)
-    return problem.rows.gram(curvature, len(weights)) + problem.precision[None]
-
-
-def logistic_objective(problem: Problem, weights: Array) -> Array:
-    """[U]: sum softplus(-z.w) + 1/2 |w - mean|^2_precision."""
-    loss = problem.rows.weight * jax.nn.softplus(-problem.rows.margins(weights))
-    prior = 0.5 * jnp.sum((weights - problem.mean[None]) * _pulled(problem, weights), -1)
-    return problem.rows.total(loss, len(weights)) + prior
-
-
 def _safe_step(problem: Problem, weights: Array, move: Array) -> Array:
     """Step length [U] along Newton moves [U K].
 
-    With s the largest change of a margin, the curvature changes by at most e^s along the move, hence the length log(1 + s)/s
-    always descends (Sun & Tran-Dinh, generalised self-concordance, 2019). It tends to 1 at the solution; far from it
+    With s the largest change of a margin, the curvature changes by at most e^s along the move; the length log(1 + s)/s
+    therefore always descends (Sun & Tran-Dinh, generalised self-concordance, 2019). It tends to 1 at the solution; far from it
     longer steps up to 1 are tried and the best kept.
     """
     rows, users = problem.rows, len(weights)
@@ -155,12 +88,12 @@ def _safe_step(problem: Problem, weights: Array, move: Array) -> Array:
 
 
 def _newton(problem: Problem, start: Array, move_of: Callable[[Array, Array, Array], Array]) -> Array:
-    """Safeguarded Newton steps from `start [U K]`; `move_of(weights, gradient, hessian)` is the model's minimum minus weights."""
+    """Safeguarded Newton steps from `start [U K]`; `move_of(weights, gradient, hessian)` minimises the model."""
     tolerance = jnp.finfo(start.dtype).eps ** 0.75
 
     def body(carry):
         step, weights, _ = carry
-        gradient, hessian = _logistic_gradient(problem, weights), logistic_hessian(problem, weights)
+        gradient, hessian = logistic_gradient(problem, weights), logistic_hessian(problem, weights)
         move = move_of(weights, gradient, hessian)
         decrement = -jnp.sum(gradient * move, -1)
         # The last step is taken too: near the solution it squares the error that the test saw.
@@ -182,8 +115,8 @@ def _hessian_solve(linear: Callable[[Array], Array], right: Array) -> Array:
 
 def _projected_solve(linear: Callable[[Array], Array], right: Array) -> Array:
     blocks = _blocks(linear, right.shape[0], right.shape[1], right.dtype)
-    # Singular to the float's precision (collinear huge features): no direction moves the solution. The trial stands apart
-    # from `right`, in which this function has to stay linear.
+    # Singular to the float's precision (collinear huge features): no direction moves the solution.
+    # The trial stands apart from `right`, in which this function has to stay linear.
     trial = jnp.linalg.solve(blocks, jnp.ones_like(right)[..., None])[..., 0]
     sound = jnp.all(jnp.isfinite(trial), -1)[:, None]
     blocks = jnp.where(sound[..., None], blocks, jnp.eye(right.shape[1], dtype=right.dtype)[None])
@@ -196,11 +129,11 @@ def _or_prior(problem: Problem, weights: Array, fallback: Array) -> Array:
 
 
 def _ridge(problem: Problem, num_users: int) -> Posterior:
-    factor = _cholesky(_ridge_hessian(problem, num_users))
+    factor = _cholesky(ridge_hessian(problem, num_users))
     prior = jnp.broadcast_to(problem.mean, (num_users, len(problem.mean)))
-    weights = prior - _divide(factor, _ridge_gradient(problem, prior))
+    weights = prior - _divide(factor, ridge_gradient(problem, prior))
     for _ in range(2):
-        weights = weights - _divide(factor, _ridge_gradient(problem, weights))
+        weights = weights - _divide(factor, ridge_gradient(problem, weights))
     return Posterior(_or_prior(problem, weights, problem.mean), _inverse(factor))
 
 
@@ -224,7 +157,7 @@ def logistic_weights(problem: Problem, num_users: int) -> Array:
         return _newton(problem, start, lambda _, gradient, hessian: -_divide(_cholesky(hessian), gradient))
 
     start = lax.stop_gradient(_better_start(problem, num_users))
-    weights = lax.custom_root(lambda w: _logistic_gradient(problem, w), start, solve, _hessian_solve)
+    weights = lax.custom_root(lambda w: logistic_gradient(problem, w), start, solve, _hessian_solve)
     return _or_prior(problem, weights, problem.mean)
 
 
@@ -234,9 +167,9 @@ def _logistic(problem: Problem, num_users: int) -> Posterior:
 
 
 def _on_simplex(problem: Problem, num_users: int, gradient_of, solve) -> Array:
-    """Wraps a simplex solver: implicit derivatives through w = project(w - gradient / scale), the prior for empty users."""
+    """A simplex solver with implicit derivatives, by w = project(w - gradient / scale), and the prior for empty users."""
     scale = lax.stop_gradient(
-        jnp.diagonal(_ridge_hessian(problem, num_users), axis1=-2, axis2=-1).max(-1, keepdims=True)
+        jnp.diagonal(ridge_hessian(problem, num_users), axis1=-2, axis2=-1).max(-1, keepdims=True)
     )
 
     def residual(weights):
@@ -252,42 +185,16 @@ def _on_simplex(problem: Problem, num_users: int, gradient_of, solve) -> Array:
 
 def _ridge_on_simplex(problem: Problem, num_users: int) -> Array:
     def solve(start):
-        return quadratic_simplex(_ridge_hessian(problem, num_users), _ridge_gradient(problem, start), start)
+        return quadratic_simplex(ridge_hessian(problem, num_users), ridge_gradient(problem, start), start)
 
-    return _on_simplex(problem, num_users, _ridge_gradient, solve)
+    return _on_simplex(problem, num_users, ridge_gradient, solve)
 
 
 def _logistic_on_simplex(problem: Problem, num_users: int) -> Array:
     def move(weights, gradient, hessian):
         return quadratic_simplex(hessian, gradient, weights) - weights
 
-    return _on_simplex(problem, num_users, _logistic_gradient, lambda start: _newton(problem, start, move))
-
-
-class Prior(NamedTuple):
-    """Gaussian prior of weights: mean [K] and precision [K K] (symmetric, positive definite)."""
-
-    mean: Array
-    precision: Array
-
-
-Mask = Bool[Array, "*pairs"] | None
-
-
-def problem(
-    z: Array, mask: Array | None, prior: Prior, user: Array | None = None, num_users: int | None = None
-) -> tuple[Problem, int]:
-    """The problem and its number of users from the arguments of `ridge`."""
-    if (user is None) != (z.ndim == 3) or (user is not None and num_users is None):
-        raise UserError(
-            f"weights: pairs of shape {z.shape} with user={'given' if user is not None else None}; "
-            "give z [U n K] alone, or z [P K] with user [P] and num_users"
-        )
-    weight = jnp.ones(z.shape[:-1], z.dtype) if mask is None else mask.astype(z.dtype)
-    # Padding may hold anything, NaN included: only a zero in z itself keeps it out of every sum.
-    z = jnp.where((weight > 0)[..., None], z, 0)
-    mean, precision = jnp.asarray(prior.mean, z.dtype), jnp.asarray(prior.precision, z.dtype)
-    return Problem(Rows(z, weight, user), mean, precision), z.shape[0] if user is None else int(num_users or 0)
+    return _on_simplex(problem, num_users, logistic_gradient, lambda start: _newton(problem, start, move))
 
 
 def ridge(
@@ -336,7 +243,7 @@ def ridge_simplex(
     user: Int[Array, " P"] | None = None,
     num_users: int | None = None,
 ) -> Float[Array, "U K"]:
-    """`ridge` restricted to w >= 0, sum w = 1; exact. Arguments as `ridge`; returns weights [U K]. Source: DESIGN 4.4 (c)."""
+    """`ridge` restricted to w >= 0, sum w = 1; exact. As `ridge`; returns weights [U K]. Source: DESIGN 4.4 (c)."""
     return _ridge_on_simplex(*problem(z, mask, prior, user, num_users))
 
 
@@ -348,7 +255,7 @@ def logistic_simplex(
     user: Int[Array, " P"] | None = None,
     num_users: int | None = None,
 ) -> Float[Array, "U K"]:
-    """`logistic` restricted to w >= 0, sum w = 1; exact. Arguments as `ridge`; returns weights [U K]. Source: DESIGN 4.4 (c)."""
+    """`logistic` restricted to w >= 0, sum w = 1; exact. As `ridge`; returns weights [U K]. Source: DESIGN 4.4 (c)."""
     return _logistic_on_simplex(*problem(z, mask, prior, user, num_users))
 
 
@@ -362,7 +269,7 @@ def mixture(
 ) -> Float[Array, "U K"]:
     """Posterior probabilities [U K] that a user's taste is the k-th basis reward; exact, a point of the simplex.
 
-    Proportional to prior_k * product over the user's pairs of sigmoid(z_k). Arguments as `ridge`, but for `log_prior [K]`.
+    Proportional to prior_k * product over the user's pairs of sigmoid(z_k). Otherwise as `ridge`.
     """
     prior = Prior(jnp.zeros_like(log_prior), jnp.eye(len(log_prior), dtype=log_prior.dtype))
     given, users = problem(z, mask, prior, user, num_users)

@@ -32,7 +32,7 @@ class Triples(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Each user's votes in a row: `chosen`, `rejected` [U n] response rows; `train`, `validation` [U n] masks (both false: padding)."""
+    """A row a user: response rows `chosen`, `rejected` [U n]; masks `train`, `validation` [U n] (neither: padding)."""
 
     chosen: Int[Array, "U n"]
     rejected: Int[Array, "U n"]
