@@ -93,7 +93,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "gate": {"hidden": 256, "noise": 0.1, "temperature": 1.0},
             "optimizer": {
                 "lr": 3e-3,
-                "num_steps": 250,
+                "num_steps": 150,
                 "weight_decay": 1e-3,
                 "warmup_fraction": 0.03,
                 "clip": 1.0,

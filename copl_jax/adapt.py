@@ -165,14 +165,14 @@ def _embed(
     tiles = -(-size // _WIDTH)
     first_tile = np.cumsum(tiles) - tiles
     slot = first_tile[of] * _WIDTH + np.arange(len(of)) - (np.cumsum(size) - size)[of]
-    num_tiles = bucket(tiles.sum(), smallest=8 * _BLOCK)  # such buckets are multiples of _BLOCK
+    num_tiles = bucket(int(tiles.sum()), smallest=8 * _BLOCK)  # such buckets are multiples of _BLOCK
     tile_users = np.full(num_tiles * _WIDTH, -1, np.int32)
     tile_users[slot] = neighbour
     num_owners = bucket(len(some) + 1)  # one more, to own the padding tiles
     tile_owner = np.full(num_tiles, num_owners - 1, np.int32)
     tile_owner[: tiles.sum()] = np.repeat(np.arange(len(some)), tiles)
 
-    column = np.arange(bucket(pairs.count.max(), smallest=4))
+    column = np.arange(bucket(int(pairs.count.max()), smallest=4))
     real = np.zeros((num_owners, len(column)), bool)
     real[: len(some)] = column < pairs.count[some, None]
     index = np.zeros(real.shape, np.int64)
@@ -229,5 +229,8 @@ def _score(
 
 
 def _padded(table: np.ndarray) -> Array:
-    """The table with rows of zeros up to a bucket, so that a few more users compile nothing anew."""
-    return jnp.asarray(np.pad(table, ((0, bucket(len(table)) - len(table)), (0, 0))))
+    """The table with rows of zeros, at least one, up to a bucket: a few more users compile nothing anew.
+
+    Row -1, which stands for nobody, is one of the zeros; users that are not seen may hold anything.
+    """
+    return jnp.asarray(np.pad(table, ((0, bucket(len(table) + 1) - len(table)), (0, 0))))

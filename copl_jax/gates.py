@@ -61,19 +61,20 @@ def init(
     """Fresh float32 gates: {target: {"hidden": {"kernel": [Z D H], "bias": [Z H]}, "out": {"kernel": [Z H E], ...}}}.
 
     User embeddings have length 1, so the first kernel has variance 1, not 1/D: otherwise all logits would start far
-    below the noise and users would be sent about at random.
+    below the noise and users would be sent about at random. Each expert's last column sums to 0 over H: what all users
+    have in common cancels, so no expert starts out of everybody's reach.
     """
     params: Params = {}
     for key_, target in zip(jax.random.split(key, max(len(targets), 1)), targets, strict=False):
         hidden_key, out_key = jax.random.split(key_)
-        spread = (2 / config.hidden) ** 0.5
+        last = jax.random.normal(out_key, (num_layers, config.hidden, num_experts)) * (2 / config.hidden) ** 0.5
         params[target] = {
             "hidden": {
                 "kernel": jax.random.normal(hidden_key, (num_layers, dim, config.hidden)),
                 "bias": jnp.zeros((num_layers, config.hidden)),
             },
             "out": {
-                "kernel": spread * jax.random.normal(out_key, (num_layers, config.hidden, num_experts)),
+                "kernel": last - jnp.mean(last, axis=1, keepdims=True),
                 "bias": jnp.zeros((num_layers, num_experts)),
             },
         }

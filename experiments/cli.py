@@ -1,10 +1,11 @@
 """How every experiment is launched: flags, a typed config, user errors without a traceback."""
 
+import contextlib
 import dataclasses
 import difflib
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,21 +55,18 @@ def _parse(argv: list[str], doc: str, default_config: str | None) -> tuple[Confi
         print("  --config.FIELD=VALUE                override any field of the config, --config.a.b=1 for nested ones")
         print("  --workdir=DIR                       folder for everything the run leaves; repeat to go on")
         sys.exit(0)
-    before = sys.argv
-    sys.argv = argv  # ml_collections looks for overrides there
     try:
-        rest = values(argv)[1:]
+        with _looked_for_in(argv):
+            rest = values(argv)[1:]
         config = file.value
         if config is None:
             raise UserError("no --config given; name one, such as --config=configs/quickstart.py")
         if not isinstance(config, ConfigDict):
-            config.nonexistent  # an unreadable file is held back by ml_collections until its first use
+            config.keys()  # ml_collections holds back what is wrong with a file until its first use
     except UserError:
         raise
     except Exception as error:  # a config file may fail in any way of its own
-        raise UserError(_config_fault(error, argv)) from None
-    finally:
-        sys.argv = before
+        raise UserError(_config_fault(error, argv, default_config)) from None
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; flags look like --config.field=value and --workdir=DIR")
     if not workdir.value:
@@ -76,24 +74,38 @@ def _parse(argv: list[str], doc: str, default_config: str | None) -> tuple[Confi
     return config, Path(workdir.value)
 
 
-def _config_fault(error: Exception, argv: list[str]) -> str:
+@contextlib.contextmanager
+def _looked_for_in(argv: list[str]) -> Iterator[None]:
+    """Puts `argv` where ml_collections looks for overrides."""
+    before, sys.argv = sys.argv, argv
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def _config_fault(error: Exception, argv: list[str], default: str | None) -> str:
     """What is wrong with the command line, with the nearest known config field for a misspelt one."""
-    path = next((arg.split("=", 1)[1].split(":")[0] for arg in argv if arg.startswith("--config=")), None)
+    path = next((arg.split("=", 1)[1].split(":")[0] for arg in argv if arg.startswith("--config=")), default)
     if path and not Path(path).is_file():
         known = ", ".join(sorted(str(file) for file in Path("configs").glob("[!_]*.py")))
         return f"--config={path}: no such file; known here: {known or 'none, run from the project folder'}"
-    name = getattr(error, "flagname", "") or ""
-    if not name.startswith("config.") or path is None:
-        return f"{error}; see --help"
-    fields = {f"config.{field}": field for field in _fields(_load(path))}
-    near = difflib.get_close_matches(name, fields, n=3, cutoff=0.5)
-    return f"--{name}: {path} has no such field; did you mean {' or '.join('--' + n for n in near) or 'another one'}?"
+    fields = _fields(_load(path)) if path else []
+    for arg in argv:
+        name = arg.split("=", 1)[0].removeprefix("--")
+        if not arg.startswith("--config.") or name.removeprefix("config.") in fields:
+            continue
+        near = difflib.get_close_matches(name, [f"config.{field}" for field in fields], n=3, cutoff=0.5)
+        meant = " or ".join(f"--{n}" for n in near) or "another one"
+        return f"--{name}: {path} has no such field; did you mean {meant}?"
+    return f"{error}; see --help"
 
 
 def _load(path: str) -> Mapping:
     values = flags.FlagValues()
     file = config_flags.DEFINE_config_file("config", path, flag_values=values)
-    values(["load"])
+    with _looked_for_in(["load"]):
+        values(["load", f"--config={path}"])
     return file.value if isinstance(file.value, ConfigDict) else {}
 
 

@@ -32,6 +32,7 @@ from lore_jax.linear import (
     shared_program,
     shared_search,
 )
+from lore_jax.objective import Prior
 from lore_jax.recipe import reference
 from lore_jax.reward import basis_rewards, differences, standardise
 from lore_jax.votes import Table, Triples, Votes, checked, make_table
@@ -197,7 +198,7 @@ def regularised(
 @partial(jax.jit, static_argnames=("kind",))
 def _adapt_program(kind, features, table: Table, basis, mean, precision):
     z = population.votes(features, table, basis)
-    prior = solve.Prior(mean, precision)
+    prior = Prior(mean, precision)
     if kind == "mixture":
         return solve.mixture(z, table.train, jnp.log(mean + 1e-30))
     if kind == "simplex":

@@ -105,9 +105,9 @@ def logistic_gradient(problem: Problem, weights: Array) -> Array:
 
 def logistic_hessian(problem: Problem, weights: Array) -> Array:
     """Hessian [U K K] of `logistic_objective`."""
-    half = 0.5 * problem.rows.margins(weights)
-    # p (1 - p) in a form that keeps its digits for large margins
-    curvature = problem.rows.weight * jax.nn.sigmoid(2 * half) * jax.nn.sigmoid(-2 * half)
+    margins = problem.rows.margins(weights)
+    # Not p * (1 - p): that loses its digits where p rounds to 1.
+    curvature = problem.rows.weight * jax.nn.sigmoid(margins) * jax.nn.sigmoid(-margins)
     return problem.rows.gram(curvature, len(weights)) + problem.precision[None]
 
 

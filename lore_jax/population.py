@@ -6,7 +6,8 @@ A user's taste is a direction in feature space. Both populations integrate the u
 pairs a user cannot overfit as it does when W and V are both point estimates:
 
 - gaussian: taste = shared + spread eps, eps ~ N(0, I_K). In LoRe's words V = [shared, spread] and
-  w ~ N((1, 0..), diag(1/FIXED, 1..)). The integral over eps is Laplace's (exact MAP inside, its Hessian's determinant outside).
+  w ~ N((1, 0..), diag(1/FIXED, 1..)). The integral over eps is Laplace's (the exact MAP, and its Hessian's
+  determinant).
 - mixture: taste is one of K directions shared + delta_k with probability pi_k: V = those directions, w = the posterior
   probabilities, a point of the simplex. The sum is exact.
 
@@ -43,9 +44,9 @@ def shared_objective(
     return jnp.sum(jnp.where(mask, jax.nn.softplus(-logits), 0)) + 0.5 * strength * jnp.sum(direction**2)
 
 
-def gaussian_prior(rank: int) -> solve.Prior:
+def gaussian_prior(rank: int) -> objective.Prior:
     """Prior of w over [shared, spread]: mean (1, 0 ...), precision diag(FIXED, 1 ...)."""
-    return solve.Prior(jnp.eye(1, rank + 1)[0], jnp.diag(jnp.ones(rank + 1).at[0].set(FIXED)))
+    return objective.Prior(jnp.eye(1, rank + 1)[0], jnp.diag(jnp.ones(rank + 1).at[0].set(FIXED)))
 
 
 def gaussian_basis(params: dict[str, Array], used: Bool[Array, " K"]) -> Float[Array, "D K1"]:

@@ -70,8 +70,8 @@ def _safe_step(problem: Problem, weights: Array, move: Array) -> Array:
     """Step length [U] along Newton moves [U K].
 
     With s the largest change of a margin, the curvature changes by at most e^s along the move; the length log(1 + s)/s
-    therefore always descends (Sun & Tran-Dinh, generalised self-concordance, 2019). It tends to 1 at the solution; far from it
-    longer steps up to 1 are tried and the best kept.
+    therefore always descends (Sun & Tran-Dinh, generalised self-concordance, 2019). It tends to 1 at the solution;
+    far from it longer steps up to 1 are tried and the best kept.
     """
     rows, users = problem.rows, len(weights)
     change = rows.margins(move)
@@ -167,7 +167,7 @@ def _logistic(problem: Problem, num_users: int) -> Posterior:
 
 
 def _on_simplex(problem: Problem, num_users: int, gradient_of, solve) -> Array:
-    """A simplex solver with implicit derivatives, by w = project(w - gradient / scale), and the prior for empty users."""
+    """A simplex solver with implicit derivatives (of w = project(w - gradient / scale)); empty users get the prior."""
     scale = lax.stop_gradient(
         jnp.diagonal(ridge_hessian(problem, num_users), axis1=-2, axis2=-1).max(-1, keepdims=True)
     )

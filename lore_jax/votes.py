@@ -3,7 +3,7 @@
 Axis letters: U users, n votes a user (padded), P votes (flat), N responses.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Int
 from pref_jax.errors import UserError
 
 
+@runtime_checkable
 class Votes(Protocol):
     """Anything with int arrays `user`, `chosen`, `rejected` [P]: rows of users and of responses."""
 

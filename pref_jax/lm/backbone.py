@@ -1,8 +1,8 @@
 """The one door to every transformer family: plain parameters in, plain arrays out.
 
 Axes: B batch, L length, D features, V vocabulary. Parameters are nested dicts of arrays; those of the blocks are
-stacked under `blocks` with the layer axis first and run under `lax.scan` together with the adapters. Flax NNX describes the
-layers; it holds no state here: a call merges the module's description with the parameters of the moment.
+stacked under `blocks` with the layer axis first and run under `lax.scan` together with the adapters. Flax NNX
+describes the layers and holds no state: a call merges that description with the parameters of the moment.
 
 The transformer knows no users. Whatever depends on them comes in as `adapters`, attached to the linears by name.
 """
@@ -140,10 +140,10 @@ def pool(config: LMConfig, hidden: Float[Array, "B L D"], mask: Bool[Array, "B L
 
 def _module(config: LMConfig, kind: Any, weights: Params) -> Any:
     """The NNX module of this kind holding these arrays."""
-    return nnx.merge(_description(config, kind), weights)
+    return nnx.merge(_description(config, kind, jax.tree.leaves(weights)[0].dtype), weights)
 
 
 @functools.lru_cache(maxsize=64)
-def _description(config: LMConfig, kind: Any) -> Any:
-    """NNX's static half of a module; depends on the configuration only, so it is made once."""
-    return nnx.graphdef(nnx.eval_shape(lambda: kind(config, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+def _description(config: LMConfig, kind: Any, dtype: Any) -> Any:
+    """NNX's static half of a module; depends on configuration and dtype only, so it is made once."""
+    return nnx.graphdef(nnx.eval_shape(lambda: kind(config, dtype=dtype, rngs=nnx.Rngs(0))))

@@ -100,7 +100,7 @@ def save(folder: str | Path, config: LMConfig, params: Mapping[str, Any]) -> Non
     for key, (path, transpose) in module.WEIGHTS.items():
         if path not in ours:
             continue
-        full = key if key.startswith(module.UNPREFIXED) and module.UNPREFIXED else _save_prefix(config) + key
+        full = key if key.startswith(module.UNPREFIXED) else _save_prefix(config) + key
         array = np.asarray(ours[path])
         for layer, part in enumerate(array) if "{}" in key else [(0, array)]:
             tensors[full.format(layer)] = np.ascontiguousarray(part.T if transpose else part)

@@ -83,17 +83,18 @@ def rotary_frequencies(config: LMConfig) -> np.ndarray:
     return (frequencies * (keep + (1 - keep) / scaling.factor)).astype(np.float32)
 
 
-def rotary_table(config: LMConfig, where: Int[Array, "B L"]) -> tuple[Float[Array, "B L 1 h"], Float[Array, "B L 1 h"]]:
-    """Cosines and sines (float32) of each position's angles, for all heads; h = H/2."""
+def rotary_table(config: LMConfig, where: Int[Array, "B L"]) -> tuple[Float[Array, "B L 1 H"], Float[Array, "B L 1 H"]]:
+    """Float32 cosines and signed sines of each position's angles, for `rotate`; one row serves all heads."""
     angles = where[:, :, None, None].astype(jnp.float32) * rotary_frequencies(config)[None, None, None, :]
-    return jnp.cos(angles), jnp.sin(angles)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
 
 
-def rotate(x: Float[Array, "B L N H"], cos: Float[Array, "B L 1 h"], sin: Float[Array, "B L 1 h"]) -> Array:
+def rotate(x: Float[Array, "B L N H"], cos: Float[Array, "B L 1 H"], sin: Float[Array, "B L 1 H"]) -> Array:
     """Turns the pair (x_i, x_{i + H/2}) by its angle (the half-split layout of Hugging Face); keeps x's dtype."""
     half = x.shape[-1] // 2
-    left, right = x[..., :half], x[..., half:]
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+    swapped = jnp.concatenate([x[..., half:], x[..., :half]], axis=-1)
+    return (x * cos + swapped * sin).astype(x.dtype)
 
 
 def activation(name: str) -> Callable[[Array], Array]:

@@ -17,8 +17,8 @@ class Context(NamedTuple):
     """What every block needs besides its input; the same for all of them."""
 
     allowed: Bool[Array, "B 1 L L"]
-    cos: Float[Array, "B L 1 h"]
-    sin: Float[Array, "B L 1 h"]
+    cos: Float[Array, "B L 1 H"]
+    sin: Float[Array, "B L 1 H"]
 
 
 def linear_shapes(config: LMConfig) -> dict[str, tuple[int, int]]:
@@ -79,10 +79,10 @@ class Frame(nnx.Module):
         return self.final_norm(x)
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
-        """Next-token logits in float32."""
+        """Next-token logits, summed in float32 whatever the weights' dtype."""
         if self.config.tie_embeddings:
-            return self.embed.attend(hidden).astype(jnp.float32)
-        return self.lm_head(hidden).astype(jnp.float32)
+            return jnp.einsum("...d,vd->...v", hidden, self.embed.embedding[...], preferred_element_type=jnp.float32)
+        return jnp.einsum("...d,dv->...v", hidden, self.lm_head.kernel[...], preferred_element_type=jnp.float32)
 
 
 # Hugging Face key (without its `model.` prefix) -> (our path, whether the matrix is stored [out, in]).

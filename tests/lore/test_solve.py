@@ -7,6 +7,7 @@ import pytest
 from scipy.optimize import minimize
 
 from lore_jax import solve
+from lore_jax.objective import Prior
 from lore_jax.simplex import project_simplex
 from pref_jax.errors import UserError
 
@@ -66,7 +67,7 @@ def case(seed, users=USERS, votes=VOTES, basis=BASIS):
 def test_equals_scipy(name):
     z, mask, mean, precision = case(seed=1)
     with jax.enable_x64(True):
-        prior = solve.Prior(jnp.asarray(mean), jnp.asarray(precision))
+        prior = Prior(jnp.asarray(mean), jnp.asarray(precision))
         weights = np.asarray(COMPILED[name](jnp.asarray(z), jnp.asarray(mask), prior))
     expected = np.stack([best(name, z[u][mask[u]], mean, precision) for u in range(USERS)])
     np.testing.assert_allclose(weights, expected, atol=1e-6)
@@ -75,14 +76,14 @@ def test_equals_scipy(name):
 
 
 def solve_float32(name, z, mask, mean, precision):
-    prior = solve.Prior(jnp.asarray(mean, jnp.float32), jnp.asarray(precision, jnp.float32))
+    prior = Prior(jnp.asarray(mean, jnp.float32), jnp.asarray(precision, jnp.float32))
     return np.asarray(COMPILED[name](jnp.asarray(z, jnp.float32), jnp.asarray(mask), prior))
 
 
 @pytest.mark.parametrize("name", ["logistic", "ridge_simplex"])
 def test_flat_pairs_equal_padded_ones(name):
     z, mask, mean, precision = case(seed=2, users=40)
-    prior = solve.Prior(jnp.asarray(mean, jnp.float32), jnp.asarray(precision, jnp.float32))
+    prior = Prior(jnp.asarray(mean, jnp.float32), jnp.asarray(precision, jnp.float32))
     user = np.repeat(np.arange(40), VOTES)
     order = np.random.default_rng(0).permutation(len(user))
     pairs = jnp.asarray(z.reshape(-1, BASIS)[order], jnp.float32), jnp.asarray(mask.reshape(-1)[order])
@@ -101,7 +102,7 @@ def test_gradients_equal_finite_differences(name):
 
         @jax.jit
         def run(z, mean, precision):
-            return METHODS[name](z, jnp.asarray(mask), solve.Prior(mean, precision))
+            return METHODS[name](z, jnp.asarray(mask), Prior(mean, precision))
 
         args, lean = tuple(map(jnp.asarray, (z, mean, precision))), tuple(map(jnp.asarray, lean))
         _, forward = jax.jvp(run, args, lean)
@@ -118,7 +119,7 @@ def test_gradients_equal_finite_differences(name):
 def test_covariance_is_the_inverse_hessian():
     z, mask, mean, precision = case(seed=4, users=20)
     with jax.enable_x64(True):
-        prior = solve.Prior(jnp.asarray(mean), jnp.asarray(precision))
+        prior = Prior(jnp.asarray(mean), jnp.asarray(precision))
         ridge = solve.ridge(jnp.asarray(z), jnp.asarray(mask), prior)
         logistic = solve.logistic(jnp.asarray(z), jnp.asarray(mask), prior)
     for u in range(20):
@@ -132,7 +133,7 @@ def test_covariance_is_the_inverse_hessian():
 @pytest.mark.parametrize("name", METHODS)
 def test_no_pairs_give_the_prior_exactly(name):
     mean = jnp.asarray([0.1, 0.2, 0.7, 0.0])
-    prior = solve.Prior(mean, jnp.eye(4))
+    prior = Prior(mean, jnp.eye(4))
     # Padding may hold anything.
     z = jnp.full((3, VOTES, 4), jnp.nan).at[2].set(1.0)
     mask = jnp.zeros((3, VOTES), bool).at[2].set(True)
@@ -155,7 +156,7 @@ EDGES = {
 @pytest.mark.parametrize("name", METHODS)
 def test_never_nan(name):
     rng = np.random.default_rng(5)
-    prior = solve.Prior(jnp.asarray([0.5, 0.2, 0.3, 0.0]), jnp.eye(4))
+    prior = Prior(jnp.asarray([0.5, 0.2, 0.3, 0.0]), jnp.eye(4))
 
     @jax.jit
     def run(z):
@@ -179,7 +180,7 @@ def test_huge_features_still_reach_the_optimum():
     z = np.random.default_rng(6).normal(size=(40, VOTES, 4)) * 1e6
     mean = np.array([0.5, -0.2, 0.3, 0.0])
     with jax.enable_x64(True):
-        weights = np.asarray(solve.logistic(jnp.asarray(z), None, solve.Prior(jnp.asarray(mean), jnp.eye(4))).weights)
+        weights = np.asarray(solve.logistic(jnp.asarray(z), None, Prior(jnp.asarray(mean), jnp.eye(4))).weights)
     for u in range(40):
         _, gradient = objective("logistic", z[u], mean, np.eye(4))(weights[u])
         p = 1 / (1 + np.exp(-z[u] @ weights[u]))
@@ -209,6 +210,6 @@ def test_mixture_is_bayes_rule():
 
 
 def test_wrong_shapes_are_told():
-    prior = solve.Prior(jnp.zeros(2), jnp.eye(2))
+    prior = Prior(jnp.zeros(2), jnp.eye(2))
     with pytest.raises(UserError, match="num_users"):
         solve.ridge(jnp.ones((3, 2)), None, prior)

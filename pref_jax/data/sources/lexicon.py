@@ -83,7 +83,7 @@ class Lexicon:
         return Lexicon(**{role: np.concatenate(list(words[halves]), axis=-1) for role, words in roles})
 
 
-def invent(*, verbs: int = 16, topics: int = 64, markers: int = 10, seed: int = 0) -> Lexicon:
+def invent(*, verbs: int = 12, topics: int = 32, markers: int = 10, seed: int = 0) -> Lexicon:
     """Invents a lexicon; the numbers count the words of each half and role (markers: of each attribute and level)."""
     shapes = {
         "verbs": (2, verbs),

