@@ -103,9 +103,7 @@ def test_reward_is_head_on_the_last_token_of_the_adapted_transformer():
                 "b": 2 * jnp.concatenate([own["shared"]["b"], b], axis=1),
             }
         length = int(mask[i].sum())
-        hidden = backbone.hidden_states(
-            LM, frozen["base"], tokens[i : i + 1, :length], mask[i : i + 1, :length], folded
-        )
+        hidden = hidden_states(LM, frozen["base"], tokens[i : i + 1, :length], mask[i : i + 1, :length], folded)
         expected = hidden[0, -1] @ params["head"]["w"] + params["head"]["b"]
         np.testing.assert_allclose(got[i], expected, rtol=2e-4, atol=2e-6)
 

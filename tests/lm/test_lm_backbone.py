@@ -199,7 +199,8 @@ def test_attention_is_the_textbook_formula_with_shared_key_heads():
                 s = k[b, :, n // 2] @ q[b, i, n] / 2
                 w = np.exp(s) * allowed[b, 0, i] if allowed[b, 0, i].any() else np.ones(5)
                 want[b, i, n] = (w / w.sum()) @ v[b, :, n // 2]
-    ours = layers.attention(*(jnp.asarray(t, jnp.float32) for t in (q, k, v)), jnp.asarray(allowed))
+    q, k, v = (jnp.asarray(t, jnp.float32) for t in (q, k, v))
+    ours = layers.attention(q, k, v, jnp.asarray(allowed))
     np.testing.assert_allclose(ours, want.reshape(2, 5, 24), atol=1e-6)
 
 

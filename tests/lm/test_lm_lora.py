@@ -57,8 +57,8 @@ def reference(params, rows, adapters):
             def linear(name, x, block=block, own=own):
                 return x @ block[name]["kernel"] + SCALE * x @ own[name]["a"] @ own[name]["b"]
 
-            def turned(x, half=half, turn=np.exp(1j * angle)[:, None]):
-                z = (x[..., :half] + 1j * x[..., half:]) * turn
+            def turned(x, half=half, angle=angle):
+                z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angle)[:, None]
                 return np.concatenate([z.real, z.imag], -1)
 
             h = norm(x, block["input_norm"]["scale"])
