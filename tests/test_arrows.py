@@ -27,7 +27,20 @@ ARROWS = {
 ORDER = {
     "pref_jax": ("errors", "files", "data", "lm", "train", "eval"),
     "copl_jax": ("graph", "gcf", "gates", "experts", "reward", "adapt"),
-    "lore_jax": ("reward", "simplex", "solve", "lbfgs", "population", "fit", "online", "deep"),
+    "lore_jax": (
+        "objective",
+        "simplex",
+        "solve",
+        "reward",
+        "votes",
+        "population",
+        "lbfgs",
+        "linear",
+        "recipe",
+        "fit",
+        "online",
+        "deep",
+    ),
 }
 # These need an array of features and no transformer; only lore_jax.deep does.
 DEEP = "lore_jax.deep"
