@@ -59,7 +59,7 @@ def get_config(variant: str = "") -> ConfigDict:
             },
             "optimizer": {
                 "lr": 3e-3,
-                "num_steps": 400,
+                "num_steps": 450,
                 "weight_decay": 0.01,
                 "warmup_fraction": 0.05,
                 "clip": 1.0,
@@ -93,7 +93,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "gate": {"hidden": 256, "noise": 0.1, "temperature": 1.0},
             "optimizer": {
                 "lr": 3e-3,
-                "num_steps": 150,
+                "num_steps": 130,
                 "weight_decay": 1e-3,
                 "warmup_fraction": 0.03,
                 "clip": 1.0,

@@ -21,7 +21,9 @@ from experiments.summary import summarise
 from lore_jax import fit
 from lore_jax.fit import Fit, RegularisedConfig
 from pref_jax.data.preferences import Pairs, Preferences
+from pref_jax.data.validate import prompt_ids
 
+Votes = tuple[Pairs, Pairs]
 METHOD, SHARED, ORACLE = "LoRe", "shared (features)", "oracle (features)"
 
 
@@ -45,20 +47,30 @@ def lore(run: Run, method: str = METHOD) -> None:
     def score() -> tuple[np.ndarray, dict[str, Any]]:
         features = np.asarray(load_features(run))
         config = freeze(RegularisedConfig, run.config.lore, "lore")
-        found, weights = fits[method](data, features, config)
+        found, weights = fits[method](data, votes_by_prompt(data, seed=run.seed), features, config)
         facts = {"chosen": found.chosen, "candidates": list(found.candidates), "rank": int(found.basis.shape[1])}
         return np.asarray(fit.predict(found, features, weights, test_pairs(data))), facts
 
     scored(run, method, score)
 
 
-def _votes(data: Preferences) -> tuple[Pairs, Pairs]:
-    return data.pairs("train", seen=True), data.pairs("validation", seen=True)
+def votes_by_prompt(data: Preferences, *, seed: int, fraction: float = 0.2) -> tuple[Pairs, Pairs]:
+    """The seen users' answers to fit on and those to choose rank and shrinkage by: `fraction` of the prompts.
+
+    Test prompts are new to a model, so what it is chosen by must be new too: on prompts it has seen, remembering
+    their responses looks like understanding them. After the choice, `fit` learns from both parts.
+    """
+    pairs = data.pairs(("train", "validation"), seen=True)
+    prompt = prompt_ids(data.responses["prompt"])[pairs.chosen]
+    distinct = np.unique(prompt, return_counts=True)[0]
+    held = np.random.default_rng([seed, 5]).permutation(distinct)[: max(1, round(fraction * len(distinct)))]
+    chosen_by = np.isin(prompt, held)
+    return Pairs(*(column[~chosen_by] for column in pairs)), Pairs(*(column[chosen_by] for column in pairs))
 
 
-def _lore(data: Preferences, features: np.ndarray, config: RegularisedConfig) -> tuple[Fit, np.ndarray]:
+def _lore(data: Preferences, votes: Votes, features: np.ndarray, config: RegularisedConfig) -> tuple[Fit, np.ndarray]:
     """Weights of all users [U K]: fitted for the seen, solved from context pairs for the unseen."""
-    found = fit.regularised(features, *_votes(data), data.num_users, config=config)
+    found = fit.regularised(features, *votes, data.num_users, config=config)
     weights = np.array(found.weights)
     unseen = np.flatnonzero(~data.seen)
     context = data.pairs("train", seen=False)
@@ -67,15 +79,15 @@ def _lore(data: Preferences, features: np.ndarray, config: RegularisedConfig) ->
     return found, weights
 
 
-def _shared(data: Preferences, features: np.ndarray, config: RegularisedConfig) -> tuple[Fit, np.ndarray]:
-    found = fit.shared(features, *_votes(data), data.num_users, config=config)
+def _shared(data: Preferences, votes: Votes, features: np.ndarray, config: RegularisedConfig) -> tuple[Fit, np.ndarray]:
+    found = fit.shared(features, *votes, data.num_users, config=config)
     return found, np.asarray(found.weights)
 
 
-def _oracle(data: Preferences, features: np.ndarray, config: RegularisedConfig) -> tuple[Fit, np.ndarray]:
+def _oracle(data: Preferences, votes: Votes, features: np.ndarray, config: RegularisedConfig) -> tuple[Fit, np.ndarray]:
     groups = group_numbers(data)
     assert groups is not None, "asked for only where there are groups"
-    found = fit.per_group(features, *_votes(data), groups, config=config)
+    found = fit.per_group(features, *votes, groups, config=config)
     return found, np.asarray(found.weights)
 
 
