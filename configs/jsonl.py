@@ -5,13 +5,15 @@ variants  (none)
 hardware  2 CPU cores; with a large `backbone.name` a GPU or TPU
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import crowdrag
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = crowdrag.get_config(variant)
+    config: Any = crowdrag.get_config(variant)
     config.dataset = "my votes"
     config.seeds = (0,)
     config.methods = ("shared reward", "CoPL", "shared (features)", "LoRe")

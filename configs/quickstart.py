@@ -6,11 +6,13 @@ variants  (none) one seed; three_seeds; tiny: seconds, for tests, of no use as a
 hardware  2 CPU cores, 2 GB of memory
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = ConfigDict()
+    config: Any = ConfigDict()
     config.dataset = "embedded UF-P-2"
     config.seeds = (0, 1, 2) if variant == "three_seeds" else (0,)
     config.methods = (
@@ -107,7 +109,7 @@ def get_config(variant: str = "") -> ConfigDict:
     return config
 
 
-def _shrink(config: ConfigDict) -> None:
+def _shrink(config: Any) -> None:
     config.source.update({"seen_users": 24, "unseen_users": 6, "train_prompts": 12, "test_prompts": 8})
     config.pretrain.update({"dialogues": 64, "glossaries": 32, "batch_size": 8, "checkpoint_every": 4})
     config.pretrain.lm.update({"vocab_size": 512, "hidden_size": 16, "intermediate_size": 32, "num_layers": 2})

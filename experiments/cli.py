@@ -5,9 +5,9 @@ import dataclasses
 import difflib
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -16,7 +16,9 @@ from pref_jax.errors import Faults, UserError
 from pref_jax.files import read_json, write_json
 
 T = TypeVar("T")
-Experiment = Callable[[ConfigDict, Path], None]
+# An ml_collections ConfigDict. Its fields have no static types, so checkers are told nothing about it.
+Config = Any
+Experiment = Callable[[Config, Path], None]
 
 
 def launch(run: Experiment, doc: str, *, default_config: str | None = None, argv: Sequence[str] | None = None) -> None:
@@ -43,7 +45,7 @@ def launch(run: Experiment, doc: str, *, default_config: str | None = None, argv
         sys.exit(130)
 
 
-def _parse(argv: list[str], doc: str, default_config: str | None) -> tuple[ConfigDict, Path]:
+def _parse(argv: list[str], doc: str, default_config: str | None) -> tuple[Config, Path]:
     values = flags.FlagValues()
     file = config_flags.DEFINE_config_file(
         "config", default_config, "config file, configs/NAME.py or configs/NAME.py:variant", flag_values=values
@@ -101,7 +103,7 @@ def _config_fault(error: Exception, argv: list[str], default: str | None) -> str
     return f"{error}; see --help"
 
 
-def _load(path: str) -> Mapping:
+def _load(path: str) -> Config:
     values = flags.FlagValues()
     file = config_flags.DEFINE_config_file("config", path, flag_values=values)
     with _looked_for_in(["load"]):
@@ -109,7 +111,7 @@ def _load(path: str) -> Mapping:
     return file.value if isinstance(file.value, ConfigDict) else {}
 
 
-def _fields(config: Mapping, prefix: str = "") -> list[str]:
+def _fields(config: Config, prefix: str = "") -> list[str]:
     found = []
     for key in config:
         value = config[key]
@@ -117,13 +119,14 @@ def _fields(config: Mapping, prefix: str = "") -> list[str]:
     return found
 
 
-def freeze(kind: type[T], config: Mapping[str, Any], where: str, **extra: Any) -> T:
+def freeze(kind: type[T], config: Config, where: str, **extra: Any) -> T:
     """Turns a section of a config into the frozen dataclass `kind`; past this edge no ConfigDict travels.
 
     Raises:
       UserError: naming every unknown or missing field and every value of a wrong type.
     """
-    known = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    fields: Any = dataclasses.fields(cast(Any, kind))
+    known = {field.name: field for field in fields}
     values = {**dict(config.items()), **extra}
     faults = Faults()
     for name in values.keys() - known.keys():
@@ -137,7 +140,7 @@ def freeze(kind: type[T], config: Mapping[str, Any], where: str, **extra: Any) -
     return kind(**values)
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
+def claim(workdir: Path, config: Config) -> None:
     """Makes `workdir` this config's: writes `config.json`, or checks that the one there says the same.
 
     Raises:

@@ -10,12 +10,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from experiments import copl as copl_experiment
 from experiments import lore as lore_experiment
 from experiments.baselines import majority, oracle, shared
-from experiments.cli import launch
+from experiments.cli import Config, launch
 from experiments.prepare import prepare
 from experiments.stages import Run, runs
 from experiments.summary import summarise
@@ -32,7 +30,7 @@ METHODS: dict[str, Callable[[Run], None]] = {
 }
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+def run(config: Config, workdir: Path) -> None:
     """Runs every method of `config.methods` for every seed, then writes the report."""
     unknown = [name for name in config.methods if name not in METHODS]
     if unknown:

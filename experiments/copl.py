@@ -9,13 +9,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from copl_jax import gcf, graph
 from copl_jax.adapt import adapt
 from copl_jax.gcf import GCFConfig
 from experiments import reward_model
-from experiments.cli import freeze, launch
+from experiments.cli import Config, freeze, launch
 from experiments.prepare import prepare
 from experiments.stages import Run, load_data, method_folder, runs, say, scored, stage, test_pairs
 from experiments.summary import summarise
@@ -24,7 +23,7 @@ from pref_jax.files import read_json, write_json
 METHOD = "CoPL"
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+def run(config: Config, workdir: Path) -> None:
     """All stages of CoPL for every seed, then the report."""
     for one in runs(config, workdir):
         prepare(one)

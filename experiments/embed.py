@@ -6,16 +6,15 @@ python -m experiments.embed --config=configs/quickstart.py --workdir=runs/quicks
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from experiments.cli import launch
+from experiments.cli import Config, launch
 from experiments.prepare import prepare
 from experiments.stages import Run, load_backbone, load_data, load_tokens, runs, say, stage
 from pref_jax.files import write_json
 from pref_jax.lm import features
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+def run(config: Config, workdir: Path) -> None:
     """Prepares what is missing, then embeds every seed."""
     for one in runs(config, workdir):
         prepare(one)

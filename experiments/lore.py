@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from experiments.baselines.oracle import group_numbers
-from experiments.cli import freeze, launch
+from experiments.cli import Config, freeze, launch
 from experiments.embed import embed
 from experiments.prepare import prepare
 from experiments.stages import Run, load_data, load_features, runs, scored, test_pairs
@@ -27,7 +27,7 @@ Votes = tuple[Pairs, Pairs]
 METHOD, SHARED, ORACLE = "LoRe", "shared (features)", "oracle (features)"
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+def run(config: Config, workdir: Path) -> None:
     """LoRe and its linear references for every seed, then the report."""
     for one in runs(config, workdir):
         prepare(one)
@@ -49,7 +49,7 @@ def lore(run: Run, method: str = METHOD) -> None:
         config = freeze(RegularisedConfig, run.config.lore, "lore")
         found, weights = fits[method](data, votes_by_prompt(data, seed=run.seed), features, config)
         facts = {"chosen": found.chosen, "candidates": list(found.candidates), "rank": int(found.basis.shape[1])}
-        return np.asarray(fit.predict(found, features, weights, test_pairs(data))), facts
+        return np.asarray(fit.predict(found, features, jnp.asarray(weights), test_pairs(data))), facts
 
     scored(run, method, score)
 

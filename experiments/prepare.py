@@ -9,9 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from experiments.cli import freeze, launch
+from experiments.cli import Config, freeze, launch
 from experiments.stages import Run, load_data, runs, say, stage
 from pref_jax.data import preferences
 from pref_jax.data.preferences import Preferences
@@ -25,7 +23,7 @@ from pref_jax.train.pretrain import pretrain
 from pref_jax.train.state import OptimizerConfig
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+def run(config: Config, workdir: Path) -> None:
     """Prepares every seed and prints what is in the tables."""
     for one in runs(config, workdir):
         prepare(one)

@@ -6,7 +6,7 @@ Axis letters: B batch, L length, P pairs, U users, N responses.
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import grain
 import jax
@@ -28,6 +28,8 @@ from pref_jax.train.loop import fit
 from pref_jax.train.mesh import make_mesh, replicated, tree_shardings
 from pref_jax.train.state import OptimizerConfig, init_state, make_step, optimizer
 
+Routing = Literal["users", "groups", "none"]
+
 
 def text_batches(pairs: Pairs, tokens: TokenTable, length: int, **how: int) -> grain.MapDataset:
     """`pair_batches` with the responses' rows replaced by their tokens and masks, as `reward.make_loss` takes them."""
@@ -46,14 +48,14 @@ def text_batches(pairs: Pairs, tokens: TokenTable, length: int, **how: int) -> g
     return pair_batches(pairs, **how).map(look_up)
 
 
-def configure(run: Run, lm: LMConfig, *, routing: str, num_experts: int | None = None) -> RewardConfig:
+def configure(run: Run, lm: LMConfig, *, routing: Routing, num_experts: int | None = None) -> RewardConfig:
     """The reward model of the config, with another routing or number of experts where a method asks for it."""
     section = run.config.reward
     own = {} if num_experts is None else {"num_experts": num_experts}
     experts = {**section.experts.to_dict(), **own, "targets": tuple(section.experts.targets)}
     return RewardConfig(
         lm=lm,
-        routing=routing,  # type: ignore[arg-type]
+        routing=routing,
         mixture=freeze(ExpertsConfig, experts, "reward.experts"),
         gate=freeze(GateConfig, section.gate, "reward.gate"),
         remat=section.remat,
@@ -66,7 +68,7 @@ def train_and_score(
     pairs: Pairs,
     train: Pairs,
     *,
-    routing: str,
+    routing: Routing,
     num_experts: int | None = None,
     table: np.ndarray | None = None,
     more: Callable[[RewardConfig, Any], dict[str, Any]] | None = None,

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from experiments.cli import claim
+from experiments.cli import Config, claim
 from pref_jax.data import preferences
 from pref_jax.data.preferences import Pairs, Preferences
 from pref_jax.data.tokens import TokenTable, load_tokenizer, tokenize_responses
@@ -33,12 +32,12 @@ from pref_jax.lm.config import LMConfig
 class Run:
     """One seed of an experiment: its config, its folder, its seed."""
 
-    config: ConfigDict
+    config: Config
     seed: int
     folder: Path
 
 
-def runs(config: ConfigDict, workdir: Path) -> Iterator[Run]:
+def runs(config: Config, workdir: Path) -> Iterator[Run]:
     """A run for each of `config.seeds`; the workdir becomes this config's.
 
     Raises:

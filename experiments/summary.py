@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
+from experiments.cli import Config
 from experiments.stages import Run, curve, load_data, load_scores, method_folder, runs, say, test_pairs
 from pref_jax.eval import plots, report, results
 from pref_jax.eval.accuracy import group_metrics, paired_difference, user_accuracy
@@ -22,7 +22,7 @@ MEANINGS = {
 }
 
 
-def summarise(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def summarise(config: Config, workdir: Path) -> dict[str, Any]:
     """Scores every method that is done, writes results, report and plots, and prints the table."""
     every = list(runs(config, workdir))
     rows = [row for run in every for row in _rows(run)]

@@ -17,11 +17,19 @@ class Votes(Protocol):
     """Anything with int arrays `user`, `chosen`, `rejected` [P]: rows of users and of responses."""
 
     @property
-    def user(self) -> Any: ...  # noqa: D102
+    def user(self) -> Any:
+        """Rows of users."""
+        ...
+
     @property
-    def chosen(self) -> Any: ...  # noqa: D102
+    def chosen(self) -> Any:
+        """Rows of the preferred responses."""
+        ...
+
     @property
-    def rejected(self) -> Any: ...  # noqa: D102
+    def rejected(self) -> Any:
+        """Rows of the other responses."""
+        ...
 
 
 class Triples(NamedTuple):

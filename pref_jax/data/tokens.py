@@ -117,8 +117,8 @@ def tokenize_dialogues(
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, chats: list[list[dict[str, str]]]) -> list[list[int]]:
-    texts = tokenizer.apply_chat_template(chats, tokenize=False)
-    return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    texts = [str(text) for text in tokenizer.apply_chat_template(chats, tokenize=False)]
+    return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
 def _join(tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int) -> list[list[int]]:

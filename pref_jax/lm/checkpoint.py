@@ -250,8 +250,7 @@ def _save_prefix(config: LMConfig) -> str:
 
 
 def _flat(tree: Any) -> dict[str, Any]:
-    is_leaf = lambda leaf: not isinstance(leaf, dict)  # noqa: E731
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: not isinstance(leaf, dict))
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 

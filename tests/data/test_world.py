@@ -80,9 +80,8 @@ def test_words_of_test_prompts_occur_in_no_training_prompt():
         for row in np.unique([*pairs.chosen, *pairs.rejected]):
             rows |= set(texts[row].split()) | set(prompts[row][0]["content"].split())
     words = lexicon.invent()
-    for half, other in (("train", "test"), ("test", "train")):
-        roles = dataclasses.asdict(words.choose(half)).values()
-        assert not {str(w) for role in roles for w in role.ravel()} & by_split[other]
+    for own, other in ((words.choose("train"), "test"), (words.choose("test"), "train")):
+        assert not {str(w) for role in dataclasses.asdict(own).values() for w in role.ravel()} & by_split[other]
 
 
 def test_pretraining_text_uses_all_words_and_states_levels():
@@ -103,9 +102,10 @@ def test_pretraining_text_uses_all_words_and_states_levels():
 
 def test_all_gives_everybody_n_pairs_and_one_for_validation():
     data = world.generate(SMALL)
-    count = lambda split, seen: np.bincount(data.pairs(split, seen=seen).user, minlength=data.num_users)[  # noqa: E731
-        data.seen == seen
-    ]
+
+    def count(split, seen):
+        return np.bincount(data.pairs(split, seen=seen).user, minlength=data.num_users)[data.seen == seen]
+
     assert (count("train", True) == SMALL.pairs_per_user - 1).all()
     assert (count("validation", True) == 1).all()
     assert (count("train", False) == SMALL.pairs_per_user).all()

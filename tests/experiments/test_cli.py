@@ -1,6 +1,7 @@
 """Launching: what a user mistypes is told in one message with exit code 2."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 from ml_collections import ConfigDict
@@ -92,7 +93,7 @@ def test_freeze_names_unknown_and_missing_fields_at_once():
 
 
 def test_a_workdir_belongs_to_one_config(tmp_path):
-    config = ConfigDict({"a": 1, "b": {"c": (1, 2)}})
+    config: Any = ConfigDict({"a": 1, "b": {"c": (1, 2)}})
     cli.claim(tmp_path, config)
     cli.claim(tmp_path, config)
     config.b.c = (1, 3)

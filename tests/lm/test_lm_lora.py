@@ -44,7 +44,10 @@ def grown(key):
 def reference(params, rows, adapters):
     """The whole transformer in float64 NumPy, one row and one layer after another, no padding at all."""
     params, adapters = jax.tree.map(lambda p: np.asarray(p, np.float64), (params, adapters))
-    norm = lambda x, scale: x / np.sqrt((x**2).mean(-1, keepdims=True) + CONFIG.norm_eps) * scale  # noqa: E731
+
+    def norm(x, scale):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + CONFIG.norm_eps) * scale
+
     result = []
     for tokens, mask in zip(*map(np.asarray, rows), strict=True):
         x = params["embed"]["embedding"][tokens[mask]]

@@ -101,7 +101,7 @@ def invent(*, verbs: int = 12, topics: int = 32, markers: int = 10, seed: int = 
 
 def _words(count: int, rng: np.random.Generator) -> np.ndarray:
     """Distinct pronounceable words of two or three syllables, none of which is English on this page."""
-    onsets = np.array(list("bdfgklmnprstvz") + ["br", "dr", "gl", "kr", "pl", "st", "tr", "sk"])
+    onsets = np.array([*"bdfgklmnprstvz", "br", "dr", "gl", "kr", "pl", "st", "tr", "sk"])
     vowels = np.array(["a", "e", "i", "o", "u", "ai", "eo"])
     codas = np.array(["", "", "n", "r", "l", "s", "m"])
     page = " ".join([GLOSSARY_QUESTION, *QUESTIONS, *(s for group in SENTENCES.values() for s in group)]).split()

@@ -76,9 +76,10 @@ def generate(config: WorldConfig) -> preferences.Preferences:
     _check(config)
     words = lexicon.invent()
     rng = {name: np.random.default_rng([config.seed, i]) for i, name in enumerate(("train", "test", "users", "ask"))}
+    sizes: dict[lexicon.Half, int] = {"train": config.train_prompts, "test": config.test_prompts}
     halves = [
         _Texts(words.choose(half), prompts, config.responses_per_prompt, config.marker_noise, rng[half])
-        for half, prompts in (("train", config.train_prompts), ("test", config.test_prompts))
+        for half, prompts in sizes.items()
     ]
     tastes, groups = _tastes(config, rng["users"])
     comparisons, counts = _comparisons(config, halves, tastes, rng["ask"])
@@ -183,10 +184,15 @@ def _pool(config: WorldConfig, texts: _Texts, rng: np.random.Generator) -> tuple
     pairs = np.stack([starts + first[None], starts + second[None]], axis=-1).reshape(-1, 2)
     votes = ratings[pairs[:, 0]] > ratings[pairs[:, 1]]
     used = votes[:, :2] if config.tastes == "uf_p_2" else votes
-    contested = votes.any(1) & ~votes.all(1)
+    contested = ~_unanimous(votes)
     written = np.asarray(texts.responses, object)
     keep = (written[pairs[:, 0]] != written[pairs[:, 1]]) & (contested | (not config.contested_only))
-    return pairs[keep], ratings, (used.any(1) & ~used.all(1))[keep]
+    return pairs[keep], ratings, ~_unanimous(used[keep])
+
+
+def _unanimous(votes: np.ndarray) -> np.ndarray:
+    """True for rows [P, attributes] in which all agree."""
+    return np.asarray((votes == votes[:, :1]).all(axis=1))
 
 
 def _asked(config: WorldConfig, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,77 @@
+"""CoPL's real training step gives the same losses on one device and on eight, however they are divided."""
+
+import jax
+import numpy as np
+import pytest
+
+from copl_jax import reward
+from copl_jax.experts import ExpertsConfig
+from copl_jax.gates import GateConfig
+from copl_jax.reward import RewardConfig
+from experiments.reward_model import Routing
+from pref_jax.lm import backbone, sharding
+from pref_jax.lm.config import LMConfig
+from pref_jax.train.loop import jit_step
+from pref_jax.train.mesh import make_mesh, put_batch, replicated, tree_shardings
+from pref_jax.train.state import OptimizerConfig, init_state, make_step, optimizer
+
+LM = LMConfig(
+    family="llama",
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    max_positions=32,
+)
+USERS, BATCH, LENGTH, STEPS = 12, 16, 10, 4
+
+
+def _batches(rng):
+    for _ in range(STEPS):
+        texts = {}
+        for side in ("chosen", "rejected"):
+            lengths = rng.integers(3, LENGTH + 1, BATCH)
+            texts[side] = rng.integers(0, LM.vocab_size, (BATCH, LENGTH)).astype(np.int32)
+            texts[f"{side}_mask"] = np.arange(LENGTH)[None] < lengths[:, None]
+        yield {"user": rng.integers(0, USERS, BATCH).astype(np.int32), **texts}
+
+
+def _losses(routing: Routing, **axes: int) -> list[float]:
+    """Losses of a few steps, dropout and gate noise included, with the transformer cut over the mesh."""
+    count = int(np.prod(list(axes.values())))
+    mesh = make_mesh(**axes, devices=jax.devices()[:count])
+    config = RewardConfig(
+        lm=LM,
+        routing=routing,
+        mixture=ExpertsConfig(num_experts=0 if routing == "none" else 3, rank=2),
+        gate=GateConfig(hidden=8),
+    )
+    rng = np.random.default_rng(0)
+    base = backbone.init(LM, jax.random.key(1))
+    table = {
+        "users": rng.normal(size=(USERS, 6)).astype(np.float32),
+        "groups": rng.integers(0, 3, USERS).astype(np.int32),
+        "none": None,
+    }[routing]
+    frozen = {"base": jax.device_put(base, tree_shardings(mesh, sharding.specs(base, mesh)))}
+    if table is not None:
+        frozen[routing] = jax.device_put(table, replicated(mesh))
+    params = reward.init(config, jax.random.key(2), embedding_dim=6)
+    transform = optimizer(OptimizerConfig(lr=1e-2, num_steps=STEPS, clip=1.0))
+    state = init_state(jax.device_put(params, replicated(mesh)), transform, 3)
+    step = jit_step(make_step(reward.make_loss(config), transform), state, frozen, mesh)
+    losses = []
+    for batch in _batches(rng):
+        state, metrics = step(state, frozen, put_batch(batch, mesh))
+        losses.append(float(metrics["loss"]))
+    return losses
+
+
+@pytest.mark.parametrize("routing", ["users", "groups", "none"])
+def test_one_device_equals_eight(routing):
+    alone = _losses(routing, data=1, fsdp=1, tensor=1)
+    assert len(set(alone)) == STEPS
+    for axes in ({"data": 8, "fsdp": 1, "tensor": 1}, {"data": 2, "fsdp": 2, "tensor": 2}):
+        np.testing.assert_allclose(_losses(routing, **axes), alone, rtol=1e-5, atol=1e-6)
