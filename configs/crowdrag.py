@@ -12,8 +12,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs.common import check_variant
+
+VARIANTS = ("one_seed", "linear")
+
 
 def get_config(variant: str = "") -> ConfigDict:
+    check_variant(variant, *VARIANTS)
     config: Any = ConfigDict()
     config.dataset = "Crowd RAG 2025, overall quality"
     config.seeds = (0,) if variant == "one_seed" else (0, 1, 2)

@@ -1,7 +1,7 @@
 """Your own votes: JSONL with a user, a prompt, a chosen and a rejected response in every line (README: your own data).
 
 command   python -m experiments.compare --config=configs/jsonl.py --config.source.path=votes.jsonl --workdir=runs/mine
-variants  (none)
+variants  (none); linear: the methods on frozen features only
 hardware  2 CPU cores; with a large `backbone.name` a GPU or TPU
 """
 
@@ -10,13 +10,18 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import crowdrag
+from configs.common import check_variant
+
+VARIANTS = ("linear",)
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config: Any = crowdrag.get_config(variant)
+    check_variant(variant, *VARIANTS)
+    config: Any = crowdrag.get_config()
     config.dataset = "my votes"
     config.seeds = (0,)
-    config.methods = ("shared reward", "CoPL", "shared (features)", "LoRe")
+    linear = ("shared (features)", "LoRe")
+    config.methods = linear if variant == "linear" else ("shared reward", "CoPL", *linear)
     config.source = ConfigDict(
         {
             "name": "jsonl",

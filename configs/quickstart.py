@@ -10,8 +10,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs.common import check_variant
+
+VARIANTS = ("three_seeds", "tiny")
+
 
 def get_config(variant: str = "") -> ConfigDict:
+    check_variant(variant, *VARIANTS)
     config: Any = ConfigDict()
     config.dataset = "embedded UF-P-2"
     config.seeds = (0, 1, 2) if variant == "three_seeds" else (0,)
@@ -94,7 +99,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "experts": {"num_experts": 8, "rank": 8, "dropout": 0.1, "targets": ("q_proj", "v_proj")},
             "gate": {"hidden": 256, "noise": 0.1, "temperature": 1.0},
             "optimizer": {
-                "lr": 3e-3,
+                "lr": 2e-3,
                 "num_steps": 130,
                 "weight_decay": 1e-3,
                 "warmup_fraction": 0.03,

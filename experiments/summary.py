@@ -13,11 +13,11 @@ from pref_jax.files import read_json
 
 MEANINGS = {
     "shared reward": "one Bradley-Terry reward for everybody: the transformer with plain LoRA.",
-    "group oracle": "the same transformer told each user's true group, one LoRA expert a group: an upper bound.",
+    "group oracle": "the same transformer told each user's true group, one expert a group: what knowing them is worth.",
     "CoPL": "user embeddings from the graph of votes choose LoRA experts; unseen users by two-hop neighbours.",
     "LoRe": "a low-rank basis of rewards on frozen features; an unseen user's weights are solved in closed form.",
     "shared (features)": "one linear Bradley-Terry reward on the frozen features that LoRe uses.",
-    "oracle (features)": "one linear Bradley-Terry reward a true group on the same features: an upper bound for LoRe.",
+    "oracle (features)": "one linear Bradley-Terry reward a true group on the same features.",
     "majority of others": "what most other people chose on the very same test pair; ties count half.",
 }
 
