@@ -23,7 +23,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.dataset = "Crowd RAG 2025, overall quality"
     config.seeds = (0,) if variant == "one_seed" else (0, 1, 2)
     linear = ("majority of others", "shared (features)", "LoRe")
-    config.methods = linear if variant == "linear" else ("shared reward", "CoPL", *linear)
+    config.methods = linear if variant == "linear" else ("shared reward", "CoPL", "CoPL (shrunk)", *linear)
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.source = ConfigDict(
         {
@@ -54,6 +54,7 @@ def get_config(variant: str = "") -> ConfigDict:
         {
             "batch_size": 16,
             "accumulate": 1,
+            "hold_out": 0.2,
             "eval_batch_size": 32,
             "checkpoint_every": 50,
             "log_every": 10,
@@ -62,7 +63,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "gate": {"hidden": 256, "noise": 0.1, "temperature": 1.0},
             "optimizer": {
                 "lr": 1e-3,
-                "num_steps": 120,
+                "num_steps": 100,
                 "weight_decay": 1e-3,
                 "warmup_fraction": 0.03,
                 "clip": 1.0,

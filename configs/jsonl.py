@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.dataset = "my votes"
     config.seeds = (0,)
     linear = ("shared (features)", "LoRe")
-    config.methods = linear if variant == "linear" else ("shared reward", "CoPL", *linear)
+    config.methods = linear if variant == "linear" else ("shared reward", "CoPL", "CoPL (shrunk)", *linear)
     config.source = ConfigDict(
         {
             "name": "jsonl",

@@ -92,6 +92,7 @@ def get_config(variant: str = "") -> ConfigDict:
         {
             "batch_size": 64,
             "accumulate": 1,
+            "hold_out": 0.0,
             "eval_batch_size": 256,
             "checkpoint_every": 100,
             "log_every": 10,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from experiments import copl as copl_experiment
 from experiments import lore as lore_experiment
-from experiments.baselines import majority, oracle, shared
+from experiments.baselines import majority, oracle, shared, shrunk
 from experiments.cli import Config, launch
 from experiments.prepare import prepare
 from experiments.stages import Run, runs
@@ -23,6 +23,7 @@ METHODS: dict[str, Callable[[Run], None]] = {
     shared.METHOD: shared.shared,
     oracle.METHOD: oracle.oracle,
     copl_experiment.METHOD: copl_experiment.copl,
+    shrunk.METHOD: shrunk.shrunk,
     lore_experiment.SHARED: partial(lore_experiment.lore, method=lore_experiment.SHARED),
     lore_experiment.ORACLE: partial(lore_experiment.lore, method=lore_experiment.ORACLE),
     lore_experiment.METHOD: lore_experiment.lore,

@@ -16,7 +16,7 @@ from copl_jax.gcf import GCFConfig
 from experiments import reward_model
 from experiments.cli import Config, freeze, launch
 from experiments.prepare import prepare
-from experiments.stages import Run, load_data, method_folder, runs, say, scored, stage, test_pairs
+from experiments.stages import Run, load_data, method_folder, runs, say, scored, stage
 from experiments.summary import summarise
 from pref_jax.files import read_json, write_json
 
@@ -42,8 +42,6 @@ def copl(run: Run) -> None:
         margins, own = reward_model.train_and_score(
             run,
             method_folder(run, METHOD),
-            test_pairs(data),
-            data.pairs(("train", "validation"), seen=True),
             routing="users",
             table=embeddings,
             more=lambda config, params: reward_model.usage_by_group(config, params, embeddings, data.groups),

@@ -16,12 +16,11 @@ from experiments.baselines.oracle import group_numbers
 from experiments.cli import Config, freeze, launch
 from experiments.embed import embed
 from experiments.prepare import prepare
-from experiments.stages import Run, load_data, load_features, runs, scored, test_pairs
+from experiments.stages import Run, load_data, load_features, runs, scored, test_pairs, votes_by_prompt
 from experiments.summary import summarise
 from lore_jax import fit
 from lore_jax.fit import Fit, RegularisedConfig
 from pref_jax.data.preferences import Pairs, Preferences
-from pref_jax.data.validate import prompt_ids
 
 Votes = tuple[Pairs, Pairs]
 METHOD, SHARED, ORACLE = "LoRe", "shared (features)", "oracle (features)"
@@ -47,25 +46,11 @@ def lore(run: Run, method: str = METHOD) -> None:
     def score() -> tuple[np.ndarray, dict[str, Any]]:
         features = np.asarray(load_features(run))
         config = freeze(RegularisedConfig, run.config.lore, "lore")
-        found, weights = fits[method](data, votes_by_prompt(data, seed=run.seed), features, config)
+        found, weights = fits[method](data, votes_by_prompt(run, data, fraction=0.2), features, config)
         facts = {"chosen": found.chosen, "candidates": list(found.candidates), "rank": int(found.basis.shape[1])}
         return np.asarray(fit.predict(found, features, jnp.asarray(weights), test_pairs(data))), facts
 
     scored(run, method, score)
-
-
-def votes_by_prompt(data: Preferences, *, seed: int, fraction: float = 0.2) -> tuple[Pairs, Pairs]:
-    """The seen users' answers to fit on and those to choose rank and shrinkage by: `fraction` of the prompts.
-
-    Test prompts are new to a model, so what it is chosen by must be new too: on prompts it has seen, remembering
-    their responses looks like understanding them. After the choice, `fit` learns from both parts.
-    """
-    pairs = data.pairs(("train", "validation"), seen=True)
-    prompt = prompt_ids(data.responses["prompt"])[pairs.chosen]
-    distinct = np.unique(prompt, return_counts=True)[0]
-    held = np.random.default_rng([seed, 5]).permutation(distinct)[: max(1, round(fraction * len(distinct)))]
-    chosen_by = np.isin(prompt, held)
-    return Pairs(*(column[~chosen_by] for column in pairs)), Pairs(*(column[chosen_by] for column in pairs))
 
 
 def _lore(data: Preferences, votes: Votes, features: np.ndarray, config: RegularisedConfig) -> tuple[Fit, np.ndarray]:

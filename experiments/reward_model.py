@@ -18,7 +18,7 @@ from copl_jax.experts import ExpertsConfig
 from copl_jax.gates import GateConfig
 from copl_jax.reward import RewardConfig
 from experiments.cli import freeze
-from experiments.stages import Run, load_backbone, load_data, load_tokens, say
+from experiments.stages import Run, load_backbone, load_data, load_tokens, say, test_pairs, votes_by_prompt
 from pref_jax.data.batches import pair_batches
 from pref_jax.data.preferences import Pairs
 from pref_jax.data.tokens import TokenTable
@@ -65,29 +65,29 @@ def configure(run: Run, lm: LMConfig, *, routing: Routing, num_experts: int | No
 def train_and_score(
     run: Run,
     folder: Path,
-    pairs: Pairs,
-    train: Pairs,
     *,
     routing: Routing,
     num_experts: int | None = None,
     table: np.ndarray | None = None,
     more: Callable[[RewardConfig, Any], dict[str, Any]] | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Trains a reward model on `train` and returns the margins of `pairs` [P], with facts about the run.
+    """Trains a reward model on the seen users' answers; returns margins of the test pairs [P] and facts.
+
+    With `reward.hold_out` above 0 that part of the prompts is not learnt from, and the margins of the answers to it
+    are kept in `held_out.npy` of `folder`, for a choice between trained models.
 
     Args:
       run: the run.
       folder: gets checkpoints and logs; a killed training goes on from there.
-      pairs: to score afterwards.
-      train: to learn.
       routing: `users`, `groups` or `none`, see `copl_jax.reward`.
       num_experts: in place of the config's.
       table: user embeddings float [U C] (`users`) or group numbers int [U] (`groups`).
       more: further facts from the trained parameters.
     """
-    section = run.config.reward
+    section, data = run.config.reward, load_data(run)
+    train, held_out = votes_by_prompt(run, data, fraction=section.hold_out)
     lm, base = load_backbone(run)
-    tokens = load_tokens(run, load_data(run))
+    tokens = load_tokens(run, data)
     config = configure(run, lm, routing=routing, num_experts=num_experts)
     if tokens.truncated:
         say(f"  {tokens.truncated} of {len(tokens.lengths)} responses cut to {run.config.backbone.max_length} tokens")
@@ -114,7 +114,11 @@ def train_and_score(
         log_every=section.log_every,
         consume=True,
     )
-    margins = score(config, state.params, frozen, tokens, length, pairs, table, batch_size=section.eval_batch_size)
+    margins, chosen_by = (
+        score(config, state.params, frozen, tokens, length, pairs, table, batch_size=section.eval_batch_size)
+        for pairs in (test_pairs(data), held_out)
+    )
+    np.save(folder / "held_out.npy", chosen_by)
     facts = {} if more is None else more(config, state.params)
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     return margins, {"trainable_parameters": size, "truncated_responses": tokens.truncated, **facts}

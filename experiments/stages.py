@@ -22,6 +22,7 @@ from experiments.cli import Config, claim
 from pref_jax.data import preferences
 from pref_jax.data.preferences import Pairs, Preferences
 from pref_jax.data.tokens import TokenTable, load_tokenizer, tokenize_responses
+from pref_jax.data.validate import prompt_ids
 from pref_jax.errors import UserError
 from pref_jax.files import atomic_folder, read_json, write_json
 from pref_jax.lm import checkpoint
@@ -103,6 +104,20 @@ def method_folder(run: Run, method: str) -> Path:
 def test_pairs(data: Preferences) -> Pairs:
     """The test pairs of all users, which methods score once, after all training and choosing."""
     return data.pairs("test")
+
+
+def votes_by_prompt(run: Run, data: Preferences, *, fraction: float) -> tuple[Pairs, Pairs]:
+    """The seen users' answers to learn from, and those on a `fraction` of the prompts, to choose by.
+
+    Test prompts are new to a model, so what it is chosen by must be new too: on prompts it has seen, remembering
+    their responses looks like understanding them. All methods of a run hold out the same prompts.
+    """
+    pairs = data.pairs(("train", "validation"), seen=True)
+    prompt = prompt_ids(data.responses["prompt"])[pairs.chosen]
+    distinct = np.unique(prompt, return_counts=True)[0]
+    held = np.random.default_rng([run.seed, 5]).permutation(distinct)[: round(fraction * len(distinct))]
+    choose = np.isin(prompt, held)
+    return Pairs(*(column[~choose] for column in pairs)), Pairs(*(column[choose] for column in pairs))
 
 
 def scored(run: Run, method: str, score: Callable[[], tuple[np.ndarray, dict[str, Any]]]) -> None:

@@ -15,6 +15,7 @@ MEANINGS = {
     "shared reward": "one Bradley-Terry reward for everybody: the transformer with plain LoRA.",
     "group oracle": "the same transformer told each user's true group, one expert a group: what knowing them is worth.",
     "CoPL": "user embeddings from the graph of votes choose LoRA experts; unseen users by two-hop neighbours.",
+    "CoPL (shrunk)": "CoPL mixed with the shared reward, by how much decided on prompts neither was trained on.",
     "LoRe": "a low-rank basis of rewards on frozen features; an unseen user's weights are solved in closed form.",
     "shared (features)": "one linear Bradley-Terry reward on the frozen features that LoRe uses.",
     "oracle (features)": "one linear Bradley-Terry reward a true group on the same features.",
@@ -59,7 +60,11 @@ def _rows(run: Run) -> list[dict[str, Any]]:
 def _findings(every: list[Run]) -> list[str]:
     """Differences to the shared reward of the same kind, over users, for each seed."""
     found = []
-    for method, base in (("CoPL", "shared reward"), ("LoRe", "shared (features)")):
+    for method, base in (
+        ("CoPL", "shared reward"),
+        ("CoPL (shrunk)", "shared reward"),
+        ("LoRe", "shared (features)"),
+    ):
         for run in every:
             if not {method, base} <= set(_done(run)):
                 continue

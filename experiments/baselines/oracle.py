@@ -7,7 +7,7 @@ CoPL could reach at best.
 import numpy as np
 
 from experiments import reward_model
-from experiments.stages import Run, load_data, method_folder, scored, test_pairs
+from experiments.stages import Run, load_data, method_folder, scored
 from pref_jax.data.preferences import Preferences
 
 METHOD = "group oracle"
@@ -27,15 +27,12 @@ def oracle(run: Run) -> None:
     groups = group_numbers(data)
     if groups is None:
         return
-    train = data.pairs(("train", "validation"), seen=True)
     scored(
         run,
         METHOD,
         lambda: reward_model.train_and_score(
             run,
             method_folder(run, METHOD),
-            test_pairs(data),
-            train,
             routing="groups",
             num_experts=int(groups.max()) + 1,
             table=groups,
