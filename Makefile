@@ -26,7 +26,7 @@ crowdrag: $(VENV)/minilm
 	$(BIN)/python -m experiments.compare --config=configs/crowdrag.py --config.source.path=$(CROWDRAG) --workdir=runs/crowdrag
 
 test: $(VENV)/installed-dev $(VENV)/minilm
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

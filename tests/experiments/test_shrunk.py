@@ -1,0 +1,45 @@
+"""Mixing CoPL with the shared reward: what the held-out answers prefer."""
+
+import numpy as np
+import pytest
+from scipy import optimize
+
+from configs import quickstart
+from experiments.baselines import shrunk
+from experiments.stages import Run
+from pref_jax.errors import UserError
+
+
+def test_a_useless_personal_model_leaves_the_shared_reward():
+    rng = np.random.default_rng(0)
+    base = np.abs(rng.normal(size=4000)) + 0.2
+    share, losses = shrunk.best_mixture(base, -base)
+    assert share == 0
+    assert losses[0] == min(losses)
+
+
+def test_a_better_personal_model_takes_over():
+    rng = np.random.default_rng(1)
+    personal = np.abs(rng.normal(size=4000)) + 1
+    assert shrunk.best_mixture(rng.normal(size=4000), personal)[0] == 1
+
+
+def test_the_share_is_the_optimum_to_the_grids_width():
+    rng = np.random.default_rng(2)
+    base, personal = rng.normal(0.5, 1, 5000), rng.normal(0.6, 1.5, 5000)
+
+    def loss(share: float) -> float:
+        return float(np.log1p(np.exp(-((1 - share) * base + share * personal))).mean())
+
+    exact = optimize.minimize_scalar(loss, bounds=(0, 1), method="bounded").x
+    assert 0.05 < exact < 0.95
+    assert abs(shrunk.best_mixture(base, personal)[0] - exact) <= 0.026
+
+
+def test_huge_margins_stay_finite():
+    assert np.isfinite(shrunk.best_mixture(np.full(3, -1e6), np.full(3, 1e6))[1]).all()
+
+
+def test_nothing_held_out_is_told(tmp_path):
+    with pytest.raises(UserError, match="hold_out above 0"):
+        shrunk.shrunk(Run(quickstart.get_config("tiny"), 0, tmp_path))
