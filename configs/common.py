@@ -1,5 +1,9 @@
 """What config files share."""
 
+from typing import Any
+
+from ml_collections import ConfigDict
+
 from pref_jax.errors import UserError
 
 
@@ -11,3 +15,47 @@ def check_variant(variant: str, *known: str) -> None:
     """
     if variant and variant not in known:
         raise UserError(f"config variant {variant!r} is unknown; known: (none), {', '.join(known)}")
+
+
+def graph() -> Any:
+    """User embeddings by the fast recipe: copl_jax/gcf.py."""
+    config: Any = ConfigDict(
+        {
+            "variant": "official",
+            "dim": 64,
+            "num_layers": 4,
+            "edge_dropout": 0.1,
+            "learning_rate": 1e-2,
+            "epochs": 40,
+            "evaluate_every": 2,
+        }
+    )
+    config.batch_size = None  # all pairs in every step
+    return config
+
+
+def reward(*, batch_size: int, eval_batch_size: int, num_steps: int, lr: float, hold_out: float) -> Any:
+    """Reward models, alike for CoPL, the shared reward and the group oracle: copl_jax/reward.py.
+
+    `hold_out` is the part of the prompts left for a choice between trained models; 0 where nothing is chosen.
+    """
+    return ConfigDict(
+        {
+            "batch_size": batch_size,
+            "accumulate": 1,
+            "hold_out": hold_out,
+            "eval_batch_size": eval_batch_size,
+            "checkpoint_every": 50,
+            "log_every": 10,
+            "remat": False,
+            "experts": {"num_experts": 8, "rank": 8, "dropout": 0.1, "targets": ("q_proj", "v_proj")},
+            "gate": {"hidden": 256, "noise": 0.1, "temperature": 1.0},
+            "optimizer": {
+                "lr": lr,
+                "num_steps": num_steps,
+                "weight_decay": 1e-3,
+                "warmup_fraction": 0.03,
+                "clip": 1.0,
+            },
+        }
+    )

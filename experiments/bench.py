@@ -24,6 +24,8 @@ from copl_jax.adapt import adapt
 from lore_jax import solve
 from lore_jax.objective import Prior
 from pref_jax.data.preferences import Pairs
+from pref_jax.data.sources import world
+from pref_jax.data.sources.world import WorldConfig
 from pref_jax.errors import UserError
 from pref_jax.files import write_json
 
@@ -219,10 +221,30 @@ def _adapt_one(users: np.ndarray, table: np.ndarray, known: Pairs, context: Pair
     return (weight / weight.sum()) @ users[near]
 
 
+def prepare(small: int = 100_000, times: int = 10) -> Result:
+    """The embedded world at two sizes: the baseline is the small one's time, scaled; ratio 1 is linear cost."""
+
+    def seconds(comparisons: int) -> tuple[float, int]:
+        users = comparisons // 20
+        config = WorldConfig(
+            seen_users=users, unseen_users=0, pairs_per_user=10, test_pairs_per_user=10, train_prompts=users // 4
+        )
+        start = time.perf_counter()
+        data = world.generate(config)
+        return time.perf_counter() - start, data.comparisons.num_rows
+
+    seconds(1000)
+    (short, _), (long, rows) = seconds(small), seconds(small * times)
+    return _result(
+        "prepare", f"{rows} comparisons, against {small}", short * times, long, comparisons_a_second=rows / long
+    )
+
+
 BENCHMARKS: dict[str, Callable[[], Result]] = {
     "gcf_recipe": gcf_recipe,
     "lore_solve": lore_solve,
     "adapt": adapt_unseen,
+    "prepare": prepare,
 }
 
 if __name__ == "__main__":
