@@ -7,6 +7,8 @@ WORKDIR ?= runs/quickstart
 CROWDRAG ?= ../shared/data/crowdrag
 # Training touches hundreds of megabytes anew in every step; huge pages make that a quarter cheaper (glibc only).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+# Otherwise transformers tells everybody that PyTorch is missing, which is as it should be.
+export TRANSFORMERS_VERBOSITY ?= error
 
 .PHONY: help quickstart crowdrag test lint bench parity clean
 
