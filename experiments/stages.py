@@ -9,7 +9,6 @@ WORKDIR/seed_S/data/        tables                         (experiments.prepare)
 """
 
 import dataclasses
-import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from pref_jax.errors import UserError
 from pref_jax.files import atomic_folder, read_json, write_json
 from pref_jax.lm import checkpoint
 from pref_jax.lm.config import LMConfig
+from pref_jax.train.logging import read_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,13 +149,9 @@ def load_scores(run: Run, method: str) -> tuple[np.ndarray, dict[str, Any]]:
     return np.load(folder / "margins.npy", allow_pickle=False), read_json(folder / "facts.json")
 
 
-def curve(run: Run, folder: Path, field: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one field of a `metrics.jsonl`; empty where there is none."""
-    path = folder / "metrics.jsonl"
-    if not path.is_file():
-        return [], []
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    found = [(line["step"], line[field]) for line in lines if field in line]
+def curve(folder: Path, field: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one field of a folder's `metrics.jsonl`; empty where there is none."""
+    found = [(line["step"], line[field]) for line in read_metrics(folder) if field in line]
     return [step for step, _ in found], [value for _, value in found]
 
 

@@ -99,7 +99,7 @@ def _pictures(run: Run, rows: list[dict[str, Any]], folder: Path) -> list[tuple[
         curves = {name.replace("_", " "): (steps, history[name]) for name in ("train_loss", "validation_loss")}
         figure = plots.learning_curves(curves, xlabel="evaluation", title="Graph: loss")
         made.append((plots.save(figure, folder / "graph.png"), "Learning of the graph's embeddings."))
-    curves = {name: curve(run, method_folder(run, name), "loss") for name in _done(run)}
+    curves = {name: curve(method_folder(run, name), "loss") for name in _done(run)}
     curves = {name: values for name, values in curves.items() if values[0]}
     if curves:
         figure = plots.learning_curves(curves, ylabel="Bradley-Terry loss", title="Reward models: training loss")
