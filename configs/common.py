@@ -17,6 +17,24 @@ def check_variant(variant: str, *known: str) -> None:
         raise UserError(f"config variant {variant!r} is unknown; known: (none), {', '.join(known)}")
 
 
+def backbone(name: str, *, max_length: int, batch_size: int) -> Any:
+    """The transformer, and how features are taken from it: pref_jax/lm/features.py.
+
+    `name` is a folder, a package: path, a hub id, or `pretrain`, which makes one.
+    """
+    return ConfigDict(
+        {
+            "name": name,
+            "max_length": max_length,  # tokens of a text; longer ones lose their beginning
+            "chat_template": "",  # a Jinja file in place of the tokenizer's own template
+            "pooling": "",  # last | mean: what stands for a text, also in reward models; "" as the model is made for
+            "layer": -1,  # features after so many blocks; -1 after the last one and the final norm
+            "batch_size": batch_size,  # rows that features are computed for at a time, over all devices
+            "packing": False,  # several short texts in one row
+        }
+    )
+
+
 def graph() -> Any:
     """User embeddings by the fast recipe: copl_jax/gcf.py."""
     config: Any = ConfigDict(
@@ -47,7 +65,7 @@ def reward(*, batch_size: int, eval_batch_size: int, num_steps: int, lr: float, 
             "eval_batch_size": eval_batch_size,
             "checkpoint_every": 50,
             "log_every": 10,
-            "remat": False,
+            "remat": "none",  # what the backward pass keeps of a block: all, "dots" its products, "full" nothing
             "experts": {"num_experts": 8, "rank": 8, "dropout": 0.1, "targets": ("q_proj", "v_proj")},
             "gate": {"hidden": 256, "noise": 0.1, "temperature": 1.0},
             "optimizer": {

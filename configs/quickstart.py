@@ -47,8 +47,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "marker_noise": 0.15,
         }
     )
-    # The transformer: `pretrain` makes one, otherwise a folder, a package: path or a hub id.
-    config.backbone = ConfigDict({"name": "pretrain", "max_length": 64, "batch_size": 128})
+    config.backbone = common.backbone("pretrain", max_length=64, batch_size=128)
     config.pretrain = ConfigDict(
         {
             "dialogues": 10_000,
@@ -66,7 +65,7 @@ def get_config(variant: str = "") -> ConfigDict:
             },
             "optimizer": {
                 "lr": 3e-3,
-                "num_steps": 450,
+                "num_steps": 700,
                 "weight_decay": 0.01,
                 "warmup_fraction": 0.05,
                 "clip": 1.0,

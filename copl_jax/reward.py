@@ -37,14 +37,14 @@ class RewardConfig:
       routing: what chooses the experts, see above.
       mixture: number, size and place of the experts; `num_experts` is 0 with routing "none" and only then.
       gate: the gates' sizes and noise, for routing "users".
-      remat: recompute blocks in the backward pass to save memory.
+      remat: what the backward pass keeps of each block, one of `backbone.REMAT`.
     """
 
     lm: LMConfig
     routing: Literal["users", "groups", "none"] = "users"
     mixture: ExpertsConfig = dataclasses.field(default_factory=ExpertsConfig)
     gate: GateConfig = dataclasses.field(default_factory=GateConfig)
-    remat: bool = False
+    remat: str = "none"
 
     def __post_init__(self):
         if self.routing not in ("users", "groups", "none"):
@@ -177,7 +177,7 @@ def _metrics(margin: Array, decisions: gates.Gates | None) -> dict[str, Array]:
 def _rewards(config, params, base, tokens, mask, decisions, dropout_key):
     adapters = experts.bind(params["experts"], decisions, dropout_key)
     apply = experts.applied(config.mixture)
-    hidden = backbone.hidden_states(config.lm, base, tokens, mask, adapters, apply, config.remat)
+    hidden = backbone.hidden_states(config.lm, base, tokens, mask, adapters, apply, remat=config.remat)
     pooled = backbone.pool(config.lm, hidden, mask)
     return pooled @ params["head"]["w"] + params["head"]["b"]
 

@@ -3,15 +3,21 @@
 python -m experiments.embed --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
+import functools
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import jax
 
 from experiments.cli import Config, launch
 from experiments.prepare import prepare
-from experiments.stages import Run, load_backbone, load_data, load_tokens, runs, say, stage
+from experiments.stages import Run, backbone_folder, load_backbone, load_data, load_tokens, runs, say, stage
 from pref_jax.files import write_json
 from pref_jax.lm import features
+from pref_jax.train.mesh import batch_shards, make_mesh, put_batch
+
+# Seconds between savings: what a kill costs at most.
+SAVE_EVERY = 5.0
 
 
 def run(config: Config, workdir: Path) -> None:
@@ -22,18 +28,51 @@ def run(config: Config, workdir: Path) -> None:
 
 
 def embed(run: Run) -> None:
-    """Writes `features/features.npy`, float32 [responses, features], and `features.json`."""
+    """Writes `features/features.npy`, float32 [responses, features], and `features.json`.
+
+    Killed and run again, it goes on after the last batches that were saved.
+    """
 
     def make(part: Path) -> None:
         say(f"seed {run.seed}: features")
+        section = run.config.backbone
         tokens = load_tokens(run, load_data(run))
-        config, params = load_backbone(run)
-        found = features.embed(config, params, tokens, batch_size=run.config.backbone.batch_size)
-        np.save(part / "features.npy", found)
-        facts = {"backbone": run.config.backbone.name, "truncated": tokens.truncated, "shape": list(found.shape)}
+        mesh = make_mesh(**run.config.mesh.to_dict())
+        config, params = load_backbone(run, mesh)
+        shards = batch_shards(mesh)
+        with jax.set_mesh(mesh):
+            found, seconds = features.embed(
+                config,
+                params,
+                tokens,
+                part,
+                batch_size=-(-section.batch_size // shards) * shards,
+                layer=None if section.layer == -1 else section.layer,
+                packing=section.packing,
+                put=functools.partial(put_batch, mesh=mesh),
+                source=_weights(run),
+                save_every=SAVE_EVERY,
+            )
+        facts = {
+            "backbone": section.name,
+            "pooling": config.pooling,
+            "layer": section.layer,
+            "packing": section.packing,
+            "shape": list(found.shape),
+            "truncated": tokens.truncated,
+            "tokens": len(tokens.flat),
+            "seconds": seconds,
+            "tokens_per_second": len(tokens.flat) / max(seconds, 1e-9),
+        }
         write_json(part / "features.json", facts)
 
-    stage(run.folder / "features", make)
+    stage(run.folder / "features", make, resume=True)
+
+
+def _weights(run: Run) -> list[Any]:
+    """Name, size and time of the weight files: features half done must not go on with other weights."""
+    files = sorted(backbone_folder(run).glob("*.safetensors"))
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pref_jax.data.sources import crowdrag, jsonl, world
 from pref_jax.data.tokens import tokenize_dialogues, train_tokenizer
 from pref_jax.errors import UserError
 from pref_jax.files import write_json
-from pref_jax.lm import checkpoint
+from pref_jax.lm import checkpoint, hub
 from pref_jax.lm.config import LMConfig
 from pref_jax.train.pretrain import pretrain
 from pref_jax.train.state import OptimizerConfig
@@ -42,7 +42,7 @@ def prepare(run: Run) -> None:
     if run.config.backbone.name == "pretrain":
         stage(run.folder / "backbone", lambda part: _pretrain(run, part))
     else:
-        checkpoint.locate(run.config.backbone.name)
+        hub.locate(run.config.backbone.name)
 
 
 def _read(run: Run) -> Preferences:

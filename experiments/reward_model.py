@@ -18,10 +18,10 @@ from copl_jax.experts import ExpertsConfig
 from copl_jax.gates import GateConfig
 from copl_jax.reward import RewardConfig
 from experiments.cli import freeze
-from experiments.stages import Run, load_backbone, load_data, load_tokens, say, test_pairs, votes_by_prompt
+from experiments.stages import Run, load_backbone, load_data, load_tokens, test_pairs, votes_by_prompt
 from pref_jax.data.batches import pair_batches
 from pref_jax.data.preferences import Pairs
-from pref_jax.data.tokens import TokenTable
+from pref_jax.data.token_table import TokenTable
 from pref_jax.lm import sharding
 from pref_jax.lm.config import LMConfig
 from pref_jax.train.loop import fit
@@ -89,8 +89,7 @@ def train_and_score(
     lm, base = load_backbone(run)
     tokens = load_tokens(run, data)
     config = configure(run, lm, routing=routing, num_experts=num_experts)
-    if tokens.truncated:
-        say(f"  {tokens.truncated} of {len(tokens.lengths)} responses cut to {run.config.backbone.max_length} tokens")
+    # All batches, shuffled as they are, have one length, the longest text's: one step to compile, and one to score by.
     length = int(tokens.lengths.max(initial=1))
     mesh = make_mesh(**run.config.mesh.to_dict())
     base = jax.device_put(base, tree_shardings(mesh, sharding.specs(base, mesh)))

@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from experiments.cli import Config, claim
 from pref_jax.data import preferences
 from pref_jax.data.preferences import Pairs, Preferences
-from pref_jax.data.tokens import TokenTable, load_tokenizer, tokenize_responses
+from pref_jax.data.token_table import TokenTable
+from pref_jax.data.tokens import load_tokenizer, tokenize_responses
 from pref_jax.data.validate import prompt_ids
 from pref_jax.errors import UserError
 from pref_jax.files import atomic_folder, read_json, write_json
-from pref_jax.lm import checkpoint
+from pref_jax.lm import checkpoint, hf_config, hub
 from pref_jax.lm.config import LMConfig
 from pref_jax.train.logging import read_metrics
 
@@ -52,10 +54,13 @@ def runs(config: Config, workdir: Path) -> Iterator[Run]:
         yield Run(config, seed, workdir / f"seed_{seed}")
 
 
-def stage(folder: Path, make: Callable[[Path], Any]) -> Path:
-    """Makes `folder` by `make(part)` unless it is there: whole or absent, whenever the run is killed."""
+def stage(folder: Path, make: Callable[[Path], Any], *, resume: bool = False) -> Path:
+    """Makes `folder` by `make(part)` unless it is there: whole or absent, whenever the run is killed.
+
+    With `resume`, `make` finds in `part` what it had done before it was killed.
+    """
     if not folder.is_dir():
-        with atomic_folder(folder) as part:
+        with atomic_folder(folder, resume=resume) as part:
             make(part)
     return folder
 
@@ -82,18 +87,45 @@ def load_features(run: Run) -> np.ndarray:
 def backbone_folder(run: Run) -> Path:
     """Where the transformer lies: made by `experiments.prepare`, or named by the config."""
     name = run.config.backbone.name
-    return _needed(run.folder / "backbone", "prepare") if name == "pretrain" else checkpoint.locate(name)
+    return _needed(run.folder / "backbone", "prepare") if name == "pretrain" else hub.locate(name)
 
 
-def load_backbone(run: Run) -> tuple[LMConfig, Any]:
-    """Config and float32 parameters of the transformer."""
-    return checkpoint.load(backbone_folder(run))
+def load_backbone(run: Run, mesh: Mesh | None = None) -> tuple[LMConfig, Any]:
+    """Config and float32 parameters of the transformer, on the mesh or else on the first device.
+
+    Raises:
+      UserError: if `backbone.pooling` is unknown, or the checkpoint is not readable.
+    """
+    pooling = run.config.backbone.pooling
+    if pooling not in ("", "last", "mean"):
+        raise UserError(f"config.backbone.pooling is {pooling!r}; give last, mean, or nothing for the model's own")
+    config, params = checkpoint.load(backbone_folder(run), mesh=mesh)
+    return dataclasses.replace(config, pooling=pooling or config.pooling), params
 
 
 def load_tokens(run: Run, data: Preferences) -> TokenTable:
-    """All responses under their prompts as tokens."""
-    tokenizer = load_tokenizer(backbone_folder(run))
-    return tokenize_responses(tokenizer, data.responses, max_length=run.config.backbone.max_length)
+    """All responses under their prompts as tokens: rendered as dialogues for decoders, text pairs for encoders.
+
+    Raises:
+      UserError: if the tokenizer is not readable or has no chat template for a decoder, or if
+        `backbone.max_length` exceeds what the model reads.
+    """
+    section, folder = run.config.backbone, backbone_folder(run)
+    lm = hf_config.read(read_json(folder / "config.json"), where=str(folder / "config.json"))
+    if section.max_length > lm.max_positions:
+        raise UserError(
+            f"config.backbone.max_length is {section.max_length}, but {section.name} reads at most {lm.max_positions} "
+            f"tokens; set --config.backbone.max_length={lm.max_positions} or lower"
+        )
+    tokens = tokenize_responses(
+        load_tokenizer(folder, chat_template=section.chat_template),
+        data.responses,
+        max_length=section.max_length,
+        pairs=not lm.traits.causal,
+    )
+    if tokens.truncated:
+        say(f"  {tokens.truncated} of {len(tokens.lengths)} responses cut to their last {section.max_length} tokens")
+    return tokens
 
 
 def method_folder(run: Run, method: str) -> Path:

@@ -12,24 +12,29 @@ from pref_jax.errors import UserError
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path, *, resume: bool = False) -> Iterator[Path]:
     """Yields an empty folder beside `path` that takes the place of `path` when the block ends well.
 
     If the block raises, the folder is removed and `path` stays as it was. A folder left by a killed run is swept
     away by the next one.
+
+    With `resume`, the folder of a block that raised or was killed stays, and the next block gets it as it is: the
+    block itself has to see what of it is of use.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
+    if not resume:
+        shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(exist_ok=resume)
     try:
         yield part
         if path.exists():
             shutil.rmtree(path)
         part.rename(path)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if not resume:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import configs
+from configs import common
 from copl_jax.experts import ExpertsConfig
 from copl_jax.gates import GateConfig
 from copl_jax.gcf import GCFConfig
@@ -35,6 +36,7 @@ def test_sections_fit(module, variant):
     freeze(ExpertsConfig, config.reward.experts, "reward.experts")
     freeze(OptimizerConfig, config.reward.optimizer, "reward.optimizer")
     freeze(RegularisedConfig, config.lore, "lore")
+    assert set(config.backbone) == set(common.backbone("", max_length=1, batch_size=1))
     assert config.source.name in ("world", "crowdrag", "jsonl")
     if config.source.name == "world":
         options = config.source.to_dict()

@@ -1,8 +1,9 @@
 """The one door to every transformer family: plain parameters in, plain arrays out.
 
-Axes: B batch, L length, D features, V vocabulary. Parameters are nested dicts of arrays; those of the blocks are
-stacked under `blocks` with the layer axis first and run under `lax.scan` together with the adapters. Flax NNX
-describes the layers and holds no state: a call merges that description with the parameters of the moment.
+Axes: B batch, L length, D features, V vocabulary, S texts packed in a row, C labels. Parameters are nested dicts of
+arrays; those of the blocks are stacked under `blocks` with the layer axis first and run under `lax.scan` together with
+the adapters. Flax NNX describes the layers and holds no state: a call merges that description with the parameters of
+the moment.
 
 The transformer knows no users. Whatever depends on them comes in as `adapters`, attached to the linears by name.
 """
@@ -15,19 +16,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int32, Key
+from jaxtyping import Array, Float, Int32, Key
 
-from pref_jax.errors import UserError
-from pref_jax.lm import bert, llama, lora, sharding
+from pref_jax.errors import Faults, UserError
+from pref_jax.lm import attention, bert, decoder, lora, sharding
+from pref_jax.lm.attention import AttentionFn, Mask
 from pref_jax.lm.config import LMConfig
 
 Params = Mapping[str, Any]
 ApplyAdapter = Callable[[Any, Array], Array]
 
+# What the backward pass keeps of each block instead of computing it again: everything; nothing but the block's input;
+# the results of the linears.
+REMAT: dict[str, Any] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
 
 def family(config: LMConfig) -> ModuleType:
-    """The module that defines `Frame`, `Block` and the weight table of `config.family`."""
-    return {"llama": llama, "bert": bert}[config.family]
+    """The module that defines `Frame` and `Block` of `config.family`."""
+    return bert if config.family == "bert" else decoder
 
 
 def init(config: LMConfig, key: Key[Array, ""], dtype: Any = jnp.float32) -> dict[str, Any]:
@@ -59,7 +69,7 @@ def shapes(config: LMConfig, dtype: Any = jnp.float32) -> dict[str, Any]:
 def linear_shapes(config: LMConfig) -> dict[str, tuple[int, int]]:
     """Name -> (in features, out features) of every linear of a block: where adapters can be attached.
 
-    Both families use the names `q_proj, k_proj, v_proj, o_proj, up_proj, down_proj`; `llama` has `gate_proj` too.
+    All families use the names `q_proj, k_proj, v_proj, o_proj, up_proj, down_proj`; all but `bert` have `gate_proj`.
     """
     return family(config).linear_shapes(config)
 
@@ -68,49 +78,79 @@ def hidden_states(
     config: LMConfig,
     params: Params,
     tokens: Int32[Array, "B L"],
-    mask: Bool[Array, "B L"],
+    mask: Mask,
     adapters: Mapping[str, Any] | None = None,
     apply_adapter: ApplyAdapter = lora.apply,
-    remat: bool = False,
+    *,
+    remat: str = "none",
     unroll: int | bool = 1,
+    layer: int | None = None,
+    attend: AttentionFn = attention.attend,
 ) -> Float[Array, "B L D"]:
-    """The transformer's output for every token, after the final norm, in the parameters' dtype.
+    """The transformer's output for every token, in the parameters' dtype.
 
     Args:
       config: the transformer.
       params: as from `init` or `checkpoint.load`.
       tokens: ids; what stands at padding is of no matter.
-      mask: True at real tokens, which may be padded left or right. Rows of padding only give finite numbers.
+      mask: bool, True at real tokens, which may be padded left or right; or int32, for several texts packed in a row:
+        0 at padding, and each text's number, counted upwards from 1. Rows of padding only give finite numbers.
       adapters: linear name -> pytree whose leaves lead with the layer axis.
       apply_adapter: (one layer's slice of `adapters[name]`, input of that linear [B L in]) -> what is added to its
         output [B L out].
-      remat: recompute each block in the backward pass instead of keeping its inner activations.
+      remat: what the backward pass keeps of each block, one of `REMAT`.
       unroll: how many layers the scan lays out at a time; True for all, which compiles longer.
+      layer: None for the last layer after the final norm; k for the state after k blocks (0: the embeddings), before
+        any further norm unless k is the last, as in transformers' `hidden_states[k]`. What lies above is not computed.
+      attend: the attention, such as a kernel of your own.
 
     Raises:
-      UserError: if an adapter names no linear of this family, or an encoder's rows are too long.
+      UserError: if an adapter names no linear of this family, rows are longer than the model's positions, or `remat`
+        or `layer` is out of range.
     """
     module = family(config)
     adapters = dict(adapters or {})
-    if unknown := sorted(set(adapters) - set(linear_shapes(config))):
-        raise UserError(f"adapters for {unknown}: no such linear; use some of {list(linear_shapes(config))}")
+    depth = config.num_layers if layer is None else layer
+    _check_call(config, adapters, tokens.shape[1], remat, depth)
     frame = _module(config, module.Frame, {name: leaf for name, leaf in params.items() if name != "blocks"})
     # Ids at padding may be anything (-100, say): an id outside the table would look up NaN.
-    x, context = frame.enter(jnp.where(mask, tokens, 0), mask)
+    x, contexts = frame.enter(jnp.where(mask > 0, tokens, 0), attention.rows(mask))
+    # Layers of two patterns run in one scan: each picks its context by number.
+    several = jax.tree.map(lambda *leaves: jnp.stack(leaves), *contexts)
+    number = jnp.arange(depth)
+    pattern = jnp.asarray(config.layer_patterns[:depth], jnp.int32)
 
-    def step(x: Array, layer: tuple[Params, dict[str, Any]]) -> tuple[Array, None]:
-        weights, own = layer
+    def step(x: Array, own: tuple[Params, dict[str, Any], Array, Array]) -> tuple[Array, None]:
+        weights, adapter, number, pattern = own
+        context = contexts[0] if len(contexts) == 1 else jax.tree.map(lambda leaf: leaf[pattern], several)
 
         def linear(block: nnx.Module, name: str, x: Array) -> Array:
             # Tokens of all rows in one axis: on CPU, gradients of products over two leading axes take twice as long.
             y = getattr(block, name)(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
-            return y + apply_adapter(own[name], x).astype(y.dtype) if name in own else y
+            return y + apply_adapter(adapter[name], x).astype(y.dtype) if name in adapter else y
 
-        return sharding.constrain(_module(config, module.Block, weights)(x, context, linear)), None
+        block = _module(config, module.Block, weights)
+        return sharding.constrain(block(x, context, linear, attend, number == 0)), None
 
-    body = jax.checkpoint(step, prevent_cse=False) if remat else step
-    x, _ = jax.lax.scan(body, sharding.constrain(x), (params["blocks"], adapters), unroll=unroll)
-    return frame.leave(x)
+    policy = REMAT[remat]
+    body = step if policy is None else jax.checkpoint(step, prevent_cse=False, policy=policy)
+    stacked = jax.tree.map(lambda leaf: leaf[:depth], (params["blocks"], adapters))
+    x, _ = jax.lax.scan(body, sharding.constrain(x), (*stacked, number, pattern), unroll=unroll)
+    return frame.leave(x) if depth == config.num_layers else x
+
+
+def _check_call(config: LMConfig, adapters: dict[str, Any], length: int, remat: str, depth: int) -> None:
+    faults = Faults()
+    if unknown := sorted(set(adapters) - set(linear_shapes(config))):
+        faults.add(f"adapters for {unknown}", "no such linear", f"use some of {list(linear_shapes(config))}")
+    if length > config.max_positions:
+        had = f"rows of {length} tokens, but this model knows {config.max_positions} positions"
+        faults.add("tokens", had, "cut the texts shorter when tokenising")
+    if remat not in REMAT:
+        faults.add("remat", f"{remat!r} is unknown", f"use one of {', '.join(REMAT)}")
+    if not 0 <= depth <= config.num_layers:
+        faults.add("layer", f"is {depth}", f"use 0 to {config.num_layers}, or None for the last")
+    faults.raise_if_any("Forward pass")
 
 
 def next_token_logits(config: LMConfig, params: Params, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
@@ -125,18 +165,43 @@ def next_token_logits(config: LMConfig, params: Params, hidden: Float[Array, "*b
     return _module(config, module.Frame, {k: v for k, v in params.items() if k != "blocks"}).logits(hidden)
 
 
-def pool(config: LMConfig, hidden: Float[Array, "B L D"], mask: Bool[Array, "B L"]) -> Float[Array, "B D"]:
-    """One float32 vector a row: its last real token, or the mean of its real tokens, as `config.pooling` says.
+def scores(config: LMConfig, params: Params, pooled: Float[Array, "*batch D"]) -> Float[Array, "*batch C"]:
+    """Float32 outputs of the sequence-classification head for pooled states; of a reward model, C = 1 reward.
 
-    A row of padding only gives zeros.
+    Raises:
+      UserError: if this model has no such head.
     """
+    if not config.num_labels:
+        raise UserError(f"this {config.family} model has no score head; use a sequence classifier's checkpoint")
+    kernel = params["score"]["kernel"]
+    return jnp.einsum("...d,dc->...c", pooled, kernel, preferred_element_type=jnp.float32)
+
+
+def pool(
+    config: LMConfig, hidden: Float[Array, "B L D"], mask: Mask, segments: int | None = None
+) -> Float[Array, "B D"] | Float[Array, "B S D"]:
+    """One float32 vector a text: its last real token, or the mean of its real tokens, as `config.pooling` says.
+
+    Args:
+      config: the transformer.
+      hidden: the states of all tokens.
+      mask: as in `hidden_states`.
+      segments: None for one text a row; S for rows of up to S packed texts.
+
+    Returns:
+      [B D], or [B S D] with the text of number s at s - 1. A text without tokens gets zeros.
+    """
+    length = hidden.shape[1]
+    own = (mask > 0)[:, None] if segments is None else mask[:, None] == jnp.arange(1, segments + 1)[None, :, None]
     if config.pooling == "last":
         # argmax finds the first True of the reversed row, which is the last of the row.
-        last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
-        picked = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0].astype(jnp.float32)
-        return jnp.where(mask.any(axis=1, keepdims=True), picked, 0.0)
-    total = jnp.einsum("bld,bl->bd", hidden.astype(jnp.float32), mask.astype(jnp.float32))
-    return total / jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
+        last = length - 1 - jnp.argmax(own[:, :, ::-1], axis=2)
+        picked = jnp.take_along_axis(hidden, last[:, :, None], axis=1).astype(jnp.float32)
+        found = jnp.where(own.any(axis=2)[:, :, None], picked, 0.0)
+    else:
+        total = jnp.einsum("bld,bsl->bsd", hidden.astype(jnp.float32), own.astype(jnp.float32))
+        found = total / jnp.maximum(own.sum(axis=2)[:, :, None], 1)
+    return found[:, 0] if segments is None else found
 
 
 def _module(config: LMConfig, kind: Any, weights: Params) -> Any:

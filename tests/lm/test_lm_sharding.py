@@ -2,12 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+import make_goldens
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from pref_jax.lm import backbone, checkpoint, lora, sharding
+from pref_jax.lm import backbone, checkpoint, hf_config, lora, sharding
 from pref_jax.lm.config import LMConfig
+from pref_jax.train.mesh import make_mesh, put_batch, tree_shardings
 
 CONFIG = LMConfig(
     family="llama",
@@ -91,3 +93,35 @@ def test_a_checkpoint_loads_straight_onto_the_mesh(mesh, params, tmp_path):
         np.testing.assert_array_equal(got, want)
 
     jax.tree.map(check, loaded, params, places)
+
+
+@pytest.mark.parametrize("case", make_goldens.CASES)
+def test_one_device_equals_eight_for_every_family_forward_and_adapter_gradients(case):
+    names = {"lm": "ForCausalLM", "trunk": "Model"}
+    config = hf_config.read(make_goldens.CASES[case] | {"architectures": [names[make_goldens.heads(case)[0]]]})
+    params = jax.tree.map(lambda p: p * 4, jax.jit(backbone.init, static_argnums=0)(config, jax.random.key(0)))
+    shapes = lora.init(jax.random.key(2), backbone.linear_shapes(config), config.num_layers, 2)
+    rng = np.random.default_rng(3)
+    adapters = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.2, leaf.shape), jnp.float32), shapes)
+    tokens, _ = make_goldens.rows(3, batch=8)
+    # Padding left and right, and two packed texts.
+    segments = np.ones_like(tokens)
+    segments[0, :3], segments[1, 9:], segments[2, 6:] = 0, 0, 2
+
+    towards = jax.random.normal(jax.random.key(4), (config.hidden_size,))
+
+    def loss(adapters, params, tokens, segments):
+        hidden = backbone.hidden_states(config, params, tokens, segments, adapters)
+        pooled = backbone.pool(config, hidden, segments, segments=2)
+        # Final norms fix the length of a state: only a direction has gradients that are more than noise.
+        return (pooled * towards[None, None]).sum(), pooled
+
+    step = jax.grad(loss, has_aux=True)
+    want = jax.jit(step)(adapters, params, jnp.asarray(tokens), jnp.asarray(segments))
+    for data, fsdp, tensor in ((1, 8, 1), (4, 1, 2), (2, 2, 2)):
+        mesh = make_mesh(data, fsdp, tensor)
+        split = (jax.device_put(tree, tree_shardings(mesh, sharding.specs(tree, mesh))) for tree in (adapters, params))
+        with jax.set_mesh(mesh):
+            got = jax.jit(step)(*split, *put_batch((tokens, segments), mesh))
+        for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            assert np.abs(np.asarray(ours) - theirs).max() <= 1e-5 * np.abs(theirs).max(), mesh

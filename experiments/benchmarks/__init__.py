@@ -1,0 +1,1 @@
+"""Benchmarks of `experiments.bench`, a file for each theme."""

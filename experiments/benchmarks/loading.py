@@ -1,0 +1,161 @@
+"""Memory and time of loading a checkpoint, each load in a process of its own.
+
+    python -m experiments.benchmarks.loading {ours,theirs} FOLDER DTYPE
+
+is such a process: it loads, prints one line of JSON, and is watched from outside meanwhile.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.benchmarks import reference
+from experiments.benchmarks.measure import Result, result
+from pref_jax.errors import UserError
+from pref_jax.lm import checkpoint
+
+# 145 million parameters, 580 MB in float32; all layers' `up_proj` together are a fifth of it.
+SHAPE = {
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 10,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+}
+# dtype of the file and of the parameters, and the size that no file exceeds.
+CASES = (("float32", "5GB"), ("float32", "150MB"), ("bfloat16", "5GB"))
+SIDES = ("theirs", "ours")
+
+
+def load_memory(
+    shape: Mapping[str, Any] = SHAPE, cases: tuple[tuple[str, str], ...] = CASES, repeats: int = 3
+) -> list[Result]:
+    """Loading a checkpoint in its own dtype, ours against transformers' `from_pretrained`, files in the page cache.
+
+    Seconds are the median over `repeats` loads, and include reading a byte of every page of the parameters: a load
+    that only maps files has not loaded yet. `extra` holds, baseline first where there are two:
+
+      bytes: of the checkpoint's files.
+      peak_over_size: the most memory that loading adds to the process, mapped pages of the files included
+        (VmHWM), over `bytes`.
+      anonymous_peak_over_size: the same without mapped pages (RssAnon), which the kernel may drop at any time.
+      kept_over_size: what the process holds more when all is loaded.
+
+    Raises:
+      UserError: if torch is not installed, or this is no Linux.
+    """
+    if not Path("/proc/self/clear_refs").exists():
+        raise UserError("load_memory reads /proc, which this system lacks; run it on Linux")
+    return [_compare(shape, dtype, shard_size, repeats) for dtype, shard_size in cases]
+
+
+def _compare(shape: Mapping[str, Any], dtype: str, shard_size: str, repeats: int) -> Result:
+    with tempfile.TemporaryDirectory() as folder:
+        reference.save_random(Path(folder), shape, dtype=dtype, shard_size=shard_size)
+        files = list(Path(folder).glob("*.safetensors"))
+        size = sum(file.stat().st_size for file in files)
+        loads = [[_watched(side, folder, dtype) for side in SIDES] for _ in range(repeats)]
+    seconds = [statistics.median(load["seconds"] for load in side) for side in zip(*loads, strict=True)]
+    # Peaks hardly differ between loads; the highest one counts.
+    peaks = {
+        f"{name}_over_size": [max(load[name] for load in side) / size for side in zip(*loads, strict=True)]
+        for name in ("peak", "anonymous_peak", "kept")
+    }
+    parts = "1 file" if len(files) == 1 else f"{len(files)} files"
+    return result("load_memory", f"llama, {dtype}, {size / 1e6:.0f} MB, {parts}", *seconds, bytes=size, **peaks)
+
+
+def _watched(side: str, folder: str, dtype: str) -> dict[str, float]:
+    """Loads in a process of its own; seconds of the load, and bytes that it added to the process.
+
+    The process cannot watch its own anonymous memory: while it copies, no other thread of it gets a turn.
+    """
+    command = [sys.executable, "-m", __name__, side, folder, dtype]
+    samples: list[tuple[float, int]] = []
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(command, stdout=out, stderr=err)
+        while process.poll() is None:
+            samples.append((time.monotonic(), _memory(process.pid).get("RssAnon", 0)))
+            time.sleep(0.002)
+        out.seek(0)
+        err.seek(0)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{err.read()[-3000:]}")
+        told = json.loads(out.read().splitlines()[-1])
+    during = [size for when, size in samples if told["start"] <= when <= told["end"]]
+    return {
+        "seconds": told["end"] - told["start"],
+        "peak": told["peak"] - told["before"],
+        "anonymous_peak": max(during, default=0) - told["anonymous_before"],
+        "kept": told["after"] - told["before"],
+    }
+
+
+def _memory(process: int | str) -> dict[str, int]:
+    """Bytes of a process by the kernel's names (VmRSS, VmHWM, RssAnon, ...); empty once it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+    pairs = (line.split(":") for line in lines if line.endswith(" kB"))
+    return {name: int(value.split()[0]) * 1024 for name, value in pairs}
+
+
+def _child(side: str, folder: str, dtype: str) -> None:
+    """Loads once and prints when, and the memory before, at the highest and after."""
+    load = {"ours": _load_ours, "theirs": _load_theirs}[side](folder, dtype)
+    before = _memory("self")
+    # Sets VmHWM, the highest resident size so far, back to the present one.
+    Path("/proc/self/clear_refs").write_text("5")
+    start = time.monotonic()
+    params = load()
+    end = time.monotonic()
+    after = _memory("self")
+    told = {"start": start, "end": end, "before": before["VmRSS"], "anonymous_before": before["RssAnon"]}
+    print(json.dumps(told | {"peak": after["VmHWM"], "after": after["VmRSS"], "parameters": len(params)}))
+
+
+def _load_ours(folder: str, dtype: str) -> Callable[[], list[Any]]:
+    jax.block_until_ready(jnp.ones(8) + 1)
+
+    def load() -> list[Any]:
+        _, params = checkpoint.load(folder, jnp.dtype(dtype))
+        leaves = jax.tree.leaves(params)
+        for leaf in leaves:
+            np.asarray(leaf).view(np.uint8).reshape(-1)[::4096].max()
+        return leaves
+
+    return load
+
+
+def _load_theirs(folder: str, dtype: str) -> Callable[[], list[Any]]:
+    torch, transformers = reference.library("torch"), reference.library("transformers")
+    torch.ones(8).add(1)
+    kind = transformers.LlamaModel
+
+    def load() -> list[Any]:
+        model = kind.from_pretrained(folder, dtype=getattr(torch, dtype))
+        leaves = list(model.parameters())
+        for leaf in leaves:
+            leaf.detach().view(torch.uint8).flatten()[::4096].max()
+        return [model, *leaves]
+
+    return load
+
+
+if __name__ == "__main__":
+    _child(*sys.argv[1:])

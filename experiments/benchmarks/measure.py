@@ -1,0 +1,103 @@
+"""What all benchmarks share: clocks, the record of a result, and the list and table of records."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from pref_jax.errors import UserError
+from pref_jax.files import read_json
+
+# {"name", "size", "baseline_seconds", "seconds", "ratio", "extra"}, see `result`.
+Result = dict[str, Any]
+# Gives one result for each size that it measures.
+Benchmark = Callable[[], list[Result]]
+
+
+def result(name: str, size: str, baseline: float, ours: float, **extra: Any) -> Result:
+    """The record of one size of one benchmark: ratio = baseline / ours; `extra` tells the machine as well.
+
+    Args:
+      name: of the benchmark, as on the command line.
+      size: what was worked on, for people.
+      baseline: seconds of the reference.
+      ours: seconds of our code.
+      **extra: further facts, as JSON has them.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    machine = {"device": jax.devices()[0].device_kind, "cores": cores}
+    return {
+        "name": name,
+        "size": size,
+        "baseline_seconds": baseline,
+        "seconds": ours,
+        "ratio": baseline / ours,
+        "extra": extra | machine,
+    }
+
+
+def timed(run: Callable[[], Any], repeats: int = 1) -> tuple[float, float, Any]:
+    """Seconds of the first call (compilation included), least seconds of the later ones, the last answer."""
+    spans, answer = [], None
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        answer = jax.block_until_ready(run())
+        spans.append(time.perf_counter() - start)
+    return spans[0], min(spans[1:]), answer
+
+
+def in_turns(runs: Sequence[Callable[[], Any]], *, rounds: int, each: int) -> list[float]:
+    """Median seconds of a call of each function, all of them warmed up before.
+
+    They take turns, so that a machine that slows down for a while slows all of them. A turn is one call that is not
+    counted, which wakes this side's threads while those of the side before go to sleep, and `each` calls that are.
+    """
+    spans: list[list[float]] = [[] for _ in runs]
+    for _ in range(rounds):
+        for run, mine in zip(runs, spans, strict=True):
+            jax.block_until_ready(run())
+            for _ in range(each):
+                start = time.perf_counter()
+                jax.block_until_ready(run())
+                mine.append(time.perf_counter() - start)
+    return [statistics.median(mine) for mine in spans]
+
+
+def read(path: Path) -> list[Result]:
+    """The results in a file that an earlier run wrote; none if there is no such file.
+
+    Raises:
+      UserError: if the file holds something else.
+    """
+    if not path.exists():
+        return []
+    found = read_json(path)
+    if not isinstance(found, list) or not all(isinstance(row, Mapping) and "name" in row for row in found):
+        raise UserError(f"{path}: holds no list of results; give --out another file, or remove this one")
+    return found
+
+
+def merged(old: Sequence[Result], new: Sequence[Result], order: Sequence[str]) -> list[Result]:
+    """New results and those old ones whose names were not measured anew, in the given order of names.
+
+    Names outside `order` come last.
+    """
+    measured = {row["name"] for row in new}
+    rows = [row for row in old if row["name"] not in measured] + list(new)
+    return sorted(rows, key=lambda row: order.index(row["name"]) if row["name"] in order else len(order))
+
+
+def table(results: Sequence[Result]) -> str:
+    """The results in columns, for the terminal."""
+    wide = max((len(row["size"]) for row in results), default=0)
+    lines = [f"{'name':<14} {'size':<{wide}} {'baseline s':>12} {'ours s':>12} {'ratio':>9}"]
+    for row in results:
+        lines.append(
+            f"{row['name']:<14} {row['size']:<{wide}} {row['baseline_seconds']:>12.4g} {row['seconds']:>12.4g} "
+            f"{row['ratio']:>9.2f}"
+        )
+    return "\n".join(lines)

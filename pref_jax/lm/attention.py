@@ -1,0 +1,137 @@
+"""Who sees whom in a row, and the one function that every family attends through.
+
+Axes: B batch, L length (queries), S length (keys), N query heads, K key and value heads, H head features, D = N H.
+
+A row holds one text, padded left or right, or several, packed one after another: its mask is then the number of the
+text that each token belongs to, from 1, with 0 at padding.
+"""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32
+
+from pref_jax.lm import layers
+
+Mask = Bool[Array, "B L"] | Int32[Array, "B L"]
+
+
+class Rows(NamedTuple):
+    """Where each token stands: the number of its text (0: padding), and its place in it, from 0."""
+
+    segment: Int32[Array, "B L"]
+    position: Int32[Array, "B L"]
+
+
+@runtime_checkable
+class AttentionFn(Protocol):
+    """What `attend` can be replaced by, for instance a kernel for TPU; same arguments, same meaning."""
+
+    def __call__(
+        self,
+        q: Float[Array, "B L N H"],
+        k: Float[Array, "B S K H"],
+        v: Float[Array, "B S K H"],
+        allowed: Bool[Array, "B 1 L S"],
+        *,
+        scale: float,
+        softcap: float | None = None,
+    ) -> Float[Array, "B L D"]:
+        """softmax(softcap(scale q kᵀ)) v over the allowed keys."""
+        ...
+
+
+def rows(mask: Mask) -> Rows:
+    """Positions count the real tokens of each text, wherever the padding is; padding before them gets 0."""
+    segment = mask.astype(jnp.int32)
+    counted = jnp.cumsum(segment > 0, axis=1, dtype=jnp.int32)
+    highest = jax.lax.cummax(segment, axis=1)
+    earlier = jnp.pad(highest[:, :-1], ((0, 0), (1, 0)))
+    # Texts are numbered upwards, so a new highest number begins a text; the tokens before it do not count there.
+    before = jax.lax.cummax(jnp.where(segment > earlier, counted - 1, 0), axis=1)
+    return Rows(segment, jnp.maximum(counted - 1 - before, 0))
+
+
+def visible(rows: Rows, *, causal: bool, window: int | None = None) -> Bool[Array, "B 1 L L"]:
+    """True where a query (third axis) may look at a key (last axis).
+
+    Never at padding or at another text; not ahead if `causal`; and only at less than `window` positions' distance.
+    """
+    segment, position = rows
+    allowed = (segment[:, :, None] == segment[:, None, :]) & (segment > 0)[:, None, :]
+    distance = position[:, :, None] - position[:, None, :]
+    if causal:
+        allowed &= distance >= 0
+    if window is not None and window < segment.shape[1]:
+        allowed &= jnp.abs(distance) < window
+    return allowed[:, None]
+
+
+def attend(
+    q: Float[Array, "B L N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    allowed: Bool[Array, "B 1 L S"],
+    *,
+    scale: float,
+    softcap: float | None = None,
+) -> Float[Array, "B L D"]:
+    """Attention by the best means at hand: cuDNN's flash attention where it can be had, `plain` elsewhere.
+
+    It can be had on NVIDIA GPUs, in half precision, without soft-cap. A query that may look nowhere gets some finite
+    vector of no matter.
+    """
+    if jax.default_backend() == "gpu" and softcap is None and q.dtype in (jnp.bfloat16, jnp.float16):
+        return flash(q, k, v, allowed, scale=scale)
+    return plain(q, k, v, allowed, scale=scale, softcap=softcap)
+
+
+def flash(
+    q: Float[Array, "B L N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    allowed: Bool[Array, "B 1 L S"],
+    *,
+    scale: float,
+    softcap: float | None = None,
+) -> Float[Array, "B L D"]:
+    """`jax.nn.dot_product_attention` by cuDNN, which never holds the scores of a whole row; half precision only.
+
+    Raises:
+      NotImplementedError: if a soft-cap is asked for: cuDNN has none.
+    """
+    if softcap is not None:
+        raise NotImplementedError("cuDNN's attention has no soft-cap; use `plain`")
+    mixed = jax.nn.dot_product_attention(q, k, v, mask=allowed, scale=scale, implementation="cudnn")
+    return mixed.reshape(*q.shape[:2], -1)
+
+
+def plain(
+    q: Float[Array, "B L N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    allowed: Bool[Array, "B 1 L S"],
+    *,
+    scale: float,
+    softcap: float | None = None,
+) -> Float[Array, "B L D"]:
+    """Attention by matrix products, with the softmax in float32; heads are joined again on the way out.
+
+    N / K query heads share each key head. A query that may look nowhere gets the plain mean of all values.
+    """
+    b, length, n, h = q.shape
+    groups = n // k.shape[2]
+    # Heads first (G query heads to a key head), so that every product is over plain matrices: on CPU, products that
+    # leave the heads in the middle cost five times as much.
+    q = (q * scale).astype(q.dtype).reshape(b, length, -1, groups, h).transpose(0, 2, 3, 1, 4)
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    scores = jnp.einsum("bkglh,bksh->bkgls", q, k, preferred_element_type=jnp.float32)
+    scores = layers.softcap(scores, softcap)
+    scores = scores + jnp.where(allowed, 0.0, -1e30)[:, :, None]
+    # Normalising after the product with v divides H numbers a query instead of S, and halves the backward pass
+    # against jax.nn.dot_product_attention on CPU. The shift cancels out, so no gradient goes through it.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    mixed = jnp.einsum("bkgls,bksh->bkglh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    mixed = (mixed / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(b, length, n * h)

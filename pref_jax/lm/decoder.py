@@ -1,0 +1,143 @@
+"""Pre-norm transformers with rotary positions and a gated MLP: all families but BERT, as their configs tell.
+
+Llama (arXiv 2302.13971), Mistral (2310.06825), Qwen 2.5 and 3 (2412.15115, 2505.09388), Gemma 1, 2 and 3 (2403.08295,
+2408.00118, 2503.19786), and ModernBERT (2412.13663), which is the same block looking both ways.
+
+Axes: B batch, L length, D features, V vocabulary, N query heads, K key and value heads, H head features.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int32
+
+from pref_jax.lm import attention, layers
+from pref_jax.lm.attention import AttentionFn, Rows
+from pref_jax.lm.config import LMConfig
+
+
+class Context(NamedTuple):
+    """What every layer of one pattern needs besides its input."""
+
+    allowed: Bool[Array, "B 1 L L"]
+    cos: Float[Array, "B L 1 H"]
+    sin: Float[Array, "B L 1 H"]
+
+
+def linear_shapes(config: LMConfig) -> dict[str, tuple[int, int]]:
+    """Name -> (in, out) of every linear of a block."""
+    d, wide, h = config.hidden_size, config.intermediate_size, config.head_dim
+    return {
+        "q_proj": (d, config.num_heads * h),
+        "k_proj": (d, config.num_kv_heads * h),
+        "v_proj": (d, config.num_kv_heads * h),
+        "o_proj": (config.num_heads * h, d),
+        "gate_proj": (d, wide),
+        "up_proj": (d, wide),
+        "down_proj": (wide, d),
+    }
+
+
+def _norm(config: LMConfig, size: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm | layers.RMSNorm:
+    if config.family == "modernbert":
+        return nnx.LayerNorm(size, epsilon=config.norm_eps, use_bias=False, param_dtype=dtype, rngs=rngs)
+    return layers.RMSNorm(size, eps=config.norm_eps, offset=config.traits.norm_offset, dtype=dtype)
+
+
+class Block(nnx.Module):
+    """x + attention(norm x), then x + down(act(gate norm x) * up norm x); some families norm both summands again."""
+
+    def __init__(self, config: LMConfig, *, dtype: Any, rngs: nnx.Rngs):
+        self.config = config
+        self.input_norm = _norm(config, config.hidden_size, dtype=dtype, rngs=rngs)
+        self.mlp_norm = _norm(config, config.hidden_size, dtype=dtype, rngs=rngs)
+        norms: dict[str, int] = {}
+        if config.traits.post_norms:
+            norms |= {"attention_out_norm": config.hidden_size, "mlp_out_norm": config.hidden_size}
+        if config.traits.qk_norm:
+            norms |= {"q_norm": config.head_dim, "k_norm": config.head_dim}
+        for name, size in norms.items():
+            setattr(self, name, _norm(config, size, dtype=dtype, rngs=rngs))
+        biased = {"q_proj", "k_proj", "v_proj"} if config.attention_bias else set()
+        biased |= {"o_proj"} if config.attention_bias and config.traits.output_bias else set()
+        biased |= {"gate_proj", "up_proj", "down_proj"} if config.mlp_bias else set()
+        for name, (d, f) in linear_shapes(config).items():
+            setattr(self, name, layers.linear(d, f, bias=name in biased, dtype=dtype, rngs=rngs))
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        context: Context,
+        linear: layers.LinearFn,
+        attend: AttentionFn,
+        first: Bool[Array, ""],
+    ) -> Float[Array, "B L D"]:
+        """One block; `linear` calls the named linear with its adapter, `first` is true in the lowest block."""
+        h = self.input_norm(x)
+        if self.config.family == "modernbert":  # its embeddings come out normed already
+            h = jnp.where(first, x, h)
+        x = x + self._maybe("attention_out_norm", self._attention(h, context, linear, attend))
+        h = self.mlp_norm(x)
+        act = layers.activation(self.config.activation)
+        h = linear(self, "down_proj", act(linear(self, "gate_proj", h)) * linear(self, "up_proj", h))
+        return x + self._maybe("mlp_out_norm", h)
+
+    def _attention(self, h: Array, context: Context, linear: layers.LinearFn, attend: AttentionFn) -> Array:
+        heads = (*h.shape[:2], -1, self.config.head_dim)
+        q = self._maybe("q_norm", linear(self, "q_proj", h).reshape(heads))
+        k = self._maybe("k_norm", linear(self, "k_proj", h).reshape(heads))
+        v = linear(self, "v_proj", h).reshape(heads)
+        q, k = (layers.rotate(t, context.cos, context.sin) for t in (q, k))
+        scale, cap = self.config.query_scale, self.config.attention_softcap
+        return linear(self, "o_proj", attend(q, k, v, context.allowed, scale=scale, softcap=cap))
+
+    def _maybe(self, norm: str, x: Array) -> Array:
+        """`x` through the named norm, in families that have it."""
+        return getattr(self, norm)(x) if hasattr(self, norm) else x
+
+
+class Frame(nnx.Module):
+    """All but the blocks: embedding before them, norm and heads after them."""
+
+    def __init__(self, config: LMConfig, *, dtype: Any, rngs: nnx.Rngs):
+        self.config = config
+        d = config.hidden_size
+        self.embed = layers.embed(config.vocab_size, d, dtype=dtype, rngs=rngs)
+        if config.family == "modernbert":
+            self.embed_norm = _norm(config, d, dtype=dtype, rngs=rngs)
+        self.final_norm = _norm(config, d, dtype=dtype, rngs=rngs)
+        if config.lm_head and not config.tie_embeddings:
+            self.lm_head = layers.linear(d, config.vocab_size, bias=False, dtype=dtype, rngs=rngs)
+        if config.num_labels:
+            self.score = layers.linear(d, config.num_labels, bias=False, dtype=dtype, rngs=rngs)
+
+    def enter(self, tokens: Int32[Array, "B L"], rows: Rows) -> tuple[Float[Array, "B L D"], tuple[Context, ...]]:
+        """Embedded tokens, and for each of the config's patterns what its layers need to know about the rows."""
+        x = self.embed(tokens)
+        if self.config.traits.scaled_embeddings:
+            x = x * jnp.asarray(self.config.hidden_size**0.5, x.dtype)
+        if self.config.family == "modernbert":
+            x = self.embed_norm(x)
+        causal = self.config.traits.causal
+        return x, tuple(
+            Context(
+                attention.visible(rows, causal=causal, window=pattern.window),
+                *layers.rotary_table(self.config.head_dim, pattern, rows.position),
+            )
+            for pattern in self.config.patterns
+        )
+
+    def leave(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """The final norm."""
+        return self.final_norm(x)
+
+    def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """Next-token logits, summed in float32 whatever the weights' dtype."""
+        if self.config.tie_embeddings:
+            table = self.embed.embedding[...]
+            found = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+        else:
+            kernel = self.lm_head.kernel[...]
+            found = jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
+        return layers.softcap(found, self.config.logit_softcap)
