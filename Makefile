@@ -17,7 +17,7 @@ help:
 	@echo "make crowdrag    the same on real votes: CROWDRAG=folder of a clone of the corpus"
 	@echo "make test        all tests"
 	@echo "make lint        ruff and pyright"
-	@echo "make bench       measured figures"
+	@echo "make bench       measured figures, beside torch where that is the reference"
 	@echo "make parity      adds torch, so that tests compare with Hugging Face's own models"
 	@echo "make clean       removes .venv and caches; runs/ stays"
 
@@ -35,7 +35,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-bench: $(VENV)/installed
+bench: parity
 	$(BIN)/python -m experiments.bench all --out=runs/bench.json
 
 # uv resolves and installs in seconds what pip takes minutes for; it lives in .venv and touches nothing else.

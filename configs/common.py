@@ -27,6 +27,7 @@ def backbone(name: str, *, max_length: int, batch_size: int) -> Any:
             "name": name,
             "max_length": max_length,  # tokens of a text; longer ones lose their beginning
             "chat_template": "",  # a Jinja file in place of the tokenizer's own template
+            "dtype": "float32",  # of the frozen weights; bfloat16 halves their memory
             "pooling": "",  # last | mean: what stands for a text, also in reward models; "" as the model is made for
             "layer": -1,  # features after so many blocks; -1 after the last one and the final norm
             "batch_size": batch_size,  # rows that features are computed for at a time, over all devices

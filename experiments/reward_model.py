@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -22,10 +23,9 @@ from experiments.stages import Run, load_backbone, load_data, load_tokens, test_
 from pref_jax.data.batches import pair_batches
 from pref_jax.data.preferences import Pairs
 from pref_jax.data.token_table import TokenTable
-from pref_jax.lm import sharding
 from pref_jax.lm.config import LMConfig
 from pref_jax.train.loop import fit
-from pref_jax.train.mesh import make_mesh, replicated, tree_shardings
+from pref_jax.train.mesh import make_mesh, replicated
 from pref_jax.train.state import OptimizerConfig, init_state, make_step, optimizer
 
 Routing = Literal["users", "groups", "none"]
@@ -86,19 +86,21 @@ def train_and_score(
     """
     section, data = run.config.reward, load_data(run)
     train, held_out = votes_by_prompt(run, data, fraction=section.hold_out)
-    lm, base = load_backbone(run)
+    mesh = make_mesh(**run.config.mesh.to_dict())
+    lm, base = load_backbone(run, mesh)
     tokens = load_tokens(run, data)
     config = configure(run, lm, routing=routing, num_experts=num_experts)
     # All batches, shuffled as they are, have one length, the longest text's: one step to compile, and one to score by.
     length = int(tokens.lengths.max(initial=1))
-    mesh = make_mesh(**run.config.mesh.to_dict())
-    base = jax.device_put(base, tree_shardings(mesh, sharding.specs(base, mesh)))
     frozen = {"base": base}
     if table is not None:
         frozen[routing] = jax.device_put(table, replicated(mesh))
     dim = table.shape[1] if table is not None and routing == "users" else 0
     transform = optimizer(freeze(OptimizerConfig, section.optimizer, "reward.optimizer"))
     params = reward.init(config, jax.random.key(run.seed), embedding_dim=dim)
+    if lm.num_labels == 1:
+        # A reward model's own head is a better beginning than noise.
+        params["head"]["w"] = jnp.asarray(base["score"]["kernel"][:, 0], jnp.float32)
     state = fit(
         name=folder.name,
         state=init_state(jax.device_put(params, replicated(mesh)), transform, run.seed),
@@ -162,7 +164,7 @@ def score(
 
 def usage_by_group(config: RewardConfig, params: Any, table: np.ndarray, groups: list[str | None]) -> dict[str, Any]:
     """Fraction of each group's users that each gate sends to each expert: {group: [gates][experts]}."""
-    decisions = reward.route(config, params, jax.numpy.asarray(table))
+    decisions = reward.route(config, params, jnp.asarray(table))
     if decisions is None:
         return {}
     names = ["everybody" if name is None else name for name in groups]

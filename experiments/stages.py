@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -91,15 +92,17 @@ def backbone_folder(run: Run) -> Path:
 
 
 def load_backbone(run: Run, mesh: Mesh | None = None) -> tuple[LMConfig, Any]:
-    """Config and float32 parameters of the transformer, on the mesh or else on the first device.
+    """Config and parameters of the transformer, without next-token head, on the mesh or else on the first device.
 
     Raises:
-      UserError: if `backbone.pooling` is unknown, or the checkpoint is not readable.
+      UserError: if `backbone.pooling` or `backbone.dtype` is unknown, or the checkpoint is not readable.
     """
-    pooling = run.config.backbone.pooling
+    pooling, dtype = run.config.backbone.pooling, run.config.backbone.dtype
     if pooling not in ("", "last", "mean"):
         raise UserError(f"config.backbone.pooling is {pooling!r}; give last, mean, or nothing for the model's own")
-    config, params = checkpoint.load(backbone_folder(run), mesh=mesh)
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"config.backbone.dtype is {dtype!r}; give float32 or bfloat16")
+    config, params = checkpoint.load(backbone_folder(run), jnp.dtype(dtype), mesh=mesh, lm_head=False)
     return dataclasses.replace(config, pooling=pooling or config.pooling), params
 
 

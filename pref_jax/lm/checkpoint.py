@@ -4,6 +4,7 @@ The tables of `weights` say which key is which parameter. Everything wrong with 
 safetensors are read: no pickle, no code from the checkpoint.
 """
 
+import dataclasses
 import functools
 import os
 import re
@@ -25,10 +26,14 @@ from pref_jax.lm.config import LMConfig
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+# Rows of a tensor that are read at a time, and rows of them that are transposed at a time.
+_ROWS, _STRIP = 4096, 16
 _OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
-def load(folder: str | Path, dtype: Any = jnp.float32, *, mesh: Mesh | None = None) -> tuple[LMConfig, dict[str, Any]]:
+def load(
+    folder: str | Path, dtype: Any = jnp.float32, *, mesh: Mesh | None = None, lm_head: bool = True
+) -> tuple[LMConfig, dict[str, Any]]:
     """Reads a checkpoint into plain parameters.
 
     Args:
@@ -36,10 +41,11 @@ def load(folder: str | Path, dtype: Any = jnp.float32, *, mesh: Mesh | None = No
       dtype: of the returned arrays, whatever the file holds.
       mesh: places each parameter as `sharding.RULES` says, each process reading only its own parts; by default all
         goes to the first device.
+      lm_head: False leaves the next-token head out, which reward models have no use for.
 
     Returns:
-      The configuration, and parameters with the tree of `backbone.init`. Besides them, memory holds one tensor of the
-      file at a time (where devices have memory of their own: one parameter, all layers of it).
+      The configuration, and parameters with the tree of `backbone.init`. Besides them, memory holds some rows of one
+      tensor at a time (where devices have memory of their own: one parameter, all layers of it).
 
     Raises:
       UserError: with every missing, surplus and misshapen key at once; for a missing or damaged file; for a kind of
@@ -47,6 +53,7 @@ def load(folder: str | Path, dtype: Any = jnp.float32, *, mesh: Mesh | None = No
     """
     folder = hub.locate(folder)
     config = hf_config.read(read_json(folder / "config.json"), where=str(folder / "config.json"))
+    config = dataclasses.replace(config, lm_head=config.lm_head and lm_head)
     wanted = _flat(backbone.shapes(config, dtype))
     sources = _match(config, _catalog(folder), {path: leaf.shape for path, leaf in wanted.items()}, folder)
     placed = _flat(sharding.specs(backbone.shapes(config), mesh)) if mesh is not None else {}
@@ -230,12 +237,18 @@ def _fill(row: np.ndarray, part: _Part | None, bounds: Sequence[tuple[int, int]]
     if part is None:
         row[...] = 1
         return
-    index = [slice(lo, hi) for lo, hi in (bounds[::-1] if part.transpose else bounds)]
-    index[0] = slice(index[0].start + part.rows[0], index[0].stop + part.rows[0])
-    # The file is mapped anew for each tensor: pages of a mapping that stays count as this process's memory.
-    with safetensors.safe_open(part.tensor.file, framework="np") as file:
-        found = file.get_slice(part.tensor.key)[tuple(index)]
-    row[...] = found.T if part.transpose else found
+    rest = [slice(lo, hi) for lo, hi in (bounds[::-1] if part.transpose else bounds)][1:]
+    first, last = (bound + part.rows[0] for bound in bounds[-1 if part.transpose else 0])
+    theirs = row.T if part.transpose else row
+    # Transposed in strips as wide as a cache line, a block takes a quarter of the time.
+    strip = _STRIP if part.transpose else _ROWS
+    for start in range(first, last, _ROWS):
+        # The file is mapped anew for each block: pages of a mapping that stays count as this process's memory.
+        with safetensors.safe_open(part.tensor.file, framework="np") as file:
+            found = file.get_slice(part.tensor.key)[(slice(start, min(start + _ROWS, last)), *rest)]
+        for at in range(0, len(found), strip):
+            to = start - first + at
+            theirs[to : to + strip] = found[at : at + strip]
 
 
 def _plan(

@@ -277,3 +277,12 @@ def test_folders_and_hub_names(tmp_path):
     # The tests run with HF_HUB_OFFLINE=1.
     with pytest.raises(UserError, match=r"the hub did not give it.*give a local folder"):
         hub.locate("some-org/some-model")
+
+
+def test_the_next_token_head_can_be_left_out():
+    for case in ("llama_untied", "llama_tied"):
+        whole, want = checkpoint.load(make_goldens.GOLDENS / case)
+        config, params = checkpoint.load(make_goldens.GOLDENS / case, lm_head=False)
+        assert config == dataclasses.replace(whole, lm_head=False)
+        want.pop("lm_head", None)
+        jax.tree.map(np.testing.assert_array_equal, params, want)
