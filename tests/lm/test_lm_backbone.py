@@ -384,6 +384,26 @@ def test_flash_attention_is_lowered_for_nvidia_in_half_precision_with_its_gradie
         attention.flash(half, half, half, jnp.ones((1, 1, 2, 2), bool), scale=1.0, softcap=1.0)
 
 
+def test_flash_attention_is_taken_where_cudnn_can_do_it_only(monkeypatch):
+    taken = []
+    monkeypatch.setattr(
+        attention, "flash", lambda q, *rest, **more: taken.append(q.shape) or q.reshape(*q.shape[:2], -1)
+    )
+
+    def taken_for(length=4, features=8, dtype=jnp.bfloat16, softcap=None):
+        taken.clear()
+        q = jnp.zeros((1, length, 2, features), dtype)
+        attention.attend(q, q, q, jnp.ones((1, 1, length, length), bool), scale=1.0, softcap=softcap)
+        return bool(taken)
+
+    assert not taken_for()
+    monkeypatch.setattr(attention, "_on_cuda", lambda: True)
+    assert taken_for()
+    assert taken_for(features=128, dtype=jnp.float16)
+    assert not any([taken_for(length=5), taken_for(features=12), taken_for(features=256)])
+    assert not any([taken_for(dtype=jnp.float32), taken_for(softcap=50.0)])
+
+
 def test_another_attention_can_be_handed_in():
     params, (tokens, mask) = params_of(LLAMA), some_rows()
     calls = []
