@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from copl_jax import reward
 from copl_jax.experts import ExpertsConfig
@@ -10,21 +11,11 @@ from copl_jax.gates import GateConfig
 from copl_jax.reward import RewardConfig
 from experiments.reward_model import Routing
 from pref_jax.lm import backbone, sharding
-from pref_jax.lm.config import LMConfig
 from pref_jax.train.loop import jit_step
 from pref_jax.train.mesh import make_mesh, put_batch, replicated, tree_shardings
 from pref_jax.train.state import OptimizerConfig, init_state, make_step, optimizer
 
-LM = LMConfig(
-    family="llama",
-    vocab_size=64,
-    hidden_size=32,
-    intermediate_size=64,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    max_positions=32,
-)
+LM = tiny.llama(vocab_size=64, hidden_size=32, intermediate_size=64, max_positions=32)
 USERS, BATCH, LENGTH, STEPS = 12, 16, 10, 4
 
 

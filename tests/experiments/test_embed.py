@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from configs import jsonl
 from experiments import embed
@@ -25,24 +26,11 @@ from pref_jax.errors import UserError
 from pref_jax.files import read_json
 from pref_jax.lm import backbone as lm
 from pref_jax.lm import checkpoint
-from pref_jax.lm.config import LMConfig
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-SIZES: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_layers": 2, "num_heads": 2}
-DECODER = LMConfig(family="llama", vocab_size=400, max_positions=64, **SIZES)
-ENCODER = LMConfig(
-    family="bert",
-    vocab_size=400,
-    max_positions=64,
-    activation="gelu",
-    attention_bias=True,
-    mlp_bias=True,
-    tie_embeddings=False,
-    lm_head=False,
-    pooling="mean",
-    **SIZES,
-)
+DECODER = tiny.llama(vocab_size=400, max_positions=64)
+ENCODER = tiny.bert(vocab_size=400, max_positions=64)
 
 
 def config_of(backbone: Path, votes: Path, **section: Any) -> Any:
@@ -95,7 +83,7 @@ def prepared(workdir: Path, config: Any):
 def start(folders, votes: Path, workdir: Path) -> subprocess.Popen:
     # One device, as on a user's machine.
     command = [sys.executable, __file__, str(folders["decoder"]), str(votes), str(workdir)]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "", "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
     with workdir.with_suffix(".log").open("a") as log:
         return subprocess.Popen(command, env=environment, stderr=log, stdout=log)
 

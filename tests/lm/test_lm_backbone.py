@@ -6,41 +6,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from pref_jax.errors import UserError
 from pref_jax.lm import attention, backbone, lora
 from pref_jax.lm.config import TRAITS, LMConfig, RopeScaling
 
-LLAMA = LMConfig(
-    family="llama", vocab_size=31, hidden_size=16, intermediate_size=24, num_layers=3, num_heads=4, num_kv_heads=2
-)
-BERT = LMConfig(
-    family="bert",
+LLAMA = tiny.llama(vocab_size=31, num_layers=3)
+BERT = tiny.bert(vocab_size=31, num_layers=3, max_positions=12)
+GEMMA3 = tiny.llama(
+    family="gemma3_text",
     vocab_size=31,
-    hidden_size=16,
-    intermediate_size=24,
     num_layers=3,
-    num_heads=4,
-    max_positions=12,
-    activation="gelu",
-    mlp_bias=True,
-    tie_embeddings=False,
+    head_dim=6,
+    sliding_layers=(True, True, False),
+    window=3,
+    local_rope_theta=20.0,
+    num_labels=2,
     lm_head=False,
-    pooling="mean",
 )
-GEMMA3 = LMConfig(
-    **{
-        **vars(LLAMA),
-        "family": "gemma3_text",
-        "head_dim": 6,
-        "sliding_layers": (True, True, False),
-        "window": 3,
-        "local_rope_theta": 20.0,
-        "num_labels": 2,
-        "lm_head": False,
-    }
-)
-MODERNBERT = LMConfig(**{**vars(BERT), "family": "modernbert", "attention_bias": False, "mlp_bias": False})
+MODERNBERT = tiny.bert(family="modernbert", vocab_size=31, num_layers=3, max_positions=12, mlp_bias=False)
 ALL = pytest.mark.parametrize(
     "config", [LLAMA, BERT, GEMMA3, MODERNBERT], ids=["llama", "bert", "gemma3", "modernbert"]
 )

@@ -8,39 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from jax.sharding import NamedSharding
 
 from pref_jax.data.token_table import TokenTable
 from pref_jax.errors import UserError
 from pref_jax.lm import backbone, features, sharding
-from pref_jax.lm.config import LMConfig
 from pref_jax.train.mesh import make_mesh, put_batch
 
-DECODER = LMConfig(
-    family="llama",
-    vocab_size=50,
-    hidden_size=16,
-    intermediate_size=24,
-    num_layers=3,
-    num_heads=4,
-    num_kv_heads=2,
-    max_positions=70,
-)
-ENCODER = LMConfig(
-    family="bert",
-    vocab_size=50,
-    hidden_size=16,
-    intermediate_size=24,
-    num_layers=3,
-    num_heads=4,
-    max_positions=70,
-    activation="gelu",
-    attention_bias=True,
-    mlp_bias=True,
-    tie_embeddings=False,
-    lm_head=False,
-    pooling="mean",
-)
+DECODER = tiny.llama(vocab_size=50, num_layers=3, max_positions=70)
+ENCODER = tiny.bert(vocab_size=50, num_layers=3, max_positions=70)
 BOTH = pytest.mark.parametrize("config", [DECODER, ENCODER], ids=["decoder", "encoder"])
 
 

@@ -5,22 +5,13 @@ import jax.numpy as jnp
 import make_goldens
 import numpy as np
 import pytest
+import tiny
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from pref_jax.lm import backbone, checkpoint, hf_config, lora, sharding
-from pref_jax.lm.config import LMConfig
 from pref_jax.train.mesh import make_mesh, put_batch, tree_shardings
 
-CONFIG = LMConfig(
-    family="llama",
-    vocab_size=32,
-    hidden_size=16,
-    intermediate_size=24,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    tie_embeddings=False,
-)
+CONFIG = tiny.llama(tie_embeddings=False)
 
 
 @pytest.fixture(scope="module")
