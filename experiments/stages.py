@@ -27,7 +27,7 @@ from pref_jax.data.tokens import load_tokenizer, tokenize_responses
 from pref_jax.data.validate import prompt_ids
 from pref_jax.errors import UserError
 from pref_jax.files import atomic_folder, read_json, write_json
-from pref_jax.lm import checkpoint, hf_config, hub
+from pref_jax.lm import checkpoint, hub
 from pref_jax.lm.config import LMConfig
 from pref_jax.train.logging import read_metrics
 
@@ -114,7 +114,7 @@ def load_tokens(run: Run, data: Preferences) -> TokenTable:
         `backbone.max_length` exceeds what the model reads.
     """
     section, folder = run.config.backbone, backbone_folder(run)
-    lm = hf_config.read(read_json(folder / "config.json"), where=str(folder / "config.json"))
+    lm = checkpoint.load_config(folder)
     if section.max_length > lm.max_positions:
         raise UserError(
             f"config.backbone.max_length is {section.max_length}, but {section.name} reads at most {lm.max_positions} "

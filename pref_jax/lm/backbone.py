@@ -108,11 +108,10 @@ def hidden_states(
       UserError: if an adapter names no linear of this family, rows are longer than the model's positions, or `remat`
         or `layer` is out of range.
     """
-    module = family(config)
     adapters = dict(adapters or {})
     depth = config.num_layers if layer is None else layer
     _check_call(config, adapters, tokens.shape[1], remat, depth)
-    frame = _module(config, module.Frame, {name: leaf for name, leaf in params.items() if name != "blocks"})
+    frame = _frame(config, params)
     # Ids at padding may be anything (-100, say): an id outside the table would look up NaN.
     x, contexts = frame.enter(jnp.where(mask > 0, tokens, 0), attention.rows(mask))
     # Layers of two patterns run in one scan: each picks its context by number.
@@ -129,7 +128,7 @@ def hidden_states(
             y = getattr(block, name)(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
             return y + apply_adapter(adapter[name], x).astype(y.dtype) if name in adapter else y
 
-        block = _module(config, module.Block, weights)
+        block = _module(config, family(config).Block, weights)
         return sharding.constrain(block(x, context, linear, attend, number == 0)), None
 
     policy = REMAT[remat]
@@ -161,8 +160,7 @@ def next_token_logits(config: LMConfig, params: Params, hidden: Float[Array, "*b
     """
     if not config.lm_head:
         raise UserError(f"this {config.family} model has no next-token head; use a causal language model's checkpoint")
-    module = family(config)
-    return _module(config, module.Frame, {k: v for k, v in params.items() if k != "blocks"}).logits(hidden)
+    return _frame(config, params).logits(hidden)
 
 
 def scores(config: LMConfig, params: Params, pooled: Float[Array, "*batch D"]) -> Float[Array, "*batch C"]:
@@ -202,6 +200,11 @@ def pool(
         total = jnp.einsum("bld,bsl->bsd", hidden.astype(jnp.float32), own.astype(jnp.float32))
         found = total / jnp.maximum(own.sum(axis=2)[:, :, None], 1)
     return found[:, 0] if segments is None else found
+
+
+def _frame(config: LMConfig, params: Params) -> Any:
+    """All but the blocks."""
+    return _module(config, family(config).Frame, {name: leaf for name, leaf in params.items() if name != "blocks"})
 
 
 def _module(config: LMConfig, kind: Any, weights: Params) -> Any:

@@ -31,6 +31,16 @@ _ROWS, _STRIP = 4096, 16
 _OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
+def load_config(folder: str | Path) -> LMConfig:
+    """Reads `config.json` only.
+
+    Raises:
+      UserError: if it is missing or broken, or names a kind of model that is not supported.
+    """
+    path = hub.locate(folder) / "config.json"
+    return hf_config.read(read_json(path), where=str(path))
+
+
 def load(
     folder: str | Path, dtype: Any = jnp.float32, *, mesh: Mesh | None = None, lm_head: bool = True
 ) -> tuple[LMConfig, dict[str, Any]]:
@@ -52,11 +62,12 @@ def load(
         model that is not supported.
     """
     folder = hub.locate(folder)
-    config = hf_config.read(read_json(folder / "config.json"), where=str(folder / "config.json"))
+    config = load_config(folder)
     config = dataclasses.replace(config, lm_head=config.lm_head and lm_head)
-    wanted = _flat(backbone.shapes(config, dtype))
+    shapes = backbone.shapes(config, dtype)
+    wanted = _flat(shapes)
     sources = _match(config, _catalog(folder), {path: leaf.shape for path, leaf in wanted.items()}, folder)
-    placed = _flat(sharding.specs(backbone.shapes(config), mesh)) if mesh is not None else {}
+    placed = _flat(sharding.specs(shapes, mesh)) if mesh is not None else {}
     params: dict[str, Any] = {}
     for path, leaf in wanted.items():
         place = SingleDeviceSharding(jax.devices()[0]) if mesh is None else NamedSharding(mesh, placed[path])

@@ -420,7 +420,7 @@ def test_every_family_makes_finite_states_and_gradients():
     for name in TRAITS:
         config = LMConfig(**{**vars(LLAMA), "family": name, "num_kv_heads": 4, "attention_bias": None})
         params = params_of(config)
-        adapters = _fresh(LMConfig(**{**vars(config)}))
+        adapters = _fresh(config)
 
         def loss(adapters, config=config, params=params):
             return (backbone.hidden_states(config, params, tokens, mask, adapters) ** 2).mean()
