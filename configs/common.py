@@ -40,7 +40,7 @@ def graph() -> Any:
     """User embeddings by the fast recipe: copl_jax/gcf.py."""
     config: Any = ConfigDict(
         {
-            "variant": "official",
+            "layer": "gcf",
             "dim": 64,
             "num_layers": 4,
             "edge_dropout": 0.1,

@@ -58,7 +58,7 @@ def adapt(
     """Embeds unseen users.
 
     Args:
-      users: normalised embeddings, as `gcf.fit` gives them; rows of users that are not seen are not read.
+      users: normalised embeddings, as `recipe.fit` gives them; rows of users that are not seen are not read.
       responses: raw embeddings.
       seen: which users have an embedding.
       known: the pairs of the graph; those of users not seen are left out.

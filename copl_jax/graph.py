@@ -15,12 +15,17 @@ import jax
 import jax.numpy as jnp
 import jraph
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Int32
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
 from pref_jax.data.preferences import Pairs
 from pref_jax.errors import UserError
+from pref_jax.lm import sharding
+from pref_jax.train.mesh import AXES
 
 FAN_IN = 4
+# How rows (of edges, or of nodes) lie on a mesh: cut over all its devices, or a whole copy on each.
+CUT, WHOLE = PartitionSpec(AXES), PartitionSpec()
 
 
 class SignedGraph(NamedTuple):
@@ -99,7 +104,8 @@ def build(
         for response in (chosen, rejected)
     ]
     n_node = bucket(num_users + num_responses + 1)
-    n_edge = bucket(max(int(graph.n_edge[0]) for graph in signs))
+    # From 64 groups of edges on, buckets are multiples of 8 groups and more: that many devices can share them.
+    n_edge = bucket(max(int(graph.n_edge[0]) for graph in signs), smallest=64 * FAN_IN)
     positive, negative = (_pad(graph, n_node, n_edge) for graph in signs)
     return SignedGraph(
         positive=positive,
@@ -126,36 +132,53 @@ def batch_of(pairs: Pairs, graph: SignedGraph) -> Batch:
 
 
 def aggregate(
-    graph: jraph.GraphsTuple, nodes: Float[Array, "V D"], weight: Float[Array, " S"] | None = None
+    graph: jraph.GraphsTuple,
+    nodes: Float[Array, "V D"],
+    keep: Float[Array, " S"] | None = None,
+    *,
+    weight: Float[Array, " S"] | None = None,
 ) -> Float[Array, "V D"]:
     """Sums what each node receives: A e for users and Aᵀ e for responses at once.
 
     The gradient with respect to `nodes` is again such a sum along the reversed edges, so that it too runs over sorted
     receivers; autodiff alone would scatter to unsorted senders.
 
+    On a mesh set by `jax.set_mesh` edges and the rows of the sum are cut over all devices: each device gathers from
+    a whole copy of the embeddings, sums its own edges, and the devices' sums are added up.
+
     Args:
       graph: one sign of a `SignedGraph`.
       nodes: embeddings.
-      weight: of each directed edge, in place of the graph's own; the two directions of an edge may differ.
+      keep: factor of each directed edge, such as `edge_dropout`'s; the two directions of an edge may differ.
+      weight: of each directed edge, in place of the graph's own.
 
     Returns:
       For each node the sum of its senders' embeddings times the edges' weights; 0 without edges.
     """
     edges: Any = graph.edges  # Jraph's own types allow any tree here
-    weight = edges["weight"] if weight is None else weight
-    return _aggregate(nodes, jnp.asarray(weight, nodes.dtype), graph.senders, graph.receivers, edges["reverse"])
+    weight = jnp.asarray(edges["weight"] if weight is None else weight, nodes.dtype)
+    weight = weight if keep is None else weight * keep.astype(nodes.dtype)
+    return _aggregate(nodes, weight, graph.senders, graph.receivers, edges["reverse"])
+
+
+def edge_dropout(rate: float, key: Key[Array, ""], sign: jraph.GraphsTuple) -> Float[Array, " S"]:
+    """Factors for `aggregate`: 0 with probability `rate`, else 1 / (1 - rate), drawn anew for each directed edge."""
+    keep = 1 - rate
+    edges: Any = sign.edges
+    return jax.random.bernoulli(key, keep, edges["reverse"].shape).astype(jnp.float32) / keep
 
 
 @jax.custom_vjp
 def _aggregate(nodes, weight, senders, receivers, reverse):
     del reverse
+    nodes, weight = sharding.constrain(nodes, WHOLE), sharding.constrain(weight, CUT)
     from_ = senders.reshape(-1, FAN_IN)
     by = weight.reshape(-1, FAN_IN)
     # A plain sum of FAN_IN gathers fuses; one gather of [S / FAN_IN, FAN_IN, D] with a contraction does not.
     parts = nodes[from_[:, 0]] * by[:, :1]
     for i in range(1, FAN_IN):
         parts = parts + nodes[from_[:, i]] * by[:, i : i + 1]
-    return jraph.segment_sum(parts, receivers[::FAN_IN], len(nodes), indices_are_sorted=True)
+    return sharding.constrain(jraph.segment_sum(parts, receivers[::FAN_IN], len(nodes), indices_are_sorted=True), CUT)
 
 
 def _aggregate_forward(nodes, weight, senders, receivers, reverse):

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from copl_jax import gcf, graph
+from copl_jax import graph, recipe
 from copl_jax.adapt import adapt
 from copl_jax.gcf import GCFConfig
 from experiments import reward_model
@@ -63,7 +63,7 @@ def embed_users(run: Run) -> None:
         signed = graph.build(
             known.user, known.chosen, known.rejected, num_users=data.num_users, num_responses=data.num_responses
         )
-        found = gcf.fit(config, signed, known, data.pairs("validation", seen=True), jax.random.key(run.seed))
+        found = recipe.fit(config, signed, known, data.pairs("validation", seen=True), jax.random.key(run.seed))
         unseen = np.flatnonzero(~data.seen)
         adapted = adapt(
             users=found.users, responses=found.responses, seen=data.seen, known=known, context=context, unseen=unseen

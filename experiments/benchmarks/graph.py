@@ -5,7 +5,7 @@ import time
 import jax
 import numpy as np
 
-from copl_jax import gcf, graph
+from copl_jax import graph, recipe
 from copl_jax.adapt import adapt
 from experiments.benchmarks.measure import Result, result, timed
 from pref_jax.data.preferences import Pairs
@@ -32,8 +32,8 @@ def gcf_recipe(users: int = 1000, dim: int = 64, each: int = 8) -> list[Result]:
     train, validation, _, responses = _two_camps(users, 2 * users, each)
     signed = graph.build(train.user, train.chosen, train.rejected, num_users=users, num_responses=responses)
     key = jax.random.key(0)
-    slow_compile, slow, reference = timed(lambda: gcf.fit(gcf.reference(dim=dim), signed, train, validation, key))
-    fast_compile, fast, ours = timed(lambda: gcf.fit(gcf.fast(dim=dim), signed, train, validation, key))
+    slow_compile, slow, reference = timed(lambda: recipe.fit(recipe.reference(dim=dim), signed, train, validation, key))
+    fast_compile, fast, ours = timed(lambda: recipe.fit(recipe.fast(dim=dim), signed, train, validation, key))
     return [
         result(
             "gcf_recipe",
@@ -52,7 +52,7 @@ def adapt_unseen(seen: int = 2000, unseen: int = 2000, dim: int = 64, each: int 
     known, _, camp, responses = _two_camps(seen + unseen, 2 * seen, each)
     rng = np.random.default_rng(1)
     centre = rng.normal(size=(2, dim))
-    users = gcf.normalised(centre[camp] + 0.5 * rng.normal(size=(len(camp), dim))).astype(np.float32)
+    users = recipe.normalised(centre[camp] + 0.5 * rng.normal(size=(len(camp), dim))).astype(np.float32)
     table = rng.normal(size=(responses, dim)).astype(np.float32)
     is_seen = np.arange(len(camp)) < seen
     parts = [Pairs(*(column[mask] for column in known)) for mask in (is_seen[known.user], ~is_seen[known.user])]

@@ -9,9 +9,10 @@ from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 BATCH = ("data", "fsdp")
+ROWS = PartitionSpec(BATCH)
 
 # Matched against the end of the path, so that optimiser moments and adapters find the row of their parameter.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
@@ -61,12 +62,12 @@ def fitting(wanted: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | Abstract
     return PartitionSpec(*kept)
 
 
-def constrain(x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-    """Pins activations to the batch axes of the mesh set by `jax.set_mesh`; without one, returns `x` as it is.
+def constrain(x: Shaped[Array, "..."], wanted: PartitionSpec = ROWS) -> Shaped[Array, "..."]:
+    """Pins an array to axes of the mesh set by `jax.set_mesh`, activations to the batch axes; without one, no change.
 
     Otherwise the compiler may follow the parameters' `fsdp` axis and split features where the batch should be split.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or any(kind != AxisType.Auto for kind in mesh.axis_types):
         return x
-    return jax.lax.with_sharding_constraint(x, fitting(PartitionSpec(BATCH), x.shape, mesh))
+    return jax.lax.with_sharding_constraint(x, fitting(wanted, x.shape, mesh))

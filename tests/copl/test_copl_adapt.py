@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from copl_jax import adapt as adapting
-from copl_jax import gcf, graph
+from copl_jax import graph, recipe
 from pref_jax.data.preferences import Pairs
 from pref_jax.errors import UserError
 
@@ -150,7 +150,7 @@ def test_unseen_users_land_among_their_like():
 
     train, validation = draw(np.arange(300), 7), draw(np.arange(300), 1)
     made = graph.build(train.user, train.chosen, train.rejected, num_users=300, num_responses=300)
-    fitted = gcf.fit(gcf.fast(dim=32, num_layers=3), made, train, validation, jax.random.key(0))
+    fitted = recipe.fit(recipe.fast(dim=32, num_layers=3), made, train, validation, jax.random.key(0))
     users = np.concatenate([fitted.users, np.full((60, 32), np.nan, np.float32)])  # not to be read
     unseen = np.arange(300, 360)
     got = adapt(

@@ -86,7 +86,7 @@ def test_gradients_of_aggregate():
             return jax.ops.segment_sum(nodes[made.senders] * weight[:, None], made.receivers, len(nodes))
 
         pull = jnp.asarray(rng.standard_normal(nodes.shape))
-        ours = jax.vjp(lambda *a: graphs.aggregate(made, *a), nodes, weight)[1](pull)
+        ours = jax.vjp(lambda nodes, weight: graphs.aggregate(made, nodes, weight=weight), nodes, weight)[1](pull)
         expected = jax.vjp(plain, nodes, weight)[1](pull)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13), ours, expected)
 
