@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.benchmarks import backbone, graph, loading, prepare, solver
+from experiments.benchmarks import adapt, backbone, graph, loading, prepare, solver
 from experiments.benchmarks.measure import Benchmark, Result, merged, read, table
 from pref_jax.errors import UserError
 from pref_jax.files import write_json
@@ -21,8 +21,11 @@ from pref_jax.files import write_json
 # The last two need the extra `parity`: where it is missing, the others have been measured before that is told.
 BENCHMARKS: dict[str, Benchmark] = {
     "gcf_recipe": graph.gcf_recipe,
+    "gcf_paper_size": graph.gcf_paper_size,
+    "gcf_scale": graph.gcf_scale,
+    "gcf_layers": graph.gcf_layers,
     "lore_solve": solver.lore_solve,
-    "adapt": graph.adapt_unseen,
+    "adapt": adapt.adapt_unseen,
     "prepare": prepare.prepare,
     "backbone_step": backbone.backbone_step,
     "load_memory": loading.load_memory,

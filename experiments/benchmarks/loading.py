@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks import reference
-from experiments.benchmarks.measure import Result, result
+from experiments.benchmarks.measure import Result, forget_peak, memory, result
 from pref_jax.errors import UserError
 from pref_jax.lm import checkpoint
 
@@ -89,7 +89,7 @@ def _watched(side: str, folder: str, dtype: str) -> dict[str, float]:
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen(command, stdout=out, stderr=err)
         while process.poll() is None:
-            samples.append((time.monotonic(), _memory(process.pid).get("RssAnon", 0)))
+            samples.append((time.monotonic(), memory(process.pid).get("RssAnon", 0)))
             time.sleep(0.002)
         out.seek(0)
         err.seek(0)
@@ -105,26 +105,15 @@ def _watched(side: str, folder: str, dtype: str) -> dict[str, float]:
     }
 
 
-def _memory(process: int | str) -> dict[str, int]:
-    """Bytes of a process by the kernel's names (VmRSS, VmHWM, RssAnon, ...); empty once it has ended."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return {}
-    pairs = (line.split(":") for line in lines if line.endswith(" kB"))
-    return {name: int(value.split()[0]) * 1024 for name, value in pairs}
-
-
 def _child(side: str, folder: str, dtype: str) -> None:
     """Loads once and prints when, and the memory before, at the highest and after."""
     load = {"ours": _load_ours, "theirs": _load_theirs}[side](folder, dtype)
-    before = _memory("self")
-    # Sets VmHWM, the highest resident size so far, back to the present one.
-    Path("/proc/self/clear_refs").write_text("5")
+    before = memory()
+    forget_peak()
     start = time.monotonic()
     params = load()
     end = time.monotonic()
-    after = _memory("self")
+    after = memory()
     told = {"start": start, "end": end, "before": before["VmRSS"], "anonymous_before": before["RssAnon"]}
     print(json.dumps(told | {"peak": after["VmHWM"], "after": after["VmRSS"], "parameters": len(params)}))
 

@@ -1,7 +1,12 @@
 """What all benchmarks share: clocks, the record of a result, and the list and table of records."""
 
+import contextlib
+import importlib
+import json
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -67,6 +72,43 @@ def in_turns(runs: Sequence[Callable[[], Any]], *, rounds: int, each: int) -> li
     return [statistics.median(mine) for mine in spans]
 
 
+def memory(process: int | str = "self") -> dict[str, int]:
+    """Bytes of a process by the kernel's names (VmRSS, VmHWM, RssAnon, ...); empty once it has ended, or off Linux."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+    pairs = (line.split(":") for line in lines if line.endswith(" kB"))
+    return {name: int(value.split()[0]) * 1024 for name, value in pairs}
+
+
+def forget_peak() -> None:
+    """Sets VmHWM, the highest resident size of this process so far, back to the present one; nothing off Linux."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
+    """Memory that a call adds to this process at its highest; 0 off Linux."""
+    forget_peak()
+    before = memory().get("VmRSS", 0)
+    jax.block_until_ready(run())
+    return memory().get("VmHWM", 0) - before
+
+
+def in_new_process(module: str, function: str, *arguments: int) -> dict[str, float]:
+    """What `module.function(*arguments)` gives in a process of its own, and its memory at the highest as "peak".
+
+    Raises:
+      RuntimeError: with the last lines that the process wrote, if it failed.
+    """
+    command = [sys.executable, "-m", __name__, module, function, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def read(path: Path) -> list[Result]:
     """The results in a file that an earlier run wrote; none if there is no such file.
 
@@ -101,3 +143,8 @@ def table(results: Sequence[Result]) -> str:
             f"{row['ratio']:>9.2f}"
         )
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    told = getattr(importlib.import_module(sys.argv[1]), sys.argv[2])(*map(int, sys.argv[3:]))
+    print(json.dumps(told | {"peak": memory().get("VmHWM", 0)}))

@@ -7,16 +7,19 @@ import sys
 import pytest
 
 from experiments import bench
-from experiments.benchmarks import backbone, graph, loading, prepare, reference, solver
+from experiments.benchmarks import adapt, backbone, graph, loading, prepare, reference, solver
 from experiments.benchmarks.measure import merged, result
 from pref_jax.errors import UserError
 
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
 CASES = tuple(dataclasses.replace(case, shape={**case.shape, **SMALL}, pairs=3, length=10) for case in backbone.CASES)
 RUNS = {
-    "gcf_recipe": lambda: graph.gcf_recipe(users=40, dim=8),
+    "gcf_recipe": lambda: graph.gcf_recipe(users=40, dim=8, seeds=1),
+    "gcf_paper_size": lambda: graph.gcf_paper_size(users=50, prompts=60, dim=8, steps=1),
+    "gcf_scale": lambda: graph.gcf_scale((320, 640), dim=4),
+    "gcf_layers": lambda: graph.gcf_layers(users=20, prompts=20, dim=4, seeds=2),
     "lore_solve": lambda: solver.lore_solve(users=20, sample=2),
-    "adapt": lambda: graph.adapt_unseen(seen=60, unseen=40, dim=8, sample=10),
+    "adapt": lambda: adapt.adapt_unseen((40, 60), dim=8, sample=10),
     "prepare": lambda: prepare.prepare(small=2000, times=2),
     "backbone_step": lambda: backbone.backbone_step(CASES, rounds=1, each=1),
     "load_memory": lambda: loading.load_memory(

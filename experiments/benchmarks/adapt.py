@@ -1,0 +1,68 @@
+"""CoPL's embeddings of unseen users."""
+
+import time
+
+import numpy as np
+
+from copl_jax import recipe
+from copl_jax.adapt import adapt
+from experiments.benchmarks.measure import Result, peak_bytes, result, timed
+from experiments.benchmarks.votes import VotesConfig, draw
+from pref_jax.data.preferences import Pairs
+
+
+def adapt_unseen(sizes: tuple[int, ...] = (2_500, 5_000, 10_000), dim: int = 64, sample: int = 50) -> list[Result]:
+    """As many unseen users as seen ones by two hops: all in one call against a NumPy loop over users.
+
+    `extra`: the largest difference between the two, the seconds of the first call (compilation included), and the
+    memory that a call adds to the process at its highest, over the number of pairs.
+    """
+    return [_one_size(count, dim, sample) for count in sizes]
+
+
+def _one_size(count: int, dim: int, sample: int) -> Result:
+    votes = draw(VotesConfig(users=2 * count, prompts=2 * count, each=8, tests=0))
+    pairs = votes.train
+    rng = np.random.default_rng(1)
+    centre = rng.normal(size=(2, dim))
+    users = recipe.normalised(centre[votes.camp] + 0.5 * rng.normal(size=(2 * count, dim))).astype(np.float32)
+    table = rng.normal(size=(votes.num_responses, dim)).astype(np.float32)
+    is_seen = np.arange(2 * count) < count
+    known, context = (
+        Pairs(*(column[mask] for column in pairs)) for mask in (is_seen[pairs.user], ~is_seen[pairs.user])
+    )
+    rows = np.flatnonzero(~is_seen)
+
+    def ours():
+        return adapt(users=users, responses=table, seen=is_seen, known=known, context=context, unseen=rows)
+
+    first, seconds, found = timed(ours, repeats=3)
+    start = time.perf_counter()
+    apart = [
+        float(np.abs(_adapt_one(users, table, known, context, user) - found.embeddings[i]).max())
+        for i, user in enumerate(rows[:sample])
+    ]
+    loop = (time.perf_counter() - start) * count / sample
+    return result(
+        "adapt",
+        f"{count} unseen, {count} seen users, d={dim}",
+        loop,
+        seconds,
+        largest_difference=max(apart),
+        baseline_users_measured=sample,
+        first_call_seconds=first,
+        neighbours_of_a_user=float(found.num_neighbours.mean()),
+        bytes_a_pair=peak_bytes(ours) / len(pairs.user),
+    )
+
+
+def _adapt_one(users: np.ndarray, table: np.ndarray, known: Pairs, context: Pairs, user: int) -> np.ndarray:
+    """DESIGN 4.3 for one user, literally."""
+    mine = context.user == user
+    near = np.unique(known.user[np.isin(known.chosen, context.chosen[mine])])
+    if not len(near):
+        near = np.unique(known.user)
+    margins = users[near] @ (table[context.chosen[mine]] - table[context.rejected[mine]]).T
+    score = -np.logaddexp(0, -margins).mean(axis=1) / 0.07
+    weight = np.exp(score - score.max())
+    return (weight / weight.sum()) @ users[near]
