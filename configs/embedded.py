@@ -42,6 +42,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config = common.small(f"embedded {NAMES[setting]}", methods, common.world(**SETTINGS[setting]))
     config.seeds = (0, 1, 2) if seeds == "three_seeds" else (0,)
     config.pretrain.folder = "runs/decoders"
+    if SETTINGS[setting]["pairs_per_user"] == 16:
+        # More tastes and twice the votes: the graph's validation accuracy still rises at 40 and at 80.
+        config.graph.epochs = 120
     if size == "tiny":
         common.shrink(config)
     return config

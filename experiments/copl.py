@@ -19,7 +19,6 @@ from absl import flags
 from copl_jax import gcf, graph
 from copl_jax.adapt import adapt
 from copl_jax.gcf import GCFConfig
-from copl_jax.reward import RewardConfig
 from experiments import reward_model
 from experiments.cli import Config, freeze, launch
 from experiments.prepare import prepare
@@ -37,7 +36,6 @@ from experiments.stages import (
 )
 from experiments.summary import summarise
 from pref_jax.data.preferences import Preferences
-from pref_jax.data.token_table import TokenTable
 from pref_jax.errors import UserError
 from pref_jax.files import read_json, write_json
 from pref_jax.train.checkpoint import save_tree
@@ -162,19 +160,15 @@ class Finished(NamedTuple):
 
     Attributes:
       data: its tables.
-      tokens: all responses under their prompts.
-      config: the reward model.
-      params: its trained parameters.
-      base: the frozen transformer's.
+      model: the reward model's config, the frozen transformer and all texts, as `reward_model.score` takes them.
+      params: the trained parameters.
       users: float [U D], embeddings of all users, seen and unseen.
       responses: float [N D], the graph's embeddings of all responses.
     """
 
     data: Preferences
-    tokens: TokenTable
-    config: RewardConfig
+    model: reward_model.Opened
     params: Any
-    base: Any
     users: np.ndarray
     responses: np.ndarray
 
@@ -190,8 +184,7 @@ def load(run: Run) -> Finished:
     folder = method_folder(run, METHOD)
     needed(folder / "model", "copl --stage=reward")
     model = reward_model.open_model(run, routing="users")
-    params = reward_model.load_params(folder, model.mesh)
-    return Finished(data, model.tokens, model.config, params, model.base, users, responses)
+    return Finished(data, model, reward_model.load_params(folder, model.mesh), users, responses)
 
 
 def _define(values: flags.FlagValues) -> None:

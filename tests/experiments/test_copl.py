@@ -87,13 +87,12 @@ def test_seconds_are_those_of_all_stages(at_once, decoders):
 def test_a_finished_run_loads_and_gives_the_rewards_that_were_scored(at_once, decoders):
     run = _one(_config(decoders), at_once)
     found = copl.load(run)
+    config, base, tokens, length, _ = found.model
     pairs = found.data.pairs("test")
     some = slice(0, 40, 3)
     users = jnp.asarray(found.users[pairs.user[some]])
     chosen, rejected = (
-        reward.rewards(
-            found.config, found.params, found.base, *map(jnp.asarray, found.tokens.take(rows[some], 64)), users
-        )
+        reward.rewards(config, found.params, base, *map(jnp.asarray, tokens.take(rows[some], length)), users)
         for rows in (pairs.chosen, pairs.rejected)
     )
     margins = load_scores(run, copl.METHOD)[0][some]
