@@ -7,7 +7,7 @@ variants  cpu (also without a word): a Gemma of 0.8 M parameters, pretrained on 
           gemma_2b, gemma_7b: google/gemma-2b-it, google/gemma-7b-it, the paper's recipe
           after a comma: tpu_v5e_8 (what gemma_* takes without a word) or h200
           tiny: seconds, for tests, of no use as a result
-votes     gemma_*: your own, as JSONL (README: your own votes); loaders of the papers' sets are not there yet. The Gemma
+votes     gemma_*: your own, as JSONL (README: bring your own votes); loaders of the papers' sets are not there yet. The Gemma
           licence has to be accepted on the hub, or --config.backbone.name=DIR names a folder with the files
 hardware  cpu: 2 cores, 2 GB of memory
           tpu_v5e_8: 8 chips of 16 GB, parameters and batch cut over all (fsdp=8), 1 pair a chip at a time

@@ -105,8 +105,9 @@ def test_embedded_settings_are_the_papers():
         assert source.protocol == ("AVG" if name.endswith("avg") else "ALL")
         assert source.tastes == ("dirichlet" if name == "personalllm" else name[:6])
         assert (source.seen_users, source.unseen_users) == (500, 100)
-    assert embedded.get_config("personalllm").source.dirichlet_alpha == 0.1
-    assert "group oracle" not in embedded.get_config("personalllm").methods
+    config: Any = embedded.get_config("personalllm")
+    assert config.source.dirichlet_alpha == 0.1
+    assert "group oracle" not in config.methods
 
 
 # Sizes as in config.json of the models on the hub; what is not said here is alike in both.

@@ -91,10 +91,8 @@ def test_a_finished_run_loads_and_gives_the_rewards_that_were_scored(at_once, de
     pairs = found.data.pairs("test")
     some = slice(0, 40, 3)
     users = jnp.asarray(found.users[pairs.user[some]])
-    chosen, rejected = (
-        reward.rewards(config, found.params, base, *map(jnp.asarray, tokens.take(rows[some], length)), users)
-        for rows in (pairs.chosen, pairs.rejected)
-    )
+    texts = [[jnp.asarray(part) for part in tokens.take(rows[some], length)] for rows in (pairs.chosen, pairs.rejected)]
+    chosen, rejected = (reward.rewards(config, found.params, base, ids, mask, users) for ids, mask in texts)
     margins = load_scores(run, copl.METHOD)[0][some]
     np.testing.assert_allclose(chosen - rejected, margins, rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(found.responses, load_responses(run))
