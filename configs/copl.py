@@ -7,8 +7,8 @@ variants  cpu (also without a word): a Gemma of 0.8 M parameters, pretrained on 
           gemma_2b, gemma_7b: google/gemma-2b-it, google/gemma-7b-it, the paper's recipe
           after a comma: tpu_v5e_8 (what gemma_* takes without a word) or h200
           tiny: seconds, for tests, of no use as a result
-votes     gemma_*: your own, as JSONL (README: bring your own votes); loaders of the papers' sets are not there yet. The Gemma
-          licence has to be accepted on the hub, or --config.backbone.name=DIR names a folder with the files
+votes     gemma_*: your own, as JSONL (README: bring your own votes); loaders of the papers' sets are not there yet.
+          Gemma's licence has to be accepted on the hub, or --config.backbone.name=DIR names a folder with the files
 hardware  cpu: 2 cores, 2 GB of memory
           tpu_v5e_8: 8 chips of 16 GB, parameters and batch cut over all (fsdp=8), 1 pair a chip at a time
           h200: one GPU of 141 GB, 16 (gemma_2b) or 8 (gemma_7b) pairs at a time
@@ -24,7 +24,7 @@ memory    a device: frozen weights in bfloat16, 2 bytes each, cut by fsdp; gates
 
           The last column comes on top of weights and trained parameters. It is what XLA plans for as many fake CPU
           devices, where it widens bfloat16 to float32; nothing was measured on TPU or GPU
-time      cpu: 3 min of pretraining and 1 min of CoPL, on two cores shared with other work; gemma_*: not measured
+time      cpu: 3 min 40 s of pretraining and 1 min of CoPL, on two cores shared with other work; gemma_*: not measured
 """
 
 from typing import Any
