@@ -2,9 +2,11 @@
 
 command   python -m experiments.copl --config=configs/copl.py:cpu --workdir=runs/copl
           python -m experiments.copl --config=configs/copl.py:gemma_2b,h200 --config.source.path=votes.jsonl \\
-              --workdir=runs/gemma_2b                           (after --stage=: graph, reward, adapt or report alone)
+              --workdir=runs/gemma_2b
+          --stage=graph, reward, adapt or report runs one stage alone
 variants  cpu (also without a word): a Gemma of 0.8 M parameters, pretrained on the embedded world; a fast recipe
-          gemma_2b, gemma_7b: google/gemma-2b-it, google/gemma-7b-it, the paper's recipe
+          gemma_2b, gemma_7b: google/gemma-2b-it, google/gemma-7b-it; the paper's sizes and its recipe of the reward
+          model, the graph by the fast recipe
           after a comma: tpu_v5e_8 (what gemma_* takes without a word) or h200
           tiny: seconds, for tests, of no use as a result
 votes     gemma_*: your own, as JSONL (README: bring your own votes); loaders of the papers' sets are not there yet.
