@@ -1,20 +1,31 @@
 """What config files share."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from copl_jax import recipe as recipes
+from copl_jax.gcf import GCFConfig
 from pref_jax.errors import UserError
 
 
-def check_variant(variant: str, *known: str) -> None:
-    """Refuses a variant that the config does not have.
+def choose(variant: str, *alternatives: tuple[str, ...]) -> tuple[str, ...]:
+    """Reads a variant such as "uf_p_4_avg,three_seeds": at most one word of each of the alternatives, in any order.
+
+    Returns:
+      For each of the alternatives its word, "" if it has none.
 
     Raises:
-      UserError: naming those it has.
+      UserError: naming the words there are.
     """
-    if variant and variant not in known:
-        raise UserError(f"config variant {variant!r} is unknown; known: (none), {', '.join(known)}")
+    words = [word.strip() for word in variant.split(",")] if variant else []
+    chosen = [[word for word in words if word in known] for known in alternatives]
+    if sum(map(len, chosen)) < len(words) or any(len(found) > 1 for found in chosen):
+        known = "; ".join(" or ".join(words) for words in alternatives)
+        raise UserError(f"config variant {variant!r} is unknown; known: (none), or by commas: {known}")
+    return tuple(found[0] if found else "" for found in chosen)
 
 
 def backbone(name: str, *, max_length: int, batch_size: int) -> Any:
@@ -36,21 +47,9 @@ def backbone(name: str, *, max_length: int, batch_size: int) -> Any:
     )
 
 
-def graph() -> Any:
-    """User embeddings by the fast recipe: copl_jax/gcf.py."""
-    config: Any = ConfigDict(
-        {
-            "layer": "gcf",
-            "dim": 64,
-            "num_layers": 4,
-            "edge_dropout": 0.1,
-            "learning_rate": 1e-2,
-            "epochs": 40,
-            "evaluate_every": 2,
-        }
-    )
-    config.batch_size = None  # all pairs in every step
-    return config
+def graph(recipe: Callable[..., GCFConfig] = recipes.fast, **changes: Any) -> Any:
+    """User embeddings: copl_jax/gcf.py, by one of the recipes of copl_jax/recipe.py. `changes` replace fields."""
+    return ConfigDict(dataclasses.asdict(recipe(**{"dim": 64, **changes})))
 
 
 def reward(*, batch_size: int, eval_batch_size: int, num_steps: int, lr: float, hold_out: float) -> Any:
@@ -77,4 +76,98 @@ def reward(*, batch_size: int, eval_batch_size: int, num_steps: int, lr: float, 
                 "clip": 1.0,
             },
         }
+    )
+
+
+def world(tastes: str = "uf_p_2", **changes: Any) -> Any:
+    """The embedded language world: pref_jax/data/sources/world.py. `changes` replace fields."""
+    config: Any = ConfigDict(
+        {
+            "name": "world",
+            "tastes": tastes,
+            "dirichlet_alpha": 0.1,
+            "protocol": "ALL",
+            "seen_users": 500,
+            "unseen_users": 100,
+            "pairs_per_user": 8,
+            "test_pairs_per_user": 20,
+            "train_prompts": 250,
+            "test_prompts": 100,
+            "responses_per_prompt": 4,
+            "contested_only": True,
+            "label_noise": 0.0,
+            "marker_noise": 0.15,
+        }
+    )
+    config.update(changes)
+    return config
+
+
+def votes() -> Any:
+    """Your own votes, of which the path is to be given: pref_jax/data/sources/jsonl.py."""
+    return ConfigDict(
+        {"name": "jsonl", "path": "", "validation_fraction": 0.1, "test_fraction": 0.2, "unseen_fraction": 0.2}
+    )
+
+
+def pretrain() -> Any:
+    """A small decoder made on the world's text, for `backbone.name` "pretrain".
+
+    With a `folder`, runs share what they pretrain with the same settings and seed; without, each keeps its own.
+    """
+    return ConfigDict(
+        {
+            "folder": "",
+            "dialogues": 10_000,
+            "glossaries": 5_000,
+            "max_length": 64,
+            "batch_size": 64,
+            "checkpoint_every": 200,
+            "lm": {
+                "family": "llama",
+                "vocab_size": 2048,
+                "hidden_size": 128,
+                "intermediate_size": 384,
+                "num_layers": 3,
+                "num_heads": 4,
+                "max_positions": 256,
+            },
+            "optimizer": {
+                "lr": 3e-3,
+                "num_steps": 700,
+                "weight_decay": 0.01,
+                "warmup_fraction": 0.05,
+                "clip": 1.0,
+                "b2": 0.95,
+            },
+        }
+    )
+
+
+def small(dataset: str, methods: tuple[str, ...], source: Any) -> Any:
+    """An experiment on the embedded world that two CPU cores hold, decoder included."""
+    config: Any = ConfigDict({"dataset": dataset, "seeds": (0,), "methods": methods})
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.source = source
+    config.backbone = backbone("pretrain", max_length=64, batch_size=128)
+    config.pretrain = pretrain()
+    config.graph = graph(patience=None)  # on few validation pairs accuracy may pause and rise again
+    config.reward = reward(batch_size=64, eval_batch_size=256, num_steps=130, lr=2e-3, hold_out=0.0)
+    config.lore = ConfigDict({})  # lore_jax/fit.py
+    return config
+
+
+def shrink(config: Any) -> None:
+    """Makes an experiment on the embedded world end in seconds, of no use as a result: for tests."""
+    config.source.update({"seen_users": 24, "unseen_users": 6, "train_prompts": 12, "test_prompts": 8})
+    config.pretrain.update({"dialogues": 64, "glossaries": 32, "batch_size": 8, "checkpoint_every": 4})
+    config.pretrain.lm.update({"vocab_size": 512, "hidden_size": 16, "intermediate_size": 32, "num_layers": 2})
+    config.pretrain.optimizer.num_steps = 8
+    config.graph.update({"dim": 8, "num_layers": 2, "epochs": 4})
+    config.reward.update({"batch_size": 8, "eval_batch_size": 64, "checkpoint_every": 4, "log_every": 2})
+    config.reward.experts.update({"num_experts": 2, "rank": 2})
+    config.reward.gate.hidden = 8
+    config.reward.optimizer.num_steps = 8
+    config.lore.update(
+        {"steps": 5, "ranks": (1,), "components": (2,), "variances": (3.0,), "shared_variances": (0.1, 1.0)}
     )

@@ -14,16 +14,16 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-VARIANTS = ("one_seed", "linear")
+VARIANTS = (("one_seed",), ("linear",))
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    common.check_variant(variant, *VARIANTS)
+    seeds, kind = common.choose(variant, *VARIANTS)
     config: Any = ConfigDict()
     config.dataset = "Crowd RAG 2025, overall quality"
-    config.seeds = (0,) if variant == "one_seed" else (0, 1, 2)
+    config.seeds = (0,) if seeds == "one_seed" else (0, 1, 2)
     linear = ("majority of others", "shared (features)", "LoRe")
-    config.methods = linear if variant == "linear" else ("shared reward", "CoPL", "CoPL (shrunk)", *linear)
+    config.methods = linear if kind == "linear" else ("shared reward", "CoPL", "CoPL (shrunk)", *linear)
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.source = ConfigDict(
         {

@@ -11,23 +11,15 @@ from ml_collections import ConfigDict
 
 from configs import common, crowdrag
 
-VARIANTS = ("linear",)
+VARIANTS = (("linear",),)
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    common.check_variant(variant, *VARIANTS)
+    (kind,) = common.choose(variant, *VARIANTS)
     config: Any = crowdrag.get_config()
     config.dataset = "my votes"
     config.seeds = (0,)
     linear = ("shared (features)", "LoRe")
-    config.methods = linear if variant == "linear" else ("shared reward", "CoPL", "CoPL (shrunk)", *linear)
-    config.source = ConfigDict(
-        {
-            "name": "jsonl",
-            "path": "",
-            "validation_fraction": 0.1,
-            "test_fraction": 0.2,
-            "unseen_fraction": 0.2,
-        }
-    )
+    config.methods = linear if kind == "linear" else ("shared reward", "CoPL", "CoPL (shrunk)", *linear)
+    config.source = common.votes()
     return config

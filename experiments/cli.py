@@ -18,25 +18,33 @@ from pref_jax.files import read_json, write_json
 T = TypeVar("T")
 # An ml_collections ConfigDict. Its fields have no static types, so checkers are told nothing about it.
 Config = Any
-Experiment = Callable[[Config, Path], None]
+Experiment = Callable[..., None]
 
 
-def launch(run: Experiment, doc: str, *, default_config: str | None = None, argv: Sequence[str] | None = None) -> None:
+def launch(
+    run: Experiment,
+    doc: str,
+    *,
+    default_config: str | None = None,
+    argv: Sequence[str] | None = None,
+    define: Callable[[flags.FlagValues], None] | None = None,
+) -> None:
     """Runs an experiment from the command line and ends the process.
 
     Exit codes: 0 it ran, 2 the user has something to mend (one message, no traceback), 130 interrupted.
 
     Args:
-      run: takes the config and the workdir.
+      run: takes the config, the workdir and, by name, the values of the experiment's own flags.
       doc: what `--help` tells, usually the module's docstring.
       default_config: the config file if `--config` is not given.
       argv: the command line, `sys.argv` if None.
+      define: defines the experiment's own flags, as in `flags.DEFINE_string("user", "", "whose", flag_values=values)`.
     """
     argv = list(sys.argv if argv is None else argv)
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        config, workdir = _parse(argv, doc, default_config)
-        run(config, workdir)
+        config, workdir, own = _parse(argv, doc, default_config, define)
+        run(config, workdir, **own)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -45,8 +53,14 @@ def launch(run: Experiment, doc: str, *, default_config: str | None = None, argv
         sys.exit(130)
 
 
-def _parse(argv: list[str], doc: str, default_config: str | None) -> tuple[Config, Path]:
+def _parse(
+    argv: list[str], doc: str, default_config: str | None, define: Callable[[flags.FlagValues], None] | None
+) -> tuple[Config, Path, dict[str, Any]]:
+    own = flags.FlagValues()
+    if define is not None:
+        define(own)
     values = flags.FlagValues()
+    values.append_flag_values(own)
     file = config_flags.DEFINE_config_file(
         "config", default_config, "config file, configs/NAME.py or configs/NAME.py:variant", flag_values=values
     )
@@ -56,6 +70,8 @@ def _parse(argv: list[str], doc: str, default_config: str | None) -> tuple[Confi
         print(f"{doc.strip()}\n\nflags:\n  --config=configs/NAME.py[:variant]  (default: {default_config})")
         print("  --config.FIELD=VALUE                override any field of the config, --config.a.b=1 for nested ones")
         print("  --workdir=DIR                       folder for everything the run leaves; repeat to go on")
+        for name in own:
+            print(f"  --{f'{name}=...':<33} {own[name].help} (default: {own[name].default})")
         sys.exit(0)
     try:
         with _looked_for_in(argv):
@@ -73,7 +89,7 @@ def _parse(argv: list[str], doc: str, default_config: str | None) -> tuple[Confi
         raise UserError(f"unexpected argument {rest[0]!r}; flags look like --config.field=value and --workdir=DIR")
     if not workdir.value:
         raise UserError("no --workdir given; name a folder for everything the run leaves, such as --workdir=runs/first")
-    return config, Path(workdir.value)
+    return config, Path(workdir.value), {name: values[name].value for name in own}
 
 
 @contextlib.contextmanager
@@ -147,7 +163,7 @@ def claim(workdir: Path, config: Config) -> None:
       UserError: if the folder holds a run of another config, naming the fields that differ.
     """
     path = workdir / "config.json"
-    mine = _plain(config.to_dict())
+    mine = plain(config.to_dict())
     if not path.exists():
         write_json(path, mine)
         return
@@ -159,10 +175,11 @@ def claim(workdir: Path, config: Config) -> None:
         raise UserError(f"{workdir} holds a run of another config; take another --workdir or delete it:\n{shown}")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """`value` as JSON has it: tuples become lists."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

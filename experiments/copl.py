@@ -1,14 +1,20 @@
 """CoPL: signed graph -> user embeddings -> gated experts in the transformer -> rewards; unseen users by two hops.
 
-python -m experiments.copl --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m experiments.copl --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m experiments.copl --stage=adapt --config=configs/quickstart.py --workdir=runs/quickstart
+
+Stages, each done once: graph -> reward (training) -> adapt (unseen users) -> report (scores, tables, pictures).
 """
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import flags
 
 from copl_jax import graph, recipe
 from copl_jax.adapt import adapt
@@ -16,67 +22,75 @@ from copl_jax.gcf import GCFConfig
 from experiments import reward_model
 from experiments.cli import Config, freeze, launch
 from experiments.prepare import prepare
-from experiments.stages import Run, load_data, method_folder, runs, say, scored, stage
+from experiments.stages import (
+    Run,
+    load_data,
+    load_responses,
+    load_users,
+    method_folder,
+    needed,
+    runs,
+    say,
+    scored,
+    stage,
+)
 from experiments.summary import summarise
+from pref_jax.data.preferences import Preferences
+from pref_jax.errors import UserError
 from pref_jax.files import read_json, write_json
+from pref_jax.train.checkpoint import save_tree
+from pref_jax.train.mesh import make_mesh
 
 METHOD = "CoPL"
 
 
-def run(config: Config, workdir: Path) -> None:
-    """All stages of CoPL for every seed, then the report."""
+def run(config: Config, workdir: Path, stage: str = "all") -> None:
+    """One stage of CoPL or all of them, for every seed; then, if scores are made, the report."""
+    if stage not in ("all", *STAGES):
+        raise UserError(f"--stage={stage}: no such stage; give all, {', '.join(STAGES)}")
     for one in runs(config, workdir):
         prepare(one)
-        copl(one)
-    summarise(config, workdir)
+        for name in STAGES if stage == "all" else (stage,):
+            STAGES[name](one)
+    if stage in ("all", "report"):
+        summarise(config, workdir)
 
 
 def copl(run: Run) -> None:
-    """Graph, reward model, scores; stages that are done are skipped."""
-    data = load_data(run)
-    embed_users(run)
-    embeddings = np.load(run.folder / "graph" / "users.npy", allow_pickle=False)
-    facts = read_json(run.folder / "graph" / "graph.json")
-
-    def score():
-        margins, own = reward_model.train_and_score(
-            run,
-            method_folder(run, METHOD),
-            routing="users",
-            table=embeddings,
-            more=lambda config, params: reward_model.usage_by_group(config, params, embeddings, data.groups),
-        )
-        return margins, {**own, "graph": facts}
-
-    scored(run, METHOD, score)
+    """All stages of one seed up to the scores; those that are done are skipped."""
+    for make in STAGES.values():
+        make(run)
 
 
 def embed_users(run: Run) -> None:
-    """Writes `graph/`: user embeddings of all users (unseen ones by adaptation), responses, history."""
+    """Writes `graph/`: embeddings of the seen users and of all responses, the graph's parameters, history."""
     data = load_data(run)
     config = freeze(GCFConfig, run.config.graph, "graph")
+    mesh = make_mesh(**run.config.mesh.to_dict())
 
     def make(part: Path) -> None:
         say(f"seed {run.seed}: graph")
         start = time.perf_counter()
-        known, context = data.pairs("train", seen=True), data.pairs("train", seen=False)
+        known = data.pairs("train", seen=True)
         signed = graph.build(
             known.user, known.chosen, known.rejected, num_users=data.num_users, num_responses=data.num_responses
         )
-        found = recipe.fit(config, signed, known, data.pairs("validation", seen=True), jax.random.key(run.seed))
-        unseen = np.flatnonzero(~data.seen)
-        adapted = adapt(
-            users=found.users, responses=found.responses, seen=data.seen, known=known, context=context, unseen=unseen
+        found = recipe.fit(
+            config,
+            signed,
+            known,
+            data.pairs("validation", seen=True),
+            jax.random.key(run.seed),
+            mesh=mesh if mesh.size > 1 else None,
+            folder=run.folder / "graph_training" / "checkpoints",
         )
-        users = found.users.copy()
-        users[unseen] = adapted.embeddings
-        np.save(part / "users.npy", users)
+        np.save(part / "users.npy", found.users[data.seen])
         np.save(part / "responses.npy", found.responses)
+        save_tree(part / "params", found.params)
         facts = {
             "validation_accuracy": found.best_accuracy,
             "best_step": found.best_step,
             "history": {name: values.tolist() for name, values in found.history.items()},
-            "unseen_without_neighbours": int(adapted.widened.sum()),
             "seconds": time.perf_counter() - start,
             "config": dataclasses.asdict(config),
         }
@@ -85,5 +99,107 @@ def embed_users(run: Run) -> None:
     stage(run.folder / "graph", make)
 
 
+def train(run: Run) -> None:
+    """Writes `copl/model/`: gates, experts and head, trained on the seen users' answers."""
+    folder, data = method_folder(run, METHOD), load_data(run)
+    table = load_users(run, data, adapted=False)
+
+    def make(part: Path) -> None:
+        say(f"seed {run.seed}: {METHOD}, training")
+        model = reward_model.open_model(run, routing="users")
+        reward_model.train(run, part, model, folder, table=table)
+
+    stage(folder / "model", make)
+
+
+def adapt_users(run: Run) -> None:
+    """Writes `adapted/`: embeddings of the unseen users, in the order of their rows, from their neighbours."""
+    data = load_data(run)
+    responses = load_responses(run)
+    users = load_users(run, data, adapted=False)
+
+    def make(part: Path) -> None:
+        say(f"seed {run.seed}: unseen users")
+        start = time.perf_counter()
+        adapted = adapt(
+            users=users,
+            responses=responses,
+            seen=data.seen,
+            known=data.pairs("train", seen=True),
+            context=data.pairs("train", seen=False),
+            unseen=np.flatnonzero(~data.seen),
+        )
+        np.save(part / "users.npy", adapted.embeddings)
+        facts = {
+            "without_neighbours": int(adapted.widened.sum()),
+            "neighbours": adapted.num_neighbours.tolist(),
+            "seconds": time.perf_counter() - start,
+        }
+        write_json(part / "adapted.json", facts)
+
+    stage(run.folder / "adapted", make)
+
+
+def score(run: Run) -> None:
+    """Writes `copl/scores/`: margins of the test pairs of seen and unseen users."""
+    folder, data = method_folder(run, METHOD), load_data(run)
+    users = load_users(run, data)
+    files = {"graph": run.folder / "graph/graph.json", "adapt": run.folder / "adapted/adapted.json"}
+    files["reward"] = needed(folder / "model", "copl --stage=reward") / "model.json"
+    facts = {name: read_json(file) for name, file in files.items()}
+    seconds = {name: own["seconds"] for name, own in facts.items()}
+
+    def make() -> tuple[np.ndarray, dict[str, Any]]:
+        model = reward_model.open_model(run, routing="users")
+        margins, own = reward_model.evaluate(run, model, folder, table=users)
+        return margins, {**own, "graph": facts["graph"], "stage_seconds": seconds}
+
+    scored(run, METHOD, make)
+
+
+STAGES: dict[str, Callable[[Run], None]] = {
+    "graph": embed_users,
+    "reward": train,
+    "adapt": adapt_users,
+    "report": score,
+}
+
+
+class Finished(NamedTuple):
+    """A finished run of CoPL, as `load` gives it.
+
+    Attributes:
+      data: its tables.
+      model: the reward model's config, the frozen transformer and all texts, as `reward_model.score` takes them.
+      params: the trained parameters.
+      users: float [U D], embeddings of all users, seen and unseen.
+      responses: float [N D], the graph's embeddings of all responses.
+    """
+
+    data: Preferences
+    model: reward_model.Opened
+    params: Any
+    users: np.ndarray
+    responses: np.ndarray
+
+
+def load(run: Run) -> Finished:
+    """Everything that rewards of a finished run are computed from.
+
+    Raises:
+      UserError: if a stage is missing, naming the command that makes it.
+    """
+    data = load_data(run)
+    users, responses = load_users(run, data), load_responses(run)
+    folder = method_folder(run, METHOD)
+    needed(folder / "model", "copl --stage=reward")
+    model = reward_model.open_model(run, routing="users")
+    return Finished(data, model, reward_model.load_params(folder, model.mesh), users, responses)
+
+
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_enum("stage", "all", ["all", *STAGES], "which stage to run", flag_values=values)
+
+
 if __name__ == "__main__":
-    launch(run, __doc__ or "")
+    launch(run, __doc__ or "", define=_define)

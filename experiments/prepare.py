@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cli import Config, freeze, launch
-from experiments.stages import Run, load_data, runs, say, stage
+from experiments.stages import Run, load_data, pretrain_folders, pretrain_settings, runs, say, stage
 from pref_jax.data import preferences
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources import crowdrag, jsonl, world
@@ -40,7 +40,7 @@ def prepare(run: Run) -> None:
 
     stage(run.folder / "data", tables)
     if run.config.backbone.name == "pretrain":
-        stage(run.folder / "backbone", lambda part: _pretrain(run, part))
+        stage(pretrain_folders(run)[0], lambda part: _pretrain(run, part))
     else:
         hub.locate(run.config.backbone.name)
 
@@ -78,7 +78,7 @@ def _pretrain(run: Run, folder: Path) -> None:
     tokens = tokenize_dialogues(tokenizer, text, max_length=section.max_length)
     # A small text may not fill the vocabulary asked for.
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    config = freeze(LMConfig, section.lm, "pretrain.lm", family="llama", **ids)
+    config = freeze(LMConfig, section.lm, "pretrain.lm", **ids)
     config = dataclasses.replace(config, vocab_size=len(tokenizer))
     params = pretrain(
         config,
@@ -86,12 +86,13 @@ def _pretrain(run: Run, folder: Path) -> None:
         recipe=freeze(OptimizerConfig, section.optimizer, "pretrain.optimizer"),
         batch_size=section.batch_size,
         seed=run.seed,
-        folder=run.folder / "pretrain",
+        folder=pretrain_folders(run)[1],
         checkpoint_every=section.checkpoint_every,
     )
     checkpoint.save(folder, config, params)
     tokenizer.save_pretrained(folder)
-    write_json(folder / "text.json", {"documents": len(text), "tokens": int(tokens.lengths.sum())})
+    size = {"documents": len(text), "tokens": int(tokens.lengths.sum())}
+    write_json(folder / "pretrain.json", {"settings": pretrain_settings(run), "text": size})
 
 
 if __name__ == "__main__":

@@ -4,14 +4,15 @@ Axis letters: B batch, L length, P pairs, U users, N responses.
 """
 
 import functools
-from collections.abc import Callable
+import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from copl_jax import gates, reward
@@ -19,13 +20,15 @@ from copl_jax.experts import ExpertsConfig
 from copl_jax.gates import GateConfig
 from copl_jax.reward import RewardConfig
 from experiments.cli import freeze
-from experiments.stages import Run, load_backbone, load_data, load_tokens, test_pairs, votes_by_prompt
+from experiments.stages import Run, load_backbone, load_data, load_tokens, stage, test_pairs, votes_by_prompt
 from pref_jax.data.batches import pair_batches
 from pref_jax.data.preferences import Pairs
 from pref_jax.data.token_table import TokenTable
+from pref_jax.files import read_json, write_json
 from pref_jax.lm.config import LMConfig
+from pref_jax.train.checkpoint import load_tree, save_tree
 from pref_jax.train.loop import fit
-from pref_jax.train.mesh import make_mesh, replicated
+from pref_jax.train.mesh import batch_shards, make_mesh, put_batch, replicated
 from pref_jax.train.state import OptimizerConfig, init_state, make_step, optimizer
 
 Routing = Literal["users", "groups", "none"]
@@ -62,6 +65,33 @@ def configure(run: Run, lm: LMConfig, *, routing: Routing, num_experts: int | No
     )
 
 
+class Opened(NamedTuple):
+    """What training and scoring of a reward model both read.
+
+    Attributes:
+      config: the model.
+      base: the frozen transformer, on the mesh.
+      tokens: all responses under their prompts.
+      length: of the longest text: all batches have this one length, so one step compiles, and one program scores.
+      mesh: the devices.
+    """
+
+    config: RewardConfig
+    base: Any
+    tokens: TokenTable
+    length: int
+    mesh: Mesh
+
+
+def open_model(run: Run, *, routing: Routing, num_experts: int | None = None) -> Opened:
+    """Loads transformer and texts for the reward model of the config; arguments as in `configure`."""
+    mesh = make_mesh(**run.config.mesh.to_dict())
+    lm, base = load_backbone(run, mesh)
+    tokens = load_tokens(run, load_data(run))
+    config = configure(run, lm, routing=routing, num_experts=num_experts)
+    return Opened(config, base, tokens, int(tokens.lengths.max(initial=1)), mesh)
+
+
 def train_and_score(
     run: Run,
     folder: Path,
@@ -69,60 +99,79 @@ def train_and_score(
     routing: Routing,
     num_experts: int | None = None,
     table: np.ndarray | None = None,
-    more: Callable[[RewardConfig, Any], dict[str, Any]] | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Trains a reward model on the seen users' answers; returns margins of the test pairs [P] and facts.
+    """`train`, unless that is done, and `evaluate`; arguments as there and in `configure`."""
+    model = open_model(run, routing=routing, num_experts=num_experts)
+    stage(folder / "model", lambda part: train(run, part, model, folder, table=table))
+    return evaluate(run, model, folder, table=table)
 
-    With `reward.hold_out` above 0 that part of the prompts is not learnt from, and the margins of the answers to it
-    are kept in `held_out.npy` of `folder`, for a choice between trained models.
+
+def train(run: Run, part: Path, model: Opened, folder: Path, *, table: np.ndarray | None = None) -> None:
+    """Trains a reward model on the seen users' answers, but for the part of the prompts that is held out.
 
     Args:
       run: the run.
+      part: gets `params/` (the trainable parameters) and `model.json` (facts).
+      model: what to train.
       folder: gets checkpoints and logs; a killed training goes on from there.
-      routing: `users`, `groups` or `none`, see `copl_jax.reward`.
-      num_experts: in place of the config's.
-      table: user embeddings float [U C] (`users`) or group numbers int [U] (`groups`).
-      more: further facts from the trained parameters.
+      table: user embeddings float [U C] (routing `users`) or group numbers int [U] (`groups`); seen users' are read.
     """
-    section, data = run.config.reward, load_data(run)
-    train, held_out = votes_by_prompt(run, data, fraction=section.hold_out)
-    mesh = make_mesh(**run.config.mesh.to_dict())
-    lm, base = load_backbone(run, mesh)
-    tokens = load_tokens(run, data)
-    config = configure(run, lm, routing=routing, num_experts=num_experts)
-    # All batches, shuffled as they are, have one length, the longest text's: one step to compile, and one to score by.
-    length = int(tokens.lengths.max(initial=1))
-    frozen = {"base": base}
+    start = time.perf_counter()
+    section, config, mesh = run.config.reward, model.config, model.mesh
+    learn, _ = votes_by_prompt(run, load_data(run), fraction=section.hold_out)
+    frozen = {"base": model.base}
     if table is not None:
-        frozen[routing] = jax.device_put(table, replicated(mesh))
-    dim = table.shape[1] if table is not None and routing == "users" else 0
+        frozen[config.routing] = jax.device_put(table, replicated(mesh))
+    dim = table.shape[1] if table is not None and config.routing == "users" else 0
     transform = optimizer(freeze(OptimizerConfig, section.optimizer, "reward.optimizer"))
     params = reward.init(config, jax.random.key(run.seed), embedding_dim=dim)
-    if lm.num_labels == 1:
+    if config.lm.num_labels == 1:
         # A reward model's own head is a better beginning than noise.
-        params["head"]["w"] = jnp.asarray(base["score"]["kernel"][:, 0], jnp.float32)
+        params["head"]["w"] = jnp.asarray(model.base["score"]["kernel"][:, 0], jnp.float32)
+    sizes = {"batch_size": section.batch_size, "num_steps": section.optimizer.num_steps}
     state = fit(
         name=folder.name,
         state=init_state(jax.device_put(params, replicated(mesh)), transform, run.seed),
         frozen=frozen,
         step=make_step(reward.make_loss(config), transform, accumulate=section.accumulate),
-        batches=text_batches(
-            train, tokens, length, batch_size=section.batch_size, num_steps=section.optimizer.num_steps, seed=run.seed
-        ),
+        batches=text_batches(learn, model.tokens, model.length, **sizes, seed=run.seed),
         folder=folder,
         mesh=mesh,
         checkpoint_every=section.checkpoint_every,
         log_every=section.log_every,
         consume=True,
     )
-    margins, chosen_by = (
-        score(config, state.params, frozen, tokens, length, pairs, table, batch_size=section.eval_batch_size)
-        for pairs in (test_pairs(data), held_out)
-    )
-    np.save(folder / "held_out.npy", chosen_by)
-    facts = {} if more is None else more(config, state.params)
+    save_tree(part / "params", state.params)
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    return margins, {"trainable_parameters": size, "truncated_responses": tokens.truncated, **facts}
+    write_json(part / "model.json", {"trainable_parameters": size, "seconds": time.perf_counter() - start})
+
+
+def load_params(folder: Path, mesh: Mesh) -> Any:
+    """The parameters that `train` left in `folder`/model, a copy on each device of the mesh."""
+    return jax.device_put(load_tree(folder / "model" / "params"), replicated(mesh))
+
+
+def evaluate(
+    run: Run, model: Opened, folder: Path, *, table: np.ndarray | None = None
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Margins of the test pairs [P] by the model trained in `folder`, and facts.
+
+    The margins of the held-out answers go to `held_out.npy` of `folder`, for a choice between trained models.
+    """
+    section, data = run.config.reward, load_data(run)
+    params = load_params(folder, model.mesh)
+    _, held_out = votes_by_prompt(run, data, fraction=section.hold_out)
+    with jax.set_mesh(model.mesh):
+        margins, chosen_by = (
+            score(model, params, pairs, table, batch_size=section.eval_batch_size)
+            for pairs in (test_pairs(data), held_out)
+        )
+    np.save(folder / "held_out.npy", chosen_by)
+    size = read_json(folder / "model" / "model.json")["trainable_parameters"]
+    facts = {"trainable_parameters": size, "truncated_responses": model.tokens.truncated}
+    if model.config.routing == "users" and table is not None:
+        facts |= usage_by_group(model.config, params, table, data.groups)
+    return margins, facts
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -130,18 +179,13 @@ def _rewards(config: RewardConfig, params, base, tokens, mask, users):
     return reward.rewards(config, params, base, tokens, mask, users)
 
 
-def score(
-    config: RewardConfig,
-    params: Any,
-    frozen: Any,
-    tokens: TokenTable,
-    length: int,
-    pairs: Pairs,
-    table: np.ndarray | None,
-    *,
-    batch_size: int,
-) -> np.ndarray:
-    """Reward margins float32 [P]; a response is read once for each user (or group, or at all) that it is scored for."""
+def score(model: Opened, params: Any, pairs: Pairs, table: np.ndarray | None, *, batch_size: int) -> np.ndarray:
+    """Reward margins float32 [P]; a response is read once for each user (or group, or at all) that it is scored for.
+
+    `batch_size` rows at a time, over all devices; rounded up to a multiple of the parts that the mesh cuts them into.
+    """
+    config, tokens, shards = model.config, model.tokens, batch_shards(model.mesh)
+    batch_size = -(-batch_size // shards) * shards
     route = pairs.user if config.routing == "users" else np.zeros_like(pairs.user)
     if config.routing == "groups" and table is not None:
         route = table[pairs.user]
@@ -152,12 +196,10 @@ def score(
     for start in tqdm(range(0, len(distinct), batch_size), desc="score", disable=None):
         some = distinct[start : start + batch_size]
         padded = np.pad(some, (0, batch_size - len(some)), mode="edge")
-        ids, mask = tokens.take(padded % count, length)
         owner = padded // count
         users = None if table is None else table[owner] if config.routing == "users" else owner.astype(np.int32)
-        rewards[start : start + len(some)] = np.asarray(_rewards(config, params, frozen["base"], ids, mask, users))[
-            : len(some)
-        ]
+        batch = put_batch((*tokens.take(padded % count, model.length), users), model.mesh)
+        rewards[start : start + len(some)] = np.asarray(_rewards(config, params, model.base, *batch))[: len(some)]
     chosen, rejected = rewards[where].reshape(2, -1)
     return chosen - rejected
 

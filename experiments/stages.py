@@ -2,13 +2,20 @@
 
 WORKDIR/config.json, results.json, report.md, plots/
 WORKDIR/seed_S/data/        tables                         (experiments.prepare)
-               backbone/    a pretrained decoder, if made   (experiments.prepare)
+               backbone/    a pretrained decoder, if made and not shared (experiments.prepare)
                features/    features.npy, one row a response (experiments.embed)
-               graph/       user and response embeddings    (experiments.copl)
-               METHOD/      metrics.jsonl, checkpoints/, scores/: margins of the test pairs (every method)
+               graph_training/  checkpoints of the graph's training
+               graph/       seen users' and all responses' embeddings (experiments.copl --stage=graph)
+               adapted/     unseen users' embeddings          (experiments.copl --stage=adapt)
+               METHOD/      metrics.jsonl, checkpoints/, model/: trained parameters (reward models),
+                            scores/: margins of the test pairs (every method)
+
+What is there is not made again. To repeat a stage, delete its folder and those of the stages that read it.
 """
 
 import dataclasses
+import hashlib
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.cli import Config, claim
+from experiments.cli import Config, claim, plain
 from pref_jax.data import preferences
 from pref_jax.data.preferences import Pairs, Preferences
 from pref_jax.data.token_table import TokenTable
@@ -73,22 +80,63 @@ def say(text: str) -> None:
 
 def load_data(run: Run) -> Preferences:
     """The tables of `experiments.prepare`."""
-    return preferences.load(_needed(run.folder / "data", "prepare"))
+    return preferences.load(needed(run.folder / "data", "prepare"))
 
 
 def load_features(run: Run) -> np.ndarray:
     """float32 [N D], memory-mapped, of `experiments.embed`."""
-    path = _needed(run.folder / "features", "embed") / "features.npy"
+    path = needed(run.folder / "features", "embed") / "features.npy"
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable ({error}); delete the folder and run experiments.embed again") from None
 
 
+def load_users(run: Run, data: Preferences, *, adapted: bool = True) -> np.ndarray:
+    """Embeddings of all users [U D] of `experiments.copl`: of the seen by the graph, of the unseen by adaptation.
+
+    With `adapted` False unseen users get zeros, and their stage need not have run.
+    """
+    folders = {True: needed(run.folder / "graph", "copl --stage=graph")}
+    if adapted:
+        folders[False] = needed(run.folder / "adapted", "copl --stage=adapt")
+    parts = {seen: np.load(folder / "users.npy", allow_pickle=False) for seen, folder in folders.items()}
+    users = np.zeros((data.num_users, parts[True].shape[1]), parts[True].dtype)
+    for seen, rows in parts.items():
+        users[data.seen == seen] = rows
+    return users
+
+
+def load_responses(run: Run) -> np.ndarray:
+    """The graph's embeddings of all responses [N D] of `experiments.copl`."""
+    return np.load(needed(run.folder / "graph", "copl --stage=graph") / "responses.npy", allow_pickle=False)
+
+
 def backbone_folder(run: Run) -> Path:
     """Where the transformer lies: made by `experiments.prepare`, or named by the config."""
     name = run.config.backbone.name
-    return _needed(run.folder / "backbone", "prepare") if name == "pretrain" else hub.locate(name)
+    return needed(pretrain_folders(run)[0], "prepare") if name == "pretrain" else hub.locate(name)
+
+
+def pretrain_settings(run: Run) -> dict[str, Any]:
+    """All that a pretrained decoder depends on, as JSON values."""
+    section = run.config.pretrain.to_dict()
+    del section["folder"]
+    return plain({"seed": run.seed, "marker_noise": run.config.source.marker_noise, **section})
+
+
+def pretrain_folders(run: Run) -> tuple[Path, Path]:
+    """Where the pretrained decoder lies, and where its training keeps checkpoints.
+
+    In the run's own folder; or with `pretrain.folder`, which several runs can share, in folders there that are named
+    by a digest of `pretrain_settings`, so that a decoder of other settings is never taken.
+    """
+    shared = run.config.pretrain.folder
+    if not shared:
+        return run.folder / "backbone", run.folder / "pretrain"
+    settings = json.dumps(pretrain_settings(run), sort_keys=True)
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
+    return Path(shared) / f"decoder_{digest}", Path(shared) / f"pretrain_{digest}"
 
 
 def load_backbone(run: Run, mesh: Mesh | None = None) -> tuple[LMConfig, Any]:
@@ -161,7 +209,8 @@ def scored(run: Run, method: str, score: Callable[[], tuple[np.ndarray, dict[str
     Args:
       run: the run.
       method: name of the row in tables.
-      score: trains and returns the margins of `test_pairs` (float [P]) and facts to keep (JSON values).
+      score: returns the margins of `test_pairs` (float [P]) and facts to keep (JSON values). Where stages of the
+        method were run before, "stage_seconds" among the facts, by name, is counted into the method's time.
     """
     folder = method_folder(run, method)
     if (folder / "scores").is_dir():
@@ -169,7 +218,7 @@ def scored(run: Run, method: str, score: Callable[[], tuple[np.ndarray, dict[str
     say(f"seed {run.seed}: {method}")
     start = time.perf_counter()
     margins, facts = score()
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start + sum(facts.get("stage_seconds", {}).values())
 
     def write(part: Path) -> None:
         np.save(part / "margins.npy", np.asarray(margins, np.float32))
@@ -180,7 +229,7 @@ def scored(run: Run, method: str, score: Callable[[], tuple[np.ndarray, dict[str
 
 def load_scores(run: Run, method: str) -> tuple[np.ndarray, dict[str, Any]]:
     """Margins and facts that `scored` kept."""
-    folder = _needed(method_folder(run, method) / "scores", "compare")
+    folder = needed(method_folder(run, method) / "scores", "compare")
     return np.load(folder / "margins.npy", allow_pickle=False), read_json(folder / "facts.json")
 
 
@@ -190,7 +239,12 @@ def curve(folder: Path, field: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in found], [value for _, value in found]
 
 
-def _needed(folder: Path, command: str) -> Path:
+def needed(folder: Path, command: str) -> Path:
+    """The folder, which `command` of the experiments makes.
+
+    Raises:
+      UserError: if it is not there yet.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: not there yet; run python -m experiments.{command} with the same flags first")
     return folder

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.cli import Config
-from experiments.stages import Run, curve, load_data, load_scores, method_folder, runs, say, test_pairs
+from experiments.stages import Run, curve, load_data, load_scores, load_users, method_folder, runs, say, test_pairs
 from pref_jax.eval import plots, report, results
 from pref_jax.eval.accuracy import group_metrics, paired_difference, user_accuracy
 from pref_jax.files import read_json
@@ -90,9 +90,10 @@ def _pictures(run: Run, rows: list[dict[str, Any]], folder: Path) -> list[tuple[
     """Plots of the table and, for the first seed, of what happened inside."""
     made = [(plots.save(plots.accuracy_bars(rows), folder / "accuracy.png"), "Accuracy of every method.")]
     data = load_data(run)
-    if (run.folder / "graph").is_dir():
-        users = np.load(run.folder / "graph" / "users.npy", allow_pickle=False)
-        figure = plots.embedding_map(users, data.groups, data.seen, title="User embeddings of CoPL's graph")
+    if (run.folder / "adapted").is_dir():
+        figure = plots.embedding_map(
+            load_users(run, data), data.groups, data.seen, title="User embeddings of CoPL's graph"
+        )
         made.append((plots.save(figure, folder / "embeddings.png"), "User embeddings; groups were not told."))
         history = read_json(run.folder / "graph" / "graph.json")["history"]
         steps = range(1, len(history["train_loss"]) + 1)

@@ -1,22 +1,32 @@
 """Every config loads in every variant, and each of its sections fits what it configures."""
 
+import dataclasses
 import importlib
+import itertools
+import math
 import pkgutil
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import Mesh
 
 import configs
-from configs import common
+from configs import common, copl, embedded
+from copl_jax import reward
 from copl_jax.experts import ExpertsConfig
 from copl_jax.gates import GateConfig
 from copl_jax.gcf import GCFConfig
+from copl_jax.reward import RewardConfig
 from experiments.cli import freeze
 from experiments.compare import METHODS
 from lore_jax.fit import RegularisedConfig
 from pref_jax.data.sources.world import WorldConfig
 from pref_jax.errors import UserError
+from pref_jax.lm import backbone, hf_config, sharding
 from pref_jax.lm.config import LMConfig
+from pref_jax.train.mesh import make_mesh, tree_shardings
 from pref_jax.train.state import OptimizerConfig
 
 MODULES = [
@@ -24,7 +34,15 @@ MODULES = [
     for found in pkgutil.iter_modules(configs.__path__)
     if found.name != "common"
 ]
-CASES = [(module, variant) for module in MODULES for variant in ("", *module.VARIANTS)]
+
+
+def _variants(module) -> list[str]:
+    """Every combination of one word, or none, of each of the alternatives."""
+    choices = itertools.product(*(("", *words) for words in module.VARIANTS))
+    return [",".join(word for word in choice if word) for choice in choices]
+
+
+CASES = [(module, variant) for module in MODULES for variant in _variants(module)]
 
 
 @pytest.mark.parametrize(("module", "variant"), CASES)
@@ -36,18 +54,126 @@ def test_sections_fit(module, variant):
     freeze(ExpertsConfig, config.reward.experts, "reward.experts")
     freeze(OptimizerConfig, config.reward.optimizer, "reward.optimizer")
     freeze(RegularisedConfig, config.lore, "lore")
+    assert config.reward.remat in backbone.REMAT
     assert set(config.backbone) == set(common.backbone("", max_length=1, batch_size=1))
     assert config.source.name in ("world", "crowdrag", "jsonl")
     if config.source.name == "world":
         options = config.source.to_dict()
         options.pop("name")
         freeze(WorldConfig, options, "source")
-        freeze(LMConfig, config.pretrain.lm, "pretrain.lm", family="llama")
+        lm = freeze(LMConfig, config.pretrain.lm, "pretrain.lm")
+        assert config.backbone.max_length <= lm.max_positions
         freeze(OptimizerConfig, config.pretrain.optimizer, "pretrain.optimizer")
+
+
+@pytest.mark.parametrize(("module", "variant"), CASES)
+def test_batches_and_meshes_agree(module, variant):
+    config: Any = module.get_config(variant)
+    sizes = config.mesh.to_dict()
+    shards = abs(sizes["data"]) * sizes["fsdp"]  # -1 takes the devices there are, one at least
+    micro, rest = divmod(config.reward.batch_size, config.reward.accumulate)
+    assert rest == 0
+    assert [size % shards for size in (micro, config.reward.eval_batch_size, config.backbone.batch_size)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_config_says_how_to_launch_it_and_knows_its_variants(module):
-    assert all(word in module.__doc__ for word in ("command", "variants", "hardware", *module.VARIANTS))
+    words = itertools.chain(*module.VARIANTS)
+    assert all(word in module.__doc__ for word in ("command", "variants", "hardware", *words))
     with pytest.raises(UserError, match="variant 'tinny' is unknown"):
         module.get_config("tinny")
+
+
+@pytest.mark.parametrize(
+    ("variant", "want"), [("", ("", "")), ("b", ("b", "")), ("c, a", ("a", "c")), ("a,c", ("a", "c"))]
+)
+def test_words_of_a_variant_come_in_any_order(variant, want):
+    assert common.choose(variant, ("a", "b"), ("c",)) == want
+
+
+@pytest.mark.parametrize("variant", ["a,b", "a,a", "a,", ",", "d", "a,c,d"])
+def test_words_that_exclude_each_other_or_are_unknown_are_told(variant):
+    with pytest.raises(UserError, match=r"known: .*a or b; c"):
+        common.choose(variant, ("a", "b"), ("c",))
+
+
+def test_embedded_settings_are_the_papers():
+    """DESIGN 4.5."""
+    for name in embedded.SETTINGS:
+        source: Any = embedded.get_config(name).source
+        assert source.pairs_per_user == (8 if name.startswith("uf_p_2") else 16)
+        assert source.protocol == ("AVG" if name.endswith("avg") else "ALL")
+        assert source.tastes == ("dirichlet" if name == "personalllm" else name[:6])
+        assert (source.seen_users, source.unseen_users) == (500, 100)
+    config: Any = embedded.get_config("personalllm")
+    assert config.source.dirichlet_alpha == 0.1
+    assert "group oracle" not in config.methods
+
+
+# Sizes as in config.json of the models on the hub; what is not said here is alike in both.
+_GEMMA = {
+    "architectures": ["GemmaForCausalLM"],
+    "model_type": "gemma",
+    "head_dim": 256,
+    "vocab_size": 256_000,
+    "max_position_embeddings": 8192,
+}
+GEMMA: dict[str, dict[str, Any]] = {
+    "gemma_2b": {
+        "hidden_size": 2048,
+        "intermediate_size": 16_384,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 1,
+    },
+    "gemma_7b": {
+        "hidden_size": 3072,
+        "intermediate_size": 24_576,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+    },
+}
+FULL_SIZE = [f"{model},{hardware}" for model in GEMMA for hardware in copl.HARDWARE]
+
+
+def _bytes(shapes: Any, mesh: Mesh) -> int:
+    """Bytes on each device of parameters that are cut over the mesh by the sharding table."""
+    places = tree_shardings(mesh, sharding.specs(shapes, mesh))
+    own = jax.tree.map(
+        lambda leaf, place: math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize, shapes, places
+    )
+    return sum(jax.tree.leaves(own))
+
+
+@pytest.mark.parametrize("variant", FULL_SIZE)
+def test_full_size_models_need_the_memory_that_the_docstring_says(variant):
+    config: Any = copl.get_config(variant)
+    lm = dataclasses.replace(hf_config.read({**_GEMMA, **GEMMA[variant.split(",")[0]]}), lm_head=False)
+    assert config.backbone.max_length <= lm.max_positions
+    sizes = config.mesh.to_dict()
+    mesh = make_mesh(**sizes, devices=jax.devices()[: math.prod(sizes.values())])
+    weights = _bytes(backbone.shapes(lm, jnp.dtype(config.backbone.dtype)), mesh)
+    model = RewardConfig(lm=lm, mixture=freeze(ExpertsConfig, config.reward.experts, "reward.experts"))
+    params = jax.eval_shape(lambda: reward.init(model, jax.random.key(0), embedding_dim=config.graph.dim))
+    trained = 4 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    rows = 2 * config.reward.batch_size // config.reward.accumulate // (sizes["data"] * sizes["fsdp"])
+    inputs = rows * config.backbone.max_length * lm.hidden_size * 2 * lm.num_layers
+    said = next(line.split() for line in (copl.__doc__ or "").splitlines() if line.split()[:1] == [variant])
+    columns = [float(word) for word in said[1:] if word != "GB"]
+    assert columns[:3] == [round(value / 1e9, 1) for value in (weights, trained, inputs)]
+    room = {"tpu_v5e_8": 16e9, "h200": 141e9}[variant.split(",")[1]]
+    assert (columns[0] + columns[1] + columns[3]) * 1e9 < 0.9 * room
+
+
+def test_the_papers_recipe():
+    """DESIGN 4.1 and 4.2."""
+    config: Any = copl.get_config("gemma_2b")
+    assert (config.graph.dim, config.graph.num_layers) == (512, 4)
+    experts = freeze(ExpertsConfig, config.reward.experts, "reward.experts")
+    assert (experts.num_experts, experts.rank, experts.scale, experts.dropout) == (8, 8, 2.0, 0.1)
+    assert experts.targets == ("q_proj", "v_proj")
+    optimizer = config.reward.optimizer
+    assert (optimizer.lr, optimizer.num_steps, optimizer.weight_decay) == (5e-5, 1500, 1e-3)
+    assert (optimizer.warmup_fraction, config.reward.batch_size, config.backbone.max_length) == (0.03, 128, 1024)
+    assert (config.backbone.name, config.backbone.dtype) == ("google/gemma-2b-it", "bfloat16")

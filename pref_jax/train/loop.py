@@ -78,6 +78,8 @@ def fit(
         frozen = _place(frozen, mesh)
         compiled = jit_step(step, state, frozen, mesh)
         with contextlib.ExitStack() as stack:
+            # Models pin activations to the batch axes of this mesh; else the compiler may gather whole batches.
+            stack.enter_context(jax.set_mesh(mesh))
             feed = stack.enter_context(_feed(batches, start, mesh))
             scores = stack.enter_context(_Scores(name, folder, start, total, log_every, window, tensorboard, wandb))
             for done, batch in enumerate(feed, start + 1):

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import pytest
+from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import cli
@@ -99,3 +100,24 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
     config.b.c = (1, 3)
     with pytest.raises(UserError, match=r"b\.c: there \[1, 2\], now \[1, 3\]"):
         cli.claim(tmp_path, config)
+
+
+def _own(values: flags.FlagValues) -> None:
+    flags.DEFINE_enum("part", "all", ["all", "first"], "which part", flag_values=values)
+
+
+def test_an_experiment_may_have_flags_of_its_own(config_file, tmp_path, capsys):
+    def launch(*args: str):
+        got: list[Any] = []
+        argv = ["prog", f"--config={config_file}", f"--workdir={tmp_path}", *args]
+        cli.launch(lambda config, workdir, part: got.append((config.rate, part)), "doc", argv=argv, define=_own)
+        return got[0]
+
+    assert launch() == (0.5, "all")
+    assert launch("--part=first", "--config.rate=0.75") == (0.75, "first")
+    for args, word in ((["--part=last"], "all|first"), (["--help"], "--part=...")):
+        with pytest.raises(SystemExit):
+            launch(*args)
+        told = capsys.readouterr()
+        assert word in told.out + told.err
+        assert "Traceback" not in told.err

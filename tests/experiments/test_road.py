@@ -23,7 +23,15 @@ COMMAND = [sys.executable, "-m", "experiments.quickstart", "--config=configs/qui
 # One device, as on a user's machine: the tests' own fake devices would divide the sums otherwise.
 ENVIRONMENT = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
 # Every stage leaves one of these; the run is killed soon after each appears, that is within the next stage.
-MARKS = ("data", "pretrain/checkpoints", "shared_reward/checkpoints", "graph", "copl/checkpoints", "features")
+MARKS = (
+    "data",
+    "pretrain/checkpoints",
+    "shared_reward/checkpoints",
+    "graph",
+    "copl/checkpoints",
+    "copl/model",
+    "features",
+)
 
 
 def _config(variant: str = "") -> Any:

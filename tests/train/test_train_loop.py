@@ -186,3 +186,17 @@ def test_mistakes_are_told(tmp_path):
     rows = index_batches(64, 12, 3, seed=0).map(lambda index: {"x": X[index], "y": Y[index]})
     with pytest.raises(UserError, match="batch size that 8 divides"):
         run(tmp_path / "uneven", batches=rows, mesh=make_mesh())
+
+
+def test_a_step_is_compiled_with_the_mesh_set(tmp_path):
+    """Models pin activations to the batch axes of this mesh (`lm.sharding.constrain`); without it they cannot."""
+    seen = []
+
+    def watching(params, frozen, batch, key):
+        seen.append(jax.sharding.get_abstract_mesh())
+        return loss_fn(params, frozen, batch, key)
+
+    mesh = make_mesh(data=2, fsdp=4)
+    run(tmp_path, step=make_step(watching, OPT), mesh=mesh)
+    assert {tuple(found.shape.items()) for found in seen} == {(("data", 2), ("fsdp", 4), ("tensor", 1))}
+    assert jax.sharding.get_abstract_mesh().empty

@@ -1,0 +1,87 @@
+"""CoPL in the paper's settings (arXiv 2503.01658) on Gemma; and the same road on two CPU cores with a small Gemma.
+
+command   python -m experiments.copl --config=configs/copl.py:cpu --workdir=runs/copl
+          python -m experiments.copl --config=configs/copl.py:gemma_2b,h200 --config.source.path=votes.jsonl \\
+              --workdir=runs/gemma_2b
+          --stage=graph, reward, adapt or report runs one stage alone
+variants  cpu (also without a word): a Gemma of 0.8 M parameters, pretrained on the embedded world; a fast recipe
+          gemma_2b, gemma_7b: google/gemma-2b-it, google/gemma-7b-it; the paper's sizes and its recipe of the reward
+          model, the graph by the fast recipe or, with the word reference, by the paper's
+          after a comma: tpu_v5e_8 (what gemma_* takes without a word) or h200
+          tiny: seconds, for tests, of no use as a result
+votes     gemma_*: your own, as JSONL (README: bring your own votes); loaders of the papers' sets are not there yet.
+          Gemma's licence has to be accepted on the hub, or --config.backbone.name=DIR names a folder with the files
+hardware  cpu: 2 cores, 2 GB of memory
+          tpu_v5e_8: 8 chips of 16 GB, parameters and batch cut over all (fsdp=8), 1 pair a chip at a time
+          h200: one GPU of 141 GB, 16 (gemma_2b) or 8 (gemma_7b) pairs at a time
+memory    a device: frozen weights in bfloat16, 2 bytes each, cut by fsdp; gates, experts and head in float32 with their
+          gradients and two moments, 16 bytes each, on every device; activations by remat="full": each block's input,
+          2 bytes x tokens x features x blocks, and everything inside one block
+
+              variant              weights  trained  block inputs  XLA's plan for all that a step allocates
+              gemma_2b,tpu_v5e_8    0.6 GB   0.2 GB        0.2 GB    2.9 GB
+              gemma_7b,tpu_v5e_8    2.1 GB   0.6 GB        0.4 GB    7.7 GB
+              gemma_2b,h200         5.0 GB   0.2 GB        2.4 GB   30.7 GB
+              gemma_7b,h200        17.1 GB   0.6 GB        2.8 GB   53.6 GB
+
+          The last column comes on top of weights and trained parameters. It is what XLA plans for as many fake CPU
+          devices, where it widens bfloat16 to float32; nothing was measured on TPU or GPU
+time      cpu: 3 min 40 s of pretraining and 1 min of CoPL, on two cores shared with other work; gemma_*: not measured
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import common
+from copl_jax import recipe as recipes
+from copl_jax.gcf import GCFConfig
+
+MODELS = ("cpu", "gemma_2b", "gemma_7b", "tiny")
+HARDWARE = ("tpu_v5e_8", "h200")
+RECIPES = ("reference",)
+VARIANTS = (MODELS, HARDWARE, RECIPES)
+MESHES = {"tpu_v5e_8": {"data": 1, "fsdp": 8, "tensor": 1}, "h200": {"data": 1, "fsdp": 1, "tensor": 1}}
+# Micro-batches a step of 128 pairs.
+ACCUMULATE = {
+    ("gemma_2b", "tpu_v5e_8"): 16,
+    ("gemma_7b", "tpu_v5e_8"): 16,
+    ("gemma_2b", "h200"): 8,
+    ("gemma_7b", "h200"): 16,
+}
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    model, hardware, recipe = common.choose(variant, *VARIANTS)
+    if model.startswith("gemma"):
+        return _paper(model, hardware or "tpu_v5e_8", recipes.reference if recipe else recipes.fast)
+    config = _small(recipes.reference if recipe else recipes.fast)
+    if hardware:
+        config.mesh.update(MESHES[hardware])
+    if model == "tiny":
+        common.shrink(config)
+    return config
+
+
+def _small(recipe: Callable[..., GCFConfig]) -> Any:
+    """Two kinds of users and a Gemma-family decoder, pretrained as the quickstart's is."""
+    methods = ("shared reward", "group oracle", "CoPL")
+    config = common.small("embedded UF-P-2, Gemma", methods, common.world())
+    config.graph = common.graph(recipe, patience=None)
+    config.pretrain.lm.update({"family": "gemma", "activation": "gelu_pytorch_tanh", "num_kv_heads": 1})
+    return config
+
+
+def _paper(model: str, hardware: str, recipe: Callable[..., GCFConfig]) -> Any:
+    """The paper's recipe; votes from a file."""
+    config: Any = ConfigDict({"dataset": "my votes", "seeds": (0,), "methods": ("shared reward", "CoPL")})
+    config.mesh = ConfigDict(MESHES[hardware])
+    config.source = common.votes()
+    config.backbone = common.backbone(f"google/{model.replace('_', '-')}-it", max_length=1024, batch_size=32)
+    config.backbone.dtype = "bfloat16"
+    config.graph = common.graph(recipe, dim=512)
+    config.reward = common.reward(batch_size=128, eval_batch_size=32, num_steps=1500, lr=5e-5, hold_out=0.0)
+    config.reward.update({"accumulate": ACCUMULATE[model, hardware], "remat": "full"})
+    config.lore = ConfigDict({})
+    return config

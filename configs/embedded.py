@@ -1,0 +1,50 @@
+"""CoPL in the papers' four settings and on PersonalLLM's tastes, on the embedded world: no download.
+
+command   python -m experiments.compare --config=configs/embedded.py:uf_p_4_avg --workdir=runs/uf_p_4_avg
+          python -m experiments.compare --config=configs/embedded.py:personalllm,three_seeds --workdir=runs/personalllm
+variants  uf_p_2_all (also without a word), uf_p_2_avg: users care for helpfulness or honesty, 8 pairs a user
+          uf_p_4_all, uf_p_4_avg: one of four attributes, 16 pairs
+          personalllm: weights over the four, Dirichlet(0.1), 16 pairs; no groups, so no group oracle
+          after a comma: three_seeds; tiny: seconds, for tests, of no use as a result
+          ALL gives every user the same number of pairs, AVG a uniform one of the same mean
+hardware  2 CPU cores, 2 GB of memory
+decoder   pretrained once a seed and shared by all variants, in runs/decoders (config.pretrain.folder; "" for none)
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "uf_p_2_all": {"tastes": "uf_p_2", "pairs_per_user": 8},
+    "uf_p_2_avg": {"tastes": "uf_p_2", "pairs_per_user": 8, "protocol": "AVG"},
+    "uf_p_4_all": {"tastes": "uf_p_4", "pairs_per_user": 16},
+    "uf_p_4_avg": {"tastes": "uf_p_4", "pairs_per_user": 16, "protocol": "AVG"},
+    "personalllm": {"tastes": "dirichlet", "dirichlet_alpha": 0.1, "pairs_per_user": 16},
+}
+NAMES = {
+    "uf_p_2_all": "UF-P-2 ALL",
+    "uf_p_2_avg": "UF-P-2 AVG",
+    "uf_p_4_all": "UF-P-4 ALL",
+    "uf_p_4_avg": "UF-P-4 AVG",
+    "personalllm": "PersonalLLM",
+}
+VARIANTS = (tuple(SETTINGS), ("three_seeds",), ("tiny",))
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    setting, seeds, size = common.choose(variant, *VARIANTS)
+    setting = setting or "uf_p_2_all"
+    grouped = SETTINGS[setting]["tastes"] != "dirichlet"
+    methods = ("shared reward", *(("group oracle",) if grouped else ()), "CoPL")
+    config = common.small(f"embedded {NAMES[setting]}", methods, common.world(**SETTINGS[setting]))
+    config.seeds = (0, 1, 2) if seeds == "three_seeds" else (0,)
+    config.pretrain.folder = "runs/decoders"
+    if SETTINGS[setting]["pairs_per_user"] == 16:
+        # More tastes and twice the votes: the graph's validation accuracy still rises at 40 and at 80.
+        config.graph.epochs = 120
+    if size == "tiny":
+        common.shrink(config)
+    return config

@@ -1,0 +1,140 @@
+"""CoPL's stages: run one by one they leave what one command leaves; a finished run loads; decoders are shared."""
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import copl as copl_config
+from configs import embedded
+from copl_jax import reward
+from experiments import copl
+from experiments.prepare import prepare
+from experiments.stages import (
+    load_data,
+    load_responses,
+    load_scores,
+    load_users,
+    pretrain_folders,
+    runs,
+)
+from pref_jax.errors import UserError
+from pref_jax.eval.results import read_results
+from pref_jax.files import read_json
+
+
+def _config(decoders: Path) -> Any:
+    config: Any = copl_config.get_config("tiny")
+    config.pretrain.folder = str(decoders)
+    return config
+
+
+@pytest.fixture(scope="module")
+def decoders(tmp_path_factory):
+    return tmp_path_factory.mktemp("decoders")
+
+
+@pytest.fixture(scope="module")
+def at_once(decoders, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("at_once")
+    copl.run(_config(decoders), workdir)
+    return workdir
+
+
+def _one(config: Any, workdir: Path):
+    return next(runs(config, workdir))
+
+
+def test_stages_one_by_one_in_any_order_that_their_needs_allow(at_once, decoders, tmp_path):
+    config, rows = _config(decoders), []
+    for order in (("graph", "reward", "adapt", "report"), ("graph", "adapt", "reward", "report")):
+        workdir = tmp_path / "-".join(order)
+        for stage in order:
+            assert not (workdir / "results.json").exists()
+            copl.run(config, workdir, stage)
+        rows.append(read_results(workdir / "results.json")["rows"])
+    rows.append(read_results(at_once / "results.json")["rows"])
+    scores = [[(row["method"], row["metrics"], row["intervals"]) for row in some] for some in rows]
+    assert scores[0] == scores[1] == scores[2]
+    assert [method for method, *_ in scores[0]] == ["CoPL"]
+
+
+def test_a_stage_that_lacks_another_names_its_command(decoders, tmp_path):
+    config = _config(decoders)
+    for stage in ("reward", "adapt", "report"):
+        with pytest.raises(UserError, match=r"graph: not there yet; run python -m experiments.copl --stage=graph"):
+            copl.run(config, tmp_path, stage)
+    copl.run(config, tmp_path, "graph")
+    with pytest.raises(UserError, match=r"adapted: not there yet; .* --stage=adapt"):
+        copl.run(config, tmp_path, "report")
+    copl.run(config, tmp_path, "adapt")
+    with pytest.raises(UserError, match=r"model: not there yet; .* --stage=reward"):
+        copl.run(config, tmp_path, "report")
+    with pytest.raises(UserError, match=r"--stage=rewards: no such stage; give all, graph, reward, adapt, report"):
+        copl.run(config, tmp_path, "rewards")
+
+
+def test_seconds_are_those_of_all_stages(at_once, decoders):
+    run = _one(_config(decoders), at_once)
+    facts = load_scores(run, copl.METHOD)[1]
+    stages = {"graph": "graph/graph.json", "adapt": "adapted/adapted.json", "reward": "copl/model/model.json"}
+    assert facts["stage_seconds"] == {name: read_json(run.folder / file)["seconds"] for name, file in stages.items()}
+    assert facts["seconds"] > sum(facts["stage_seconds"].values())
+
+
+def test_a_finished_run_loads_and_gives_the_rewards_that_were_scored(at_once, decoders):
+    run = _one(_config(decoders), at_once)
+    found = copl.load(run)
+    config, base, tokens, length, _ = found.model
+    pairs = found.data.pairs("test")
+    some = slice(0, 40, 3)
+    users = jnp.asarray(found.users[pairs.user[some]])
+    texts = [[jnp.asarray(part) for part in tokens.take(rows[some], length)] for rows in (pairs.chosen, pairs.rejected)]
+    chosen, rejected = (reward.rewards(config, found.params, base, ids, mask, users) for ids, mask in texts)
+    margins = load_scores(run, copl.METHOD)[0][some]
+    np.testing.assert_allclose(chosen - rejected, margins, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(found.responses, load_responses(run))
+
+
+def test_unseen_users_embeddings_are_a_stage_of_their_own(at_once, decoders):
+    run = _one(_config(decoders), at_once)
+    data = load_data(run)
+    early, late = load_users(run, data, adapted=False), load_users(run, data)
+    np.testing.assert_array_equal(early[data.seen], late[data.seen])
+    np.testing.assert_allclose(np.linalg.norm(late[data.seen], axis=1), 1, rtol=1e-5)
+    assert not early[~data.seen].any()
+    assert np.abs(late[~data.seen]).sum(axis=1).min() > 0
+
+
+def test_a_decoder_is_pretrained_once_and_only_shared_by_equal_settings(at_once, decoders, tmp_path):
+    config = _config(decoders)
+    (folder,) = decoders.glob("decoder_*")
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    config.source.seen_users = 20
+    other = _one(config, tmp_path / "other")
+    prepare(other)
+    assert pretrain_folders(other)[0] == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    assert read_json(folder / "pretrain.json")["settings"]["lm"]["family"] == "gemma"
+    changes: list[tuple[str, Any]] = [
+        ("source.marker_noise", 0.2),
+        ("pretrain.optimizer.lr", 1e-3),
+        ("pretrain.lm.num_heads", 2),
+        ("pretrain.dialogues", 65),
+        ("seeds", (1,)),
+    ]
+    homes = set()
+    for number, (field, value) in enumerate(changes):
+        config = _config(decoders)
+        config.update_from_flattened_dict({field: value})
+        homes.add(pretrain_folders(_one(config, tmp_path / str(number)))[0])
+    assert len(homes | {folder}) == 1 + len(changes)
+
+
+def test_without_a_shared_folder_the_decoder_lies_in_the_run(tmp_path):
+    config: Any = embedded.get_config("tiny")
+    config.pretrain.folder = ""
+    run = _one(config, tmp_path)
+    assert pretrain_folders(run) == (run.folder / "backbone", run.folder / "pretrain")
