@@ -19,9 +19,10 @@ from copl_jax.experts import ExpertsConfig
 from copl_jax.gates import GateConfig
 from copl_jax.reward import RewardConfig
 from experiments.cli import freeze
-from experiments.stages import Run, load_backbone, load_data, load_tokens, test_pairs, votes_by_prompt
+from experiments.stages import Run, load_backbone, load_data, load_tokens, say, test_pairs, votes_by_prompt
 from pref_jax.data.batches import pair_batches
 from pref_jax.data.preferences import Pairs
+from pref_jax.data.shared_prefix import shared_lengths, shared_rows
 from pref_jax.data.token_table import TokenTable
 from pref_jax.lm.config import LMConfig
 from pref_jax.train.loop import fit
@@ -31,21 +32,54 @@ from pref_jax.train.state import OptimizerConfig, init_state, make_step, optimiz
 Routing = Literal["users", "groups", "none"]
 
 
-def text_batches(pairs: Pairs, tokens: TokenTable, length: int, **how: int) -> grain.MapDataset:
-    """`pair_batches` with the responses' rows replaced by their tokens and masks, as `reward.make_loss` takes them."""
+def text_batches(
+    pairs: Pairs, tokens: TokenTable, length: int, *, shared: int | None = None, **how: int
+) -> grain.MapDataset:
+    """`pair_batches` with the responses' rows replaced by their tokens, as `reward.make_loss` takes them.
 
-    def look_up(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        chosen, chosen_mask = tokens.take(batch["chosen"], length)
-        rejected, rejected_mask = tokens.take(batch["rejected"], length)
-        return {
-            "user": batch["user"],
-            "chosen": chosen,
-            "chosen_mask": chosen_mask,
-            "rejected": rejected,
-            "rejected_mask": rejected_mask,
-        }
-
+    Args:
+      pairs: who preferred what.
+      tokens: the responses.
+      length: L of rows that hold one response.
+      shared: L of rows that both responses of a pair share; None for rows of one response.
+      **how: as for `pair_batches`.
+    """
+    look_up = (
+        functools.partial(_apart, tokens, length) if shared is None else functools.partial(_together, tokens, shared)
+    )
     return pair_batches(pairs, **how).map(look_up)
+
+
+def _apart(tokens: TokenTable, length: int, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    chosen, chosen_mask = tokens.take(batch["chosen"], length)
+    rejected, rejected_mask = tokens.take(batch["rejected"], length)
+    return {
+        "user": batch["user"],
+        "chosen": chosen,
+        "chosen_mask": chosen_mask,
+        "rejected": rejected,
+        "rejected_mask": rejected_mask,
+    }
+
+
+def _together(tokens: TokenTable, length: int, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    ids, parts = shared_rows(tokens, batch["chosen"], batch["rejected"], length)
+    return {"user": batch["user"], "tokens": ids, "parts": parts}
+
+
+def shared_length(run: Run, lm: LMConfig, pairs: Pairs, tokens: TokenTable, length: int) -> int | None:
+    """Tokens of a row that a pair's responses share, by `reward.share_prefix`; None where each gets its own.
+
+    An encoder's never do, as it reads a prompt otherwise under each answer; a decoder's do where that saves tokens.
+    """
+    if not run.config.reward.share_prefix or not lm.traits.causal:
+        return None
+    shared = int(shared_lengths(tokens, pairs.chosen, pairs.rejected).max(initial=1))
+    if shared >= 2 * length:
+        say(f"  one row for each response: a row for both would have {shared} tokens, two have {2 * length}")
+        return None
+    say(f"  one row for both responses of a pair: {shared} tokens in place of {2 * length}")
+    return shared
 
 
 def configure(run: Run, lm: LMConfig, *, routing: Routing, num_experts: int | None = None) -> RewardConfig:
@@ -107,7 +141,13 @@ def train_and_score(
         frozen=frozen,
         step=make_step(reward.make_loss(config), transform, accumulate=section.accumulate),
         batches=text_batches(
-            train, tokens, length, batch_size=section.batch_size, num_steps=section.optimizer.num_steps, seed=run.seed
+            train,
+            tokens,
+            length,
+            shared=shared_length(run, lm, train, tokens, length),
+            batch_size=section.batch_size,
+            num_steps=section.optimizer.num_steps,
+            seed=run.seed,
         ),
         folder=folder,
         mesh=mesh,
