@@ -136,6 +136,28 @@ def rewards(
     return _rewards(config, params, base, tokens, mask, route(config, params, users), None)
 
 
+def pair_rewards(
+    config: RewardConfig,
+    params: Mapping[str, Any],
+    base: Mapping[str, Any],
+    batch: Mapping[str, Array],
+    users: Float[Array, "B C"] | Int[Array, " B"] | None = None,
+) -> Float[Array, "B 2"]:
+    """Float32 rewards of the chosen and of the rejected text of each pair, without the noise and dropout of training.
+
+    Args:
+      config: the model.
+      params: trainable parameters, see `init`.
+      base: the frozen transformer's.
+      batch: as `make_loss` takes it; its "user" is not read.
+      users: as for `rewards`, one row a pair.
+
+    Raises:
+      UserError: if the transformer is an encoder and the texts of a pair share a row.
+    """
+    return _pair_rewards(config, params, base, batch, route(config, params, users), None)
+
+
 def make_loss(config: RewardConfig) -> LossFn:
     """The Bradley-Terry loss mean of -log sigmoid(r_chosen - r_rejected), for `pref_jax.train`.
 

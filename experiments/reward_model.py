@@ -24,6 +24,7 @@ from pref_jax.data.batches import pair_batches
 from pref_jax.data.preferences import Pairs
 from pref_jax.data.shared_prefix import shared_lengths, shared_rows
 from pref_jax.data.token_table import TokenTable
+from pref_jax.lm.backbone import linear_shapes
 from pref_jax.lm.config import LMConfig
 from pref_jax.train.loop import fit
 from pref_jax.train.mesh import make_mesh, replicated
@@ -67,19 +68,26 @@ def _together(tokens: TokenTable, length: int, batch: dict[str, np.ndarray]) -> 
     return {"user": batch["user"], "tokens": ids, "parts": parts}
 
 
-def shared_length(run: Run, lm: LMConfig, pairs: Pairs, tokens: TokenTable, length: int) -> int | None:
-    """Tokens of a row that a pair's responses share, by `reward.share_prefix`; None where each gets its own.
+def shared_length(lm: LMConfig, pairs: Pairs, tokens: TokenTable, length: int) -> int | None:
+    """Tokens of a row that both responses of a pair share; None where rows of one response, of `length`, are better.
 
-    An encoder's never do, as it reads a prompt otherwise under each answer; a decoder's do where that saves tokens.
+    For an encoder they always are, as it reads a prompt otherwise under each answer; for a decoder they are where
+    pairs have so little in common that one long row asks for more work than two short ones.
     """
-    if not run.config.reward.share_prefix or not lm.traits.causal:
+    if not lm.traits.causal:
         return None
     shared = int(shared_lengths(tokens, pairs.chosen, pairs.rejected).max(initial=1))
-    if shared >= 2 * length:
-        say(f"  one row for each response: a row for both would have {shared} tokens, two have {2 * length}")
+    if _work(lm, shared) >= 2 * _work(lm, length):
+        say(f"  a row for each response: {2 * length} tokens a pair are less work than {shared} in one row")
         return None
     say(f"  one row for both responses of a pair: {shared} tokens in place of {2 * length}")
     return shared
+
+
+def _work(lm: LMConfig, length: int) -> int:
+    """Multiplications of a block for one row: linears, and attention, which looks at all of the row."""
+    linears = sum(d * f for d, f in linear_shapes(lm).values())
+    return length * (linears + 2 * length * lm.num_heads * lm.head_dim)
 
 
 def configure(run: Run, lm: LMConfig, *, routing: Routing, num_experts: int | None = None) -> RewardConfig:
@@ -144,7 +152,7 @@ def train_and_score(
             train,
             tokens,
             length,
-            shared=shared_length(run, lm, train, tokens, length),
+            shared=shared_length(lm, train, tokens, length) if section.share_prefix else None,
             batch_size=section.batch_size,
             num_steps=section.optimizer.num_steps,
             seed=run.seed,
