@@ -85,7 +85,7 @@ def _compare(case: Case, share: float, rounds: int, each: int, size: int) -> Res
     length = int(table.lengths.max())
     shared = int(shared_lengths(table, pairs.chosen, pairs.rejected).max())
     mesh = make_mesh(devices=jax.devices()[:1])
-    batches = [
+    batches: list[Any] = [
         text_batches(pairs, table, length, shared=layout, batch_size=case.pairs, num_steps=1, seed=0)[0]
         for layout in (None, shared)
     ]

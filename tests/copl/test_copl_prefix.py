@@ -47,7 +47,8 @@ def texts_of(seed):
     ]
     for prefix in rng.integers(0, 8, 8):
         begin = [int(token) for token in rng.integers(0, 32, prefix)]
-        pairs.append(tuple(begin + [int(t) for t in rng.integers(0, 32, size)] for size in rng.integers(1, 5, 2)))
+        first, second = (begin + [int(token) for token in rng.integers(0, 32, size)] for size in rng.integers(1, 5, 2))
+        pairs.append((first, second))
     return pairs
 
 

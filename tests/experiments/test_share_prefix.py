@@ -1,5 +1,7 @@
 """Training reads pairs in one row where that is less work, and says so."""
 
+from typing import Any
+
 import numpy as np
 import tiny
 
@@ -45,8 +47,8 @@ def test_work_counts_the_attention_of_long_rows():
 def test_both_layouts_hold_the_same_pairs():
     pairs = pairs_of([0, 1, 3, 0], [1, 2, 2, 4])
     how = {"batch_size": 3, "num_steps": 4, "seed": 1}
-    apart = text_batches(pairs, TABLE, 12, **how)
-    together = text_batches(pairs, TABLE, 12, shared=24, **how)
+    apart: Any = text_batches(pairs, TABLE, 12, **how)
+    together: Any = text_batches(pairs, TABLE, 12, shared=24, **how)
     assert len(apart) == len(together) == 4
     for step in range(4):
         one, other = apart[step], together[step]
