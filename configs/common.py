@@ -65,6 +65,7 @@ def reward(*, batch_size: int, eval_batch_size: int, num_steps: int, lr: float, 
             "eval_batch_size": eval_batch_size,
             "checkpoint_every": 50,
             "log_every": 10,
+            "share_prefix": True,  # decoders read the beginning that a pair's texts share once, where that saves work
             "remat": "none",  # what the backward pass keeps of a block: all, "dots" its products, "full" nothing
             "experts": {"num_experts": 8, "rank": 8, "dropout": 0.1, "targets": ("q_proj", "v_proj")},
             "gate": {"hidden": 256, "noise": 0.1, "temperature": 1.0},

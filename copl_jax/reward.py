@@ -6,7 +6,8 @@ One function serves three models, by `RewardConfig.routing`:
     groups   the group oracle: expert = group of the user, with weight 1
     none     one reward for everybody: plain LoRA, E = 0
 
-Axes: B batch, L length, D features of the transformer, C features of a user embedding, U users, E experts.
+Axes: B batch, L length, S texts of a row, D features of the transformer, C features of a user embedding, U users,
+E experts.
 """
 
 import dataclasses
@@ -21,7 +22,8 @@ from copl_jax import experts, gates
 from copl_jax.experts import ExpertsConfig
 from copl_jax.gates import GateConfig
 from pref_jax.errors import UserError
-from pref_jax.lm import backbone
+from pref_jax.lm import attention, backbone
+from pref_jax.lm.attention import Mask, Rows
 from pref_jax.lm.config import LMConfig
 from pref_jax.train.state import LossFn
 
@@ -134,6 +136,28 @@ def rewards(
     return _rewards(config, params, base, tokens, mask, route(config, params, users), None)
 
 
+def pair_rewards(
+    config: RewardConfig,
+    params: Mapping[str, Any],
+    base: Mapping[str, Any],
+    batch: Mapping[str, Array],
+    users: Float[Array, "B C"] | Int[Array, " B"] | None = None,
+) -> Float[Array, "B 2"]:
+    """Float32 rewards of the chosen and of the rejected text of each pair, without the noise and dropout of training.
+
+    Args:
+      config: the model.
+      params: trainable parameters, see `init`.
+      base: the frozen transformer's.
+      batch: as `make_loss` takes it; its "user" is not read.
+      users: as for `rewards`, one row a pair.
+
+    Raises:
+      UserError: if the transformer is an encoder and the texts of a pair share a row.
+    """
+    return _pair_rewards(config, params, base, batch, route(config, params, users), None)
+
+
 def make_loss(config: RewardConfig) -> LossFn:
     """The Bradley-Terry loss mean of -log sigmoid(r_chosen - r_rejected), for `pref_jax.train`.
 
@@ -142,7 +166,9 @@ def make_loss(config: RewardConfig) -> LossFn:
       params: trainable, see `init`.
       frozen: {"base": transformer, "users": float [U C]} for routing "users", or "groups": int32 [U] in place of
         "users" for routing "groups", or "base" alone.
-      batch: {"user": int32 [B], "chosen": int32 [B L], "chosen_mask": bool [B L], "rejected", "rejected_mask"}.
+      batch: {"user": int32 [B], "chosen": int32 [B L], "chosen_mask": bool [B L], "rejected", "rejected_mask"}; or,
+        for decoders, {"user", "tokens": int32 [B L], "parts": int32 [B L]} with rows that both texts of a pair share,
+        as from `pref_jax.data.shared_prefix`. Without a key both give the same; dropout strikes what is shared once.
       key: for gate noise and dropout; None for none of either.
 
     Its metrics are float scalars: "accuracy", "margin" (mean reward difference), and with experts "gate_entropy"
@@ -153,11 +179,7 @@ def make_loss(config: RewardConfig) -> LossFn:
         noise_key, dropout_key = (None, None) if key is None else jax.random.split(key)
         table = {"users": "users", "groups": "groups"}.get(config.routing)
         decisions = route(config, params, None if table is None else frozen[table][batch["user"]], noise_key)
-        # Chosen and rejected of a pair lie next to each other: however B is cut over devices, no row has to move.
-        tokens = _interleave(batch["chosen"], batch["rejected"])
-        mask = _interleave(batch["chosen_mask"], batch["rejected_mask"])
-        twice = None if decisions is None else gates.repeat(decisions, 2)
-        scores = _rewards(config, params, frozen["base"], tokens, mask, twice, dropout_key).reshape(-1, 2)
+        scores = _pair_rewards(config, params, frozen["base"], batch, decisions, dropout_key)
         margin = scores[:, 0] - scores[:, 1]
         return -jnp.mean(jax.nn.log_sigmoid(margin)), _metrics(margin, decisions)
 
@@ -174,11 +196,30 @@ def _metrics(margin: Array, decisions: gates.Gates | None) -> dict[str, Array]:
     return metrics
 
 
-def _rewards(config, params, base, tokens, mask, decisions, dropout_key):
+def _pair_rewards(config, params, base, batch, decisions, dropout_key) -> Float[Array, "B 2"]:
+    """Rewards of chosen and rejected, from rows of one text each or from rows that they share."""
+    if "parts" in batch:
+        if not config.lm.traits.causal:
+            raise UserError(
+                f"reward: a {config.lm.family} model reads a prompt otherwise under each answer, so the texts of a "
+                "pair cannot share a row; give each a row of its own (--config.reward.share_prefix=False)"
+            )
+        rows = attention.branches(batch["parts"])
+        return _rewards(config, params, base, batch["tokens"], rows, decisions, dropout_key, texts=2)
+    # Chosen and rejected of a pair lie next to each other: however B is cut over devices, no row has to move.
+    tokens = _interleave(batch["chosen"], batch["rejected"])
+    mask = _interleave(batch["chosen_mask"], batch["rejected_mask"])
+    twice = None if decisions is None else gates.repeat(decisions, 2)
+    return _rewards(config, params, base, tokens, mask, twice, dropout_key).reshape(-1, 2)
+
+
+def _rewards(
+    config, params, base, tokens, mask: Mask | Rows, decisions, dropout_key, texts: int | None = None
+) -> Float[Array, " B"] | Float[Array, "B S"]:
     adapters = experts.bind(params["experts"], decisions, dropout_key)
     apply = experts.applied(config.mixture)
     hidden = backbone.hidden_states(config.lm, base, tokens, mask, adapters, apply, remat=config.remat)
-    pooled = backbone.pool(config.lm, hidden, mask)
+    pooled = backbone.pool(config.lm, hidden, mask, texts)
     return pooled @ params["head"]["w"] + params["head"]["b"]
 
 

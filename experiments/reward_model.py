@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,8 +19,8 @@ from copl_jax.experts import ExpertsConfig
 from copl_jax.gates import GateConfig
 from copl_jax.reward import RewardConfig
 from experiments.cli import freeze
+from experiments.pair_rows import shared_length, text_batches
 from experiments.stages import Run, load_backbone, load_data, load_tokens, stage, test_pairs, votes_by_prompt
-from pref_jax.data.batches import pair_batches
 from pref_jax.data.preferences import Pairs
 from pref_jax.data.token_table import TokenTable
 from pref_jax.files import read_json, write_json
@@ -32,23 +31,6 @@ from pref_jax.train.mesh import batch_shards, make_mesh, put_batch, replicated
 from pref_jax.train.state import OptimizerConfig, init_state, make_step, optimizer
 
 Routing = Literal["users", "groups", "none"]
-
-
-def text_batches(pairs: Pairs, tokens: TokenTable, length: int, **how: int) -> grain.MapDataset:
-    """`pair_batches` with the responses' rows replaced by their tokens and masks, as `reward.make_loss` takes them."""
-
-    def look_up(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        chosen, chosen_mask = tokens.take(batch["chosen"], length)
-        rejected, rejected_mask = tokens.take(batch["rejected"], length)
-        return {
-            "user": batch["user"],
-            "chosen": chosen,
-            "chosen_mask": chosen_mask,
-            "rejected": rejected,
-            "rejected_mask": rejected_mask,
-        }
-
-    return pair_batches(pairs, **how).map(look_up)
 
 
 def configure(run: Run, lm: LMConfig, *, routing: Routing, num_experts: int | None = None) -> RewardConfig:
@@ -128,13 +110,14 @@ def train(run: Run, part: Path, model: Opened, folder: Path, *, table: np.ndarra
     if config.lm.num_labels == 1:
         # A reward model's own head is a better beginning than noise.
         params["head"]["w"] = jnp.asarray(model.base["score"]["kernel"][:, 0], jnp.float32)
+    shared = shared_length(config.lm, learn, model.tokens, model.length) if section.share_prefix else None
     sizes = {"batch_size": section.batch_size, "num_steps": section.optimizer.num_steps}
     state = fit(
         name=folder.name,
         state=init_state(jax.device_put(params, replicated(mesh)), transform, run.seed),
         frozen=frozen,
         step=make_step(reward.make_loss(config), transform, accumulate=section.accumulate),
-        batches=text_batches(learn, model.tokens, model.length, **sizes, seed=run.seed),
+        batches=text_batches(learn, model.tokens, model.length, shared=shared, **sizes, seed=run.seed),
         folder=folder,
         mesh=mesh,
         checkpoint_every=section.checkpoint_every,

@@ -3,7 +3,8 @@
 Axes: B batch, L length (queries), S length (keys), N query heads, K key and value heads, H head features, D = N H.
 
 A row holds one text, padded left or right, or several, packed one after another: its mask is then the number of the
-text that each token belongs to, from 1, with 0 at padding.
+text that each token belongs to, from 1, with 0 at padding. Or it holds texts that begin alike, once their common
+beginning (the trunk) and then what each goes on with (its branch): see `branches`.
 """
 
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -22,10 +23,18 @@ Mixed = Float[Array, "B L D"]
 
 
 class Rows(NamedTuple):
-    """Where each token stands: the number of its text (0: padding), and its place in it, from 0."""
+    """Where each token stands.
+
+    Attributes:
+      segment: the number of its text; 0: padding.
+      position: its place in its text, from 0.
+      branch: 0 in a trunk, which all branches of its segment read on from; else the branch's number. None where
+        nothing branches.
+    """
 
     segment: Int32[Array, "B L"]
     position: Int32[Array, "B L"]
+    branch: Int32[Array, "B L"] | None = None
 
 
 @runtime_checkable
@@ -39,8 +48,13 @@ class AttentionFn(Protocol):
         ...
 
 
-def rows(mask: Mask) -> Rows:
-    """Positions count the real tokens of each text, wherever the padding is; padding before them gets 0."""
+def rows(mask: Mask | Rows) -> Rows:
+    """Positions count the real tokens of each text, wherever the padding is; padding before them gets 0.
+
+    `Rows` come back as they are.
+    """
+    if isinstance(mask, Rows):
+        return mask
     segment = mask.astype(jnp.int32)
     counted = jnp.cumsum(segment > 0, axis=1, dtype=jnp.int32)
     highest = jax.lax.cummax(segment, axis=1)
@@ -50,13 +64,43 @@ def rows(mask: Mask) -> Rows:
     return Rows(segment, jnp.maximum(counted - 1 - before, 0))
 
 
+def branches(parts: Int32[Array, "B L"]) -> Rows:
+    """Rows of texts that begin alike; each text is the trunk and one branch.
+
+    In a causal transformer every token of such a row gets the state that it has in its text alone. In one that looks
+    both ways it does not: there the trunk would have to see its answers.
+
+    Args:
+      parts: 1 at the trunk, 2 at the first text's branch behind it, 3 at the second's, and so on; 0 at padding. Any
+        of them may be missing.
+    """
+    within = rows(parts).position
+    trunk = jnp.sum(parts == 1, axis=1, keepdims=True, dtype=jnp.int32)
+    return Rows((parts > 0).astype(jnp.int32), within + jnp.where(parts > 1, trunk, 0), jnp.maximum(parts - 1, 0))
+
+
+def texts(mask: Mask | Rows, count: int) -> Bool[Array, "B S L"]:
+    """True at the tokens of each of a row's first `count` texts: of segment s, or of the trunk and of branch s."""
+    number = jnp.arange(1, count + 1, dtype=jnp.int32)[None, :, None]
+    if not isinstance(mask, Rows):
+        return mask[:, None] == number
+    if mask.branch is None:
+        return mask.segment[:, None] == number
+    branch = mask.branch[:, None]
+    return (mask.segment > 0)[:, None] & ((branch == 0) | (branch == number))
+
+
 def visible(rows: Rows, *, causal: bool, window: int | None = None) -> Allowed:
     """True where a query (third axis) may look at a key (last axis).
 
-    Never at padding or at another text; not ahead if `causal`; and only at less than `window` positions' distance.
+    Never at padding, at another text or at another branch; not ahead if `causal`; and only at less than `window`
+    positions' distance.
     """
-    segment, position = rows
+    segment, position, branch = rows
     allowed = (segment[:, :, None] == segment[:, None, :]) & (segment > 0)[:, None, :]
+    if branch is not None:
+        seen = branch[:, None, :]
+        allowed &= (seen == 0) | (seen == branch[:, :, None])
     distance = position[:, :, None] - position[:, None, :]
     if causal:
         allowed &= distance >= 0

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int32, Key
 
 from pref_jax.errors import Faults, UserError
 from pref_jax.lm import attention, bert, decoder, lora, sharding
-from pref_jax.lm.attention import AttentionFn, Mask
+from pref_jax.lm.attention import AttentionFn, Mask, Rows
 from pref_jax.lm.config import LMConfig
 
 Params = Mapping[str, Any]
@@ -78,7 +78,7 @@ def hidden_states(
     config: LMConfig,
     params: Params,
     tokens: Int32[Array, "B L"],
-    mask: Mask,
+    mask: Mask | Rows,
     adapters: Mapping[str, Any] | None = None,
     apply_adapter: ApplyAdapter = lora.apply,
     *,
@@ -95,6 +95,8 @@ def hidden_states(
       tokens: ids; what stands at padding is of no matter.
       mask: bool, True at real tokens, which may be padded left or right; or int32, for several texts packed in a row:
         0 at padding, and each text's number, counted upwards from 1. Rows of padding only give finite numbers.
+        Or `attention.Rows`, such as `attention.branches` makes of texts that begin alike; no position of theirs
+        may lie beyond the model's.
       adapters: linear name -> pytree whose leaves lead with the layer axis.
       apply_adapter: (one layer's slice of `adapters[name]`, input of that linear [B L in]) -> what is added to its
         output [B L out].
@@ -110,10 +112,11 @@ def hidden_states(
     """
     adapters = dict(adapters or {})
     depth = config.num_layers if layer is None else layer
-    _check_call(config, adapters, tokens.shape[1], remat, depth)
-    frame = _frame(config, params)
+    # Branches stand side by side in a row, so its length is no position.
+    _check_call(config, adapters, 0 if isinstance(mask, Rows) else tokens.shape[1], remat, depth)
+    frame, rows = _frame(config, params), attention.rows(mask)
     # Ids at padding may be anything (-100, say): an id outside the table would look up NaN.
-    x, contexts = frame.enter(jnp.where(mask > 0, tokens, 0), attention.rows(mask))
+    x, contexts = frame.enter(jnp.where(rows.segment > 0, tokens, 0), rows)
     # Layers of two patterns run in one scan: each picks its context by number.
     several = jax.tree.map(lambda *leaves: jnp.stack(leaves), *contexts)
     number = jnp.arange(depth)
@@ -176,7 +179,7 @@ def scores(config: LMConfig, params: Params, pooled: Float[Array, "*batch D"]) -
 
 
 def pool(
-    config: LMConfig, hidden: Float[Array, "B L D"], mask: Mask, segments: int | None = None
+    config: LMConfig, hidden: Float[Array, "B L D"], mask: Mask | Rows, segments: int | None = None
 ) -> Float[Array, "B D"] | Float[Array, "B S D"]:
     """One float32 vector a text: its last real token, or the mean of its real tokens, as `config.pooling` says.
 
@@ -184,13 +187,17 @@ def pool(
       config: the transformer.
       hidden: the states of all tokens.
       mask: as in `hidden_states`.
-      segments: None for one text a row; S for rows of up to S packed texts.
+      segments: None for one text a row; S for rows of up to S packed texts, or of S branches.
 
     Returns:
-      [B D], or [B S D] with the text of number s at s - 1. A text without tokens gets zeros.
+      [B D], or [B S D] with the text of number s at s - 1; the text of a branch is the trunk and that branch. A text
+      without tokens gets zeros.
     """
     length = hidden.shape[1]
-    own = (mask > 0)[:, None] if segments is None else mask[:, None] == jnp.arange(1, segments + 1)[None, :, None]
+    if segments is None:
+        own = ((mask.segment if isinstance(mask, Rows) else mask) > 0)[:, None]
+    else:
+        own = attention.texts(mask, segments)
     if config.pooling == "last":
         # argmax finds the first True of the reversed row, which is the last of the row.
         last = length - 1 - jnp.argmax(own[:, :, ::-1], axis=2)

@@ -5,9 +5,10 @@ import json
 import sys
 
 import pytest
+import tiny
 
 from experiments import bench
-from experiments.benchmarks import adapt, backbone, graph, loading, prepare, reference, solver
+from experiments.benchmarks import adapt, backbone, graph, loading, prefix, prepare, reference, solver
 from experiments.benchmarks.measure import merged, result
 from pref_jax.errors import UserError
 
@@ -21,6 +22,9 @@ RUNS = {
     "lore_solve": lambda: solver.lore_solve(users=20, sample=2),
     "adapt": lambda: adapt.adapt_unseen((40, 60), dim=8, sample=10),
     "prepare": lambda: prepare.prepare(small=2000, times=2),
+    "prefix_pairs": lambda: prefix.prefix_pairs(
+        (prefix.Case(lm=tiny.llama(), pairs=4, length=16),), (0.6, 0.8), rounds=1, each=1, size=10
+    ),
     "backbone_step": lambda: backbone.backbone_step(CASES, rounds=1, each=1),
     "load_memory": lambda: loading.load_memory(
         {**loading.SHAPE, **SMALL, "num_key_value_heads": 1}, (("bfloat16", "10KB"),), repeats=1

@@ -1,5 +1,7 @@
 """CoPL's real training step gives the same losses on one device and on eight, however they are divided."""
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 import pytest
@@ -19,6 +21,18 @@ LM = tiny.llama(vocab_size=64, hidden_size=32, intermediate_size=64, max_positio
 USERS, BATCH, LENGTH, STEPS = 12, 16, 10, 4
 
 
+def _shared_batches(rng):
+    for _ in range(STEPS):
+        bounds = np.sort(rng.integers(0, 2 * LENGTH, (BATCH, 3)), axis=1)[:, :, None]  # ends of the three parts
+        parts = np.select([np.arange(2 * LENGTH)[None] < bounds[:, part] for part in range(3)], [1, 2, 3])
+        tokens = rng.integers(0, LM.vocab_size, parts.shape).astype(np.int32)
+        yield {
+            "user": rng.integers(0, USERS, BATCH).astype(np.int32),
+            "tokens": tokens,
+            "parts": parts.astype(np.int32),
+        }
+
+
 def _batches(rng):
     for _ in range(STEPS):
         texts = {}
@@ -29,7 +43,7 @@ def _batches(rng):
         yield {"user": rng.integers(0, USERS, BATCH).astype(np.int32), **texts}
 
 
-def _losses(routing: Routing, **axes: int) -> list[float]:
+def _losses(routing: Routing, batches: Callable = _batches, **axes: int) -> list[float]:
     """Losses of a few steps, dropout and gate noise included, with the transformer cut over the mesh."""
     count = int(np.prod(list(axes.values())))
     mesh = make_mesh(**axes, devices=jax.devices()[:count])
@@ -54,15 +68,19 @@ def _losses(routing: Routing, **axes: int) -> list[float]:
     state = init_state(jax.device_put(params, replicated(mesh)), transform, 3)
     step = jit_step(make_step(reward.make_loss(config), transform), state, frozen, mesh)
     losses = []
-    for batch in _batches(rng):
+    for batch in batches(rng):
         state, metrics = step(state, frozen, put_batch(batch, mesh))
         losses.append(float(metrics["loss"]))
     return losses
 
 
-@pytest.mark.parametrize("routing", ["users", "groups", "none"])
-def test_one_device_equals_eight(routing):
-    alone = _losses(routing, data=1, fsdp=1, tensor=1)
+@pytest.mark.parametrize(
+    ("routing", "batches"),
+    [("users", _batches), ("groups", _batches), ("none", _batches), ("users", _shared_batches)],
+    ids=["users", "groups", "none", "shared rows"],
+)
+def test_one_device_equals_eight(routing, batches):
+    alone = _losses(routing, batches, data=1, fsdp=1, tensor=1)
     assert len(set(alone)) == STEPS
     for axes in ({"data": 8, "fsdp": 1, "tensor": 1}, {"data": 2, "fsdp": 2, "tensor": 2}):
-        np.testing.assert_allclose(_losses(routing, **axes), alone, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(_losses(routing, batches, **axes), alone, rtol=1e-5, atol=1e-6)

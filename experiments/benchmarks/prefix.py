@@ -1,0 +1,167 @@
+"""Pairs that share a row: CoPL's training step beside the same step with a row for each text.
+
+Axes: B pairs, P pairs of a run.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from copl_jax import reward
+from copl_jax.reward import RewardConfig
+from experiments.benchmarks.measure import Result, in_turns, result
+from experiments.pair_rows import text_batches
+from pref_jax.data.preferences import Pairs
+from pref_jax.data.shared_prefix import shared_lengths
+from pref_jax.data.token_table import TokenTable
+from pref_jax.lm import backbone
+from pref_jax.lm.config import LMConfig
+from pref_jax.train.loop import jit_step
+from pref_jax.train.mesh import make_mesh, put_batch, replicated
+from pref_jax.train.state import OptimizerConfig, init_state, make_step, optimizer
+
+USERS, DIM = 500, 64
+# Of the tokens of a shared row; the first makes 60 % of the tokens of two separate rows.
+SHARES = (3 / 7, 0.6, 0.7, 0.8)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One size.
+
+    Attributes:
+      lm: the decoder.
+      pairs: B.
+      length: tokens of the longest pair, its prompt counted once; the shortest has half of them.
+    """
+
+    lm: LMConfig
+    pairs: int
+    length: int
+
+
+# The decoder of the quickstart at its batch size, and a wider and deeper one.
+CASES = (
+    Case(
+        lm=LMConfig(family="llama", vocab_size=2048, hidden_size=128, intermediate_size=384, num_layers=3, num_heads=4),
+        pairs=64,
+        length=64,
+    ),
+    Case(
+        lm=LMConfig(
+            family="llama", vocab_size=8192, hidden_size=384, intermediate_size=1024, num_layers=6, num_heads=6
+        ),
+        pairs=16,
+        length=160,
+    ),
+)
+
+
+def prefix_pairs(
+    cases: tuple[Case, ...] = CASES,
+    shares: tuple[float, ...] = SHARES,
+    rounds: int = 6,
+    each: int = 3,
+    size: int = 2000,
+) -> list[Result]:
+    """CoPL's training step (8 experts, dropout, AdamW) on pairs in one row, against a row for each text.
+
+    A share is that of the prompt in the pair's shared row, P / (P + C + R). All rows are padded to the longest of a
+    run of `size` pairs, as in training, and both sides take turns. `extra` holds the prompt's share in separate rows,
+    2 P / (2 P + C + R); the tokens of a batch in both layouts (separate rows first), and padded ones; the ratio that
+    real tokens alone would give, and padded ones; and how far the rewards differ, relative to the largest.
+    """
+    return [_compare(case, share, rounds, each, size) for case in cases for share in shares]
+
+
+def _compare(case: Case, share: float, rounds: int, each: int, size: int) -> Result:
+    table, pairs = _texts(case, share, size)
+    length = int(table.lengths.max())
+    shared = int(shared_lengths(table, pairs.chosen, pairs.rejected).max())
+    mesh = make_mesh(devices=jax.devices()[:1])
+    batches: list[Any] = [
+        text_batches(pairs, table, length, shared=layout, batch_size=case.pairs, num_steps=1, seed=0)[0]
+        for layout in (None, shared)
+    ]
+    config = RewardConfig(lm=case.lm)
+    params, frozen = _model(config)
+    rewards = jax.jit(functools.partial(reward.pair_rewards, config))
+    apart, together = (
+        np.asarray(rewards(params, frozen["base"], batch, frozen["users"][batch["user"]])) for batch in batches
+    )
+    runs = [_step(config, params, frozen, put_batch(batch, mesh), mesh) for batch in batches]
+    for run in runs:
+        run()
+    seconds = in_turns(runs, rounds=rounds, each=each)
+    real = [
+        int(batches[0]["chosen_mask"].sum() + batches[0]["rejected_mask"].sum()),
+        int((batches[1]["parts"] > 0).sum()),
+    ]
+    padded = [2 * case.pairs * length, case.pairs * shared]
+    prompts = int((batches[1]["parts"] == 1).sum())
+    return result(
+        "prefix_pairs",
+        f"prompt {share:.0%}, d={case.lm.hidden_size}, {case.pairs} pairs x {shared} tokens",
+        *seconds,
+        share_of_separate=2 * prompts / real[0],
+        tokens=real,
+        padded_tokens=padded,
+        ratio_of_tokens=real[0] / real[1],
+        ratio_of_padded_tokens=padded[0] / padded[1],
+        largest_difference=float(np.abs(apart - together).max() / np.abs(apart).max()),
+    )
+
+
+def _texts(case: Case, share: float, size: int) -> tuple[TokenTable, Pairs]:
+    """Random pairs whose prompt is `share` of the tokens of both in one row; answers of different lengths."""
+    rng = np.random.default_rng(0)
+    whole = rng.integers(case.length // 2, case.length + 1, size)
+    answers = np.maximum(2, np.round((1 - share) * whole)).astype(int)
+    chosen = np.clip(np.round(rng.uniform(0.3, 0.7, size) * answers), 1, answers - 1).astype(int)
+    texts = []
+    for prompt, first, second in zip(whole - answers, chosen, answers - chosen, strict=True):
+        begin = rng.integers(2, case.lm.vocab_size, prompt)
+        # The first token of an answer tells the two apart, so that nothing of them is shared by chance.
+        for mark, rest in ((0, first), (1, second)):
+            texts.append(np.concatenate([begin, [mark], rng.integers(2, case.lm.vocab_size, rest - 1)]))
+    offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])])
+    table = TokenTable(np.concatenate(texts).astype(np.int32), offsets.astype(np.int64), 0)
+    user = rng.integers(0, USERS, size).astype(np.int32)
+    row = np.arange(size)
+    pairs = Pairs(user, (2 * row).astype(np.int32), (2 * row + 1).astype(np.int32), np.full(size, -1, np.int8), row)
+    return table, pairs
+
+
+def _model(config: RewardConfig) -> tuple[Any, Any]:
+    """Trainable parameters whose experts have an effect, and what is frozen."""
+    params = reward.init(config, jax.random.key(0), embedding_dim=DIM)
+    rng = np.random.default_rng(0)
+    params["experts"] = jax.tree.map(
+        lambda leaf: jnp.asarray(0.05 * rng.standard_normal(leaf.shape), jnp.float32), params["experts"]
+    )
+    users = rng.standard_normal((USERS, DIM)).astype(np.float32)
+    users /= np.linalg.norm(users, axis=1, keepdims=True)
+    return params, {"base": backbone.init(config.lm, jax.random.key(1)), "users": users}
+
+
+def _step(config: RewardConfig, params: Any, frozen: Any, batch: Mapping[str, Any], mesh: Mesh) -> Callable[[], Any]:
+    """A function that takes a training step, as `experiments.reward_model` does, on a batch that lies on the device."""
+    transform = optimizer(OptimizerConfig(lr=1e-4, num_steps=1_000_000, weight_decay=1e-3, clip=1.0))
+    everywhere = replicated(mesh)
+    # The steps take the memory of their state, so each side gets parameters of its own.
+    state = init_state(jax.device_put(jax.tree.map(np.array, params), everywhere), transform, seed=0)
+    frozen = jax.device_put(frozen, everywhere)
+    compiled = jit_step(make_step(reward.make_loss(config), transform), state, frozen, mesh)
+
+    def step() -> Any:
+        nonlocal state
+        state, metrics = compiled(state, frozen, batch)
+        return jax.block_until_ready((metrics["loss"], state))[0]
+
+    return step
