@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -18,25 +18,34 @@ from pref_jax.files import read_json, write_json
 T = TypeVar("T")
 # An ml_collections ConfigDict. Its fields have no static types, so checkers are told nothing about it.
 Config = Any
-Experiment = Callable[[Config, Path], None]
+# Takes the config, the workdir, and by name the flags that it asked `launch` for.
+Experiment = Callable[..., None]
 
 
-def launch(run: Experiment, doc: str, *, default_config: str | None = None, argv: Sequence[str] | None = None) -> None:
+def launch(
+    run: Experiment,
+    doc: str,
+    *,
+    default_config: str | None = None,
+    options: Mapping[str, str] | None = None,
+    argv: Sequence[str] | None = None,
+) -> None:
     """Runs an experiment from the command line and ends the process.
 
     Exit codes: 0 it ran, 2 the user has something to mend (one message, no traceback), 130 interrupted.
 
     Args:
-      run: takes the config and the workdir.
+      run: takes the config and the workdir, and every one of `options` as a keyword.
       doc: what `--help` tells, usually the module's docstring.
       default_config: the config file if `--config` is not given.
+      options: further flags, name -> help; their values are strings, "" where a flag is not given.
       argv: the command line, `sys.argv` if None.
     """
     argv = list(sys.argv if argv is None else argv)
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        config, workdir = _parse(argv, doc, default_config)
-        run(config, workdir)
+        config, workdir, extra = _parse(argv, doc, default_config, options or {})
+        run(config, workdir, **extra)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -45,17 +54,22 @@ def launch(run: Experiment, doc: str, *, default_config: str | None = None, argv
         sys.exit(130)
 
 
-def _parse(argv: list[str], doc: str, default_config: str | None) -> tuple[Config, Path]:
+def _parse(
+    argv: list[str], doc: str, default_config: str | None, options: Mapping[str, str]
+) -> tuple[Config, Path, dict[str, str]]:
     values = flags.FlagValues()
     file = config_flags.DEFINE_config_file(
         "config", default_config, "config file, configs/NAME.py or configs/NAME.py:variant", flag_values=values
     )
     workdir = flags.DEFINE_string("workdir", None, "folder for everything the run leaves", flag_values=values)
+    extra = {name: flags.DEFINE_string(name, "", text, flag_values=values) for name, text in options.items()}
     flags.DEFINE_boolean("help", False, "show this help", short_name="h", flag_values=values)
     if {"--help", "-h", "-help"} & set(argv):
         print(f"{doc.strip()}\n\nflags:\n  --config=configs/NAME.py[:variant]  (default: {default_config})")
         print("  --config.FIELD=VALUE                override any field of the config, --config.a.b=1 for nested ones")
         print("  --workdir=DIR                       folder for everything the run leaves; repeat to go on")
+        for name, text in options.items():
+            print(f"  {f'--{name}=...':<36}{text}")
         sys.exit(0)
     try:
         with _looked_for_in(argv):
@@ -73,7 +87,7 @@ def _parse(argv: list[str], doc: str, default_config: str | None) -> tuple[Confi
         raise UserError(f"unexpected argument {rest[0]!r}; flags look like --config.field=value and --workdir=DIR")
     if not workdir.value:
         raise UserError("no --workdir given; name a folder for everything the run leaves, such as --workdir=runs/first")
-    return config, Path(workdir.value)
+    return config, Path(workdir.value), {name: flag.value for name, flag in extra.items()}
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ def copl(run: Run) -> None:
             method_folder(run, METHOD),
             routing="users",
             table=embeddings,
-            more=lambda config, params: reward_model.usage_by_group(config, params, embeddings, data.groups),
+            more=lambda config, params: reward_model.gate_facts(config, params, embeddings, data.seen, data.groups),
         )
         return margins, {**own, "graph": facts}
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from copl_jax import gates, reward
+from copl_jax import balance, gates, reward, store
 from copl_jax.experts import ExpertsConfig
 from copl_jax.gates import GateConfig
 from copl_jax.reward import RewardConfig
@@ -78,7 +78,8 @@ def train_and_score(
 
     Args:
       run: the run.
-      folder: gets checkpoints and logs; a killed training goes on from there.
+      folder: gets checkpoints and logs, from which a killed training goes on, and in the end `adapters/`, the trained
+        model as `copl_jax.store` writes it.
       routing: `users`, `groups` or `none`, see `copl_jax.reward`.
       num_experts: in place of the config's.
       table: user embeddings float [U C] (`users`) or group numbers int [U] (`groups`).
@@ -96,7 +97,9 @@ def train_and_score(
     if table is not None:
         frozen[routing] = jax.device_put(table, replicated(mesh))
     dim = table.shape[1] if table is not None and routing == "users" else 0
-    transform = optimizer(freeze(OptimizerConfig, section.optimizer, "reward.optimizer"))
+    transform = balance.optimizer(
+        config.gate, optimizer(freeze(OptimizerConfig, section.optimizer, "reward.optimizer"))
+    )
     params = reward.init(config, jax.random.key(run.seed), embedding_dim=dim)
     if lm.num_labels == 1:
         # A reward model's own head is a better beginning than noise.
@@ -115,6 +118,7 @@ def train_and_score(
         log_every=section.log_every,
         consume=True,
     )
+    store.save(folder / "adapters", config, state.params, table)
     margins, chosen_by = (
         score(config, state.params, frozen, tokens, length, pairs, table, batch_size=section.eval_batch_size)
         for pairs in (test_pairs(data), held_out)
@@ -162,17 +166,35 @@ def score(
     return chosen - rejected
 
 
-def usage_by_group(config: RewardConfig, params: Any, table: np.ndarray, groups: list[str | None]) -> dict[str, Any]:
-    """Fraction of each group's users that each gate sends to each expert: {group: [gates][experts]}."""
+def gate_facts(
+    config: RewardConfig, params: Any, table: np.ndarray, seen: np.ndarray, groups: list[str | None]
+) -> dict[str, Any]:
+    """How the trained gates send users, after training and without its noise; JSON values.
+
+    Args:
+      config: the model's.
+      params: trained.
+      table: user embeddings float [U C].
+      seen: bool [U].
+      groups: U names or None.
+
+    Returns:
+      "expert_usage": {group: [gates][experts]}, fractions of the group's users' choices; "gates": their names;
+      "gate_entropy": mean over users and gates, in nats; "num_gates"; "dead_experts_by_gate" and their sum
+      "dead_experts": experts that no seen user is sent to.
+    """
     decisions = reward.route(config, params, jnp.asarray(table))
     if decisions is None:
         return {}
-    names = ["everybody" if name is None else name for name in groups]
+    names = np.array(["everybody" if name is None else name for name in groups])
     choices = np.concatenate([np.asarray(gate.choice) for gate in decisions.values()])
-    one_hot = np.eye(config.mixture.num_experts)[choices]
-    members = {name: np.array([other == name for other in names]) for name in sorted(set(names))}
+    sent = np.eye(config.mixture.num_experts)[choices].mean(axis=2)
+    dead = (sent[:, seen].sum(axis=1) == 0).sum(axis=1)
     return {
-        "expert_usage": {name: one_hot[:, who].mean(axis=1).tolist() for name, who in members.items()},
+        "expert_usage": {str(name): sent[:, names == name].mean(axis=1).tolist() for name in sorted(set(names))},
         "gates": [f"{target} {layer}" for target in decisions for layer in range(config.lm.num_layers)],
         "gate_entropy": float(gates.entropy(decisions)),
+        "num_gates": len(dead),
+        "dead_experts": int(dead.sum()),
+        "dead_experts_by_gate": dead.tolist(),
     }

@@ -5,7 +5,8 @@ WORKDIR/seed_S/data/        tables                         (experiments.prepare)
                backbone/    a pretrained decoder, if made   (experiments.prepare)
                features/    features.npy, one row a response (experiments.embed)
                graph/       user and response embeddings    (experiments.copl)
-               METHOD/      metrics.jsonl, checkpoints/, scores/: margins of the test pairs (every method)
+               METHOD/      metrics.jsonl, checkpoints/, scores/: margins of the test pairs (every method);
+                            adapters/: the trained reward model without its transformer
 """
 
 import dataclasses
@@ -73,12 +74,12 @@ def say(text: str) -> None:
 
 def load_data(run: Run) -> Preferences:
     """The tables of `experiments.prepare`."""
-    return preferences.load(_needed(run.folder / "data", "prepare"))
+    return preferences.load(needed(run.folder / "data", "prepare"))
 
 
 def load_features(run: Run) -> np.ndarray:
     """float32 [N D], memory-mapped, of `experiments.embed`."""
-    path = _needed(run.folder / "features", "embed") / "features.npy"
+    path = needed(run.folder / "features", "embed") / "features.npy"
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -88,7 +89,19 @@ def load_features(run: Run) -> np.ndarray:
 def backbone_folder(run: Run) -> Path:
     """Where the transformer lies: made by `experiments.prepare`, or named by the config."""
     name = run.config.backbone.name
-    return _needed(run.folder / "backbone", "prepare") if name == "pretrain" else hub.locate(name)
+    return needed(run.folder / "backbone", "prepare") if name == "pretrain" else hub.locate(name)
+
+
+def load_backbone_config(run: Run) -> LMConfig:
+    """Config of the transformer, with the run's pooling.
+
+    Raises:
+      UserError: if `backbone.pooling` is unknown, or the checkpoint is not readable.
+    """
+    pooling, config = run.config.backbone.pooling, checkpoint.load_config(backbone_folder(run))
+    if pooling not in ("", "last", "mean"):
+        raise UserError(f"config.backbone.pooling is {pooling!r}; give last, mean, or nothing for the model's own")
+    return dataclasses.replace(config, pooling=pooling or config.pooling)
 
 
 def load_backbone(run: Run, mesh: Mesh | None = None) -> tuple[LMConfig, Any]:
@@ -97,13 +110,11 @@ def load_backbone(run: Run, mesh: Mesh | None = None) -> tuple[LMConfig, Any]:
     Raises:
       UserError: if `backbone.pooling` or `backbone.dtype` is unknown, or the checkpoint is not readable.
     """
-    pooling, dtype = run.config.backbone.pooling, run.config.backbone.dtype
-    if pooling not in ("", "last", "mean"):
-        raise UserError(f"config.backbone.pooling is {pooling!r}; give last, mean, or nothing for the model's own")
+    dtype, pooling = run.config.backbone.dtype, load_backbone_config(run).pooling
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.backbone.dtype is {dtype!r}; give float32 or bfloat16")
     config, params = checkpoint.load(backbone_folder(run), jnp.dtype(dtype), mesh=mesh, lm_head=False)
-    return dataclasses.replace(config, pooling=pooling or config.pooling), params
+    return dataclasses.replace(config, pooling=pooling), params
 
 
 def load_tokens(run: Run, data: Preferences) -> TokenTable:
@@ -180,7 +191,7 @@ def scored(run: Run, method: str, score: Callable[[], tuple[np.ndarray, dict[str
 
 def load_scores(run: Run, method: str) -> tuple[np.ndarray, dict[str, Any]]:
     """Margins and facts that `scored` kept."""
-    folder = _needed(method_folder(run, method) / "scores", "compare")
+    folder = needed(method_folder(run, method) / "scores", "compare")
     return np.load(folder / "margins.npy", allow_pickle=False), read_json(folder / "facts.json")
 
 
@@ -190,7 +201,12 @@ def curve(folder: Path, field: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in found], [value for _, value in found]
 
 
-def _needed(folder: Path, command: str) -> Path:
+def needed(folder: Path, command: str) -> Path:
+    """The folder of an earlier stage.
+
+    Raises:
+      UserError: if it is not there, naming the command that makes it.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: not there yet; run python -m experiments.{command} with the same flags first")
     return folder

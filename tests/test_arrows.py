@@ -26,7 +26,7 @@ ARROWS = {
 # Reading order: rooms of pref_jax, files of the two methods. Each imports only what stands before it.
 ORDER = {
     "pref_jax": ("errors", "files", "data", "lm", "train", "eval"),
-    "copl_jax": ("graph", "gcf", "gates", "experts", "reward", "adapt"),
+    "copl_jax": ("graph", "gcf", "gates", "balance", "experts", "reward", "store", "export", "adapt"),
     "lore_jax": (
         "objective",
         "simplex",
