@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.benchmarks import backbone, graph, loading, prepare, solver
+from experiments.benchmarks import backbone, experts, graph, loading, prepare, solver
 from experiments.benchmarks.measure import Benchmark, Result, merged, read, table
 from pref_jax.errors import UserError
 from pref_jax.files import write_json
@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "lore_solve": solver.lore_solve,
     "adapt": graph.adapt_unseen,
     "prepare": prepare.prepare,
+    "experts": experts.mixture_step,
     "backbone_step": backbone.backbone_step,
     "load_memory": loading.load_memory,
 }

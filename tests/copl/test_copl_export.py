@@ -22,12 +22,15 @@ from pref_jax.lm.config import LMConfig
 
 PAD, DIM = 0, 5
 TARGETS = ("q_proj", "v_proj", "o_proj", "down_proj")
+NEAR = {"window": 3, "sliding_layers": (True, False), "local_rope_theta": 100.0}
 DECODERS = {
-    family: tiny.llama(family=family, lm_head=False, pad_token_id=PAD, tie_embeddings=family == "gemma")
-    for family in ("llama", "gemma", "qwen2", "gemma3_text")
+    "llama": tiny.llama(lm_head=False, pad_token_id=PAD, tie_embeddings=False),
+    "gemma": tiny.llama(family="gemma", lm_head=False, pad_token_id=PAD),
+    "qwen2": tiny.llama(family="qwen2", lm_head=False, pad_token_id=PAD),
+    "gemma3_text": tiny.llama(family="gemma3_text", lm_head=False, pad_token_id=PAD, **NEAR),
 }
 MODERNBERT = dataclasses.replace(
-    tiny.llama(), family="modernbert", num_kv_heads=4, activation="gelu", lm_head=False, pooling="mean"
+    tiny.llama(), family="modernbert", num_kv_heads=4, activation="gelu", lm_head=False, pooling="mean", **NEAR
 )
 ENCODERS = {"bert": tiny.bert(), "modernbert": MODERNBERT, "llama, mean": tiny.llama(lm_head=False, pooling="mean")}
 

@@ -5,18 +5,21 @@ import json
 import sys
 
 import pytest
+import tiny
 
 from experiments import bench
-from experiments.benchmarks import backbone, graph, loading, prepare, reference, solver
+from experiments.benchmarks import backbone, experts, graph, loading, prepare, reference, solver
 from experiments.benchmarks.measure import merged, result
 from pref_jax.errors import UserError
 
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
 CASES = tuple(dataclasses.replace(case, shape={**case.shape, **SMALL}, pairs=3, length=10) for case in backbone.CASES)
+TINY = tuple(experts.Case(lm, pairs=3, length=10) for lm in (tiny.llama(lm_head=False), tiny.bert(num_layers=1)))
 RUNS = {
     "gcf_recipe": lambda: graph.gcf_recipe(users=40, dim=8),
     "lore_solve": lambda: solver.lore_solve(users=20, sample=2),
     "adapt": lambda: graph.adapt_unseen(seen=60, unseen=40, dim=8, sample=10),
+    "experts": lambda: experts.mixture_step(TINY, rounds=1, each=1),
     "prepare": lambda: prepare.prepare(small=2000, times=2),
     "backbone_step": lambda: backbone.backbone_step(CASES, rounds=1, each=1),
     "load_memory": lambda: loading.load_memory(
