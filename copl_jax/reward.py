@@ -171,7 +171,7 @@ def make_loss(config: RewardConfig) -> LossFn:
         margin = scores[:, 0] - scores[:, 1]
         metrics = _metrics(margin, decisions)
         total = -jnp.mean(jax.nn.log_sigmoid(margin))
-        if config.routing == "users" and config.gate.balance != "none":
+        if decisions is not None and config.routing == "users" and config.gate.balance != "none":
             metrics["balance_loss"] = balance.penalty(config.gate, params["gates"], decisions)
             total += metrics["balance_loss"]
         return total, metrics

@@ -123,10 +123,10 @@ def _working(params: dict[str, Any]) -> dict[str, Any]:
     return params
 
 
-def _batch(case: Case) -> dict[str, np.ndarray]:
+def _batch(case: Case) -> dict[str, Any]:
     """Random pairs; texts of L/2 to L tokens, padded on the right."""
     rng = np.random.default_rng(0)
-    batch = {"user": rng.integers(USERS, size=case.pairs, dtype=np.int32)}
+    batch: dict[str, Any] = {"user": rng.integers(USERS, size=case.pairs, dtype=np.int32)}
     for side in ("chosen", "rejected"):
         lengths = rng.integers(case.length // 2, case.length + 1, size=(case.pairs, 1))
         batch[side] = rng.integers(case.lm.vocab_size, size=(case.pairs, case.length), dtype=np.int32)
