@@ -68,7 +68,15 @@ def reward(*, batch_size: int, eval_batch_size: int, num_steps: int, lr: float, 
             "share_prefix": True,  # decoders read the beginning that a pair's texts share once, where that saves work
             "remat": "none",  # what the backward pass keeps of a block: all, "dots" its products, "full" nothing
             "experts": {"num_experts": 8, "rank": 8, "dropout": 0.1, "targets": ("q_proj", "v_proj")},
-            "gate": {"hidden": 256, "noise": 0.1, "temperature": 1.0},
+            "gate": {
+                "hidden": 256,
+                "noise": 0.1,
+                "temperature": 1.0,
+                "top_k": 1,  # experts of a user beside the shared one
+                "balance": "none",  # what keeps experts from dying: none, loss or bias, see copl_jax/balance.py
+                "balance_weight": 1e-2,  # of that loss
+                "balance_rate": 5e-2,  # of that bias: logits a step
+            },
             "optimizer": {
                 "lr": lr,
                 "num_steps": num_steps,

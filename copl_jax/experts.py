@@ -1,11 +1,11 @@
-"""A mixture of LoRA experts, one shared and one of E chosen for each example, beside a frozen linear (DESIGN 4.2).
+"""A mixture of LoRA experts, one shared and K of E chosen for each example, beside a frozen linear (DESIGN 4.2).
 
-    y = W0 x + s B_s A_s x + g_k s B_k A_k x
+    y = W0 x + s B_s A_s x + sum over the chosen k of g_k s B_k A_k x
 
-Only the chosen expert of each example is gathered. Shared and chosen stand side by side along the rank, so that an
-example costs two products of rank 2R, however many experts there are. With E = 0 it is plain LoRA.
+Only the chosen experts of each example are gathered. Shared and chosen stand side by side along the rank, so that an
+example costs two products of rank (1 + K) R, however many experts there are. With E = 0 it is plain LoRA.
 
-Axes: B batch, L length, D features in, F features out, E experts, R rank, Z layers.
+Axes: B batch, L length, D features in, F features out, E experts, K chosen ones, R rank, Z layers.
 """
 
 import dataclasses
@@ -94,7 +94,7 @@ def bind(params: Mapping[str, Any], gates: Gates | None = None, key: Key[Array, 
       key: given in training, for the dropout; each target and layer draws its own.
 
     Returns:
-      {target: pytree with leading axis Z}: the experts, "choice" and "weight" [Z B], "key" [Z] if there is one.
+      {target: pytree with leading axis Z}: the experts, "choice" and "weight" [Z B K], "key" [Z] if there is one.
 
     Raises:
       UserError: if there are experts but no gates.
@@ -115,26 +115,72 @@ def bind(params: Mapping[str, Any], gates: Gates | None = None, key: Key[Array, 
 def apply(
     adapter: Mapping[str, Any], x: Float[Array, "B L D"], *, scale: float, dropout: float = 0.0
 ) -> Float[Array, "B L F"]:
-    """s B_s A_s x + g_k s B_k A_k x for one layer's slice of `bind`'s adapters, in the dtype of x.
+    """s B_s A_s x + sum of g_k s B_k A_k x for one layer's slice of `bind`'s adapters, in the dtype of x.
 
-    Dropout acts on x, with one mask for the shared and the chosen expert, if the adapter holds a key.
+    Dropout acts on x, with one mask for the shared and the chosen experts, if the adapter holds a key.
     """
     if "key" in adapter and dropout:
         keep = 1 - dropout
         x = jnp.where(jax.random.bernoulli(adapter["key"], keep, x.shape), x / keep, 0).astype(x.dtype)
-    shared = jax.tree.map(lambda leaf: leaf.astype(x.dtype), adapter["shared"])
+        # Kept apart from its readers: fused with the products of gathered experts it cost a sixth of a step (CPU).
+        x = jax.lax.optimization_barrier(x)
     if "experts" not in adapter:
-        return lora.apply(shared, x, scale=scale)
-    batch = x.shape[0]
-    chosen = jax.tree.map(lambda leaf: leaf[adapter["choice"]].astype(x.dtype), adapter["experts"])
-    both = {
-        name: jnp.concatenate([jnp.broadcast_to(shared[name][None], (batch, *shared[name].shape)), chosen[name]], axis)
-        for name, axis in (("a", 2), ("b", 1))
-    }
-    thin = jnp.einsum("bld,bdr->blr", x, both["a"])
-    rank = shared["a"].shape[-1]
-    weight = jnp.repeat(jnp.stack([jnp.ones_like(adapter["weight"]), adapter["weight"]], axis=-1), rank, axis=-1)
-    return jnp.einsum("blr,brf->blf", thin * (scale * weight).astype(x.dtype)[:, None, :], both["b"])
+        return lora.apply(jax.tree.map(lambda leaf: leaf.astype(x.dtype), adapter["shared"]), x, scale=scale)
+    own = jax.tree.map(lambda leaf: leaf.astype(x.dtype), _side_by_side(adapter, scale))
+    return jnp.einsum("blr,brf->blf", jnp.einsum("bld,bdr->blr", x, own["a"]), own["b"])
+
+
+def fold(params: Mapping[str, Any], gates: Gates | None = None, *, scale: float) -> lora.Adapters:
+    """One user's mixture as plain LoRA of rank (1 + K) R, with scale and weights in it, for `lora.apply`.
+
+    Args:
+      params: as from `init`.
+      gates: that user's decisions, B = 1; None only for E = 0.
+      scale: s.
+
+    Returns:
+      {target: {"a": [Z D (1+K)R], "b": [Z (1+K)R F]}}.
+
+    Raises:
+      UserError: if the gates decide for none or several users, or are missing.
+    """
+    rows = {gate.choice.shape[1] for gate in (gates or {}).values()}
+    if rows - {1}:
+        raise UserError(f"experts.fold: gates for {max(rows)} rows; fold the experts of one user at a time")
+    folded: lora.Adapters = {}
+    for target, own in bind(params, gates).items():
+        if "experts" in own:
+            both = jax.vmap(functools.partial(_side_by_side, scale=scale))(own)
+            folded[target] = {name: leaf[:, 0] for name, leaf in both.items()}
+        else:
+            folded[target] = {"a": own["shared"]["a"], "b": scale * own["shared"]["b"]}
+    return folded
+
+
+def merge(base: Mapping[str, Any], params: Mapping[str, Any], gates: Gates | None = None, *, scale: float) -> Params:
+    """The transformer of one user: its kernels hold W + s A_s B_s + sum of g_k s A_k B_k, and it needs no adapters.
+
+    Args:
+      base: the frozen transformer's parameters; left as they are.
+      params: as from `init`.
+      gates: that user's decisions, B = 1; None only for E = 0.
+      scale: s.
+
+    Raises:
+      UserError: as `fold`.
+    """
+    return lora.merge(base, fold(params, gates, scale=scale))
+
+
+def _side_by_side(adapter: Mapping[str, Any], scale: float) -> dict[str, Array]:
+    """Each example's LoRA of rank (1 + K) R, scale and weights in it: {"a": [B D (1+K)R], "b": [B (1+K)R F]}."""
+    shared, weight = adapter["shared"], adapter["weight"]
+    batch = len(weight)
+    chosen = jax.tree.map(lambda leaf: leaf[adapter["choice"]], adapter["experts"])
+    a = jnp.moveaxis(chosen["a"], 1, 2).reshape(batch, chosen["a"].shape[2], -1)
+    b = (weight[:, :, None, None] * chosen["b"]).reshape(batch, -1, chosen["b"].shape[3])
+    tiled = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (batch, *leaf.shape)), shared)
+    return {"a": jnp.concatenate([tiled["a"], a], axis=2), "b": scale * jnp.concatenate([tiled["b"], b], axis=1)}
 
 
 def applied(config: ExpertsConfig) -> Callable[[Any, Array], Array]:

@@ -1,14 +1,15 @@
 """Which expert serves which user: a small MLP on the user's embedding for every adapted linear (DESIGN 4.2).
 
-g = softmax((MLP(e_u) + eps) / tau), k = argmax g; the chosen expert's output is scaled by g_k, through which the gate
-learns. Gates know embeddings only; `fixed` stands in where the expert is given (a group's own, for the oracle).
+g = softmax((MLP(e_u) + eps) / tau); the K experts of the highest g are chosen, and the output of each is scaled by its
+g_k, through which the gate learns. Gates know embeddings only; `fixed` stands in where the expert is given (a group's
+own, for the oracle).
 
-Axes: B batch, D features of a user embedding, H hidden features, E experts, Z layers of the transformer.
+Axes: B batch, D features of a user embedding, H hidden features, E experts, K chosen ones, Z layers of the transformer.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,34 +22,46 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GateConfig:
-    """Sizes and temperature of the gates.
+    """Sizes and temperature of the gates, and how users are spread over experts.
 
     Attributes:
       hidden: H.
       noise: standard deviation of eps, added to the logits in training.
       temperature: tau.
+      top_k: K, experts of each user beside the shared one. Their weights are the softmax's, not scaled to sum to 1.
+      balance: what keeps experts from dying, see `copl_jax.balance`: nothing, a "loss", or a "bias" of the choice.
+      balance_weight: of that loss.
+      balance_rate: how far that bias moves in a step, in units of the logits.
     """
 
     hidden: int = 256
     noise: float = 0.1
     temperature: float = 1.0
+    top_k: int = 1
+    balance: Literal["none", "loss", "bias"] = "none"
+    balance_weight: float = 0.01
+    balance_rate: float = 0.05
 
     def __post_init__(self):
-        if self.hidden < 1 or self.noise < 0 or not self.temperature > 0:
-            raise UserError(f"{self}: hidden is at least 1, noise at least 0, temperature above 0")
+        if self.hidden < 1 or self.noise < 0 or not self.temperature > 0 or self.top_k < 1:
+            raise UserError(f"{self}: hidden is at least 1, noise at least 0, temperature above 0, top_k at least 1")
+        if self.balance not in ("none", "loss", "bias"):
+            raise UserError(f"GateConfig.balance is {self.balance!r}; write 'none', 'loss' or 'bias'")
+        if self.balance_weight < 0 or self.balance_rate < 0:
+            raise UserError(f"{self}: balance_weight and balance_rate are at least 0")
 
 
 class Gate(NamedTuple):
     """The decisions of one target's gates, one a layer.
 
     Attributes:
-      choice: int32 [Z B], the expert of each example.
-      weight: float [Z B], its probability.
+      choice: int32 [Z B K], the experts of each example, the preferred one first.
+      weight: float [Z B K], their probabilities.
       probabilities: float [Z B E], of all experts.
     """
 
-    choice: Int32[Array, "Z B"]
-    weight: Float[Array, "Z B"]
+    choice: Int32[Array, "Z B K"]
+    weight: Float[Array, "Z B K"]
     probabilities: Float[Array, "Z B E"]
 
 
@@ -59,6 +72,8 @@ def init(
     config: GateConfig, key: Key[Array, ""], targets: Sequence[str], *, num_layers: int, dim: int, num_experts: int
 ) -> Params:
     """Fresh float32 gates: {target: {"hidden": {"kernel": [Z D H], "bias": [Z H]}, "out": {"kernel": [Z H E], ...}}}.
+
+    With `config.balance` "bias" each target also has "balance": [Z E], zeros at first.
 
     User embeddings have length 1, so the first kernel has variance 1, not 1/D: otherwise all logits would start far
     below the noise and users would be sent about at random. Each expert's last column sums to 0 over H: what all users
@@ -78,6 +93,8 @@ def init(
                 "bias": jnp.zeros((num_layers, num_experts)),
             },
         }
+        if config.balance == "bias":
+            params[target]["balance"] = jnp.zeros((num_layers, num_experts))
     return params
 
 
@@ -97,9 +114,9 @@ def decide(
 
 def fixed(choice: Int[Array, " B"], targets: Sequence[str], *, num_layers: int, num_experts: int) -> Gates:
     """Gates that send each example to the given expert, in all targets and layers, with weight 1."""
-    choice = jnp.broadcast_to(choice.astype(jnp.int32)[None, :], (num_layers, len(choice)))
-    probabilities = jax.nn.one_hot(choice, num_experts)
-    gate = Gate(choice=choice, weight=jnp.ones_like(probabilities[..., 0]), probabilities=probabilities)
+    choice = jnp.broadcast_to(choice.astype(jnp.int32)[None, :, None], (num_layers, len(choice), 1))
+    probabilities = jax.nn.one_hot(choice[..., 0], num_experts)
+    gate = Gate(choice=choice, weight=jnp.ones_like(choice, probabilities.dtype), probabilities=probabilities)
     return dict.fromkeys(targets, gate)
 
 
@@ -108,11 +125,14 @@ def repeat(gates: Gates, times: int) -> Gates:
     return jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=1), gates)
 
 
+def load(gate: Gate) -> Float[Array, "Z E"]:
+    """Fraction of the batch's choices (K an example) that falls on each expert; rows sum to 1. It has no gradient."""
+    return jnp.mean(jax.nn.one_hot(gate.choice, gate.probabilities.shape[-1]), axis=(1, 2))
+
+
 def usage(gates: Gates) -> Float[Array, "G E"]:
-    """Fraction of the batch that each of the G gates (targets x layers) sends to each expert; rows sum to 1."""
-    choices = jnp.concatenate([gate.choice for gate in gates.values()])
-    num_experts = next(iter(gates.values())).probabilities.shape[-1]
-    return jnp.mean(jax.nn.one_hot(choices, num_experts), axis=1)
+    """`load` of all G gates, targets x layers."""
+    return jnp.concatenate([load(gate) for gate in gates.values()])
 
 
 def entropy(gates: Gates) -> Float[Array, ""]:
@@ -129,6 +149,8 @@ def _decide(config: GateConfig, params: Mapping[str, Any], embeddings: Array, ke
     if key is not None:
         logits = logits + config.noise * jax.random.normal(key, logits.shape, logits.dtype)
     probabilities = jax.nn.softmax(logits / config.temperature, axis=-1)
-    choice = jnp.argmax(probabilities, axis=-1).astype(jnp.int32)
-    weight = jnp.take_along_axis(probabilities, choice[..., None], axis=-1)[..., 0]
+    # The balance has a say in who is chosen, none in the weights: they stay what the gate means.
+    preferred = logits if "balance" not in params else logits + params["balance"][:, None, :]
+    choice = jax.lax.top_k(jax.lax.stop_gradient(preferred), config.top_k)[1]
+    weight = jnp.take_along_axis(probabilities, choice, axis=-1)
     return Gate(choice=choice, weight=weight, probabilities=probabilities)

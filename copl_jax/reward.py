@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
-from copl_jax import experts, gates
+from copl_jax import balance, experts, gates
 from copl_jax.experts import ExpertsConfig
 from copl_jax.gates import GateConfig
 from pref_jax.errors import UserError
@@ -55,6 +55,11 @@ class RewardConfig:
             raise UserError(
                 f"RewardConfig: routing {self.routing!r} with {self.mixture.num_experts} experts; "
                 "routing 'none' goes with num_experts=0, the others with at least 1"
+            )
+        if self.routing == "users" and self.gate.top_k > self.mixture.num_experts:
+            raise UserError(
+                f"RewardConfig: gate.top_k={self.gate.top_k} of {self.mixture.num_experts} experts; "
+                "choose at most as many as there are"
             )
 
 
@@ -161,6 +166,9 @@ def pair_rewards(
 def make_loss(config: RewardConfig) -> LossFn:
     """The Bradley-Terry loss mean of -log sigmoid(r_chosen - r_rejected), for `pref_jax.train`.
 
+    With routing "users" it holds what `config.gate.balance` adds to it, and the optimizer must be
+    `balance.optimizer(config.gate, ...)`.
+
     Of the returned `loss(params, frozen, batch, key)`:
 
       params: trainable, see `init`.
@@ -172,7 +180,9 @@ def make_loss(config: RewardConfig) -> LossFn:
       key: for gate noise and dropout; None for none of either.
 
     Its metrics are float scalars: "accuracy", "margin" (mean reward difference), and with experts "gate_entropy"
-    (nats), "gate_weight" (of the chosen), "usage_E" for each expert E (fraction, mean over gates).
+    (nats), "gate_weight" (mean over the chosen), "usage_E" for each expert E (fraction, mean over gates),
+    "dead_experts" (those of all gates that nobody in the batch is sent to), and with balancing "balance_loss" (what it
+    adds to the loss).
     """
 
     def loss(params, frozen, batch, key):
@@ -181,7 +191,12 @@ def make_loss(config: RewardConfig) -> LossFn:
         decisions = route(config, params, None if table is None else frozen[table][batch["user"]], noise_key)
         scores = _pair_rewards(config, params, frozen["base"], batch, decisions, dropout_key)
         margin = scores[:, 0] - scores[:, 1]
-        return -jnp.mean(jax.nn.log_sigmoid(margin)), _metrics(margin, decisions)
+        metrics = _metrics(margin, decisions)
+        total = -jnp.mean(jax.nn.log_sigmoid(margin))
+        if decisions is not None and config.routing == "users" and config.gate.balance != "none":
+            metrics["balance_loss"] = balance.penalty(config.gate, params["gates"], decisions)
+            total += metrics["balance_loss"]
+        return total, metrics
 
     return loss
 
@@ -189,10 +204,11 @@ def make_loss(config: RewardConfig) -> LossFn:
 def _metrics(margin: Array, decisions: gates.Gates | None) -> dict[str, Array]:
     metrics = {"accuracy": jnp.mean((margin > 0).astype(jnp.float32)), "margin": jnp.mean(margin)}
     if decisions is not None:
-        usage = jnp.mean(gates.usage(decisions), axis=0)
+        usage = gates.usage(decisions)
         metrics["gate_entropy"] = gates.entropy(decisions)
         metrics["gate_weight"] = jnp.mean(jnp.stack([gate.weight for gate in decisions.values()]))
-        metrics |= {f"usage_{e}": usage[e] for e in range(len(usage))}
+        metrics["dead_experts"] = jnp.sum(usage == 0).astype(jnp.float32)
+        metrics |= {f"usage_{e}": share for e, share in enumerate(jnp.mean(usage, axis=0))}
     return metrics
 
 

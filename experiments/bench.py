@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.benchmarks import adapt, backbone, graph, loading, prefix, prepare, solver
+from experiments.benchmarks import adapt, backbone, experts, graph, loading, prefix, prepare, solver
 from experiments.benchmarks.measure import Benchmark, Result, merged, read, table
 from pref_jax.errors import UserError
 from pref_jax.files import write_json
@@ -27,6 +27,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "lore_solve": solver.lore_solve,
     "adapt": adapt.adapt_unseen,
     "prepare": prepare.prepare,
+    "experts": experts.mixture_step,
     "prefix_pairs": prefix.prefix_pairs,
     "backbone_step": backbone.backbone_step,
     "load_memory": loading.load_memory,

@@ -194,7 +194,7 @@ def load(run: Run) -> Finished:
     folder = method_folder(run, METHOD)
     needed(folder / "model", "copl --stage=reward")
     model = reward_model.open_model(run, routing="users")
-    return Finished(data, model, reward_model.load_params(folder, model.mesh), users, responses)
+    return Finished(data, model, reward_model.load_params(folder, model.config.lm, model.mesh), users, responses)
 
 
 def _define(values: flags.FlagValues) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from copl_jax import gates, reward
+from copl_jax import balance, gates, reward, store
 from copl_jax.experts import ExpertsConfig
 from copl_jax.gates import GateConfig
 from copl_jax.reward import RewardConfig
@@ -25,7 +25,6 @@ from pref_jax.data.preferences import Pairs
 from pref_jax.data.token_table import TokenTable
 from pref_jax.files import read_json, write_json
 from pref_jax.lm.config import LMConfig
-from pref_jax.train.checkpoint import load_tree, save_tree
 from pref_jax.train.loop import fit
 from pref_jax.train.mesh import batch_shards, make_mesh, put_batch, replicated
 from pref_jax.train.state import OptimizerConfig, init_state, make_step, optimizer
@@ -93,7 +92,7 @@ def train(run: Run, part: Path, model: Opened, folder: Path, *, table: np.ndarra
 
     Args:
       run: the run.
-      part: gets `params/` (the trainable parameters) and `model.json` (facts).
+      part: gets `adapters/`, the model as `copl_jax.store` writes it, and `model.json` (facts).
       model: what to train.
       folder: gets checkpoints and logs; a killed training goes on from there.
       table: user embeddings float [U C] (routing `users`) or group numbers int [U] (`groups`); seen users' are read.
@@ -105,7 +104,8 @@ def train(run: Run, part: Path, model: Opened, folder: Path, *, table: np.ndarra
     if table is not None:
         frozen[config.routing] = jax.device_put(table, replicated(mesh))
     dim = table.shape[1] if table is not None and config.routing == "users" else 0
-    transform = optimizer(freeze(OptimizerConfig, section.optimizer, "reward.optimizer"))
+    plain = optimizer(freeze(OptimizerConfig, section.optimizer, "reward.optimizer"))
+    transform = balance.optimizer(config.gate, plain)
     params = reward.init(config, jax.random.key(run.seed), embedding_dim=dim)
     if config.lm.num_labels == 1:
         # A reward model's own head is a better beginning than noise.
@@ -124,14 +124,14 @@ def train(run: Run, part: Path, model: Opened, folder: Path, *, table: np.ndarra
         log_every=section.log_every,
         consume=True,
     )
-    save_tree(part / "params", state.params)
+    store.save(part / "adapters", config, state.params, table)
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     write_json(part / "model.json", {"trainable_parameters": size, "seconds": time.perf_counter() - start})
 
 
-def load_params(folder: Path, mesh: Mesh) -> Any:
+def load_params(folder: Path, lm: LMConfig, mesh: Mesh) -> Any:
     """The parameters that `train` left in `folder`/model, a copy on each device of the mesh."""
-    return jax.device_put(load_tree(folder / "model" / "params"), replicated(mesh))
+    return jax.device_put(store.load(folder / "model" / "adapters", lm).params, replicated(mesh))
 
 
 def evaluate(
@@ -142,7 +142,7 @@ def evaluate(
     The margins of the held-out answers go to `held_out.npy` of `folder`, for a choice between trained models.
     """
     section, data = run.config.reward, load_data(run)
-    params = load_params(folder, model.mesh)
+    params = load_params(folder, model.config.lm, model.mesh)
     _, held_out = votes_by_prompt(run, data, fraction=section.hold_out)
     with jax.set_mesh(model.mesh):
         margins, chosen_by = (
@@ -153,7 +153,7 @@ def evaluate(
     size = read_json(folder / "model" / "model.json")["trainable_parameters"]
     facts = {"trainable_parameters": size, "truncated_responses": model.tokens.truncated}
     if model.config.routing == "users" and table is not None:
-        facts |= usage_by_group(model.config, params, table, data.groups)
+        facts |= gate_facts(model.config, params, table, data.seen, data.groups)
     return margins, facts
 
 
@@ -187,17 +187,35 @@ def score(model: Opened, params: Any, pairs: Pairs, table: np.ndarray | None, *,
     return chosen - rejected
 
 
-def usage_by_group(config: RewardConfig, params: Any, table: np.ndarray, groups: list[str | None]) -> dict[str, Any]:
-    """Fraction of each group's users that each gate sends to each expert: {group: [gates][experts]}."""
+def gate_facts(
+    config: RewardConfig, params: Any, table: np.ndarray, seen: np.ndarray, groups: list[str | None]
+) -> dict[str, Any]:
+    """How the trained gates send users, after training and without its noise; JSON values.
+
+    Args:
+      config: the model's.
+      params: trained.
+      table: user embeddings float [U C].
+      seen: bool [U].
+      groups: U names or None.
+
+    Returns:
+      "expert_usage": {group: [gates][experts]}, fractions of the group's users' choices; "gates": their names;
+      "gate_entropy": mean over users and gates, in nats; "num_gates"; "dead_experts_by_gate" and their sum
+      "dead_experts": experts that no seen user is sent to.
+    """
     decisions = reward.route(config, params, jnp.asarray(table))
     if decisions is None:
         return {}
-    names = ["everybody" if name is None else name for name in groups]
+    names = np.array(["everybody" if name is None else name for name in groups])
     choices = np.concatenate([np.asarray(gate.choice) for gate in decisions.values()])
-    one_hot = np.eye(config.mixture.num_experts)[choices]
-    members = {name: np.array([other == name for other in names]) for name in sorted(set(names))}
+    sent = np.eye(config.mixture.num_experts)[choices].mean(axis=2)
+    dead = (sent[:, seen].sum(axis=1) == 0).sum(axis=1)
     return {
-        "expert_usage": {name: one_hot[:, who].mean(axis=1).tolist() for name, who in members.items()},
+        "expert_usage": {str(name): sent[:, names == name].mean(axis=1).tolist() for name in sorted(set(names))},
         "gates": [f"{target} {layer}" for target in decisions for layer in range(config.lm.num_layers)],
         "gate_entropy": float(gates.entropy(decisions)),
+        "num_gates": len(dead),
+        "dead_experts": int(dead.sum()),
+        "dead_experts_by_gate": dead.tolist(),
     }

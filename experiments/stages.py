@@ -7,7 +7,7 @@ WORKDIR/seed_S/data/        tables                         (experiments.prepare)
                graph_training/  checkpoints of the graph's training
                graph/       seen users' and all responses' embeddings (experiments.copl --stage=graph)
                adapted/     unseen users' embeddings          (experiments.copl --stage=adapt)
-               METHOD/      metrics.jsonl, checkpoints/, model/: trained parameters (reward models),
+               METHOD/      metrics.jsonl, checkpoints/, model/: the trained reward model without its transformer,
                             scores/: margins of the test pairs (every method)
 
 What is there is not made again. To repeat a stage, delete its folder and those of the stages that read it.
@@ -139,19 +139,29 @@ def pretrain_folders(run: Run) -> tuple[Path, Path]:
     return Path(shared) / f"decoder_{digest}", Path(shared) / f"pretrain_{digest}"
 
 
+def load_backbone_config(run: Run) -> LMConfig:
+    """Config of the transformer, with the run's pooling.
+
+    Raises:
+      UserError: if `backbone.pooling` is unknown, or the checkpoint is not readable.
+    """
+    pooling, config = run.config.backbone.pooling, checkpoint.load_config(backbone_folder(run))
+    if pooling not in ("", "last", "mean"):
+        raise UserError(f"config.backbone.pooling is {pooling!r}; give last, mean, or nothing for the model's own")
+    return dataclasses.replace(config, pooling=pooling or config.pooling)
+
+
 def load_backbone(run: Run, mesh: Mesh | None = None) -> tuple[LMConfig, Any]:
     """Config and parameters of the transformer, without next-token head, on the mesh or else on the first device.
 
     Raises:
       UserError: if `backbone.pooling` or `backbone.dtype` is unknown, or the checkpoint is not readable.
     """
-    pooling, dtype = run.config.backbone.pooling, run.config.backbone.dtype
-    if pooling not in ("", "last", "mean"):
-        raise UserError(f"config.backbone.pooling is {pooling!r}; give last, mean, or nothing for the model's own")
+    dtype, pooling = run.config.backbone.dtype, load_backbone_config(run).pooling
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.backbone.dtype is {dtype!r}; give float32 or bfloat16")
     config, params = checkpoint.load(backbone_folder(run), jnp.dtype(dtype), mesh=mesh, lm_head=False)
-    return dataclasses.replace(config, pooling=pooling or config.pooling), params
+    return dataclasses.replace(config, pooling=pooling), params
 
 
 def load_tokens(run: Run, data: Preferences) -> TokenTable:

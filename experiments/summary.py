@@ -108,5 +108,22 @@ def _pictures(run: Run, rows: list[dict[str, Any]], folder: Path) -> list[tuple[
     if "CoPL" in _done(run):
         facts = load_scores(run, "CoPL")[1]
         figure = plots.expert_usage({k: np.array(v) for k, v in facts["expert_usage"].items()}, gates=facts["gates"])
-        made.append((plots.save(figure, folder / "experts.png"), "Which experts serve whom."))
+        made.append((plots.save(figure, folder / "experts.png"), f"Which experts serve whom. {_dead(facts)}"))
+        figure = plots.gate_curves(*_gates(method_folder(run, "CoPL")), title="CoPL's experts while training")
+        made.append((plots.save(figure, folder / "gates.png"), "Use of the experts and entropy of the gates."))
     return made
+
+
+def _dead(facts: dict[str, Any]) -> str:
+    every = facts["num_gates"] * len(next(iter(facts["expert_usage"].values()))[0])
+    return f"No seen user is sent to {facts['dead_experts']} of the {every} experts of all {facts['num_gates']} gates."
+
+
+def _gates(folder: Path) -> tuple[list[int], list[list[float]], list[float]]:
+    """Steps, use of each expert and gate entropy, as `metrics.jsonl` has them."""
+    steps, entropy = curve(folder, "gate_entropy")
+    use, expert = [], 0
+    while values := curve(folder, f"usage_{expert}")[1]:
+        use.append(values)
+        expert += 1
+    return steps, [list(shares) for shares in zip(*use, strict=True)], entropy

@@ -26,7 +26,19 @@ ARROWS = {
 # Reading order: rooms of pref_jax, files of the two methods. Each imports only what stands before it.
 ORDER = {
     "pref_jax": ("errors", "files", "data", "lm", "train", "eval"),
-    "copl_jax": ("graph", "layers", "gcf", "recipe", "gates", "experts", "reward", "adapt"),
+    "copl_jax": (
+        "graph",
+        "layers",
+        "gcf",
+        "recipe",
+        "gates",
+        "balance",
+        "experts",
+        "reward",
+        "store",
+        "export",
+        "adapt",
+    ),
     "lore_jax": (
         "objective",
         "simplex",

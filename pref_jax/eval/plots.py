@@ -1,6 +1,6 @@
 """Pictures for reports: scores and learning here, maps of users and experts from `maps`; `save` writes any of them.
 
-Axis letter: S steps.
+Axis letters: S steps, E experts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from pref_jax.eval.canvas import save
 from pref_jax.eval.maps import embedding_map, expert_usage
 from pref_jax.eval.results import by_method
 
-__all__ = ["accuracy_bars", "embedding_map", "expert_usage", "few_shot", "learning_curves", "save"]
+__all__ = ["accuracy_bars", "embedding_map", "expert_usage", "few_shot", "gate_curves", "learning_curves", "save"]
 
 _KINDS = {"accuracy": "all pairs", "common": "common", "controversial": "controversial"}
 _SIDES = {"seen": "seen users", "unseen": "unseen users"}
@@ -139,6 +139,52 @@ def few_shot(curves: Mapping[str, Mapping[int, Interval]], *, title: str = "Unse
     canvas.heading(ax, title, width=6.5)
     canvas.legend_below(fig, lines, labels, width=8.0)
     return fig
+
+
+@canvas.style()
+def gate_curves(
+    steps: Sequence[int],
+    usage: Sequence[Sequence[float]] | np.ndarray,
+    entropy: Sequence[float] | np.ndarray,
+    *,
+    title: str = "Experts while training",
+) -> Figure:
+    """What gates did while they were trained: how much each expert was used, and how decided the gates were.
+
+    Dashed lines tell what even use would be, and the entropy of gates that know nothing.
+
+    Args:
+      steps: S steps.
+      usage: [S, E], fractions of the choices that fell on each expert, mean over gates.
+      entropy: [S], mean entropy of the gates' probabilities in nats.
+      title: heading of the picture.
+    """
+    shares = 100 * np.asarray(usage, float)
+    if not shares.size:
+        return canvas.nothing("no experts to show")
+    x, count = np.asarray(steps, float), shares.shape[1]
+    labels = [f"expert {e}" for e in range(count)]
+    fig = canvas.new_figure(9.0, 6.0 + canvas.legend_height(labels, 9.0))
+    top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=(1.7, 1.0))
+    lines = [_curve(top, number, x, shares[:, number]) for number in range(count)]
+    _level(top, 100 / count, "even use")
+    top.set_ylim(0, 1.08 * max(float(np.nanmax(shares)), 200 / count))
+    top.set_ylabel("choices, %")
+    _curve(bottom, 0, x, np.asarray(entropy, float)).set_color(canvas.GREY)
+    _level(bottom, float(np.log(count)), "undecided")
+    bottom.set_ylim(0, 1.25 * max(float(np.log(count)), 0.1))
+    bottom.set(xlabel="step", ylabel="entropy, nats")
+    _log_steps(np.array([top, bottom]), x)
+    canvas.heading(fig, title, width=8.6)
+    canvas.legend_below(fig, lines, labels, width=9.0)
+    return fig
+
+
+def _level(ax: Axes, height: float, text: str) -> None:
+    """A dashed line across, named in the margin."""
+    ax.axhline(height, color="black", linewidth=0.9, linestyle=(0, (5, 3)), zorder=1.5)
+    where = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+    ax.annotate(text, (1, height), xycoords=("axes fraction", "data"), **where)
 
 
 def _end(value: Interval, side: str) -> float:

@@ -111,10 +111,12 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, seed: int) 
         everywhere = NamedSharding(mesh, PartitionSpec())
         places = optax.tree_utils.tree_map_params(
             optimizer,
-            lambda _, param: param.sharding,
+            # An optimizer for some of the parameters has gaps where the others would be.
+            lambda own, param: own if isinstance(own, optax.MaskedNode) else param.sharding,
             jax.eval_shape(optimizer.init, params),
             params,
             transform_non_params=lambda _: everywhere,
+            is_leaf=lambda own: isinstance(own, optax.MaskedNode),
         )
         step, opt_state, key = jax.jit(rest, out_shardings=(everywhere, places, everywhere))(params)
     return TrainState(step=step, params=params, opt_state=opt_state, key=key)

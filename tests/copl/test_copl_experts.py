@@ -26,16 +26,17 @@ def outputs(config, params, decided, x, key=None):
     return {name: jnp.stack([apply(at_layer(a, z), x) for z in range(LAYERS)]) for name, a in adapters.items()}
 
 
-def example(num_experts=3, rank=2, seed=0, dtype=jnp.float32, **changes):
+def example(num_experts=3, rank=2, seed=0, dtype=jnp.float32, top_k=1, **changes):
     """Config, params with B away from zero, gates of 5 examples, and an input."""
     config = experts.ExpertsConfig(num_experts=num_experts, rank=rank, alpha=3.0, dropout=0.0, **changes)
     made = jax.eval_shape(lambda: experts.init(config, jax.random.key(seed), SHAPES, LAYERS))
     rng = np.random.default_rng(seed)
+    everyone = np.broadcast_to(np.arange(max(num_experts, 1)), (LAYERS, 5, max(num_experts, 1)))
     params = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), dtype), made)
     decided = {
         target: gates.Gate(
-            choice=jnp.asarray(rng.integers(0, max(num_experts, 1), (LAYERS, 5)), jnp.int32),
-            weight=jnp.asarray(rng.random((LAYERS, 5)), dtype),
+            choice=jnp.asarray(rng.permuted(everyone, axis=-1)[..., :top_k], jnp.int32),
+            weight=jnp.asarray(rng.random((LAYERS, 5, top_k)), dtype),
             probabilities=jnp.zeros((LAYERS, 5, max(num_experts, 1)), dtype),
         )
         for target in config.targets
@@ -52,15 +53,16 @@ def dense(params, gate, x, layer, scale):
     own = jax.tree.map(lambda leaf: np.array(leaf[layer], np.float64), params)
     x = np.array(x, np.float64)
     everyone = np.einsum("bld,edr,erf->eblf", x, own["experts"]["a"], own["experts"]["b"])
-    mask = np.arange(len(everyone))[:, None] == np.array(gate.choice[layer])
-    weights = np.where(mask, np.array(gate.weight[layer], np.float64), 0)
+    mask = np.arange(len(everyone))[:, None, None] == np.array(gate.choice[layer])
+    weights = np.where(mask, np.array(gate.weight[layer], np.float64), 0).sum(axis=-1)
     return scale * (x @ own["shared"]["a"] @ own["shared"]["b"] + np.einsum("eb,eblf->blf", weights, everyone))
 
 
 @pytest.mark.parametrize("layer", range(LAYERS))
-def test_is_the_dense_formula(layer):
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_is_the_dense_formula(layer, top_k):
     with jax.enable_x64(True):
-        config, params, decided, x = example(dtype=jnp.float64)
+        config, params, decided, x = example(dtype=jnp.float64, top_k=top_k)
         got = outputs(config, params, decided, x)
         for target in config.targets:
             np.testing.assert_allclose(
@@ -68,26 +70,27 @@ def test_is_the_dense_formula(layer):
             )
 
 
-def test_gradients_reach_the_chosen_only():
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_gradients_are_the_dense_formulas_and_reach_the_chosen_only(top_k):
     with jax.enable_x64(True):
-        config, params, decided, x = example(num_experts=4, dtype=jnp.float64)
+        config, params, decided, x = example(num_experts=9, dtype=jnp.float64, top_k=top_k)
         pull = np.random.default_rng(1).standard_normal((5, 7, 8))
 
-        def ours(params, weight):
+        def ours(params, weight, x):
             gate = decided["q_proj"]._replace(weight=weight)
             return jnp.sum(outputs(config, {"q_proj": params}, {"q_proj": gate}, x)["q_proj"][1] * pull)
 
-        def everyone(params, weight):
+        def everyone(params, weight, x):
             own = jax.tree.map(lambda leaf: leaf[1], params)
             outputs = jnp.einsum("bld,edr,erf->eblf", x, own["experts"]["a"], own["experts"]["b"])
-            mask = jnp.arange(4)[:, None] == decided["q_proj"].choice[1][None]
-            mixed = jnp.einsum("eb,eblf->blf", mask * weight[1][None], outputs)
+            mask = jnp.arange(9)[:, None, None] == decided["q_proj"].choice[1][None]
+            mixed = jnp.einsum("ebk,eblf->blf", mask * weight[1][None], outputs)
             return jnp.sum(1.5 * (x @ own["shared"]["a"] @ own["shared"]["b"] + mixed) * pull)
 
-        inputs = (params["q_proj"], decided["q_proj"].weight)
-        got, expected = (jax.jit(jax.grad(f, argnums=(0, 1)))(*inputs) for f in (ours, everyone))
+        inputs = (params["q_proj"], decided["q_proj"].weight, x)
+        got, expected = (jax.jit(jax.grad(f, argnums=(0, 1, 2)))(*inputs) for f in (ours, everyone))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11), got, expected)
-    unused = np.setdiff1d(np.arange(4), np.array(decided["q_proj"].choice[1]))
+    unused = np.setdiff1d(np.arange(9), np.array(decided["q_proj"].choice[1]))
     np.testing.assert_array_equal(np.array(got[0]["experts"]["a"])[1, unused], 0)
 
 
@@ -120,6 +123,31 @@ def test_examples_may_be_shuffled():
     before = outputs(config, params, decided, x)["v_proj"]
     after = outputs(config, params, shuffled, x[order])["v_proj"]
     np.testing.assert_allclose(after, before[:, order], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("row", [0, 3])
+@pytest.mark.parametrize(("num_experts", "top_k"), [(0, 1), (4, 1), (4, 3)])
+def test_one_users_experts_fold_into_one_lora(num_experts, top_k, row):
+    config, params, decided, x = example(num_experts=num_experts, top_k=top_k, seed=7)
+    of_one = jax.tree.map(lambda leaf: leaf[:, row : row + 1], decided) if num_experts else None
+    folded = experts.fold(params, of_one, scale=config.scale)
+    assert folded["v_proj"]["a"].shape == (LAYERS, 6, 2 * (1 + top_k) if num_experts else 2)
+    expected = outputs(config, params, decided if num_experts else None, x)["v_proj"][:, row]
+    for z in range(LAYERS):
+        got = lora.apply(at_layer(folded["v_proj"], z), x[row])
+        np.testing.assert_allclose(got, expected[z], rtol=1e-5, atol=1e-5)
+    base = {"blocks": {name: {"kernel": jnp.ones((LAYERS, *SHAPES[name]))} for name in SHAPES}}
+    merged = experts.merge(base, params, of_one, scale=config.scale)["blocks"]
+    np.testing.assert_allclose(x[row] @ (merged["v_proj"]["kernel"][0] - 1), expected[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(merged["o_proj"]["kernel"], base["blocks"]["o_proj"]["kernel"])
+
+
+def test_several_users_do_not_fold_into_one():
+    config, params, decided, _ = example()
+    with pytest.raises(UserError, match="gates for 5 rows"):
+        experts.fold(params, decided, scale=config.scale)
+    with pytest.raises(UserError, match="need gates"):
+        experts.fold(params, scale=config.scale)
 
 
 def test_dropout_keeps_the_mean_and_differs_between_layers_and_targets():

@@ -17,29 +17,36 @@ fix = jax.jit(gates.fixed, static_argnums=1, static_argnames=("num_layers", "num
 SIZES = {"num_layers": 3, "dim": 5, "num_experts": 4}
 
 
-def example(seed, batch=7, hidden=6):
-    config = gates.GateConfig(hidden=hidden, temperature=0.7)
+def example(seed, batch=7, hidden=6, **changes):
+    config = gates.GateConfig(hidden=hidden, temperature=0.7, **changes)
     params = init(config, jax.random.key(seed), TARGETS, **SIZES)
     rows = np.random.default_rng(seed).standard_normal((batch, SIZES["dim"]))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     return config, params, jnp.asarray(rows, jnp.float32)
 
 
-def test_decisions_follow_the_formula():
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+@pytest.mark.parametrize("balance", ["none", "bias"])
+def test_decisions_follow_the_formula(top_k, balance):
     with jax.enable_x64(True):
-        config, params, users = example(0)
+        config, params, users = example(0, top_k=top_k, balance=balance)
         params, users = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (params, users))
         params = jax.tree.map(lambda x: x + 0.1, params)  # biases, too
+        tilt = np.array([-0.8, 0.9, 0.0, 0.4])
+        if balance == "bias":
+            assert params["q_proj"]["balance"].shape == (3, 4)
+            params = {target: {**own, "balance": own["balance"] + tilt[None]} for target, own in params.items()}
         decided = decide(config, params, users)
     for target in TARGETS:
         own = jax.tree.map(np.array, params[target])
         for z in range(SIZES["num_layers"]):
             hidden = np.maximum(np.array(users) @ own["hidden"]["kernel"][z] + own["hidden"]["bias"][z], 0)
-            logits = (hidden @ own["out"]["kernel"][z] + own["out"]["bias"][z]) / 0.7
-            expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+            logits = hidden @ own["out"]["kernel"][z] + own["out"]["bias"][z]
+            expected = np.exp(logits / 0.7) / np.exp(logits / 0.7).sum(1, keepdims=True)
+            chosen = np.argsort(-(logits + tilt if balance == "bias" else logits), axis=1)[:, :top_k]
             np.testing.assert_allclose(decided[target].probabilities[z], expected, rtol=1e-9)
-            np.testing.assert_array_equal(decided[target].choice[z], expected.argmax(1))
-            np.testing.assert_allclose(decided[target].weight[z], expected.max(1), rtol=1e-9)
+            np.testing.assert_array_equal(decided[target].choice[z], chosen)
+            np.testing.assert_allclose(decided[target].weight[z], np.take_along_axis(expected, chosen, 1), rtol=1e-9)
 
 
 def test_only_training_is_noisy():
@@ -93,14 +100,32 @@ def test_initial_gates_spread_users_over_experts():
 
 def test_fixed_gates():
     fixed = fix(jnp.array([2, 0, 2]), TARGETS, num_layers=3, num_experts=4)
-    np.testing.assert_array_equal(fixed["v_proj"].choice, [[2, 0, 2]] * 3)
-    np.testing.assert_array_equal(fixed["q_proj"].weight, np.ones((3, 3)))
+    np.testing.assert_array_equal(fixed["v_proj"].choice[..., 0], [[2, 0, 2]] * 3)
+    np.testing.assert_array_equal(fixed["q_proj"].weight, np.ones((3, 3, 1)))
     assert gates.entropy(fixed) == 0
     np.testing.assert_allclose(gates.usage(fixed), [[1 / 3, 0, 2 / 3, 0]] * 6, rtol=1e-6)
-    np.testing.assert_array_equal(gates.repeat(fixed, 2)["q_proj"].choice[0], [2, 2, 0, 0, 2, 2])
+    np.testing.assert_array_equal(gates.repeat(fixed, 2)["q_proj"].choice[0, :, 0], [2, 2, 0, 0, 2, 2])
 
 
-@pytest.mark.parametrize("wrong", [{"hidden": 0}, {"noise": -1.0}, {"temperature": 0.0}])
-def test_bad_configs(wrong):
-    with pytest.raises(UserError, match="hidden is at least 1"):
+def test_loads_count_every_choice():
+    choice = jnp.array([[[0, 1], [0, 2], [1, 0]], [[2, 1], [2, 0], [2, 1]]], jnp.int32)
+    gate = gates.Gate(choice, jnp.ones((2, 3, 2)), jnp.zeros((2, 3, 4)))
+    expected = np.array([[3, 2, 1, 0], [1, 2, 3, 0]]) / 6
+    np.testing.assert_allclose(gates.load(gate), expected, rtol=1e-6)
+    np.testing.assert_allclose(gates.usage({"q": gate, "v": gate}), np.tile(expected, (2, 1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"hidden": 0}, "hidden is at least 1"),
+        ({"noise": -1.0}, "hidden is at least 1"),
+        ({"temperature": 0.0}, "hidden is at least 1"),
+        ({"top_k": 0}, "top_k at least 1"),
+        ({"balance_weight": -1.0}, "balance_rate are at least 0"),
+        ({"balance_rate": -1.0}, "balance_rate are at least 0"),
+    ],
+)
+def test_bad_configs(wrong, words):
+    with pytest.raises(UserError, match=words):
         gates.GateConfig(**wrong)

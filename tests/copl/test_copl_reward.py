@@ -95,7 +95,7 @@ def test_reward_is_head_on_the_last_token_of_the_adapted_transformer():
         # One example alone, its chosen expert folded into one LoRA of rank 2R by hand.
         folded = {}
         for target, own in params["experts"].items():
-            picked = [decided[target].choice[:, i], decided[target].weight[:, i]]
+            picked = [decided[target].choice[:, i, 0], decided[target].weight[:, i, 0]]
             layer = np.arange(LM.num_layers)
             b = own["experts"]["b"][layer, picked[0]] * picked[1][:, None, None]
             folded[target] = {
@@ -106,6 +106,21 @@ def test_reward_is_head_on_the_last_token_of_the_adapted_transformer():
         hidden = hidden_states(LM, frozen["base"], tokens[i : i + 1, :length], mask[i : i + 1, :length], folded)
         expected = hidden[0, -1] @ params["head"]["w"] + params["head"]["b"]
         np.testing.assert_allclose(got[i], expected, rtol=2e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_merged_into_the_base_one_users_rewards_are_the_same(top_k):
+    config = dataclasses.replace(CONFIG, gate=gates.GateConfig(hidden=8, top_k=top_k))
+    params, frozen, batch = example(config, seed=6)
+    tokens, mask = batch["chosen"], batch["chosen_mask"]
+    for user in frozen["users"][:2]:
+        merged = experts.merge(
+            frozen["base"], params["experts"], reward.route(config, params, user[None]), scale=config.mixture.scale
+        )
+        pooled = backbone.pool(LM, backbone.hidden_states(LM, merged, tokens, mask), mask)
+        users = jnp.tile(user[None], (4, 1))
+        expected = rewards(config, params, frozen["base"], tokens, mask, users)
+        np.testing.assert_allclose(pooled @ params["head"]["w"] + params["head"]["b"], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_rows_do_not_mix_and_padding_does_not_count():
@@ -178,6 +193,8 @@ def test_learns_opposite_tastes_that_one_reward_cannot():
 def test_mistakes_are_told():
     with pytest.raises(UserError, match="goes with num_experts=0"):
         dataclasses.replace(CONFIG, routing="none")
+    with pytest.raises(UserError, match="top_k=5 of 4 experts"):
+        dataclasses.replace(CONFIG, gate=gates.GateConfig(top_k=5))
     with pytest.raises(UserError, match="embedding_dim is 0"):
         reward.init(CONFIG, jax.random.key(0))
     params, frozen, batch = example(CONFIG)

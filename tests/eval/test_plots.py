@@ -159,6 +159,20 @@ def test_few_shot(count):
     _nothing_cut_off(plots.few_shot({"zero too": {0: _interval(0.5), 5: _interval(0.6)}}))
 
 
+@pytest.mark.parametrize(("steps", "experts"), [(1, 2), (13, 8), (400, 20)])
+def test_gate_curves(steps, experts):
+    usage = np.random.default_rng(0).dirichlet(np.ones(experts), steps)
+    fig = plots.gate_curves(range(1, steps + 1), usage, np.linspace(np.log(experts), 0, steps))
+    top, bottom = fig.axes
+    assert len(top.lines) == experts + 1  # and the level of even use
+    drawn = [np.asarray(line.get_ydata(), float) for line in (top.lines[-2], top.lines[-1], bottom.lines[-1])]
+    np.testing.assert_allclose(drawn[0], 100 * usage[:, -1])
+    np.testing.assert_allclose(drawn[1], 100 / experts)
+    np.testing.assert_allclose(drawn[2], np.log(experts))
+    assert top.get_ylim()[1] > 100 * usage.max()
+    _nothing_cut_off(fig)
+
+
 def test_nothing_to_show():
     figures = [
         plots.accuracy_bars([]),
@@ -167,6 +181,7 @@ def test_nothing_to_show():
         plots.expert_usage({}),
         plots.expert_usage(np.zeros((0, 4))),
         plots.few_shot({"a": {}}),
+        plots.gate_curves([], [], []),
     ]
     for fig in figures:
         assert "to show" in fig.axes[0].texts[0].get_text()

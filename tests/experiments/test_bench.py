@@ -8,12 +8,13 @@ import pytest
 import tiny
 
 from experiments import bench
-from experiments.benchmarks import adapt, backbone, graph, loading, prefix, prepare, reference, solver
+from experiments.benchmarks import adapt, backbone, experts, graph, loading, prefix, prepare, reference, solver
 from experiments.benchmarks.measure import merged, result
 from pref_jax.errors import UserError
 
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
 CASES = tuple(dataclasses.replace(case, shape={**case.shape, **SMALL}, pairs=3, length=10) for case in backbone.CASES)
+TINY = tuple(experts.Case(lm, pairs=3, length=10) for lm in (tiny.llama(lm_head=False), tiny.bert(num_layers=1)))
 RUNS = {
     "gcf_recipe": lambda: graph.gcf_recipe(users=40, dim=8, seeds=1),
     "gcf_paper_size": lambda: graph.gcf_paper_size(users=50, prompts=60, dim=8, steps=1),
@@ -21,6 +22,7 @@ RUNS = {
     "gcf_layers": lambda: graph.gcf_layers(users=20, prompts=20, dim=4, seeds=2),
     "lore_solve": lambda: solver.lore_solve(users=20, sample=2),
     "adapt": lambda: adapt.adapt_unseen((40, 60), dim=8, sample=10),
+    "experts": lambda: experts.mixture_step(TINY, rounds=1, each=1),
     "prepare": lambda: prepare.prepare(small=2000, times=2),
     "prefix_pairs": lambda: prefix.prefix_pairs(
         (prefix.Case(lm=tiny.llama(), pairs=4, length=16),), (0.6, 0.8), rounds=1, each=1, size=10

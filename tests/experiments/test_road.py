@@ -9,14 +9,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from configs import quickstart
-from experiments import compare
+from copl_jax import store
+from experiments import cli, compare, export
 from experiments.stages import runs
+from pref_jax.data import preferences
 from pref_jax.errors import UserError
 from pref_jax.eval.results import read_results
+from pref_jax.lm.checkpoint import load_config
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "experiments.quickstart", "--config=configs/quickstart.py:tiny"]
@@ -59,7 +63,7 @@ def test_every_promised_file_is_there(undisturbed):
     methods = {row["method"] for row in read_results(undisturbed / "results.json")["rows"]}
     assert methods == set(_config().methods)
     pictures = {path.name for path in (undisturbed / "plots").iterdir()}
-    assert pictures == {"accuracy.png", "embeddings.png", "graph.png", "training.png", "experts.png"}
+    assert pictures == {"accuracy.png", "embeddings.png", "graph.png", "training.png", "experts.png", "gates.png"}
     report = (undisturbed / "report.md").read_text()
     assert all(f"plots/{name}" in report for name in pictures)
     assert (undisturbed / "seed_0" / "copl" / "metrics.jsonl").is_file()
@@ -139,4 +143,44 @@ def test_results_hold_what_the_margins_say(undisturbed):
     facts = json.loads((undisturbed / "seed_0/copl/scores/facts.json").read_text())
     usage = np.array(next(iter(facts["expert_usage"].values())))
     np.testing.assert_allclose(usage.sum(axis=1), 1)
-    assert len(facts["gates"]) == len(usage)
+    assert len(facts["gates"]) == len(usage) == facts["num_gates"]
+    assert sum(facts["dead_experts_by_gate"]) == facts["dead_experts"]
+
+
+def _export(capsys, *flags: str) -> str:
+    """What the command says; a user's mistake raises SystemExit."""
+    argv = ["export", "--config=configs/quickstart.py:tiny", *flags]
+    cli.launch(export.run, "doc", define=export.define, argv=argv)
+    return capsys.readouterr().out
+
+
+def test_one_users_reward_model_is_exported(undisturbed, tmp_path, capsys):
+    user = preferences.load(undisturbed / "seed_0" / "data").users["user_id"].to_pylist()[3]
+    workdir, out = f"--workdir={undisturbed}", tmp_path / "out"
+    assert user in _export(capsys, workdir, f"--user={user}", f"--out={out}")
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["r"] == 4
+    assert config["base_model_name_or_path"] == str(undisturbed / "seed_0" / "backbone")
+    _export(capsys, workdir, f"--out={out}", "--seed=0")
+    lm = load_config(undisturbed / "seed_0" / "backbone")
+    inside, outside = (store.load(folder, lm) for folder in (undisturbed / "seed_0/copl/model/adapters", out))
+    assert inside.config == outside.config
+    jax.tree.map(np.testing.assert_array_equal, inside.params, outside.params)
+    # Unseen users, who joined after training, are in the exported table.
+    assert inside.table is not None
+    assert outside.table is not None
+    seen = np.linalg.norm(inside.table, axis=1) > 0
+    np.testing.assert_array_equal(outside.table[seen], inside.table[seen])
+    assert (np.linalg.norm(outside.table, axis=1) > 0).all()
+    _export(capsys, workdir, f"--user={user}", f"--out={out}", "--method=shared reward")
+    assert json.loads((out / "adapter_config.json").read_text())["r"] == 2
+    for flags, words in (
+        ([f"--out={out}", "--user=nobody"], "--user=nobody: not in"),
+        ([], "no --out given"),
+        ([f"--out={out}", "--seed=9"], "config.seeds has 0"),
+        ([f"--out={out}", "--method=LoRe"], "run python -m experiments.compare"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            _export(capsys, workdir, *flags)
+        assert stop.value.code == 2
+        assert words in capsys.readouterr().err

@@ -1,0 +1,76 @@
+"""A trained reward model for use elsewhere: one user's as a LoRA for PEFT, or everybody's adapters without transformer.
+
+    python -m experiments.export --config=configs/quickstart.py --workdir=runs/quickstart --user=ID --out=FOLDER
+
+Without --user FOLDER gets all experts, gates, head and users' embeddings, as `copl_jax.store` reads them.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from copl_jax import export, store
+from copl_jax.store import Stored
+from experiments.cli import Config, launch
+from experiments.copl import METHOD
+from experiments.stages import (
+    Run,
+    backbone_folder,
+    load_backbone_config,
+    load_data,
+    load_users,
+    method_folder,
+    needed,
+    runs,
+    say,
+)
+from pref_jax.errors import UserError
+
+
+def run(config: Config, workdir: Path, *, user: str, out: str, seed: str, method: str) -> None:
+    """Writes the folder `out` from the adapters that a finished training left in the workdir."""
+    if not out:
+        raise UserError("no --out given; name a folder for the exported model, such as --out=exported")
+    one = _chosen(config, workdir, seed)
+    folder = needed(method_folder(one, method or METHOD) / "model", "compare")
+    found = store.load(folder / "adapters", load_backbone_config(one))
+    if found.config.routing == "users":
+        # Training knew seen users alone.
+        found = found._replace(table=load_users(one, load_data(one)))
+    if not user:
+        store.save(out, found.config, found.params, found.table)
+        say(f"adapters of {method or METHOD}, seed {one.seed}: {out}")
+        return
+    row = None if found.table is None else found.table[_row(one, found, user)]
+    export.save_peft(out, found.config, found.params, row, base_name=str(backbone_folder(one)))
+    say(f"LoRA of user {user}, seed {one.seed}, for PEFT: {out}")
+
+
+def define(values: flags.FlagValues) -> None:
+    """The flags of this experiment."""
+    for name, text in {
+        "user": "user_id of the tables; without it all users' adapters are written",
+        "out": "folder to write; what is there is replaced",
+        "seed": "which of config.seeds; the first one by default",
+        "method": f"whose model, such as 'shared reward'; {METHOD} by default",
+    }.items():
+        flags.DEFINE_string(name, "", text, flag_values=values)
+
+
+def _chosen(config: Config, workdir: Path, seed: str) -> Run:
+    every = {str(one.seed): one for one in runs(config, workdir)}
+    if seed and seed not in every:
+        raise UserError(f"--seed={seed}: config.seeds has {', '.join(every)}")
+    return every[seed or next(iter(every))]
+
+
+def _row(run: Run, found: Stored, user: str) -> int:
+    """The user's row in the tables."""
+    ids = load_data(run).users["user_id"].to_pylist()
+    if user not in ids:
+        raise UserError(f"--user={user}: not in {run.folder / 'data'}; it has {len(ids)} users, such as {ids[:3]}")
+    return ids.index(user)
+
+
+if __name__ == "__main__":
+    launch(run, __doc__ or "", define=define)
