@@ -57,13 +57,16 @@ def adapt(
 ) -> Adapted:
     """Embeds unseen users.
 
+    Nothing is trained and nothing remembered: when a user has answered again, call it with all of the answers. A seen
+    user is refreshed likewise, who is then one of the neighbours too, as far as the own embedding explains the answers.
+
     Args:
       users: normalised embeddings, as `recipe.fit` gives them; rows of users that are not seen are not read.
       responses: raw embeddings.
       seen: which users have an embedding.
       known: the pairs of the graph; those of users not seen are left out.
       context: the unseen users' pairs; those of users not in `unseen` are left out.
-      unseen: user rows to embed, distinct.
+      unseen: user rows to embed, distinct; seen ones are refreshed.
       temperature: of the softmax over neighbours.
 
     Raises:

@@ -75,6 +75,28 @@ def test_is_the_dense_formula(seed, chunk, monkeypatch):
     np.testing.assert_array_equal(got.num_neighbours, sizes)
 
 
+def test_seen_users_are_refreshed_and_answers_may_come_later():
+    inputs = example(3)
+    rng = np.random.default_rng(4)
+    seen = np.flatnonzero(inputs["seen"])
+    rows = np.concatenate([rng.permutation(seen)[:9], inputs["unseen"][:5]])
+    first, later = (random_pairs(rng, rows, count, 60) for count in (30, 40))
+    every = Pairs(*(np.concatenate(columns) for columns in zip(first, later, strict=True)))
+    # What is asked for last is what counts: earlier answers leave nothing behind.
+    with jax.enable_x64(True):
+        for context in (first, every):
+            asked = {**inputs, "unseen": rows, "context": context}
+            got = adapt(**asked, temperature=0.2)
+            embeddings, widened, sizes = reference(**asked, temperature=0.2)
+            np.testing.assert_allclose(got.embeddings, embeddings, rtol=1e-9, atol=1e-12)
+            np.testing.assert_array_equal(got.num_neighbours, sizes)
+            np.testing.assert_array_equal(got.widened, widened)
+    # Contradictory answers cancel out: nobody explains one half of them better without losing on the other.
+    back = Pairs(first.user, first.rejected, first.chosen, first.controversial, first.row)
+    both = Pairs(*(np.concatenate(columns) for columns in zip(first, back, strict=True)))
+    assert np.isfinite(adapt(**{**inputs, "unseen": rows, "context": both}).embeddings).all()
+
+
 def test_corner_cases():
     """User 4: neighbours; 5: a response nobody seen chose; 6: no pair; 7: chose what only the unseen user 5 chose."""
     rng = np.random.default_rng(0)
