@@ -1,12 +1,13 @@
 """CoPL's embeddings of unseen users."""
 
 import time
+from typing import NamedTuple
 
 import numpy as np
 
 from copl_jax import recipe
 from copl_jax.adapt import adapt
-from experiments.benchmarks.measure import Result, peak_bytes, result, timed
+from experiments.benchmarks.measure import Result, in_new_process, peak_bytes, result, timed
 from experiments.benchmarks.votes import VotesConfig, draw
 from pref_jax.data.preferences import Pairs
 
@@ -15,12 +16,23 @@ def adapt_unseen(sizes: tuple[int, ...] = (2_500, 5_000, 10_000), dim: int = 64,
     """As many unseen users as seen ones by two hops: all in one call against a NumPy loop over users.
 
     `extra`: the largest difference between the two, the seconds of the first call (compilation included), and the
-    memory that a call adds to the process at its highest, over the number of pairs.
+    memory that the first call adds to a process of its own at the highest, over the number of pairs.
     """
     return [_one_size(count, dim, sample) for count in sizes]
 
 
-def _one_size(count: int, dim: int, sample: int) -> Result:
+class _Example(NamedTuple):
+    """The arguments of `adapt`."""
+
+    users: np.ndarray
+    responses: np.ndarray
+    seen: np.ndarray
+    known: Pairs
+    context: Pairs
+    unseen: np.ndarray
+
+
+def _example(count: int, dim: int) -> _Example:
     votes = draw(VotesConfig(users=2 * count, prompts=2 * count, each=8, tests=0))
     pairs = votes.train
     rng = np.random.default_rng(1)
@@ -31,16 +43,22 @@ def _one_size(count: int, dim: int, sample: int) -> Result:
     known, context = (
         Pairs(*(column[mask] for column in pairs)) for mask in (is_seen[pairs.user], ~is_seen[pairs.user])
     )
-    rows = np.flatnonzero(~is_seen)
+    return _Example(users, table, is_seen, known, context, np.flatnonzero(~is_seen))
 
-    def ours():
-        return adapt(users=users, responses=table, seen=is_seen, known=known, context=context, unseen=rows)
 
-    first, seconds, found = timed(ours, repeats=3)
+def _memory_of_a_call(count: int, dim: int) -> dict[str, float]:
+    example = _example(count, dim)
+    return {"bytes": float(peak_bytes(lambda: adapt(**example._asdict()))), "pairs": float(7 * 2 * count)}
+
+
+def _one_size(count: int, dim: int, sample: int) -> Result:
+    example = _example(count, dim)
+    told = in_new_process(__name__, "_memory_of_a_call", count, dim)
+    first, seconds, found = timed(lambda: adapt(**example._asdict()), repeats=3)
     start = time.perf_counter()
     apart = [
-        float(np.abs(_adapt_one(users, table, known, context, user) - found.embeddings[i]).max())
-        for i, user in enumerate(rows[:sample])
+        float(np.abs(_adapt_one(example, user) - found.embeddings[i]).max())
+        for i, user in enumerate(example.unseen[:sample])
     ]
     loop = (time.perf_counter() - start) * count / sample
     return result(
@@ -52,12 +70,13 @@ def _one_size(count: int, dim: int, sample: int) -> Result:
         baseline_users_measured=sample,
         first_call_seconds=first,
         neighbours_of_a_user=float(found.num_neighbours.mean()),
-        bytes_a_pair=peak_bytes(ours) / len(pairs.user),
+        bytes_a_pair=told["bytes"] / told["pairs"],
     )
 
 
-def _adapt_one(users: np.ndarray, table: np.ndarray, known: Pairs, context: Pairs, user: int) -> np.ndarray:
+def _adapt_one(example: _Example, user: int) -> np.ndarray:
     """DESIGN 4.3 for one user, literally."""
+    users, table, _, known, context, _ = example
     mine = context.user == user
     near = np.unique(known.user[np.isin(known.chosen, context.chosen[mine])])
     if not len(near):
