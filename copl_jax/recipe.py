@@ -1,7 +1,7 @@
 """How the graph's embeddings are trained: the paper's recipe, a fast one, and the fit that runs either.
 
-A round is the steps between two looks at the validation pairs, one compiled program. Between rounds the host keeps the
-best, decides whether to go on, shows progress, and writes checkpoints from which a killed fit goes on to the same bits.
+A round is the steps between two looks at the validation pairs, one compiled program. Between rounds the host
+decides whether to go on, shows progress, and writes checkpoints from which a killed fit goes on to the same bits.
 
 Axes: P pairs (padded), U users, N responses, V nodes (users, responses, padding), D features.
 """
@@ -41,7 +41,11 @@ def reference(**changes: Any) -> GCFConfig:
 
 
 def fast(**changes: Any) -> GCFConfig:
-    """A few dozen full-batch steps of AdamW at 1e-2, of no less accuracy than `reference`. `changes` replace fields."""
+    """A few dozen full-batch steps of AdamW at 1e-2; `changes` replace fields.
+
+    On votes without noise of no less accuracy than `reference`; with many wrong votes at D = 512 it learns nothing that
+    carries over to new pairs (results/bench.json, gcf_paper_size).
+    """
     quick = {"learning_rate": 1e-2, "batch_size": None, "epochs": 40, "evaluate_every": 2, "patience": 8}
     return reference(**{**quick, **changes})
 

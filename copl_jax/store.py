@@ -24,6 +24,7 @@ from copl_jax.gates import GateConfig
 from copl_jax.reward import RewardConfig
 from pref_jax.errors import Faults, UserError
 from pref_jax.files import atomic_folder, read_json, write_json
+from pref_jax.lm.checkpoint import flat
 from pref_jax.lm.config import LMConfig
 
 TENSORS, CONFIG = "adapters.safetensors", "adapters.json"
@@ -57,7 +58,7 @@ def save(folder: str | Path, config: RewardConfig, params: Mapping[str, Any], ta
     Raises:
       UserError: if parameters or table do not fit the config.
     """
-    tensors = {path: np.asarray(leaf, order="C") for path, leaf in _flat(params).items()}
+    tensors = {path: np.asarray(leaf, order="C") for path, leaf in flat(params).items()}
     if table is not None:
         tensors["table"] = np.asarray(table, order="C")
     dim = _embedding_dim(params)
@@ -85,7 +86,7 @@ def load(folder: str | Path, lm: LMConfig) -> Stored:
     _check(tensors, config, dim, where=str(folder / TENSORS))
     table = tensors.pop("table", None)
     # Moved at once and as they are: no dtype changes on the way.
-    paths, shapes = list(_flat(_shapes(config, dim))), jax.tree.structure(_shapes(config, dim))
+    paths, shapes = list(flat(_shapes(config, dim))), jax.tree.structure(_shapes(config, dim))
     return Stored(config, jax.tree.unflatten(shapes, jax.device_put([tensors[path] for path in paths])), table)
 
 
@@ -105,7 +106,7 @@ def _check(tensors: Mapping[str, np.ndarray], config: RewardConfig, dim: int, *,
       UserError: naming each tensor.
     """
     faults = Faults()
-    wanted = {path: (leaf.shape, np.dtype(leaf.dtype)) for path, leaf in _flat(_shapes(config, dim)).items()}
+    wanted = {path: (leaf.shape, np.dtype(leaf.dtype)) for path, leaf in flat(_shapes(config, dim)).items()}
     if "table" in tensors:
         users = tensors["table"].shape[:1]
         kinds = {"users": ((*users, dim), np.dtype(np.float32)), "groups": (users, np.dtype(np.int32))}
@@ -175,8 +176,3 @@ def _like(value: Any, default: Any) -> bool:
     if isinstance(default, tuple):
         return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
     return number if isinstance(default, float) else type(value) is type(default)
-
-
-def _flat(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -65,9 +65,9 @@ def load(
     config = load_config(folder)
     config = dataclasses.replace(config, lm_head=config.lm_head and lm_head)
     shapes = backbone.shapes(config, dtype)
-    wanted = _flat(shapes)
+    wanted = flat(shapes)
     sources = _match(config, _catalog(folder), {path: leaf.shape for path, leaf in wanted.items()}, folder)
-    placed = _flat(sharding.specs(shapes, mesh)) if mesh is not None else {}
+    placed = flat(sharding.specs(shapes, mesh)) if mesh is not None else {}
     params: dict[str, Any] = {}
     for path, leaf in wanted.items():
         place = SingleDeviceSharding(jax.devices()[0]) if mesh is None else NamedSharding(mesh, placed[path])
@@ -96,7 +96,7 @@ def save(folder: str | Path, config: LMConfig, params: Mapping[str, Any], *, max
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    shards = _plan(config, _flat(params), max_shard_bytes)
+    shards = _plan(config, flat(params), max_shard_bytes)
     for name, keys in shards.items():
         tensors = {key: make() for key, (_, make) in keys.items()}
         safetensors.numpy.save_file(tensors, folder / f".{name}.part", metadata={"format": "pt"})
@@ -300,7 +300,8 @@ def _aligned(shape: list[int], dtype: Any) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def _flat(tree: Any) -> dict[str, Any]:
+def flat(tree: Any) -> dict[str, Any]:
+    """A tree of dicts as one dict, path such as `blocks/q_proj/kernel` -> leaf."""
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: not isinstance(leaf, dict))
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
