@@ -74,8 +74,8 @@ def reward(*, batch_size: int, eval_batch_size: int, num_steps: int, lr: float, 
                 "temperature": 1.0,
                 "top_k": 1,  # experts of a user beside the shared one
                 "balance": "none",  # what keeps experts from dying: none, loss or bias, see copl_jax/balance.py
-                "balance_weight": 1e-2,  # of that loss
-                "balance_rate": 5e-2,  # of that bias: logits a step
+                "balance_weight": 0.3,  # of that loss
+                "balance_rate": 0.2,  # of that bias: logits in the first step, less in each later one
             },
             "optimizer": {
                 "lr": lr,

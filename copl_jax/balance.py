@@ -4,8 +4,13 @@ Two ways, of which `GateConfig.balance` picks one:
 
     loss    E sum_e f_e P_e (Switch Transformers, arXiv 2101.03961, equation 4), with f_e the fraction of the batch's
             choices that falls on expert e, and P_e its mean probability. Even use is its least value, 1.
-    bias    a number for each gate and expert that only the choice sees; each step raises those of experts used less
-            than 1/E and lowers the others, by a fixed amount (loss-free balancing, arXiv 2408.15664, algorithm 1)
+    bias    a number for each gate and expert, added to its logits; each step raises those of experts used less than
+            1/E and lowers the others (loss-free balancing, arXiv 2408.15664, algorithm 1)
+
+Two things differ from the cited bias. It enters the weights g_k as well as the choice: here one expert is chosen by a
+softmax, and one that is chosen against its probability would have no weight, and so learn nothing. And its steps
+shrink to 0 over the training: users are embedded in tight camps, so steps of one size would move whole camps from
+expert to expert till the end. The loss does better than the bias on the embedded world (results/balance).
 
 Axes: E experts, Z layers.
 """
@@ -51,10 +56,13 @@ def imbalance(gates: Gates) -> Float[Array, ""]:
     return jnp.mean(jnp.concatenate(values))
 
 
-def optimizer(config: GateConfig, rest: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`rest` for all parameters but the leaves "balance", which move by `balance_rate` against their gradient's sign.
+def optimizer(
+    config: GateConfig, rest: optax.GradientTransformation, *, num_steps: int
+) -> optax.GradientTransformation:
+    """`rest` for all parameters but the leaves "balance", which move against the sign of their gradient.
 
-    Neither weight decay nor clipping nor averages of `rest` see those leaves. Without "bias" it is `rest` itself.
+    Their first step is of size `balance_rate`; steps shrink linearly to 0 at `num_steps`. Neither weight decay nor
+    clipping nor averages of `rest` see those leaves. Without "bias" it is `rest` itself.
     """
     if config.balance != "bias":
         return rest
@@ -62,8 +70,9 @@ def optimizer(config: GateConfig, rest: optax.GradientTransformation) -> optax.G
     def label(path: tuple[Any, ...], _: Any) -> str:
         return "balance" if jax.tree_util.keystr(path[-1:], simple=True) == "balance" else "rest"
 
+    rate = optax.linear_schedule(config.balance_rate, 0.0, num_steps)
     return optax.partition(
-        {"rest": rest, "balance": optax.sign_sgd(config.balance_rate)},
+        {"rest": rest, "balance": optax.sign_sgd(rate)},
         lambda params: jax.tree_util.tree_map_with_path(label, params),
     )
 

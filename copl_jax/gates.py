@@ -29,9 +29,9 @@ class GateConfig:
       noise: standard deviation of eps, added to the logits in training.
       temperature: tau.
       top_k: K, experts of each user beside the shared one. Their weights are the softmax's, not scaled to sum to 1.
-      balance: what keeps experts from dying, see `copl_jax.balance`: nothing, a "loss", or a "bias" of the choice.
+      balance: what keeps experts from dying, see `copl_jax.balance`: nothing, a "loss", or a "bias" of the logits.
       balance_weight: of that loss.
-      balance_rate: how far that bias moves in a step, in units of the logits.
+      balance_rate: how far that bias moves in the first step, in units of the logits.
     """
 
     hidden: int = 256
@@ -39,8 +39,8 @@ class GateConfig:
     temperature: float = 1.0
     top_k: int = 1
     balance: Literal["none", "loss", "bias"] = "none"
-    balance_weight: float = 0.01
-    balance_rate: float = 0.05
+    balance_weight: float = 0.3
+    balance_rate: float = 0.2
 
     def __post_init__(self):
         if self.hidden < 1 or self.noise < 0 or not self.temperature > 0 or self.top_k < 1:
@@ -148,9 +148,10 @@ def _decide(config: GateConfig, params: Mapping[str, Any], embeddings: Array, ke
     )
     if key is not None:
         logits = logits + config.noise * jax.random.normal(key, logits.shape, logits.dtype)
+    if "balance" in params:
+        # In the weights too: an expert chosen against its probability would have no weight, and so learn nothing.
+        logits = logits + jax.lax.stop_gradient(params["balance"])[:, None, :]
     probabilities = jax.nn.softmax(logits / config.temperature, axis=-1)
-    # The balance has a say in who is chosen, none in the weights: they stay what the gate means.
-    preferred = logits if "balance" not in params else logits + params["balance"][:, None, :]
-    choice = jax.lax.top_k(jax.lax.stop_gradient(preferred), config.top_k)[1]
+    choice = jax.lax.top_k(jax.lax.stop_gradient(logits), config.top_k)[1]
     weight = jnp.take_along_axis(probabilities, choice, axis=-1)
     return Gate(choice=choice, weight=weight, probabilities=probabilities)

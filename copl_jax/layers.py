@@ -61,11 +61,10 @@ def _add_identity(maps: Maps, name: str, factor: float) -> None:
 
 
 def _mix(maps: Maps, parts: dict[str, Float[Array, "V D"]]) -> Float[Array, "V D"]:
-    """The sum of each part through its own linear map, as one matrix product: twice as fast as several on CPU."""
-    kernel = jnp.concatenate([maps[name]["kernel"] for name in parts])
-    out = jnp.concatenate(list(parts.values()), axis=1) @ kernel
+    """The sum of each part through its own linear map."""
+    out = sum(part @ maps[name]["kernel"] for name, part in parts.items())
     biases = [maps[name]["bias"] for name in parts if "bias" in maps[name]]
-    return out + jnp.sum(jnp.stack(biases), axis=0)[None, :] if biases else out
+    return out + sum(biases)[None, :] if biases else out
 
 
 def _leaky(x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -43,8 +43,8 @@ def reference(**changes: Any) -> GCFConfig:
 def fast(**changes: Any) -> GCFConfig:
     """A few dozen full-batch steps of AdamW at 1e-2; `changes` replace fields.
 
-    On votes without noise of no less accuracy than `reference`; with many wrong votes at D = 512 it learns nothing that
-    carries over to new pairs (results/bench.json, gcf_paper_size).
+    On votes without noise of no less accuracy than `reference`. With many wrong votes at D = 512 the layer `gcf` learns
+    nothing by it that carries over to new pairs; `normed` does (results/bench.json, gcf_paper_size).
     """
     quick = {"learning_rate": 1e-2, "batch_size": None, "epochs": 40, "evaluate_every": 2, "patience": 8}
     return reference(**{**quick, **changes})

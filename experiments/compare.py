@@ -23,6 +23,7 @@ METHODS: dict[str, Callable[[Run], None]] = {
     shared.METHOD: shared.shared,
     oracle.METHOD: oracle.oracle,
     copl_experiment.METHOD: copl_experiment.copl,
+    **{name: partial(copl_experiment.balanced, method=name) for name in copl_experiment.BALANCED},
     shrunk.METHOD: shrunk.shrunk,
     lore_experiment.SHARED: partial(lore_experiment.lore, method=lore_experiment.SHARED),
     lore_experiment.ORACLE: partial(lore_experiment.lore, method=lore_experiment.ORACLE),

@@ -6,6 +6,7 @@
 Stages, each done once: graph -> reward (training) -> adapt (unseen users) -> report (scores, tables, pictures).
 """
 
+import copy
 import dataclasses
 import time
 from collections.abc import Callable
@@ -42,6 +43,8 @@ from pref_jax.train.checkpoint import save_tree
 from pref_jax.train.mesh import make_mesh
 
 METHOD = "CoPL"
+# Methods that differ from it by `reward.gate.balance` alone.
+BALANCED = {"CoPL (balancing loss)": "loss", "CoPL (balancing bias)": "bias"}
 
 
 def run(config: Config, workdir: Path, stage: str = "all") -> None:
@@ -60,6 +63,17 @@ def copl(run: Run) -> None:
     """All stages of one seed up to the scores; those that are done are skipped."""
     for make in STAGES.values():
         make(run)
+
+
+def balanced(run: Run, *, method: str) -> None:
+    """`copl` on the same graph with experts balanced as `BALANCED` says, as a method of its own."""
+    embed_users(run)
+    adapt_users(run)
+    changed: Config = copy.deepcopy(run.config)
+    changed.reward.gate.balance = BALANCED[method]
+    run = dataclasses.replace(run, config=changed)
+    train(run, method)
+    score(run, method)
 
 
 def embed_users(run: Run) -> None:
@@ -99,13 +113,13 @@ def embed_users(run: Run) -> None:
     stage(run.folder / "graph", make)
 
 
-def train(run: Run) -> None:
-    """Writes `copl/model/`: gates, experts and head, trained on the seen users' answers."""
-    folder, data = method_folder(run, METHOD), load_data(run)
+def train(run: Run, method: str = METHOD) -> None:
+    """Writes `METHOD/model/`: gates, experts and head, trained on the seen users' answers."""
+    folder, data = method_folder(run, method), load_data(run)
     table = load_users(run, data, adapted=False)
 
     def make(part: Path) -> None:
-        say(f"seed {run.seed}: {METHOD}, training")
+        say(f"seed {run.seed}: {method}, training")
         model = reward_model.open_model(run, routing="users")
         reward_model.train(run, part, model, folder, table=table)
 
@@ -140,9 +154,9 @@ def adapt_users(run: Run) -> None:
     stage(run.folder / "adapted", make)
 
 
-def score(run: Run) -> None:
-    """Writes `copl/scores/`: margins of the test pairs of seen and unseen users."""
-    folder, data = method_folder(run, METHOD), load_data(run)
+def score(run: Run, method: str = METHOD) -> None:
+    """Writes `METHOD/scores/`: margins of the test pairs of seen and unseen users."""
+    folder, data = method_folder(run, method), load_data(run)
     users = load_users(run, data)
     files = {"graph": run.folder / "graph/graph.json", "adapt": run.folder / "adapted/adapted.json"}
     files["reward"] = needed(folder / "model", "copl --stage=reward") / "model.json"
@@ -154,7 +168,7 @@ def score(run: Run) -> None:
         margins, own = reward_model.evaluate(run, model, folder, table=users)
         return margins, {**own, "graph": facts["graph"], "stage_seconds": seconds}
 
-    scored(run, METHOD, make)
+    scored(run, method, make)
 
 
 STAGES: dict[str, Callable[[Run], None]] = {

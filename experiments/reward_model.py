@@ -105,7 +105,7 @@ def train(run: Run, part: Path, model: Opened, folder: Path, *, table: np.ndarra
         frozen[config.routing] = jax.device_put(table, replicated(mesh))
     dim = table.shape[1] if table is not None and config.routing == "users" else 0
     plain = optimizer(freeze(OptimizerConfig, section.optimizer, "reward.optimizer"))
-    transform = balance.optimizer(config.gate, plain)
+    transform = balance.optimizer(config.gate, plain, num_steps=section.optimizer.num_steps)
     params = reward.init(config, jax.random.key(run.seed), embedding_dim=dim)
     if config.lm.num_labels == 1:
         # A reward model's own head is a better beginning than noise.

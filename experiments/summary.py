@@ -15,6 +15,8 @@ MEANINGS = {
     "shared reward": "one Bradley-Terry reward for everybody: the transformer with plain LoRA.",
     "group oracle": "the same transformer told each user's true group, one expert a group: what knowing them is worth.",
     "CoPL": "user embeddings from the graph of votes choose LoRA experts; unseen users by two-hop neighbours.",
+    "CoPL (balancing loss)": "CoPL with a loss for even use of the experts (Switch Transformers).",
+    "CoPL (balancing bias)": "CoPL with biases of the gates that move towards even use (loss-free balancing).",
     "CoPL (shrunk)": "CoPL mixed with the shared reward, by how much decided on prompts neither was trained on.",
     "LoRe": "a low-rank basis of rewards on frozen features; an unseen user's weights are solved in closed form.",
     "shared (features)": "one linear Bradley-Terry reward on the frozen features that LoRe uses.",
@@ -58,10 +60,13 @@ def _rows(run: Run) -> list[dict[str, Any]]:
 
 
 def _findings(every: list[Run]) -> list[str]:
-    """Differences to the shared reward of the same kind, over users, for each seed."""
+    """For each seed: differences between methods over users, and experts that nobody is sent to."""
     found = []
     for method, base in (
         ("CoPL", "shared reward"),
+        ("CoPL", "group oracle"),
+        ("CoPL (balancing loss)", "CoPL"),
+        ("CoPL (balancing bias)", "CoPL"),
         ("CoPL (shrunk)", "shared reward"),
         ("LoRe", "shared (features)"),
     ):
@@ -83,6 +88,9 @@ def _findings(every: list[Run]) -> list[str]:
                     f"{method} against {base}, {who} users, seed {run.seed}: {100 * gap.mean:+.1f} points{span} "
                     f"(mean over {gap.n} users, 95 % bootstrap)."
                 )
+    for run in every:
+        facts = ((method, load_scores(run, method)[1]) for method in _done(run))
+        found += [f"{method}, seed {run.seed}: {_dead(own)}" for method, own in facts if "dead_experts" in own]
     return found
 
 
@@ -108,7 +116,7 @@ def _pictures(run: Run, rows: list[dict[str, Any]], folder: Path) -> list[tuple[
     if "CoPL" in _done(run):
         facts = load_scores(run, "CoPL")[1]
         figure = plots.expert_usage({k: np.array(v) for k, v in facts["expert_usage"].items()}, gates=facts["gates"])
-        made.append((plots.save(figure, folder / "experts.png"), f"Which experts serve whom. {_dead(facts)}"))
+        made.append((plots.save(figure, folder / "experts.png"), f"Which experts serve whom; {_dead(facts)}"))
         figure = plots.gate_curves(*_gates(method_folder(run, "CoPL")), title="CoPL's experts while training")
         made.append((plots.save(figure, folder / "gates.png"), "Use of the experts and entropy of the gates."))
     return made
@@ -116,7 +124,7 @@ def _pictures(run: Run, rows: list[dict[str, Any]], folder: Path) -> list[tuple[
 
 def _dead(facts: dict[str, Any]) -> str:
     every = facts["num_gates"] * len(next(iter(facts["expert_usage"].values()))[0])
-    return f"No seen user is sent to {facts['dead_experts']} of the {every} experts of all {facts['num_gates']} gates."
+    return f"no seen user is sent to {facts['dead_experts']} of the {every} experts of all {facts['num_gates']} gates."
 
 
 def _gates(folder: Path) -> tuple[list[int], list[list[float]], list[float]]:

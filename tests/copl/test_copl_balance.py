@@ -46,7 +46,7 @@ def make_loss(config):
 @functools.cache
 def compiled(config, accumulate=1):
     """The optimizer and the step."""
-    transform = balance.optimizer(config, optimizer(OPTIMIZER))
+    transform = balance.optimizer(config, optimizer(OPTIMIZER), num_steps=OPTIMIZER.num_steps)
     return transform, jax.jit(make_step(make_loss(config), transform, accumulate=accumulate))
 
 
@@ -95,14 +95,15 @@ def test_even_use_costs_one_and_one_expert_for_all_costs_as_many_as_there_are():
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_the_bias_moves_by_the_sign_of_what_is_missing(accumulate):
+def test_the_bias_moves_by_the_sign_of_what_is_missing_less_each_time(accumulate):
     params, users = start(BIAS, 2, skew=1.0)
     expected = {target: np.zeros((LAYERS, EXPERTS)) for target in TARGETS}
     before = params
     for count in range(1, 4):
         for target, gate in gates.decide(BIAS, before, users).items():
             loads = np.stack([np.bincount(row.ravel(), minlength=EXPERTS) for row in np.asarray(gate.choice)])
-            expected[target] += 0.05 * np.sign(loads.mean(axis=1, keepdims=True) - loads)
+            size = 0.05 * (1 - (count - 1) / OPTIMIZER.num_steps)
+            expected[target] += size * np.sign(loads.mean(axis=1, keepdims=True) - loads)
         before = steps(BIAS, params, users, count, accumulate).params
         for target in TARGETS:
             np.testing.assert_allclose(before[target]["balance"], expected[target], atol=1e-6)
@@ -123,7 +124,7 @@ def test_nothing_else_feels_the_bias_and_the_bias_feels_nothing_else():
         both.append(({t: {k: v for k, v in o.items() if k != "balance"} for t, o in state.params.items()}, metrics))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-8), *both)
     rest = optimizer(OPTIMIZER)
-    assert balance.optimizer(PLAIN, rest) is rest
+    assert balance.optimizer(PLAIN, rest, num_steps=10) is rest
 
 
 def test_a_step_that_is_not_finite_moves_no_bias():
@@ -182,7 +183,7 @@ def test_experts_that_start_dead_come_alive_with_balance_only(config, alive):
 
 def test_labels_are_by_name_wherever_the_leaf_stands():
     tree = {"gates": {"q_proj": {"balance": jnp.ones(3), "out": jnp.ones(3)}}, "head": jnp.ones(3)}
-    transform = balance.optimizer(BIAS, optax.set_to_zero())
+    transform = balance.optimizer(BIAS, optax.set_to_zero(), num_steps=10)
     updates, _ = transform.update(tree, transform.init(tree), tree)
     expected = {"gates": {"q_proj": {"balance": np.full(3, -0.05), "out": np.zeros(3)}}, "head": np.zeros(3)}
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), updates, expected)

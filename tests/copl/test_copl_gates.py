@@ -41,9 +41,9 @@ def test_decisions_follow_the_formula(top_k, balance):
         own = jax.tree.map(np.array, params[target])
         for z in range(SIZES["num_layers"]):
             hidden = np.maximum(np.array(users) @ own["hidden"]["kernel"][z] + own["hidden"]["bias"][z], 0)
-            logits = hidden @ own["out"]["kernel"][z] + own["out"]["bias"][z]
+            logits = hidden @ own["out"]["kernel"][z] + own["out"]["bias"][z] + (tilt + 0.1) * (balance == "bias")
             expected = np.exp(logits / 0.7) / np.exp(logits / 0.7).sum(1, keepdims=True)
-            chosen = np.argsort(-(logits + tilt if balance == "bias" else logits), axis=1)[:, :top_k]
+            chosen = np.argsort(-logits, axis=1)[:, :top_k]
             np.testing.assert_allclose(decided[target].probabilities[z], expected, rtol=1e-9)
             np.testing.assert_array_equal(decided[target].choice[z], chosen)
             np.testing.assert_allclose(decided[target].weight[z], np.take_along_axis(expected, chosen, 1), rtol=1e-9)

@@ -19,7 +19,7 @@ RUNS = {
     "gcf_recipe": lambda: graph.gcf_recipe(users=40, dim=8, seeds=1),
     "gcf_paper_size": lambda: graph.gcf_paper_size(users=50, prompts=60, dim=8, steps=1),
     "gcf_scale": lambda: graph.gcf_scale((320, 640), dim=4),
-    "gcf_layers": lambda: graph.gcf_layers(users=20, prompts=20, dim=4, seeds=2),
+    "gcf_layers": lambda: graph.gcf_layers(users=20, prompts=20, dim=4, seeds=(3, 4)),
     "lore_solve": lambda: solver.lore_solve(users=20, sample=2),
     "adapt": lambda: adapt.adapt_unseen((40, 60), dim=8, sample=10),
     "experts": lambda: experts.mixture_step(TINY, rounds=1, each=1),
