@@ -159,9 +159,7 @@ def _steps(edges: int, dim: int, rounds: int = 3, each: int = 4) -> dict[str, fl
     return {"seconds": float(np.diff(seconds).min()) / each, "build": built, "nodes": 2.0 * users}
 
 
-def gcf_layers(
-    users: int = 500, prompts: int = 500, dim: int = 64, seeds: tuple[int, ...] = (3, 4, 5)
-) -> list[Result]:
+def gcf_layers(users: int = 500, prompts: int = 500, dim: int = 64, seeds: tuple[int, ...] = (3, 4, 5)) -> list[Result]:
     """Every layer under the fast recipe: accuracy on true preferences, where training votes are partly wrong.
 
     `normed` was chosen among variants on the votes of seed 0, so that the table is made on others.
