@@ -10,7 +10,7 @@ Two ways, of which `GateConfig.balance` picks one:
 Two things differ from the cited bias. It enters the weights g_k as well as the choice: here one expert is chosen by a
 softmax, and one that is chosen against its probability would have no weight, and so learn nothing. And its steps
 shrink to 0 over the training: users are embedded in tight camps, so steps of one size would move whole camps from
-expert to expert till the end. The loss does better than the bias on the embedded world (results/balance).
+expert to expert till the end. The loss does better than the bias on the embedded world (results/embedded/uf_p_4_all).
 
 Axes: E experts, Z layers.
 """

@@ -164,20 +164,26 @@ def _rounds(
         first = len(history["step"])
         bar = tqdm(range(first, total), desc=_NAME, initial=first, total=total, disable=None)
         for done in bar:
-            if config.patience is not None and int(run.bad) >= config.patience:
+            if _stalled(config, run):
                 break
             run, scores = _round(config, *data, run, key, steps_per_epoch)
             for name, value in jax.device_get(scores).items():
                 history[name].append(value.item())
             history["seconds"].append(time.perf_counter() - start)
             bar.set_postfix(accuracy=f"{history['validation_accuracy'][-1]:.3f}")
-            if checkpoints is not None and ((done + 1) % checkpoint_every == 0 or done + 1 == total):
+            last = done + 1 == total or _stalled(config, run)
+            if checkpoints is not None and (last or (done + 1) % checkpoint_every == 0):
                 # A copy: it is written in the background while the lists grow on.
                 checkpoints.save(_state(run, done + 1, key), {"name": _NAME, "history": copy.deepcopy(history)})
     finally:
         if checkpoints is not None:
             checkpoints.close()
     return run, history
+
+
+def _stalled(config: GCFConfig, run: _Run) -> bool:
+    """Whether the last `patience` evaluations brought nothing better."""
+    return config.patience is not None and int(run.bad) >= config.patience
 
 
 def _state(run: _Run, rounds: int, key: Array) -> TrainState:

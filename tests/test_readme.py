@@ -1,10 +1,13 @@
 """The README's tables are those of the results that it names, and its paths exist."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from configs import embedded
+from copl_jax.layers import LAYERS
 from pref_jax.eval import report, results
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -13,6 +16,9 @@ COLUMNS = {
     "quickstart": ["seen/accuracy", "seen/controversial", "unseen/accuracy", "unseen/controversial"],
     "crowdrag": ["seen/accuracy", "unseen/accuracy", "seen/log_loss", "unseen/log_loss"],
 }
+# The first one's table is the quickstart's.
+SETTINGS = [name for name in embedded.SETTINGS if name != "uf_p_2_all"]
+METHODS = ["shared reward", "group oracle", "CoPL"]
 
 
 @pytest.mark.parametrize("name", COLUMNS)
@@ -21,6 +27,24 @@ def test_result_tables_are_those_of_the_results(name):
     lines = [line for line in report.table(rows, COLUMNS[name]).splitlines() if line.startswith("|")]
     assert len(lines) >= 5
     assert "\n".join(lines) in README
+
+
+@pytest.mark.parametrize("metric", ["seen/accuracy", "unseen/accuracy"])
+def test_the_tables_of_settings_are_those_of_the_results(metric):
+    found = [results.read_results(ROOT / "results/embedded" / name / "results.json") for name in SETTINGS]
+    assert report.across(found, metric, METHODS).split("\n\n")[0] in README
+
+
+def test_the_table_of_layers_is_the_measured_one():
+    cells: dict[str, dict[str, str]] = {}
+    for row in json.loads((ROOT / "results/bench.json").read_text()):
+        if row["name"] == "gcf_layers":
+            world, layer = row["size"].split(": ")
+            cell = f"{100 * row['extra']['test_accuracy']:.1f} ± {100 * row['extra']['half_interval']:.1f}"
+            cells.setdefault(layer, {})[world] = cell
+    assert set(cells) == set(LAYERS)
+    for layer, own in cells.items():
+        assert f"| `{layer}` | {' | '.join(own.values())} |" in README
 
 
 def test_the_parity_table_is_the_measured_one():

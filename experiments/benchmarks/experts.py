@@ -5,25 +5,22 @@ Axes: B rows (two a pair), L length, C features of a user embedding, U users, E 
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from copl_jax import experts, gates, reward
+from copl_jax import experts, gates
 from copl_jax.experts import ExpertsConfig
 from copl_jax.reward import RewardConfig
 from experiments.benchmarks.measure import Result, in_turns, result
+from experiments.benchmarks.training import ENCODER, SMALL, USERS, training_step
 from pref_jax.lm import backbone
 from pref_jax.lm.config import LMConfig
-from pref_jax.train.loop import jit_step
-from pref_jax.train.mesh import make_mesh, put_batch, replicated
-from pref_jax.train.state import LossFn, OptimizerConfig, init_state, make_step, optimizer
+from pref_jax.train.state import LossFn
 
 NUM_EXPERTS, RANK = 8, 8
-USERS, DIM = 500, 64
 
 
 class Case(NamedTuple):
@@ -34,41 +31,8 @@ class Case(NamedTuple):
     length: int
 
 
-# The decoder of the quickstart at its batch size, and an encoder of the size of all-MiniLM-L6.
-CASES = (
-    Case(
-        LMConfig(
-            family="llama",
-            vocab_size=2048,
-            hidden_size=128,
-            intermediate_size=384,
-            num_layers=3,
-            num_heads=4,
-            max_positions=256,
-            lm_head=False,
-        ),
-        pairs=64,
-        length=64,
-    ),
-    Case(
-        LMConfig(
-            family="bert",
-            vocab_size=30522,
-            hidden_size=384,
-            intermediate_size=1536,
-            num_layers=6,
-            num_heads=12,
-            max_positions=512,
-            activation="gelu",
-            mlp_bias=True,
-            tie_embeddings=False,
-            lm_head=False,
-            pooling="mean",
-        ),
-        pairs=16,
-        length=128,
-    ),
-)
+# The decoder at the quickstart's batch size.
+CASES = (Case(SMALL, pairs=64, length=64), Case(ENCODER, pairs=16, length=128))
 
 
 def mixture_step(cases: tuple[Case, ...] = CASES, rounds: int = 10, each: int = 3) -> list[Result]:
@@ -84,45 +48,15 @@ def _compare(case: Case, rounds: int, each: int) -> Result:
     mixture = RewardConfig(lm=case.lm, mixture=ExpertsConfig(num_experts=NUM_EXPERTS, rank=RANK))
     plain = ExpertsConfig(num_experts=0, rank=2 * RANK)
     lora = dataclasses.replace(mixture, routing="none", mixture=plain)
-    ours, dense = _step(case, mixture), _step(case, mixture, _dense_loss(mixture))
+    batch = _batch(case)
+    ours, dense = training_step(mixture, batch), training_step(mixture, batch, loss=_dense_loss(mixture))
     # The second loss has the first update in it.
     losses = np.array([[run() for _ in range(2)] for run in (ours, dense)])
-    baseline, seconds, all_experts = in_turns([_step(case, lora), ours, dense], rounds=rounds, each=each)
+    baseline, seconds, all_experts = in_turns([training_step(lora, batch), ours, dense], rounds=rounds, each=each)
     size = f"{case.lm.family} d={case.lm.hidden_size}, {2 * case.pairs} x {case.length} tokens"
     apart = float(np.abs(losses[1] / losses[0] - 1).max())
     extra = {"dense_seconds": all_experts, "answers_apart": apart, "num_experts": NUM_EXPERTS}
     return result("experts", size, baseline, seconds, **extra)
-
-
-def _step(case: Case, config: RewardConfig, loss: LossFn | None = None) -> Callable[[], jax.Array]:
-    """A function that takes one training step, in the memory of the step before, and gives its loss."""
-    mesh = make_mesh(devices=jax.devices()[:1])
-    base = backbone.init(case.lm, jax.random.key(0))
-    users = np.random.default_rng(0).standard_normal((USERS, DIM)).astype(np.float32)
-    frozen = {"base": base, "users": users / np.linalg.norm(users, axis=1, keepdims=True)}
-    if config.routing == "none":
-        del frozen["users"]
-    frozen = jax.device_put(frozen, replicated(mesh))
-    transform = optimizer(OptimizerConfig(lr=1e-3, num_steps=1_000_000, weight_decay=1e-3, clip=1.0))
-    params = _working(reward.init(config, jax.random.key(1), embedding_dim=DIM))
-    state = init_state(jax.device_put(params, replicated(mesh)), transform, seed=0)
-    compiled = jit_step(make_step(loss or reward.make_loss(config), transform), state, frozen, mesh)
-    batch = put_batch(_batch(case), mesh)
-
-    def run() -> jax.Array:
-        nonlocal state
-        state, metrics = compiled(state, frozen, batch)
-        return jax.block_until_ready((metrics["loss"], state))[0]
-
-    return run
-
-
-def _working(params: dict[str, Any]) -> dict[str, Any]:
-    """The parameters, but with second factors that are not zero: else nobody would see a wrong first one."""
-    for target, own in params["experts"].items():
-        for part in own.values():
-            part["b"] = 0.02 * jax.random.normal(jax.random.key(len(target)), part["b"].shape)
-    return params
 
 
 def _batch(case: Case) -> dict[str, Any]:

@@ -5,28 +5,21 @@ Axes: B pairs, P pairs of a run.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from copl_jax import reward
 from copl_jax.reward import RewardConfig
 from experiments.benchmarks.measure import Result, in_turns, result
+from experiments.benchmarks.training import DIM, LARGER, SMALL, USERS, frozen_parts, training_step, working
 from experiments.pair_rows import text_batches
 from pref_jax.data.preferences import Pairs
 from pref_jax.data.shared_prefix import shared_lengths
 from pref_jax.data.token_table import TokenTable
-from pref_jax.lm import backbone
 from pref_jax.lm.config import LMConfig
-from pref_jax.train.loop import jit_step
-from pref_jax.train.mesh import make_mesh, put_batch, replicated
-from pref_jax.train.state import OptimizerConfig, init_state, make_step, optimizer
 
-USERS, DIM = 500, 64
 # Of the tokens of a shared row; the first makes 60 % of the tokens of two separate rows.
 SHARES = (3 / 7, 0.6, 0.7, 0.8)
 
@@ -46,21 +39,8 @@ class Case:
     length: int
 
 
-# The decoder of the quickstart at its batch size, and a wider and deeper one.
-CASES = (
-    Case(
-        lm=LMConfig(family="llama", vocab_size=2048, hidden_size=128, intermediate_size=384, num_layers=3, num_heads=4),
-        pairs=64,
-        length=64,
-    ),
-    Case(
-        lm=LMConfig(
-            family="llama", vocab_size=8192, hidden_size=384, intermediate_size=1024, num_layers=6, num_heads=6
-        ),
-        pairs=16,
-        length=160,
-    ),
-)
+# The decoder at the quickstart's batch size.
+CASES = (Case(lm=SMALL, pairs=64, length=64), Case(lm=LARGER, pairs=16, length=160))
 
 
 def prefix_pairs(
@@ -84,18 +64,17 @@ def _compare(case: Case, share: float, rounds: int, each: int, size: int) -> Res
     table, pairs = _texts(case, share, size)
     length = int(table.lengths.max())
     shared = int(shared_lengths(table, pairs.chosen, pairs.rejected).max())
-    mesh = make_mesh(devices=jax.devices()[:1])
     batches: list[Any] = [
         text_batches(pairs, table, length, shared=layout, batch_size=case.pairs, num_steps=1, seed=0)[0]
         for layout in (None, shared)
     ]
     config = RewardConfig(lm=case.lm)
-    params, frozen = _model(config)
+    params, frozen = working(reward.init(config, jax.random.key(0), embedding_dim=DIM)), frozen_parts(config)
     rewards = jax.jit(functools.partial(reward.pair_rewards, config))
     apart, together = (
         np.asarray(rewards(params, frozen["base"], batch, frozen["users"][batch["user"]])) for batch in batches
     )
-    runs = [_step(config, params, frozen, put_batch(batch, mesh), mesh) for batch in batches]
+    runs = [training_step(config, batch) for batch in batches]
     for run in runs:
         run()
     seconds = in_turns(runs, rounds=rounds, each=each)
@@ -136,32 +115,3 @@ def _texts(case: Case, share: float, size: int) -> tuple[TokenTable, Pairs]:
     row = np.arange(size)
     pairs = Pairs(user, (2 * row).astype(np.int32), (2 * row + 1).astype(np.int32), np.full(size, -1, np.int8), row)
     return table, pairs
-
-
-def _model(config: RewardConfig) -> tuple[Any, Any]:
-    """Trainable parameters whose experts have an effect, and what is frozen."""
-    params = reward.init(config, jax.random.key(0), embedding_dim=DIM)
-    rng = np.random.default_rng(0)
-    params["experts"] = jax.tree.map(
-        lambda leaf: jnp.asarray(0.05 * rng.standard_normal(leaf.shape), jnp.float32), params["experts"]
-    )
-    users = rng.standard_normal((USERS, DIM)).astype(np.float32)
-    users /= np.linalg.norm(users, axis=1, keepdims=True)
-    return params, {"base": backbone.init(config.lm, jax.random.key(1)), "users": users}
-
-
-def _step(config: RewardConfig, params: Any, frozen: Any, batch: Mapping[str, Any], mesh: Mesh) -> Callable[[], Any]:
-    """A function that takes a training step, as `experiments.reward_model` does, on a batch that lies on the device."""
-    transform = optimizer(OptimizerConfig(lr=1e-4, num_steps=1_000_000, weight_decay=1e-3, clip=1.0))
-    everywhere = replicated(mesh)
-    # The steps take the memory of their state, so each side gets parameters of its own.
-    state = init_state(jax.device_put(jax.tree.map(np.array, params), everywhere), transform, seed=0)
-    frozen = jax.device_put(frozen, everywhere)
-    compiled = jit_step(make_step(reward.make_loss(config), transform), state, frozen, mesh)
-
-    def step() -> Any:
-        nonlocal state
-        state, metrics = compiled(state, frozen, batch)
-        return jax.block_until_ready((metrics["loss"], state))[0]
-
-    return step

@@ -37,6 +37,26 @@ def table(
     return f"{_plain(lines)}\n\n{note}\n"
 
 
+def across(found: Sequence[Mapping[str, Any]], metric: str, methods: Sequence[str] | None = None) -> str:
+    """One metric in markdown: data sets down, methods across, cells and note as in `table`; – where not measured.
+
+    Args:
+      found: what `read_results` gives, one for each data set.
+      metric: such as "seen/accuracy".
+      methods: columns, in order; by default all that occur.
+    """
+    every = {str(results["dataset"]): by_method(results["rows"]) for results in found}
+    if methods is None:
+        methods = list(dict.fromkeys(method for summary in every.values() for method in summary))
+    lines = [[metric, *methods]]
+    for dataset, summary in every.items():
+        lines.append([dataset, *(_cell(metric, summary.get(method, {}).get(metric)) for method in methods)])
+    cells = {
+        f"{method} ({dataset})": values for dataset, summary in every.items() for method, values in summary.items()
+    }
+    return f"{_markdown(lines)}\n\n{_escape(_note([metric], cells))}\n"
+
+
 def write_report(
     workdir: str | Path,
     results: Mapping[str, Any],

@@ -192,3 +192,20 @@ def test_numpy_numbers_are_written(tmp_path):
     numbers = {"seed": np.int64(3), "metrics": {"x": np.float32(0.5)}, "seconds": np.float32(1)}
     row = results.result_row(method="m", **numbers)
     results.write_results(tmp_path / "results.json", dataset="toy", rows=[row])
+
+
+def test_one_metric_across_data_sets():
+    rows = [_row(seed=seed, mean=mean) for seed, mean in enumerate((0.7, 0.72, 0.74))]
+    found = [{"dataset": "a|b", "rows": rows}, {"dataset": "other", "rows": [*rows, _row("copl", mean=0.9)]}]
+    text = report.across(found, "seen/accuracy")
+    head, _, first, second = text.splitlines()[:4]
+    assert [cell.strip() for cell in head.split("|")[1:-1]] == ["seen/accuracy", "bt", "copl"]
+    assert [cell.strip() for cell in first.replace("\\|", "!").split("|")[1:-1]] == [
+        "a!b",
+        "72.0 ± 5.0",
+        report.MISSING,
+    ]
+    assert [cell.strip() for cell in second.split("|")[1:-1]] == ["other", "72.0 ± 5.0", "90.0 ± 2.0"]
+    assert "over seeds (over users for copl (other))" in text
+    some = report.across(found, "seen/accuracy", ["bt"])
+    assert "copl" not in some

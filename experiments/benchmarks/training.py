@@ -1,0 +1,98 @@
+"""What benchmarks of reward models train: transformers of the sizes at hand, and a compiled step."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from copl_jax import reward
+from copl_jax.reward import RewardConfig
+from pref_jax.lm import backbone
+from pref_jax.lm.config import LMConfig
+from pref_jax.train.loop import jit_step
+from pref_jax.train.mesh import make_mesh, put_batch, replicated
+from pref_jax.train.state import LossFn, OptimizerConfig, init_state, make_step, optimizer
+
+# The quickstart's decoder.
+SMALL = LMConfig(
+    family="llama",
+    vocab_size=2048,
+    hidden_size=128,
+    intermediate_size=384,
+    num_layers=3,
+    num_heads=4,
+    max_positions=256,
+    lm_head=False,
+)
+# A wider and deeper one.
+LARGER = LMConfig(
+    family="llama",
+    vocab_size=8192,
+    hidden_size=384,
+    intermediate_size=1024,
+    num_layers=6,
+    num_heads=6,
+    max_positions=256,
+    lm_head=False,
+)
+# An encoder of the size of all-MiniLM-L6.
+ENCODER = LMConfig(
+    family="bert",
+    vocab_size=30522,
+    hidden_size=384,
+    intermediate_size=1536,
+    num_layers=6,
+    num_heads=12,
+    max_positions=512,
+    activation="gelu",
+    mlp_bias=True,
+    tie_embeddings=False,
+    lm_head=False,
+    pooling="mean",
+)
+USERS, DIM = 500, 64
+
+
+def frozen_parts(config: RewardConfig) -> dict[str, Any]:
+    """What a step only reads: a transformer of random weights, and `USERS` embeddings where users are routed."""
+    frozen: dict[str, Any] = {"base": backbone.init(config.lm, jax.random.key(0))}
+    if config.routing == "users":
+        users = np.random.default_rng(0).standard_normal((USERS, DIM)).astype(np.float32)
+        frozen["users"] = users / np.linalg.norm(users, axis=1, keepdims=True)
+    return frozen
+
+
+def working(params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters with second factors that are not zero: else nobody would see a wrong first one."""
+    changed = {}
+    for target, own in params["experts"].items():
+        key = jax.random.key(len(target))
+        changed[target] = {
+            kind: {**part, "b": 0.02 * jax.random.normal(key, part["b"].shape)} for kind, part in own.items()
+        }
+    return {**params, "experts": changed}
+
+
+def training_step(
+    config: RewardConfig, batch: Mapping[str, Any], *, loss: LossFn | None = None
+) -> Callable[[], jax.Array]:
+    """A function that takes one training step on one device, in the memory of the step before, and gives its loss.
+
+    The batch is always the same; `loss` stands in for `reward.make_loss(config)`.
+    """
+    mesh = make_mesh(devices=jax.devices()[:1])
+    everywhere = replicated(mesh)
+    frozen = jax.device_put(frozen_parts(config), everywhere)
+    transform = optimizer(OptimizerConfig(lr=1e-4, num_steps=1_000_000, weight_decay=1e-3, clip=1.0))
+    params = working(reward.init(config, jax.random.key(1), embedding_dim=DIM))
+    state = init_state(jax.device_put(params, everywhere), transform, seed=0)
+    compiled = jit_step(make_step(loss or reward.make_loss(config), transform), state, frozen, mesh)
+    placed = put_batch(dict(batch), mesh)
+
+    def step() -> jax.Array:
+        nonlocal state
+        state, metrics = compiled(state, frozen, placed)
+        return jax.block_until_ready((metrics["loss"], state))[0]
+
+    return step
