@@ -1,15 +1,17 @@
 """CoPL in the paper's settings (arXiv 2503.01658) on Gemma; and the same road on two CPU cores with a small Gemma.
 
 command   python -m experiments.copl --config=configs/copl.py:cpu --workdir=runs/copl
+          python -m experiments.copl --config=configs/copl.py:gemma_7b,cpu --workdir=runs/copl_7b
           python -m experiments.copl --config=configs/copl.py:gemma_2b,h200 --config.source.path=votes.jsonl \\
               --workdir=runs/gemma_2b
           --stage=graph, reward, adapt or report runs one stage alone
-variants  cpu (also without a word): a Gemma of 0.8 M parameters, pretrained on the embedded world; a fast recipe
-          gemma_2b, gemma_7b: google/gemma-2b-it, google/gemma-7b-it; the paper's sizes and its recipe of the reward
-          model, the graph by the fast recipe or, with the word reference, by the paper's
-          after a comma: tpu_v5e_8 (what gemma_* takes without a word) or h200
-          tiny: seconds, for tests, of no use as a result
-votes     gemma_*: your own, as JSONL (README: bring your own votes); loaders of the papers' sets are not there yet.
+variants  gemma_2b (also without a word), gemma_7b: google/gemma-2b-it, google/gemma-7b-it; the paper's sizes and its
+          recipe of the reward model, the graph by the fast recipe or, with the word reference, by the paper's
+          after a comma: tpu_v5e_8 (what gemma_* takes without a word), h200, or
+          cpu (also without any word): a Gemma of 0.8 M parameters, pretrained on the embedded world, with one key-value
+          head as gemma_2b or all as gemma_7b
+          tiny: that one in seconds, for tests, of no use as a result
+votes     on TPU and GPU your own, as JSONL (README: bring your own votes); no loaders of the papers' sets yet.
           Gemma's licence has to be accepted on the hub, or --config.backbone.name=DIR names a folder with the files
 hardware  cpu: 2 cores, 2 GB of memory
           tpu_v5e_8: 8 chips of 16 GB, parameters and batch cut over all (fsdp=8), 1 pair a chip at a time
@@ -26,7 +28,7 @@ memory    a device: frozen weights in bfloat16, 2 bytes each, cut by fsdp; gates
 
           The last column comes on top of weights and trained parameters. It is what XLA plans for as many fake CPU
           devices, where it widens bfloat16 to float32; nothing was measured on TPU or GPU
-time      cpu: 3 min 40 s of pretraining and 1 min of CoPL, on two cores shared with other work; gemma_*: not measured
+time      cpu: 3 min 40 s of pretraining and 1 min of CoPL, on two cores shared with other work; others: not measured
 """
 
 from collections.abc import Callable
@@ -38,10 +40,9 @@ from configs import common
 from copl_jax import recipe as recipes
 from copl_jax.gcf import GCFConfig
 
-MODELS = ("cpu", "gemma_2b", "gemma_7b", "tiny")
-HARDWARE = ("tpu_v5e_8", "h200")
-RECIPES = ("reference",)
-VARIANTS = (MODELS, HARDWARE, RECIPES)
+MODELS = ("gemma_2b", "gemma_7b")
+HARDWARE = ("cpu", "tpu_v5e_8", "h200")
+VARIANTS = (MODELS, HARDWARE, ("reference",), ("tiny",))
 MESHES = {"tpu_v5e_8": {"data": 1, "fsdp": 8, "tensor": 1}, "h200": {"data": 1, "fsdp": 1, "tensor": 1}}
 # Micro-batches a step of 128 pairs.
 ACCUMULATE = {
@@ -53,23 +54,25 @@ ACCUMULATE = {
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    model, hardware, recipe = common.choose(variant, *VARIANTS)
-    if model.startswith("gemma"):
-        return _paper(model, hardware or "tpu_v5e_8", recipes.reference if recipe else recipes.fast)
-    config = _small(recipes.reference if recipe else recipes.fast)
-    if hardware:
-        config.mesh.update(MESHES[hardware])
-    if model == "tiny":
-        common.shrink(config)
-    return config
+    model, hardware, reference, tiny = common.choose(variant, *VARIANTS)
+    recipe = recipes.reference if reference else recipes.fast
+    if tiny or hardware == "cpu" or not (model or hardware):
+        config = _small(model or "gemma_2b", recipe)
+        if hardware in MESHES:
+            config.mesh.update(MESHES[hardware])
+        if tiny:
+            common.shrink(config)
+        return config
+    return _paper(model or "gemma_2b", hardware or "tpu_v5e_8", recipe)
 
 
-def _small(recipe: Callable[..., GCFConfig]) -> Any:
-    """Two kinds of users and a Gemma-family decoder, pretrained as the quickstart's is."""
+def _small(model: str, recipe: Callable[..., GCFConfig]) -> Any:
+    """Two kinds of users and a decoder of the model's family, pretrained as the quickstart's is."""
     methods = ("shared reward", "group oracle", "CoPL")
     config = common.small("embedded UF-P-2, Gemma", methods, common.world())
     config.graph = common.graph(recipe, patience=None)
-    config.pretrain.lm.update({"family": "gemma", "activation": "gelu_pytorch_tanh", "num_kv_heads": 1})
+    heads = 1 if model == "gemma_2b" else config.pretrain.lm.num_heads
+    config.pretrain.lm.update({"family": "gemma", "activation": "gelu_pytorch_tanh", "num_kv_heads": heads})
     return config
 
 

@@ -17,6 +17,8 @@ being near the identity, already sums up neighbourhoods instead of mixing them a
 Axes: V nodes, S directed edges, D features, K layers.
 """
 
+import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -62,9 +64,9 @@ def _add_identity(maps: Maps, name: str, factor: float) -> None:
 
 def _mix(maps: Maps, parts: dict[str, Float[Array, "V D"]]) -> Float[Array, "V D"]:
     """The sum of each part through its own linear map."""
-    out = sum(part @ maps[name]["kernel"] for name, part in parts.items())
+    out = functools.reduce(operator.add, [part @ maps[name]["kernel"] for name, part in parts.items()])
     biases = [maps[name]["bias"] for name in parts if "bias" in maps[name]]
-    return out + sum(biases)[None, :] if biases else out
+    return functools.reduce(lambda total, bias: total + bias[None, :], biases, out)
 
 
 def _leaky(x: Float[Array, "..."]) -> Float[Array, "..."]:

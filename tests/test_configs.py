@@ -134,7 +134,7 @@ GEMMA: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 16,
     },
 }
-FULL_SIZE = [f"{model},{hardware}" for model in GEMMA for hardware in copl.HARDWARE]
+FULL_SIZE = [f"{model},{hardware}" for model in GEMMA for hardware in copl.MESHES]
 
 
 def _bytes(shapes: Any, mesh: Mesh) -> int:
@@ -164,6 +164,12 @@ def test_full_size_models_need_the_memory_that_the_docstring_says(variant):
     assert columns[:3] == [round(value / 1e9, 1) for value in (weights, trained, inputs)]
     room = {"tpu_v5e_8": 16e9, "h200": 141e9}[variant.split(",")[1]]
     assert (columns[0] + columns[1] + columns[3]) * 1e9 < 0.9 * room
+
+
+def test_models_on_cpu_are_of_the_same_family():
+    two, seven = (copl.get_config(f"{model},cpu").pretrain.lm for model in copl.MODELS)
+    assert (two.family, two.num_kv_heads) == ("gemma", 1) == (seven.family, seven.num_kv_heads // seven.num_heads)
+    assert copl.get_config("cpu") == copl.get_config("") == copl.get_config("gemma_2b,cpu")
 
 
 def test_the_papers_recipe():
