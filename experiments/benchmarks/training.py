@@ -1,5 +1,6 @@
 """What benchmarks of reward models train: transformers of the sizes at hand, and a compiled step."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,16 +27,7 @@ SMALL = LMConfig(
     lm_head=False,
 )
 # A wider and deeper one.
-LARGER = LMConfig(
-    family="llama",
-    vocab_size=8192,
-    hidden_size=384,
-    intermediate_size=1024,
-    num_layers=6,
-    num_heads=6,
-    max_positions=256,
-    lm_head=False,
-)
+LARGER = dataclasses.replace(SMALL, vocab_size=8192, hidden_size=384, intermediate_size=1024, num_layers=6, num_heads=6)
 # An encoder of the size of all-MiniLM-L6.
 ENCODER = LMConfig(
     family="bert",
