@@ -75,7 +75,7 @@ def reward(*, batch_size: int, eval_batch_size: int, num_steps: int, lr: float, 
                 "top_k": 1,  # experts of a user beside the shared one
                 "balance": "none",  # what keeps experts from dying: none, loss or bias, see copl_jax/balance.py
                 "balance_weight": 0.3,  # of that loss
-                "balance_rate": 0.2,  # of that bias: logits in the first step, less in each later one
+                "balance_rate": 0.5,  # of that bias: logits in the first step, less in each later one
             },
             "optimizer": {
                 "lr": lr,

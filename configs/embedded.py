@@ -3,8 +3,9 @@
 command   python -m experiments.compare --config=configs/embedded.py:uf_p_4_avg --workdir=runs/uf_p_4_avg
           python -m experiments.compare --config=configs/embedded.py:personalllm,three_seeds --workdir=runs/personalllm
 variants  uf_p_2_all (also without a word), uf_p_2_avg: users care for helpfulness or honesty, 8 pairs a user
-          uf_p_4_all, uf_p_4_avg: one of four attributes, 16 pairs; the first with both ways to balance experts, too
+          uf_p_4_all, uf_p_4_avg: one of four attributes, 16 pairs
           personalllm: weights over the four, Dirichlet(0.1), 16 pairs; no groups, so no group oracle
+          uf_p_4_all and personalllm also with both ways to balance experts
           after a comma: three_seeds; tiny: seconds, for tests, of no use as a result
           ALL gives every user the same number of pairs, AVG a uniform one of the same mean
 hardware  2 CPU cores, 2 GB of memory
@@ -39,7 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
     setting = setting or "uf_p_2_all"
     grouped = SETTINGS[setting]["tastes"] != "dirichlet"
     methods = ("shared reward", *(("group oracle",) if grouped else ()), "CoPL")
-    if setting == "uf_p_4_all":
+    if setting in ("uf_p_4_all", "personalllm"):
         methods += ("CoPL (balancing loss)", "CoPL (balancing bias)")
     config = common.small(f"embedded {NAMES[setting]}", methods, common.world(**SETTINGS[setting]))
     config.seeds = (0, 1, 2) if seeds == "three_seeds" else (0,)

@@ -10,7 +10,7 @@ Two ways, of which `GateConfig.balance` picks one:
 Two things differ from the cited bias. It enters the weights g_k as well as the choice: here one expert is chosen by a
 softmax, and one that is chosen against its probability would have no weight, and so learn nothing. And its steps
 shrink to 0 over the training: users are embedded in tight camps, so steps of one size would move whole camps from
-expert to expert till the end. The loss does better than the bias on the embedded world (results/embedded/uf_p_4_all).
+expert to expert till the end.
 
 Axes: E experts, Z layers.
 """
@@ -61,8 +61,9 @@ def optimizer(
 ) -> optax.GradientTransformation:
     """`rest` for all parameters but the leaves "balance", which move against the sign of their gradient.
 
-    Their first step is of size `balance_rate`; steps shrink linearly to 0 at `num_steps`. Neither weight decay nor
-    clipping nor averages of `rest` see those leaves. Without "bias" it is `rest` itself.
+    Step t is of size `balance_rate` (1 - t / num_steps)^3: large while gates are undecided, so that all experts come
+    into use, and next to nothing while experts learn. Neither weight decay nor clipping nor averages of `rest` see
+    those leaves. Without "bias" it is `rest` itself.
     """
     if config.balance != "bias":
         return rest
@@ -70,7 +71,7 @@ def optimizer(
     def label(path: tuple[Any, ...], _: Any) -> str:
         return "balance" if jax.tree_util.keystr(path[-1:], simple=True) == "balance" else "rest"
 
-    rate = optax.linear_schedule(config.balance_rate, 0.0, num_steps)
+    rate = optax.polynomial_schedule(config.balance_rate, 0.0, 3, num_steps)
     return optax.partition(
         {"rest": rest, "balance": optax.sign_sgd(rate)},
         lambda params: jax.tree_util.tree_map_with_path(label, params),

@@ -40,7 +40,7 @@ class GateConfig:
     top_k: int = 1
     balance: Literal["none", "loss", "bias"] = "none"
     balance_weight: float = 0.3
-    balance_rate: float = 0.2
+    balance_rate: float = 0.5
 
     def __post_init__(self):
         if self.hidden < 1 or self.noise < 0 or not self.temperature > 0 or self.top_k < 1:

@@ -88,9 +88,11 @@ def _findings(every: list[Run]) -> list[str]:
                     f"{method} against {base}, {who} users, seed {run.seed}: {100 * gap.mean:+.1f} points{span} "
                     f"(mean over {gap.n} users, 95 % bootstrap)."
                 )
-    for run in every:
-        facts = ((method, load_scores(run, method)[1]) for method in _done(run))
-        found += [f"{method}, seed {run.seed}: {_dead(own)}" for method, own in facts if "dead_experts" in own]
+    for method in dict.fromkeys(name for run in every for name in _done(run)):
+        facts = [load_scores(run, method)[1] for run in every if method in _done(run)]
+        if "dead_experts" in facts[0]:
+            counts = ", ".join(str(own["dead_experts"]) for own in facts)
+            found.append(f"{method}: of {_experts(facts[0])}, so many serve no seen user, by seed: {counts}.")
     return found
 
 
@@ -116,15 +118,15 @@ def _pictures(run: Run, rows: list[dict[str, Any]], folder: Path) -> list[tuple[
     if "CoPL" in _done(run):
         facts = load_scores(run, "CoPL")[1]
         figure = plots.expert_usage({k: np.array(v) for k, v in facts["expert_usage"].items()}, gates=facts["gates"])
-        made.append((plots.save(figure, folder / "experts.png"), f"Which experts serve whom; {_dead(facts)}"))
+        made.append((plots.save(figure, folder / "experts.png"), f"Which of {_experts(facts)} serve whom."))
         figure = plots.gate_curves(*_gates(method_folder(run, "CoPL")), title="CoPL's experts while training")
         made.append((plots.save(figure, folder / "gates.png"), "Use of the experts and entropy of the gates."))
     return made
 
 
-def _dead(facts: dict[str, Any]) -> str:
-    every = facts["num_gates"] * len(next(iter(facts["expert_usage"].values()))[0])
-    return f"no seen user is sent to {facts['dead_experts']} of the {every} experts of all {facts['num_gates']} gates."
+def _experts(facts: dict[str, Any]) -> str:
+    each = len(next(iter(facts["expert_usage"].values()))[0])
+    return f"the {facts['num_gates'] * each} experts of {facts['num_gates']} gates"
 
 
 def _gates(folder: Path) -> tuple[list[int], list[list[float]], list[float]]:

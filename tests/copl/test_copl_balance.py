@@ -102,7 +102,7 @@ def test_the_bias_moves_by_the_sign_of_what_is_missing_less_each_time(accumulate
     for count in range(1, 4):
         for target, gate in gates.decide(BIAS, before, users).items():
             loads = np.stack([np.bincount(row.ravel(), minlength=EXPERTS) for row in np.asarray(gate.choice)])
-            size = 0.05 * (1 - (count - 1) / OPTIMIZER.num_steps)
+            size = 0.05 * (1 - (count - 1) / OPTIMIZER.num_steps) ** 3
             expected[target] += size * np.sign(loads.mean(axis=1, keepdims=True) - loads)
         before = steps(BIAS, params, users, count, accumulate).params
         for target in TARGETS:
