@@ -16,8 +16,7 @@ COLUMNS = {
     "quickstart": ["seen/accuracy", "seen/controversial", "unseen/accuracy", "unseen/controversial"],
     "crowdrag": ["seen/accuracy", "unseen/accuracy", "seen/log_loss", "unseen/log_loss"],
 }
-# The first one's table is the quickstart's.
-SETTINGS = [name for name in embedded.SETTINGS if name != "uf_p_2_all"]
+SETTINGS = [name for name in embedded.SETTINGS if (ROOT / "results/embedded" / name).is_dir()]
 METHODS = ["shared reward", "group oracle", "CoPL"]
 
 

@@ -1,5 +1,6 @@
 """CoPL's stages: run one by one they leave what one command leaves; a finished run loads; decoders are shared."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,20 @@ import pytest
 
 from configs import copl as copl_config
 from configs import embedded
-from copl_jax import reward
+from copl_jax import reward, store
 from experiments import copl
 from experiments.prepare import prepare
 from experiments.stages import (
+    load_backbone_config,
     load_data,
     load_responses,
     load_scores,
     load_users,
+    method_folder,
     pretrain_folders,
     runs,
 )
+from experiments.summary import summarise
 from pref_jax.errors import UserError
 from pref_jax.eval.results import read_results
 from pref_jax.files import read_json
@@ -96,6 +100,25 @@ def test_a_finished_run_loads_and_gives_the_rewards_that_were_scored(at_once, de
     margins = load_scores(run, copl.METHOD)[0][some]
     np.testing.assert_allclose(chosen - rejected, margins, rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(found.responses, load_responses(run))
+
+
+@pytest.mark.parametrize("method", copl.BALANCED)
+def test_balanced_experts_are_a_method_on_the_same_graph(method, at_once, decoders, tmp_path):
+    workdir = Path(shutil.copytree(at_once, tmp_path / "copy"))
+    (workdir / "config.json").unlink()  # the same run with one more method
+    config = _config(decoders)
+    config.methods = (copl.METHOD, method)
+    run = _one(config, workdir)
+    before = (run.folder / "graph" / "graph.json").stat().st_mtime_ns
+    copl.balanced(run, method=method)
+    summarise(config, workdir)
+    assert (run.folder / "graph" / "graph.json").stat().st_mtime_ns == before
+    stored = store.load(method_folder(run, method) / "model" / "adapters", load_backbone_config(run))
+    assert stored.config.gate.balance == copl.BALANCED[method]
+    assert run.config.reward.gate.balance == "none"
+    report = (workdir / "report.md").read_text()
+    assert f"{method} against CoPL, seen users, seed 0" in report
+    assert f"{method}: of the 8 experts of 4 gates, so many serve no seen user, by seed:" in report
 
 
 def test_unseen_users_embeddings_are_a_stage_of_their_own(at_once, decoders):
