@@ -167,7 +167,8 @@ def test_full_size_models_need_the_memory_that_the_docstring_says(variant):
 
 
 def test_models_on_cpu_are_of_the_same_family():
-    two, seven = (copl.get_config(f"{model},cpu").pretrain.lm for model in copl.MODELS)
+    every: list[Any] = [copl.get_config(f"{model},cpu") for model in copl.MODELS]
+    two, seven = (config.pretrain.lm for config in every)
     assert (two.family, two.num_kv_heads) == ("gemma", 1) == (seven.family, seven.num_kv_heads // seven.num_heads)
     assert copl.get_config("cpu") == copl.get_config("") == copl.get_config("gemma_2b,cpu")
 
