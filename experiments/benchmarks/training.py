@@ -27,7 +27,9 @@ SMALL = LMConfig(
     lm_head=False,
 )
 # A wider and deeper one.
-LARGER = dataclasses.replace(SMALL, vocab_size=8192, hidden_size=384, intermediate_size=1024, num_layers=6, num_heads=6)
+LARGER = dataclasses.replace(
+    SMALL, vocab_size=8192, hidden_size=384, intermediate_size=1024, num_layers=6, num_heads=6, num_kv_heads=6
+)
 # An encoder of the size of all-MiniLM-L6.
 ENCODER = LMConfig(
     family="bert",
