@@ -9,7 +9,7 @@ systems go to LAPACK.
 
 from collections.abc import Iterable
 from functools import reduce
-from operator import sub
+from operator import add, sub
 from typing import NamedTuple
 
 import jax
@@ -81,6 +81,14 @@ class Factor(NamedTuple):
         assert self.lower is not None
         eye = jnp.broadcast_to(jnp.eye(self.lower.shape[-1], dtype=self.lower.dtype), self.lower.shape)
         return jax.scipy.linalg.cho_solve((self.lower, True), eye)
+
+    def log_determinant(self) -> Float[Array, " U"]:
+        """log det of each matrix."""
+        if self.entries is not None:
+            # The factor's diagonal holds its reciprocals.
+            return -2 * reduce(add, (jnp.log(row[-1]) for row in self.entries))
+        assert self.lower is not None
+        return 2 * jnp.sum(jnp.log(jnp.diagonal(self.lower, axis1=-2, axis2=-1)), -1)
 
 
 def cholesky(matrix: Float[Array, "U K K"]) -> Factor:

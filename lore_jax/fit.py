@@ -2,8 +2,8 @@
 
 Axis letters: U users, M unseen users, n votes a user (padded), N responses, D features, K basis, P pairs, G groups.
 
-- `regularised`, the default: learns a population of tastes around the shared reward (`lore_jax.population`) and lets
-  validation votes decide its form, rank and shrinkage, "no personalisation" among them.
+- `regularised`, the default: learns a population of tastes around the shared reward (`lore_jax.population`,
+  `lore_jax.clusters`) and lets validation votes decide its form, rank and shrinkage, "no personalisation" among them.
 - `reference`: the published recipe, one Adam over W and V (arXiv 2504.14439, section 4; DESIGN 4.4); `fast`: the same
   loss by variable projection; `reference_anchored`: the published regularised recipe.
 - `shared`: one Bradley-Terry direction (K = 1); `per_group`: one a group, the oracle on the same features.
@@ -11,18 +11,18 @@ Axis letters: U users, M unseen users, n votes a user (padded), N responses, D f
 Everything heavy is jitted once a shape: strengths, ranks and masks are arguments, users and votes padded to buckets.
 """
 
+from collections.abc import Iterable
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float
 
-from lore_jax import population, solve
+from lore_jax import clusters, population
+from lore_jax.candidates import PERSONAL, Outcome, Start, again, begin, clustered, search, solved
 from lore_jax.joint import fast
-from lore_jax.lbfgs import minimise
 from lore_jax.linear import (
     Fit,
     RegularisedConfig,
@@ -31,7 +31,6 @@ from lore_jax.linear import (
     prepare,
     scores,
     shared,
-    shared_program,
     shared_search,
 )
 from lore_jax.objective import Prior
@@ -55,95 +54,68 @@ __all__ = [
 ]
 
 
-class _Outcome(NamedTuple):
-    """One candidate's fit: basis, weights, prior, validation logits and losses of every vote [U n], history."""
+class _Tried:
+    """What was tried, its scores on held-out votes `held` [U n], and the personal fits by their place in `rows`."""
 
-    basis: Array
-    weights: Array
-    mean: Array
-    precision: Array
-    logits: Array
-    loss: Array
-    history: Array
+    def __init__(self, rows: list[dict[str, Any]], best: int, baseline: np.ndarray, held: np.ndarray):
+        self.rows, self.best, self.fits = rows, best, dict[int, Outcome]()
+        self._baseline, self._held = baseline, held
 
+    def add(self, outcome: Outcome, **what: Any) -> None:
+        """A personal fit: its scores, and its gain in log-loss over the shared reward with users as clusters."""
+        loss, logits = np.asarray(outcome.loss), np.asarray(outcome.logits)
+        gains = ((self._baseline - loss) * self._held).sum(1)[self._held.any(1)]
+        error = float(np.sqrt(len(gains)) * gains.std(ddof=1)) if len(gains) > 1 else float("inf")
+        self.fits[len(self.rows)] = outcome
+        told = scores(loss, logits > 0, self._held)
+        self.rows.append({**what, **told, "gain": float(gains.sum()), "gain_error": error})
 
-@partial(jax.jit, static_argnames=("steps",))
-def _gaussian_program(features, table: Table, mask, strengths, used, shared, directions, steps, tolerance):
-    start = {"shared": shared, "spread": 0.5 * jnp.linalg.norm(shared) * jnp.where(used[None], directions, 0)}
-    objective = partial(population.gaussian_objective, features, table, mask, strengths, used)
-    params, _, history = minimise(objective, start, steps=steps, tolerance=tolerance)
-    basis = population.gaussian_basis(params, used)
-    prior = population.gaussian_prior(len(used))
-    z = population.votes(features, table, basis)
-    weights, covariance = solve.logistic(z, mask, prior)
-    logits = jnp.einsum("unk,uk->un", z, weights)
-    variance = jnp.einsum("unk,ukl,unl->un", z, covariance, z)
-    # The posterior's width moderates the probability (MacKay 1992), not the order of two responses.
-    loss = jax.nn.softplus(-logits * lax.rsqrt(1 + jnp.pi / 8 * variance))
-    return _Outcome(basis, weights, prior.mean, prior.precision, logits, loss, history)
+    def lowest(self, kinds: Iterable[str], among: Iterable[int]) -> list[int]:
+        """The candidate of the lowest log-loss of each kind, where there is one."""
+        rising = sorted(among, key=lambda index: self.rows[index]["log_loss"])
+        firsts = {self.rows[index]["kind"]: index for index in reversed(rising)}
+        return [firsts[kind] for kind in kinds if kind in firsts]
 
-
-@partial(jax.jit, static_argnames=("steps",))
-def _mixture_program(features, table: Table, mask, strengths, used, shared, directions, steps, tolerance):
-    size = len(used)
-    spots = population.corners(size, used.sum())[:, : size - 1]
-    start = {
-        "shared": shared,
-        "delta": jnp.linalg.norm(shared) * directions[:, : size - 1] @ spots.T,
-        "logits": jnp.zeros(size),
-    }
-    objective = partial(population.mixture_objective, features, table, mask, strengths, used)
-    params, _, history = minimise(objective, start, steps=steps, tolerance=tolerance)
-    basis, log_prior = population.mixture_basis(params), population.mixture_log_prior(params, used)
-    z = population.votes(features, table, basis)
-    weights = solve.mixture(z, mask, log_prior)
-    mean = jnp.exp(log_prior)
-    covariance = jnp.diag(mean) - mean[:, None] * mean[None] + 1e-3 * jnp.eye(size)
-    loss = -jax.nn.logsumexp(jax.nn.log_sigmoid(z) + jnp.log(weights + 1e-30)[:, None], axis=-1)
-    logits = jnp.einsum("unk,uk->un", z, weights)
-    return _Outcome(basis, weights, mean, jnp.linalg.inv(covariance), logits, loss, history)
+    def few(self, start: Start, some: Array, index: int) -> None:
+        """Notes the log-loss for users known by `some` of their votes [U n]."""
+        if index == self.best:
+            loss = self.rows[index]["log_loss"]
+        else:
+            kind, own = self.rows[index]["kind"], self.fits[index]
+            known = start.table._replace(train=some)
+            _, losses = _solved_program(
+                kind, start.features, known, own.basis, Prior(own.mean, own.precision), own.clusters
+            )
+            loss = scores(np.asarray(losses), self._held, self._held)["log_loss"]
+        self.rows[index]["few_log_loss"] = loss
 
 
-@partial(jax.jit, static_argnames=("steps",))
-def _simplex_program(features, table: Table, mask, strengths, used, begun: _Outcome, steps, tolerance):
-    """From the mixture's fit: its directions, and weights that lie a little inside the simplex."""
-    shared = jnp.sum(begun.mean[None] * begun.basis, axis=1)
-    start = {
-        "shared": shared,
-        "delta": jnp.where(used[None], begun.basis - shared[:, None], 0),
-        "tastes": jnp.where(used[None], jnp.log(begun.weights + 0.02), 0),
-    }
-    objective = partial(population.simplex_objective, features, table, mask, strengths, used)
-    params, _, history = minimise(objective, start, steps=steps, tolerance=tolerance)
-    basis, weights = population.mixture_basis(params), population.simplex_weights(params, used)
-    logits = jnp.einsum("unk,uk->un", population.votes(features, table, basis), weights)
-    real = mask.any(1)
-    mean = jnp.sum(jnp.where(real[:, None], weights, 0), 0) / jnp.maximum(real.sum(), 1)
-    precision = 1e-3 * jnp.eye(len(used))
-    return _Outcome(basis, weights, mean, precision, logits, jax.nn.softplus(-logits), history)
+def _try_all(start: Start, tried: _Tried, config: RegularisedConfig) -> None:
+    """Every personal candidate, then clusters on the best gaussian and the best simplex basis."""
+    for (kind, rank, variance), outcome in search(start, config).items():
+        tried.add(outcome, kind=kind, rank=rank, variance=variance)
+    for index in tried.lowest(("gaussian", "simplex"), tried.fits) if config.clusters else ():
+        own = tried.rows[index]
+        what = {"kind": "clusters", "basis": own["kind"], "rank": own["rank"], "variance": own["variance"]}
+        tried.add(clustered(start, tried.fits[index], config), **what)
 
 
-_spectral = jax.jit(population.spectral_directions, static_argnames=("rank", "steps"))
+def _choose(start: Start, tried: _Tried, config: RegularisedConfig) -> int:
+    """The candidate to take, for people of all their answers and of few alike."""
+    able = [i for i in tried.fits if tried.rows[i]["gain"] > config.margin * tried.rows[i]["gain_error"]]
+    last = tried.lowest(PERSONAL, able if config.fallback else tried.fits)
+    if config.fallback or not last:
+        last.append(tried.best)
+    some = jnp.asarray(_some(np.asarray(start.mask), config.few, config.seed))
+    for index in last:
+        tried.few(start, some, index)
+    return min(last, key=lambda index: tried.rows[index]["log_loss"] + tried.rows[index]["few_log_loss"])
 
 
-def _run(kind: str, features, table, mask, candidate, shared_strength, shared, directions, config) -> _Outcome:
-    """One candidate from the shared direction and the spectral ones; width of the arrays as `directions`."""
-    gaussian = kind == "gaussian"
-    size = max(config.ranks if gaussian else config.components)
-    used = jnp.arange(size) < candidate["rank"]
-    strengths = jnp.asarray([shared_strength, features.shape[1] / candidate["variance"]], jnp.float32)
-    tolerance = jnp.float32(config.tolerance)
-    program = _gaussian_program if gaussian else _mixture_program
-    width = size if gaussian else max(size - 1, 1)
-    data = (features, table, mask, strengths, used)
-    outcome = program(*data, shared, directions[:, :width], config.steps, tolerance)
-    return _simplex_program(*data, outcome, config.steps, tolerance) if kind == "simplex" else outcome
-
-
-def _gain(reference: np.ndarray, loss: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
-    """Gain in total validation log-loss over the shared reward, and its standard error with users as clusters."""
-    gains = ((reference - loss) * mask).sum(1)[mask.any(1)]
-    return float(gains.sum()), float(np.sqrt(len(gains)) * gains.std(ddof=1)) if len(gains) > 1 else float("inf")
+def _some(mask: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """At most `count` votes of each user out of those in `mask` [U n], drawn by chance."""
+    order = np.where(mask, np.random.default_rng(seed).random(mask.shape), 2)
+    return mask & (order.argsort(1).argsort(1) < count)
 
 
 def regularised(
@@ -159,54 +131,37 @@ def regularised(
     1. the shared Bradley-Terry direction, exactly, its strength by validation;
     2. the directions in which users disagree with it, from products of a user's residuals (`spectral_directions`);
     3. from there, each candidate (gaussian, mixture or simplex, rank, shrinkage) by L-BFGS on the users' likelihood;
-    4. the candidate of the lowest validation log-loss if it beats the shared reward by `margin` standard errors (users
-       as clusters), else the shared reward;
-    5. the choice fitted again on training and validation votes together (`refit`).
+    4. on the best gaussian and the best simplex basis, the users' weights as a population of clusters
+       (`lore_jax.clusters`);
+    5. of those that beat the shared reward's validation log-loss by `margin` standard errors (users as clusters), the
+       best of each kind, and the shared reward: the one of the lowest validation log-loss, half of it for users known
+       by all of their training votes and half for the same users known by `few` of them;
+    6. the choice fitted again on training and validation votes together (`refit`).
 
     Args: features [N D]; train and validation votes of seen users (`user`, `chosen`, `rejected`); num_users.
-    Returns: a `Fit` of kind "gaussian", "mixture", "simplex" or "shared".
+    Returns: a `Fit` of kind "gaussian", "mixture", "simplex", "clusters" or "shared".
     Raises: UserError for bad indices or features, or no validation votes.
     Source: the LoRe reward of arXiv 2504.14439 eq. 1 under an empirical-Bayes prior; this project.
     """
     config = config or RegularisedConfig()
     table, standardiser, phi = prepare(features, train, validation, num_users)
     need_validation(table)
-    everyone, held = np.ones(table.train.shape[0], bool), np.asarray(table.validation)
-    candidates, best, baseline = shared_search(phi, table, everyone, config.shared_variances)
-    strength = jnp.float32(phi.shape[1] / candidates[best]["variance"])
-    rank = max((*config.ranks, *(c - 1 for c in config.components), 1))
-
-    def begin(mask):
-        direction, _, history = shared_program(phi, table, mask, strength)
-        return direction, _spectral(phi, table, mask, direction, rank, jax.random.key(config.seed)), history
-
-    start, directions, _ = begin(table.train)
-    outcomes: dict[int, _Outcome] = {}
-    for kind, sizes in (("gaussian", config.ranks), ("mixture", config.components), ("simplex", config.components)):
-        for size in sizes:
-            for variance in config.variances:
-                candidate = {"kind": kind, "rank": size, "variance": variance}
-                outcome = _run(kind, phi, table, table.train, candidate, strength, start, directions, config)
-                loss, logits = np.asarray(outcome.loss), np.asarray(outcome.logits)
-                gain, error = _gain(baseline, loss, held)
-                candidates.append({**candidate, **scores(loss, logits > 0, held), "gain": gain, "gain_error": error})
-                outcomes[len(candidates) - 1] = outcome
-    able = [best, *(i for i in outcomes if candidates[i]["gain"] > config.margin * candidates[i]["gain_error"])]
-    if not config.fallback:
-        able = list(outcomes) or [best]
-    index = min(able, key=lambda i: candidates[i]["log_loss"])
-    chosen = candidates[index]
-    mask = table.train | table.validation if config.refit else table.train
-    start, directions, history = begin(mask)
-    if chosen["kind"] == "shared":
+    everyone = np.ones(table.train.shape[0], bool)
+    rows, best, baseline = shared_search(phi, table, everyone, config.shared_variances)
+    strength = jnp.float32(phi.shape[1] / rows[best]["variance"])
+    start = begin(phi, table, table.train, strength, config)
+    tried = _Tried(rows, best, baseline, np.asarray(table.validation))
+    _try_all(start, tried, config)
+    index = _choose(start, tried, config)
+    chosen, told = tried.rows[index], tuple(tried.rows)
+    if config.refit:
+        start = begin(phi, table, table.train | table.validation, strength, config)
+    if index == best:
         ones, precision = jnp.ones((num_users, 1)), population.FIXED * jnp.eye(1)
-        return Fit("shared", standardiser, start[:, None], ones, ones[0], precision, history, chosen, tuple(candidates))
-    outcome = (
-        _run(chosen["kind"], phi, table, mask, chosen, strength, start, directions, config)
-        if config.refit
-        else outcomes[index]
-    )
-    keep = chosen["rank"] + (chosen["kind"] == "gaussian")
+        return Fit("shared", standardiser, start.shared[:, None], ones, ones[0], precision, start.history, chosen, told)
+    outcome = again(start, chosen, config) if config.refit else tried.fits[index]
+    keep = chosen["rank"] + (chosen.get("basis", chosen["kind"]) == "gaussian")
+    found = outcome.clusters
     return Fit(
         chosen["kind"],
         standardiser,
@@ -216,7 +171,8 @@ def regularised(
         outcome.precision[:keep, :keep],
         outcome.history,
         chosen,
-        tuple(candidates),
+        told,
+        found and clusters.Clusters(found.log_share, found.mean[:, :keep], found.precision[:, :keep, :keep]),
     )
 
 
@@ -224,14 +180,8 @@ def regularised(
 
 
 @partial(jax.jit, static_argnames=("kind",))
-def _adapt_program(kind, features, table: Table, basis, mean, precision):
-    z = population.votes(features, table, basis)
-    prior = Prior(mean, precision)
-    if kind == "mixture":
-        return solve.mixture(z, table.train, jnp.log(mean + 1e-30))
-    if kind == "simplex":
-        return solve.logistic_simplex(z, table.train, prior)
-    return solve.logistic(z, table.train, prior).weights
+def _solved_program(kind, features, table: Table, basis, prior: Prior, found: clusters.Clusters | None):
+    return solved(kind, population.votes(features, table, basis), table.train, prior, found)
 
 
 def adapt(
@@ -248,7 +198,8 @@ def adapt(
         return jnp.ones((num_users, 1))
     table = make_table(context, None, num_users, len(features))
     phi = standardise(fit.standardiser, jnp.asarray(features, jnp.float32))
-    return _adapt_program(fit.kind, phi, table, fit.basis, fit.mean, fit.precision)[:num_users]
+    weights, _ = _solved_program(fit.kind, phi, table, fit.basis, Prior(fit.mean, fit.precision), fit.clusters)
+    return weights[:num_users]
 
 
 @jax.jit

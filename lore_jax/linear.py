@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lore_jax import population
+from lore_jax.clusters import Clusters
 from lore_jax.lbfgs import minimise
 from lore_jax.reward import Standardiser, fit_standardiser, standardise
 from lore_jax.votes import Table, Votes, make_table
@@ -24,10 +25,13 @@ class Fit(NamedTuple):
     """A fitted LoRe model (float32 arrays).
 
     kind: what the weights are: "shared" (constant 1), "gaussian" (a MAP under the prior), "mixture" (probabilities of
-    the basis rewards), "simplex" (points between the basis rewards, as of the reference recipe), "group" (one-hot).
+    the basis rewards), "simplex" (points between the basis rewards, as of the reference recipe), "clusters" (posterior
+    means under `clusters`), "group" (one-hot).
     standardiser: of the features. basis: [D K], on standardised features. weights: of the seen users, [U K].
-    mean, precision: [K] and [K K], the prior of an unseen user's weights (for "mixture": its first two moments).
+    mean, precision: [K] and [K K], the prior of an unseen user's weights (its first two moments for "mixture" and
+    "clusters").
     history: [steps] values of the objective. chosen: the candidate taken. candidates: all, with validation scores.
+    clusters: the population of weights, for "clusters".
     """
 
     kind: str
@@ -39,6 +43,7 @@ class Fit(NamedTuple):
     history: Array
     chosen: dict[str, Any]
     candidates: tuple[dict[str, Any], ...]
+    clusters: Clusters | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +58,10 @@ class RegularisedConfig:
     variances: tuple[float, ...] = (0.3, 3.0, 30.0)
     ranks: tuple[int, ...] = (1, 4)
     components: tuple[int, ...] = (2, 3, 4, 5, 6)
+    # Gaussian clusters of the weights, tried on the best gaussian and the best simplex basis; 0: none.
+    clusters: int = 16
+    # A candidate must serve people who gave all their answers and people who gave so few.
+    few: int = 5
     # A personal candidate must beat the shared reward by this many standard errors of the validation log-loss.
     margin: float = 1.0
     # Whether the shared reward may be chosen; without it, only if there are no personal candidates.
