@@ -140,10 +140,15 @@ def test_without_personal_signal_nothing_is_lost(users):
 
 def test_every_kind_of_personal_fit_serves_unseen_users():
     world = make_world(camps(2), seed=6, users=200, votes=14)
-    for only in ({"components": ()}, {"ranks": ()}):
+    kinds = (
+        ({"gaussian"}, {"components": (), "clusters": 0}),
+        ({"mixture", "simplex"}, {"ranks": (), "clusters": 0}),
+        ({"clusters"}, {"components": ()}),
+    )
+    for kind, only in kinds:
         config = fit.RegularisedConfig(**{**QUICK.__dict__, "margin": -1e9, "shared_variances": (0.001,), **only})
         result = fit.regularised(world.features, world.train, world.validation, 200, config=config)
-        assert result.kind in ({"gaussian"} if "components" in only else {"mixture", "simplex"})
+        assert result.kind in kind
         assert result.basis.shape == (32, len(result.mean))
         assert result.precision.shape == (len(result.mean),) * 2
         seen, unseen = accuracies(world, result)
