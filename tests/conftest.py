@@ -1,6 +1,7 @@
 """One climate for all tests: eight fake devices, exact matrix products, strict broadcasting, checked shapes."""
 
 import os
+from pathlib import Path
 
 # Tests compile thousands of tiny programs and run each once, so XLA is told not to optimise them: two thirds less
 # time. Tests of the whole road start processes of their own, without these flags.
@@ -12,6 +13,9 @@ FLAGS = (
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Files of tests, processes that they start, and a second run share what took long to compile.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax
 import matplotlib

@@ -8,6 +8,7 @@ Axis letters: B rows (a user each), S texts of a row, n context pairs (padded), 
 user owns, F features in, G features out.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -37,18 +38,19 @@ class Known(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Head:
+class Head(abc.ABC):
     """The interface; hashable, so it can be a static argument of `jax.jit`. A head with a table overrides `adapt`."""
 
     @property
+    @abc.abstractmethod
     def kept(self) -> int:
         """Numbers that are kept for one more user."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def init(self, key: Key[Array, ""], dim: int, num_users: int) -> Params:
         """Fresh float32 parameters for D = `dim`; a head with a table has a row of "table" for each seen user."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def users(
         self, params: Mapping[str, Any], known: Known, progress: Array | None = None, key: Key[Array, ""] | None = None
     ) -> tuple[Users, Float[Array, " B"]]:
@@ -56,13 +58,12 @@ class Head:
 
         `progress` [B], the part of training that is done, and `key` are given in training alone.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def reward(
         self, params: Mapping[str, Any], h: Float[Array, "B S D"], users: Users, prompt: Float[Array, "B D"]
     ) -> Float[Array, "B S"]:
         """Rewards of texts with states `h` under the prompt of state `prompt`, for each row's user."""
-        raise NotImplementedError
 
     def loss(self, margin: Array) -> Array:
         """What a margin, reward of the chosen minus the rejected text, costs: -log sigmoid(margin) (Bradley-Terry)."""
