@@ -34,6 +34,13 @@ def test_the_tables_of_settings_are_those_of_the_results(metric):
     assert report.across(found, metric, METHODS).split("\n\n")[0] in README
 
 
+def test_the_table_of_few_answers_is_that_of_the_study():
+    study = (ROOT / "results/lore_personalllm/report.md").read_text().split("## How few answers")[1]
+    table = study[study.index("| unseen/accuracy") :].split("\n\n")[0]
+    assert table.count("\n") == 6
+    assert table in README
+
+
 def test_the_table_of_layers_is_the_measured_one():
     cells: dict[str, dict[str, str]] = {}
     for row in json.loads((ROOT / "results/bench.json").read_text()):
