@@ -221,7 +221,12 @@ def publish(workdir: Path, path: Path, command: Sequence[str]) -> None:
         shutil.copyfile(file, folder / file.name)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     made = f"Made on {today} by\n\n```bash\npython -m {shlex.join(command)}\n```"
-    parts = [f"# {found['dataset']}", made, _machine(found["versions"])]
+    minutes = found["seconds_of_last_command"] / 60
+    took = (
+        f"The command that ended the run took {minutes:.0f} minutes. Each program is compiled once and kept: its "
+        "compilation counts for the first data set, seed and method that needed it."
+    )
+    parts = [f"# {found['dataset']}", made, took, _machine(found["versions"])]
     parts += ["## The table", (workdir / "table.md").read_text(encoding="utf-8").strip("\n")]
     parts += [f"In LaTeX: [table.tex]({os.path.relpath(folder / 'table.tex', path.parent)})."]
     if found["left_out"]:

@@ -121,6 +121,7 @@ def test_published_with_command_machine_and_pictures(finished):
     text, folder = (finished.parent / "RESULTS.md").read_text(), finished.parent
     assert "python -m experiments.compare" in text
     assert "- jax: " + jax.__version__ in text
+    assert "The command that ended the run took" in text
     assert (finished / "table.md").read_text().strip() in text
     links = [part.split(")")[0] for part in text.split("](")[1:]]
     assert sorted(links) == [
