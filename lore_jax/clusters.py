@@ -146,7 +146,9 @@ def posterior(z: Float[Array, "U n K"], mask: Bool[Array, "U n"], clusters: Clus
         found = solve.logistic_weights(problem, users)
         factor = cholesky(objective.logistic_hessian(problem, found))
         volume = jnp.linalg.slogdet(precision)[1] - factor.log_determinant()
-        return found, factor.inverse(), 0.5 * volume - objective.logistic_objective(problem, found)
+        evidence = 0.5 * volume - objective.logistic_objective(problem, found)
+        # Without votes it is 0 but for rounding.
+        return found, factor.inverse(), jnp.where(mask.any(1), evidence, 0)
 
     found, covariance, evidence = lax.map(within, (clusters.mean, clusters.precision))
     share = jax.nn.softmax(clusters.log_share[:, None] + evidence, 0)
