@@ -131,7 +131,7 @@ def _held_out_loss(
     """Mean loss on the held-out votes of users who are known by the other votes."""
     params = _fit(run, head, steps, learn, states, seen, folder)
     known = {"context": settings.read(run).context, "seed": run.seed}
-    users = personal.user_representations(head, params, states, learn, seen, **known)
+    users = personal.user_representations(head, params, states, learn, seen, **known, unseen=False)
     margins = personal.pair_margins(head, params, states, users, held)
     return float(jnp.mean(head.loss(jnp.asarray(margins))))
 

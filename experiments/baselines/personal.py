@@ -107,7 +107,15 @@ def seen_rows(seen: np.ndarray) -> np.ndarray:
 
 
 def user_representations(
-    head: Head, params: Params, states: States, known: Pairs, seen: np.ndarray, *, context: int, seed: int
+    head: Head,
+    params: Params,
+    states: States,
+    known: Pairs,
+    seen: np.ndarray,
+    *,
+    context: int,
+    seed: int,
+    unseen: bool = True,
 ) -> Any:
     """Representations of all users, leaves lead with U: seen ones' by their rows, others' by what they answered.
 
@@ -119,11 +127,12 @@ def user_representations(
       seen: bool [U], who has a row in the table.
       context: n, the most answers of a user that are read.
       seed: which, where there are more.
+      unseen: False where nobody asks for the others: they get some row of the table, which costs nothing.
     """
     own, answers = None, contexts(known, len(seen), context, seed)
     if "table" in params:
         own = params["table"][seen_rows(seen)]
-        if not seen.all():
+        if unseen and not seen.all():
             rest = Context(*(column[~seen] for column in answers))
             own = own.at[np.flatnonzero(~seen)].set(_adapt(head, params, states, rest))
     return _represent(head, params, states, own, answers)
