@@ -130,8 +130,9 @@ def _held_out_loss(
 ) -> float:
     """Mean loss on the held-out votes of users who are known by the other votes."""
     params = _fit(run, head, steps, learn, states, seen, folder)
-    known = {"context": settings.read(run).context, "seed": run.seed}
-    users = personal.user_representations(head, params, states, learn, seen, **known, unseen=False)
+    users = personal.user_representations(
+        head, params, states, learn, seen, context=settings.read(run).context, seed=run.seed, unseen=False
+    )
     margins = personal.pair_margins(head, params, states, users, held)
     return float(jnp.mean(head.loss(jnp.asarray(margins))))
 

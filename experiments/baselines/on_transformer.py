@@ -146,9 +146,8 @@ def _score(run: Run, model: Opened, head: Head, folder: Path, like: Any) -> tupl
     rated = tuned_states(model, params["experts"], batch_size=run.config.reward.eval_batch_size)
     states = states._replace(rated=standardise(scale, jnp.asarray(rated)))
     own = jax.tree.map(jnp.asarray, jax.device_get(params["personal"]))  # heads are scored on the first device
-    known = {"context": config.context, "seed": run.seed}
-    answered = data.pairs(("train", "validation"))
-    users = personal.user_representations(head, own, states, answered, data.seen, **known)
+    answers, context = data.pairs(("train", "validation")), config.context
+    users = personal.user_representations(head, own, states, answers, data.seen, context=context, seed=run.seed)
     margins = personal.pair_margins(head, own, states, users, test_pairs(data))
     pairs = on_features.context_pairs(data, config.context)
     return margins, {**facts, "parameters_per_user": head.kept, "context_pairs": pairs, "head": str(head)}

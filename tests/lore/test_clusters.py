@@ -65,15 +65,16 @@ def test_log_determinant(size):
 
 def test_votes_as_a_gaussian_likelihood():
     rng, z, mask = case(0)
-    prior = Prior(rng.normal(size=SIZE), covariances(rng, 1)[0])
+    mean, precision = rng.normal(size=SIZE), covariances(rng, 1)[0]
     with jax.enable_x64(True):
-        users = clusters.known(jnp.asarray(np.where(mask[..., None], z, np.nan)), jnp.asarray(mask), Prior(*prior))
+        prior = Prior(jnp.asarray(mean), jnp.asarray(precision))
+        users = clusters.known(jnp.asarray(np.where(mask[..., None], z, np.nan)), jnp.asarray(mask), prior)
     for user, own in enumerate(mask):
-        best, hessian, _ = laplace(z[user, own], prior.mean, prior.precision)
-        curvature = hessian - prior.precision
+        best, hessian, _ = laplace(z[user, own], mean, precision)
+        curvature = hessian - precision
         np.testing.assert_allclose(users.curvature[user], curvature, atol=1e-7)
         # At the MAP the likelihood's slope is what the prior pulls back.
-        expected = prior.precision @ (best - prior.mean) + curvature @ best
+        expected = precision @ (best - mean) + curvature @ best
         np.testing.assert_allclose(users.information[user], expected, atol=1e-7)
 
 
@@ -156,9 +157,10 @@ def test_nobody_answered_means_the_population():
 
 def test_one_cluster_is_the_gaussian_solver():
     rng, z, mask = case(4)
-    prior = Prior(rng.normal(size=SIZE), covariances(rng, 1)[0])
+    mean, precision = rng.normal(size=SIZE), covariances(rng, 1)[0]
     with jax.enable_x64(True):
-        given = clusters.Clusters(jnp.zeros(1), jnp.asarray(prior.mean)[None], jnp.asarray(prior.precision)[None])
+        prior = Prior(jnp.asarray(mean), jnp.asarray(precision))
+        given = clusters.Clusters(jnp.zeros(1), prior.mean[None], prior.precision[None])
         found = clusters.posterior(jnp.asarray(z), jnp.asarray(mask), given)
         expected = solve.logistic(jnp.asarray(z), jnp.asarray(mask), prior)
     np.testing.assert_allclose(found.weights, expected.weights, atol=1e-9)
