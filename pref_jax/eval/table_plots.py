@@ -84,6 +84,9 @@ def against_pairs(curves: Mapping[str, Mapping[str, Mapping[int, Interval]]]) ->
     for line, (title, own) in zip(axes, curves.items(), strict=True):
         counts = sorted({count for points in own.values() for count in points})
         for ax, names in zip(line, parts, strict=True):
+            if not any(own.get(name) for name in names):
+                ax.set_axis_off()
+                continue
             for name in names:
                 _curve(ax, methods.index(name), own.get(name, {}), shift=names.index(name) - (len(names) - 1) / 2)
             ax.set_xscale("log", base=2)
