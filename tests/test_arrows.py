@@ -60,6 +60,7 @@ ORDER = {
         "window",
         "drift",
         "asking",
+        "draws",
         "deep",
     ),
 }

@@ -5,7 +5,7 @@ Axis letters: U users, n pairs of the pool, K basis, S answers of a run.
 
 import time
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,12 @@ import numpy as np
 
 from experiments.benchmarks.measure import Result, result, timed
 from experiments.benchmarks.tastes import World, accuracy, answered, interval, make_world
-from lore_jax import asking, online
+from lore_jax import asking, draws, online
 from lore_jax import window as windows
 
-STRATEGIES: tuple[asking.Strategy, ...] = ("random", "information", "d_optimal", "boundary", "thompson")
+# "posterior": information by draws from the exact posterior, the others by Laplace's Gaussian.
+Strategy = asking.Strategy | Literal["posterior"]
+STRATEGIES: tuple[Strategy, ...] = ("random", "information", "posterior", "d_optimal", "boundary", "thompson")
 # What a random questioner reaches with as many answers is what the others are to reach sooner.
 GOAL = 20
 
@@ -32,10 +34,12 @@ def lore_active(
 
 
 @partial(jax.jit, static_argnames=("strategy", "answers", "batch"))
-def questioned(
-    key: jax.Array, world: World, strategy: asking.Strategy, answers: int = GOAL, batch: int = 1
-) -> jax.Array:
-    """Accuracy before any answer and after each round of `batch` answers, every user asked by the strategy: [S + 1]."""
+def questioned(key: jax.Array, world: World, strategy: Strategy, answers: int = GOAL, batch: int = 1) -> jax.Array:
+    """Accuracy before any answer and after each round of `batch` answers, every user asked by the strategy: [S + 1].
+
+    "posterior" asks one pair at a time, whatever the batch.
+    """
+    batch = 1 if strategy == "posterior" else batch
     users, pairs = len(world.truth), len(world.pool)
     every = jnp.arange(users)
 
@@ -46,7 +50,10 @@ def questioned(
     def step(carry, key):
         window, open = carry
         ask, reply = jax.random.split(key)
-        index = asking.choose(window.belief, world.pool, open, ask, strategy=strategy, count=batch).index
+        if strategy == "posterior":
+            index = draws.ask(window, world.pool, open, ask).index
+        else:
+            index = asking.choose(window.belief, world.pool, open, ask, strategy=strategy, count=batch).index
         window, _ = jax.lax.scan(answer, window, (index.T, jax.random.split(reply, batch)))
         level = accuracy(window.belief.weights, world.truth, world.test)
         return (window, open.at[every[:, None], index].set(False)), level
@@ -77,22 +84,37 @@ def _world(
         told[f"answers_needed_{name}"] = interval([needed(c, g) for c, g in zip(curves[name], goals, strict=True)])
         told[f"accuracy_of_8_{name}"] = interval([c[8] for c in curves[name]])
     told["accuracy_of_8_random"] = interval([c[8] for c in curves["random"]])
-    ours, loop, agree = _choosing(users, pairs, rank, sample, uneven, strength)
+    world = make_world(0, users=users, pairs=pairs, rank=rank, uneven=uneven, strength=strength)
+    ours, loop, agree = _choosing(world, sample)
     size = f"{users} users, {pairs} pairs, K={rank}, log-norms +-{uneven:g}, strength {strength:g}"
-    told |= {"trials": trials, "users_a_trial": each}
+    told |= {"trials": trials, "users_a_trial": each, "seconds_posterior": _drawing(world)}
     return result("lore_active", size, loop, ours, baseline_users_measured=sample, same_choice=agree, **told)
 
 
-def _choosing(
-    users: int, pairs: int, rank: int, sample: int, uneven: float, strength: float
-) -> tuple[float, float, float]:
+def _three_answers(world: World) -> list[jax.Array]:
+    """Three answers [U K] of every user to pairs of the pool."""
+    users, pairs = len(world.truth), len(world.pool)
+    places = jnp.arange(users) * 7 % pairs
+    return [answered(jax.random.key(step), world.pool[places - step], world.truth) for step in range(3)]
+
+
+def _drawing(world: World) -> float:
+    """Seconds of one choice for all users by draws from the posterior."""
+    window = windows.start(world.prior, len(world.truth), GOAL)
+    for z in _three_answers(world):
+        window = windows.slide(window, z, None)
+    open, key = jnp.ones((len(world.truth), len(world.pool)), bool), jax.random.key(0)
+    program = jax.jit(lambda window: draws.ask(window, world.pool, open, key).index)
+    return timed(lambda: program(window), repeats=5)[1]
+
+
+def _choosing(world: World, sample: int) -> tuple[float, float, float]:
     """Seconds of one choice for all users, of NumPy's for one user after another, share of equal choices."""
-    world = make_world(0, users=users, pairs=pairs, rank=rank, uneven=uneven, strength=strength)
-    belief, key = online.start(world.prior, users), jax.random.key(0)
-    for step in range(3):
-        z = answered(jax.random.key(step), world.pool[jnp.arange(users) * 7 % pairs - step], world.truth)
+    users, key = len(world.truth), jax.random.key(0)
+    belief = online.start(world.prior, users)
+    for z in _three_answers(world):
         belief = online.observe(belief, z, None, online.start(world.prior, 1), online.Rule())
-    open = jnp.ones((users, pairs), bool)
+    open = jnp.ones((users, len(world.pool)), bool)
     program = jax.jit(lambda belief: asking.choose(belief, world.pool, open, key).index[:, 0])
     _, ours, found = timed(lambda: program(belief), repeats=5)
     pool, weights, factor = (np.asarray(x, np.float64) for x in (world.pool, belief.weights, belief.factor))
