@@ -19,17 +19,18 @@ def run_of(tmp_path, **source: Any) -> Run:
 
 
 def test_a_public_source_by_name_from_a_folder(tmp_path):
-    rows = [
-        {
-            "info": {"post": f"post {i % 8}", "article": None},
-            "summaries": [{"text": f"{i}"}, {"text": "longer"}],
-            "choice": i % 2,
-            "worker": f"w{i % 5}",
-        }
-        for i in range(80)
-    ]
-    (tmp_path / "comparisons" / "train").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "comparisons" / "train" / "0000.parquet")
+    for part in ("train", "validation"):
+        rows = [
+            {
+                "info": {"post": f"{part} post {i % 8}", "article": None},
+                "summaries": [{"text": f"{i}", "policy": "sup2"}, {"text": "longer", "policy": "sup2"}],
+                "choice": i % 2,
+                "worker": f"w{i % 5}",
+            }
+            for i in range(40)
+        ]
+        (tmp_path / "comparisons" / part).mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "comparisons" / part / "0000.parquet")
     run = run_of(tmp_path, name="tldr", path=str(tmp_path), rule="lore")
     prepare(run)
     data = load_data(run)

@@ -6,6 +6,8 @@ parquet, JSON lines (also .gz) and csv are read; code in a repository never is.
 A local folder is laid out like the repository on the hub, as this makes it:
 
     hf download --repo-type dataset ID --local-dir FOLDER
+
+Axis letters: R rows.
 """
 
 import contextlib
@@ -15,7 +17,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from jaxtyping import Bool
 
 from pref_jax.errors import Faults, UserError
 
@@ -55,6 +59,24 @@ def read_columns(
     """
     folder = Path(path) if _is_folder(path) else _fetch(str(path), files, revision, option)
     return conform(_table(folder, files, option), columns, describe(path, revision))
+
+
+def read_halves(
+    path: str | Path, *, train: str, test: str, columns: Mapping[str, pa.DataType], revision: str | None = None
+) -> tuple[pa.Table, Bool[np.ndarray, "R"]]:
+    """Reads files to learn from and files to test on, as `read_columns` does.
+
+    Args:
+      path, columns, revision: as for `read_columns`.
+      train: glob of the first files.
+      test: glob of the others.
+
+    Returns:
+      The rows of both, `train` first, and True for each of `test`.
+    """
+    parts = [read_columns(path, files=[files], columns=columns, revision=revision) for files in (train, test)]
+    table = pa.concat_tables(parts)
+    return table, np.arange(table.num_rows) >= parts[0].num_rows
 
 
 def describe(path: str | Path, revision: str | None = None) -> str:

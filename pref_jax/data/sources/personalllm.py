@@ -144,14 +144,9 @@ def _scored(
     texts = [f"response_{place}" for place in which]
     scores = [f"{text}_{model}" for text in texts for model in models]
     columns = {"prompt": pa.string(), **dict.fromkeys(texts, pa.string()), **dict.fromkeys(scores, pa.float64())}
-    parts = [
-        hub.read_columns(path, files=[f"data/{part}*"], columns=columns, revision=revision)
-        for part in ("train", "test")
-    ]
-    table = pa.concat_tables(parts)
+    table, test = hub.read_halves(path, train="data/train*", test="data/test*", columns=columns, revision=revision)
     prompts = number(table["prompt"])
     numbered = number(pa.chunked_array([chunk for text in texts for chunk in table[text].chunks], pa.string()))
-    test = np.arange(table.num_rows) >= parts[0].num_rows
     score = np.stack([table[name].to_numpy() for name in scores], axis=1)
     score = score.reshape(table.num_rows, len(which), len(models))
 

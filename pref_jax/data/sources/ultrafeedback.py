@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float, Int
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources import hub
 from pref_jax.data.sources.lexicon import ATTRIBUTES
-from pref_jax.data.sources.simulated import Survey, ask
+from pref_jax.data.sources.simulated import Survey, ask, tastes
 from pref_jax.data.sources.tables import (
     Answers,
     Sieve,
@@ -60,10 +60,10 @@ RATINGS = {
 _MESSAGES = pa.list_(pa.struct([("content", pa.string()), ("role", pa.string())]))
 PAIRS = {"prompt": pa.string(), "chosen": _MESSAGES, "rejected": _MESSAGES}
 RULE = (
-    "A user cares for one attribute and prefers the answer rated higher on it; equal ratings are broken at random by "
-    "seed, once for each answer and attribute. Kept are distinct pairs with all eight ratings, of at most max_tokens "
-    "tokens if they are counted, on which the four attributes do not all agree. The test fraction of their prompts is "
-    "drawn. Controversial: the users' attributes do not all agree on the pair."
+    "A user cares for one attribute, as many users for each, and prefers the answer rated higher on it; equal ratings "
+    "are broken at random by seed, once for each answer and attribute. Kept are distinct pairs with all eight ratings, "
+    "of at most max_tokens tokens if they are counted, on which the four attributes do not all agree. The test "
+    "fraction of their prompts is drawn. Controversial: the users' attributes do not all agree on the pair."
 )
 
 
@@ -257,7 +257,7 @@ def _asked(
     """Draws prompts to test on, users and what they are asked; everybody answers by one attribute."""
     prompts, prompt = np.unique(pool.prompt, return_inverse=True)
     test = draw(len(prompts), test_fraction, rng)[prompt]
-    cares = rng.integers(attributes, size=len(survey.seen))
+    cares = tastes(survey, attributes, rng)
     asked = ask(survey, test, rng)
     second = 1 - pool.votes[asked.item, cares[asked.user]].astype(np.int64)
     ends = pool.ends[asked.item]
