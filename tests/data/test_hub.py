@@ -63,6 +63,22 @@ def test_csv_with_digits_for_names_and_a_column_without_values(tmp_path):
     assert table.to_pydict() == {"id": ["12", "7"], "score": [1.0, 3.0], "note": [None, None]}
 
 
+def test_csv_whose_late_rows_differ_from_the_first(tmp_path):
+    """`datasets` reads csv by 10 000 rows and would keep the types of the first ones; pandas takes words for null."""
+    words = {15_000: "None", 15_001: "NA", 15_002: '"a, b\n""c"""', 15_003: "7.0", 15_004: "007"}
+    lines = [f"{row},{words.get(row, '')},x" for row in range(20_000)]
+    (tmp_path / "votes.csv").write_text("\n".join(["id,late,other", *lines, ""]), encoding="utf-8-sig")
+    columns = {"id": pa.string(), "late": pa.string()}
+    table = hub.read_columns(tmp_path, files=["votes"], columns=columns)
+    assert table.schema == pa.schema(columns)
+    assert table["late"].slice(15_000, 6).to_pylist() == ["None", "NA", 'a, b\n"c"', "7.0", "007", None]
+    assert table["late"].null_count == 20_000 - 5
+    with pytest.raises(UserError, match=r"has id, late, other(.|\n)*column 'early': missing"):
+        hub.read_columns(tmp_path, files=["votes"], columns={"early": pa.string()})
+    with pytest.raises(UserError, match=r"cannot be read .*'None'.*votes.csv"):
+        hub.read_columns(tmp_path, files=["votes"], columns={"late": pa.float64()})
+
+
 def test_files_come_in_the_order_of_their_names_and_stay_mapped(tmp_path):
     (tmp_path / "data").mkdir()
     for place in (2, 0, 1):
@@ -140,7 +156,13 @@ def test_every_missing_file_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("ending", "content"),
-    [(".parquet", b"PAR1 cut short"), (".jsonl", b'{"name": 1}\n{"na'), (".jsonl.gz", b"\x1f\x8b")],
+    [
+        (".parquet", b"PAR1 cut short"),
+        (".csv", b"name\n\xff"),
+        (".csv", b"n\xffme\n"),
+        (".jsonl", b'{"name": 1}\n{"na'),
+        (".jsonl.gz", b"\x1f\x8b"),
+    ],
 )
 def test_a_broken_file_is_named(ending, content, tmp_path):
     file = write(tmp_path / "set", ending) / "data" / f"train-00000{ending}"

@@ -11,6 +11,7 @@ Axis letters: R rows.
 """
 
 import contextlib
+import csv
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,7 +59,7 @@ def read_columns(
         another one: then every missing or wrongly typed column is named, with the type found.
     """
     folder = Path(path) if _is_folder(path) else _fetch(str(path), files, revision, option)
-    return conform(_table(folder, files, option), columns, describe(path, revision))
+    return conform(_table(folder, files, columns, option), columns, describe(path, revision))
 
 
 def read_halves(
@@ -180,10 +181,9 @@ def _fetch(name: str, files: Sequence[str], revision: str | None, option: str) -
         ) from error
 
 
-def _table(folder: Path, files: Sequence[str], option: str) -> pa.Table:
+def _table(folder: Path, files: Sequence[str], columns: Mapping[str, pa.DataType], option: str) -> pa.Table:
     """All rows of a folder's files as one memory-mapped table; `datasets` keeps the Arrow copy in its cache."""
     import datasets
-    from datasets.packaged_modules.json.json import JsonConfig
 
     faults = Faults()
     found = {glob: sorted(file for file in folder.glob(f"{glob}.*") if _ending(file)) for glob in files}
@@ -196,14 +196,10 @@ def _table(folder: Path, files: Sequence[str], option: str) -> pa.Table:
     if len(formats) > 1:
         raise UserError(f"{folder}: the same files in several formats ({', '.join(names)}); leave those of one in it")
     builder = formats.pop()
-    # Newer versions would turn structs whose fields differ from row to row into text; fields that are missing in a
-    # row are null here. Inference looks at the first chunk alone, so that is a large one.
-    ways: dict[str, Any] = {"chunksize": 64 << 20} if builder == "json" else {}
-    if builder == "json" and hasattr(JsonConfig, "on_mixed_types"):
-        ways["on_mixed_types"] = None
+    ways = {"json": _json_ways, "csv": lambda: _csv_ways(names, columns)}.get(builder, dict)
     try:
         with _quiet():
-            data = datasets.load_dataset(builder, data_files={"train": names}, split="train", **ways)
+            data = datasets.load_dataset(builder, data_files={"train": names}, split="train", **ways())
     except Exception as error:  # `datasets` raises errors of many libraries: all mean "not read" to the user
         cause = error.__cause__ or error
         raise UserError(
@@ -211,6 +207,32 @@ def _table(folder: Path, files: Sequence[str], option: str) -> pa.Table:
             f"{', '.join(names)}"
         ) from error
     return data.data.table
+
+
+def _json_ways() -> dict[str, Any]:
+    """Options of the builder for JSON.
+
+    Newer versions would turn structs whose fields differ from row to row into text; fields that are missing in a row
+    are null here. Inference looks at the first chunk alone, so that is a large one.
+    """
+    from datasets.packaged_modules.json.json import JsonConfig
+
+    return {"chunksize": 64 << 20} | ({"on_mixed_types": None} if hasattr(JsonConfig, "on_mixed_types") else {})
+
+
+def _csv_ways(names: Sequence[str], columns: Mapping[str, pa.DataType]) -> dict[str, Any]:
+    """Options of the builder for csv: types are told, as it would take those of the first rows; an empty cell is null.
+
+    Words such as None or NA stay words. Columns that are not asked for are strings.
+    """
+    import datasets
+
+    wanted = {}
+    for name in names:
+        with open(name, encoding="utf-8-sig", newline="") as file:
+            wanted |= {column: columns.get(column, pa.string()) for column in next(csv.reader(file), [])}
+    features = datasets.Features.from_arrow_schema(pa.schema(wanted))
+    return {"features": features, "keep_default_na": False, "na_values": [""]}
 
 
 def _ending(file: Path) -> str:
