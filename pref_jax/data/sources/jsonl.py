@@ -16,7 +16,7 @@ import gzip
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,13 +78,24 @@ def read(
     )
     faults = Faults()
     ignored: Counter[str] = Counter()
-    rows = [row for line, value in _lines(path, faults) if (row := _row(path, line, value, faults, ignored))]
+    found = (_row(path, line, value, faults, ignored) for line, value in _lines(path, faults))
+    rows = _held_once(row for row in found if row)
     users = _users(path, rows, faults)
     faults.raise_if_any(f"{path}: bad rows")
     if not rows:
         raise UserError(f"{path}: no rows; give one JSON object a line with user, prompt, chosen and rejected")
     options = {"validation": validation_fraction, "test": test_fraction, "unseen": unseen_fraction}
     return _tables(path, rows, users, options, seed, dict(ignored.most_common()))
+
+
+def _held_once(rows: Iterable[Row]) -> list[Row]:
+    """The rows; equal users, prompts and texts are one object in memory, as they come again and again."""
+    known: dict[Any, Any] = {}
+    fields = ("user", "prompt", "chosen", "rejected")
+    return [
+        row._replace(**{name: known.setdefault(getattr(row, name), getattr(row, name)) for name in fields})
+        for row in rows
+    ]
 
 
 def _lines(path: Path, faults: Faults) -> Iterator[tuple[int, Any]]:
