@@ -22,7 +22,8 @@ def _counts(pattern: str) -> Callable[[str], float]:
 
 
 def _share(test: Callable[[str], bool]) -> Callable[[str], float]:
-    return lambda text: sum(map(test, text)) / max(len(text), 1)
+    # Each distinct character is tested once.
+    return lambda text: sum(text.count(c) for c in set(text) if test(c)) / max(len(text), 1)
 
 
 # Name -> number of a text. Counts are logarithms, so that one long text does not outweigh all others.

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from ml_collections import ConfigDict
 
-from experiments.prepare import prepare
+from experiments.prepare import READERS, prepare
 from experiments.stages import Run, load_data
 from pref_jax.errors import UserError
 
@@ -44,6 +44,22 @@ def test_public_sources_need_no_option(name, tmp_path):
         prepare(run_of(tmp_path, name=name))
     with pytest.raises(UserError, match=rf"config.source does not fit {name}: .*colour"):
         prepare(run_of(tmp_path, name=name, colour="red"))
+
+
+def test_a_missing_path_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"config.source does not fit crowdrag: missing .*'path'"):
+        prepare(run_of(tmp_path, name="crowdrag"))
+    with pytest.raises(UserError, match=r"config.source.path is empty"):
+        prepare(run_of(tmp_path, name="jsonl", path=""))
+
+
+def test_a_mistake_inside_a_reader_is_not_blamed_on_the_config(tmp_path, monkeypatch):
+    def broken(path: str = "", *, seed: int) -> None:
+        raise TypeError("inside")
+
+    monkeypatch.setitem(READERS, "tldr", broken)
+    with pytest.raises(TypeError, match="inside"):
+        prepare(run_of(tmp_path, name="tldr"))
 
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path):

@@ -53,7 +53,7 @@ class Answer(NamedTuple):
 
 
 def read(
-    folder: str | Path,
+    path: str | Path,
     *,
     dimensions: tuple[str, ...] = ("quality_overall",),
     unseen_fraction: float | int = 0.25,
@@ -70,7 +70,7 @@ def read(
     `controversial` compares all raters of a pair on a dimension.
 
     Args:
-      folder: root of the clone.
+      path: root of the clone.
       dimensions: of `DIMENSIONS`.
       unseen_fraction: of the workers.
       test_query_fraction: of the queries.
@@ -82,7 +82,6 @@ def read(
     Raises:
       UserError: if options are bad, files are missing or damaged, or a row does not have the known keys.
     """
-    folder = Path(folder)
     _check_options(dimensions, min_votes=min_votes, context_pairs=context_pairs)
     fractions = {
         "unseen_fraction": unseen_fraction,
@@ -90,7 +89,7 @@ def read(
         "validation_fraction": validation_fraction,
     }
     check_fractions(**fractions)
-    raw = _raw(folder)
+    raw = _raw(Path(path))
     filtered: Counter[str] = Counter()
     votes = list(_rows(raw / VOTES, ("worker", "query_id", "response_a", "response_b", *dimensions)))
     needed = {row[side] for _, row in votes for side in ("response_a", "response_b")}
