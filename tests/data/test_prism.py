@@ -171,6 +171,18 @@ def test_everything_left_out_is_counted(tmp_path: Path):
     assert ("नमस्ते 🙂", "equal score") in {row[2:4] for row in named(with_ties)}
 
 
+def test_dialogues_without_a_choice_do_not_count(tmp_path: Path):
+    alone = [reply("ann", "6", 0, "one reply", "x", 50, True)]
+    empty = [reply("ann", "7", 0, "an empty one", "x", 50, True), reply("ann", "7", 0, "an empty one", "", 5, False)]
+    rows = usual("ann", 5) + alone + empty + usual("bob") + usual("eve")
+    data = prism.read(folder(tmp_path / "a", rows))
+    assert data.users["user_id"].to_pylist() == ["bob", "eve"]
+    assert data.meta["filtered"]["users_under_min_dialogues"] == 1
+    assert data.meta["filtered"]["votes_under_min_dialogues"] == 20
+    rows += turn_rows("ann", "6", 1, "and now", "y", "z")
+    assert prism.read(folder(tmp_path / "b", rows)).users["user_id"].to_pylist() == ["ann", "bob", "eve"]
+
+
 def test_no_text_betrays_its_label(tmp_path: Path):
     """The defect of the published code: whichever reply is chosen, it and the others must be written alike."""
     rows = [row for row in traps() if row["turn"] == 0 and row["conversation_id"].split("-")[1] in "012345"]

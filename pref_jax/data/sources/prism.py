@@ -8,9 +8,9 @@ its codebook (github.com/HannahKirk/prism-alignment):
                       in case of a tie)
     survey.jsonl      one row a person: user_id, age, gender, education, study_locale, ...; read for groups only
 
-LoRe's protocol (arXiv 2504.14439): people with more than 5 dialogues, 80 % of them seen, half of each one's dialogues
-to learn from, one pair for each reply turned down. LoRe's code hands those replies on as Python lists, whose printed
-form betrays the label; here all are plain text.
+LoRe's protocol (arXiv 2504.14439): people with more than 5 dialogues in which a choice was made, 80 % of them seen,
+half of each one's dialogues to learn from, one pair for each reply turned down. LoRe's code hands those replies on as
+Python lists, whose printed form betrays the label; here all are plain text.
 
 Axis letters: P votes.
 """
@@ -45,9 +45,10 @@ EMPTY = "EMPTY STRING"
 RULE = (
     "One pair for each reply of a turn that the person did not choose; ties in the person's rating are left out unless "
     "keep_ties. Turns in which not one text alone is chosen are left out. People with fewer than min_dialogues "
-    "dialogues are left out, of the others the unseen fraction is drawn. Of each one's dialogues the test fraction is "
-    "drawn, those that open alike together, and test pairs under a prompt of somebody's other dialogues are left out. "
-    "Of the seen users' dialogues that are left the validation fraction is drawn, leaving each user one."
+    "dialogues in which a reply was chosen and another was not are left out, of the others the unseen fraction is "
+    "drawn. Of each one's dialogues the test fraction is drawn, those that open alike together, and test pairs under a "
+    "prompt of somebody's other dialogues are left out. Of the seen users' dialogues that are left the validation "
+    "fraction is drawn, leaving each user one."
 )
 
 
@@ -126,7 +127,7 @@ def read(
 def _votes(
     rows: Iterable[dict[str, Any]], keep_ties: bool, filtered: Counter[str]
 ) -> tuple[Counter[str], Iterator[Vote]]:
-    """How many dialogues each person led, and their votes."""
+    """How many dialogues with a choice each person led, and their votes."""
     replies: dict[tuple[str, str], dict[int, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         replies[row["user_id"], row["conversation_id"]][row["turn"]].append(row)
@@ -138,7 +139,14 @@ def _votes(
             yield from dialogues.unroll(person, dialogue, filtered)
         faults.raise_if_any(f"{ID}: a turn has one prompt")
 
-    return Counter(person for person, _ in replies), votes()
+    people = Counter({person: 0 for person, _ in replies})
+    people.update(person for (person, _), turns in replies.items() if any(map(_decided, turns.values())))
+    return people, votes()
+
+
+def _decided(rows: list[dict[str, Any]]) -> bool:
+    """Whether a turn has a reply that was chosen and one that was not."""
+    return {row["if_chosen"] for row in rows if _text(row)} == {True, False}
 
 
 def _turn(rows: list[dict[str, Any]], keep_ties: bool, filtered: Counter[str], faults: Faults) -> Turn:
@@ -181,8 +189,8 @@ def _split(
     alive, used = np.unique(user[keep]), np.unique(dialogue[keep])
     unseen, drawn, open_ = np.zeros(user.max() + 1, bool), np.zeros(len(owner), bool), np.zeros(len(owner), bool)
     unseen[alive[draw(len(alive), fractions["unseen_fraction"], rng)]] = True
-    for one in alive:
-        own = used[owner[used] == one]
+    by_owner = used[np.argsort(owner[used], kind="stable")]
+    for own in np.split(by_owner, np.searchsorted(owner[by_owner], alive[1:])):
         drawn[own[draw(len(own), fractions["test_fraction"], rng)]] = True
     open_[used] = ~drawn[used] & ~unseen[owner[used]]
     held = hold_out(owner, open_, fractions["validation_fraction"], rng, keep=np.ones(len(unseen), bool))
