@@ -177,8 +177,11 @@ def test_mistakes_are_told(tmp_path: Path):
     rows = usual()
     rows[3]["winner"], rows[5]["turn"] = "both", 3
     rows[7]["conversation_b"] = rows[7]["conversation_b"][1:]
+    rows[8]["conversation_a"] = [None, *rows[8]["conversation_a"][1:]]
+    rows[9]["conversation_b"] = talk(99, "llama")
     words = (
-        r"(?s)3 faults.*row 3, column 'winner': is 'both'.*row 5, column 'turn': is 3.*row 7, columns 'conversation_a'"
+        r"(?s)5 faults.*row 3, column 'winner': is 'both'.*row 5, column 'turn': is 3.*row 7, columns 'conversation_a'"
+        r".*row 8, columns 'conversation_a'.*row 9, columns 'conversation_a', 'conversation_b': two questions"
     )
     with pytest.raises(UserError, match=words):
         mt_bench.read(folder(tmp_path / "a", rows))
@@ -186,5 +189,8 @@ def test_mistakes_are_told(tmp_path: Path):
     rows[2]["judge"] = None
     with pytest.raises(UserError, match="column 'judge': null in 1 rows, first row 2"):
         mt_bench.read(folder(tmp_path / "b", rows))
+    rows = [row | {"winner": "tie"} for row in usual()]
+    with pytest.raises(UserError, match=r"no votes are left after filtering \({'ties': 48}\); lower min_votes"):
+        mt_bench.read(folder(tmp_path / "c", rows))
     with pytest.raises(UserError, match=r"turns: is \(3,\); give some of 1 to 2"):
         mt_bench.read(tmp_path, turns=(3,))

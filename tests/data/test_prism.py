@@ -128,6 +128,8 @@ def traps() -> list[dict]:
     ]
     # Turn 1 is missing; and nothing chosen in a turn.
     rows += turn_rows("bob", "g", 0, "gap", "a", "b") + turn_rows("bob", "g", 2, "later", "c", "d", "e")
+    # Turns that do not begin with 0.
+    rows += turn_rows("ann", "b", -1, "before", "a", "b") + turn_rows("ann", "l", 10**12, "late", "a", "b", "c")
     rows += [reply("bob", "n", 0, "none", text, 5, False) for text in ("p", "q")]
     # The same opening by both, and twice by one of them, once with the choice turned round.
     rows += turn_rows("ann", "h1", 0, "Hi", "hello", "hey") + turn_rows("ann", "h2", 0, "Hi", "hello", "hey")
@@ -144,7 +146,7 @@ def test_everything_left_out_is_counted(tmp_path: Path):
         assert found == {
             "ties": 1,
             "unclear_choice": 3,
-            "after_gap": 3,
+            "after_gap": 6,
             "missing_text": 2,
             "same_text": 1,
             "repeated": 1,
@@ -152,8 +154,8 @@ def test_everything_left_out_is_counted(tmp_path: Path):
             "users_under_min_dialogues": 1,
             "votes_under_min_dialogues": 20,
         }
-        assert data.meta["votes_in_source"] == 86
-        assert data.comparisons.num_rows == 86 - sum(found.values()) + 1 - leaked
+        assert data.meta["votes_in_source"] == 89
+        assert data.comparisons.num_rows == 89 - sum(found.values()) + 1 - leaked
         rows = named(data)
         trained = {row[1] for row in rows if row[4] != "test"}
         assert not trained & {row[1] for row in rows if row[4] == "test"}

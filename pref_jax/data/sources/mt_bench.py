@@ -104,6 +104,9 @@ def _votes(rows: Iterable[dict[str, Any]], turns: tuple[int, ...], filtered: Cou
         elif any([role for role, _ in side] != ["user", "assistant"] * turn for side in sides):
             what = f"no dialogues of {turn} turns of user and assistant"
             faults.add(f"row {line}, columns 'conversation_a', 'conversation_b'", what, "fetch the data again")
+        elif sides[0][0] != sides[1][0]:
+            what = "two questions, where a vote is on two answers to one"
+            faults.add(f"row {line}, columns 'conversation_a', 'conversation_b'", what, "fetch the data again")
         elif turn not in turns:
             filtered["other_turns"] += 1
         elif winner == "tie":
@@ -115,9 +118,10 @@ def _votes(rows: Iterable[dict[str, Any]], turns: tuple[int, ...], filtered: Cou
     faults.raise_if_any(f"{ID}: unknown votes")
 
 
-def _upto(dialogue: list[dict[str, str | None]], turn: int) -> Messages:
-    """The messages up to the reply of this turn."""
-    return tuple((message["role"] or "", dialogues.plain(message["content"])) for message in dialogue[: 2 * turn])
+def _upto(dialogue: list[dict[str, str | None] | None], turn: int) -> Messages:
+    """The messages up to the reply of this turn; a null one is of nobody."""
+    messages = [message or {} for message in dialogue[: 2 * turn]]
+    return tuple((message.get("role") or "", dialogues.plain(message.get("content"))) for message in messages)
 
 
 def _branch(one: Messages, other: Messages) -> tuple[Messages, tuple[str, str]]:

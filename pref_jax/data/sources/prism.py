@@ -135,8 +135,7 @@ def _votes(
     def votes() -> Iterator[Vote]:
         faults = Faults()
         for (person, _), turns in replies.items():
-            dialogue = (_turn(turns.get(number, []), keep_ties, filtered, faults) for number in range(max(turns) + 1))
-            yield from dialogues.unroll(person, dialogue, filtered)
+            yield from dialogues.unroll(person, _dialogue(turns, keep_ties, filtered, faults), filtered)
         faults.raise_if_any(f"{ID}: a turn has one prompt")
 
     people = Counter({person: 0 for person, _ in replies})
@@ -149,13 +148,23 @@ def _decided(rows: list[dict[str, Any]]) -> bool:
     return {row["if_chosen"] for row in rows if _text(row)} == {True, False}
 
 
+def _dialogue(
+    turns: dict[int, list[dict[str, Any]]], keep_ties: bool, filtered: Counter[str], faults: Faults
+) -> Iterator[Turn]:
+    """The turns in order, from 0, after one of which nothing is known where turns are missing."""
+    for place, number in enumerate(sorted(turns)):
+        if place != number:
+            yield Turn("", "", ())
+        yield _turn(turns[number], keep_ties, filtered, faults)
+
+
 def _turn(rows: list[dict[str, Any]], keep_ties: bool, filtered: Counter[str], faults: Faults) -> Turn:
-    """One turn of its replies; without rows one of which nothing is known."""
+    """One turn of its replies."""
     prompts = {dialogues.plain(row["user_prompt"]) for row in rows}
     if len(prompts) > 1:
         where = f"conversation {rows[0]['conversation_id']}, turn {rows[0]['turn']}"
         faults.add(where, f"{len(prompts)} values in column 'user_prompt'", "fetch the data again")
-    prompt = next(iter(prompts), "")
+    prompt = min(prompts)
     chosen = {_text(row): row["score"] for row in reversed(rows) if row["if_chosen"]}
     others = [row for row in rows if not row["if_chosen"]]
     if len(chosen) != 1:
