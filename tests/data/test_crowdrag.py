@@ -200,7 +200,7 @@ def test_too_few_votes(tmp_path: Path):
     assert data.meta["filtered"]["users_under_min_votes"] == 1
     assert data.meta["filtered"]["votes_under_min_votes"] == 1
     with pytest.raises(
-        UserError, match="no votes are left after filtering .*'votes_under_min_votes': 5.*; lower min_votes"
+        UserError, match=r"no votes are left after filtering .*'votes_under_min_votes': 5.*; lower min_votes"
     ):
         crowdrag.read(tmp_path / "a", **{**OPTIONS, "min_votes": 3})
 

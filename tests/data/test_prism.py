@@ -252,7 +252,7 @@ def test_mistakes_are_told(tmp_path: Path):
         prism.read(folder(tmp_path / "b", rows))
     with pytest.raises(UserError, match="nobody has 7 dialogues"):
         prism.read(folder(tmp_path / "c", usual("ann")), min_dialogues=7)
-    with pytest.raises(UserError, match="min_dialogues is 1; give 2 or more"):
+    with pytest.raises(UserError, match="min_dialogues: is 1; give 2 or more"):
         prism.read(tmp_path / "c", min_dialogues=1)
     with pytest.raises(UserError, match="test_fraction: is 1"):
         prism.read(tmp_path / "c", test_fraction=1)

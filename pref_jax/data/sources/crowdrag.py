@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources.ballots import Ballot, once_each, tabulate
-from pref_jax.data.splits import check_fractions
+from pref_jax.data.splits import check_options
 from pref_jax.errors import Faults, UserError
 
 DIMENSIONS = (
@@ -82,13 +82,13 @@ def read(
     Raises:
       UserError: if options are bad, files are missing or damaged, or a row does not have the known keys.
     """
-    _check_options(dimensions, min_votes=min_votes, context_pairs=context_pairs)
     fractions = {
         "unseen_fraction": unseen_fraction,
         "test_query_fraction": test_query_fraction,
         "validation_fraction": validation_fraction,
     }
-    check_fractions(**fractions)
+    counts = {"min_votes": min_votes, "context_pairs": context_pairs}
+    check_options(fractions=fractions, counts=counts, faults=_unknown(dimensions))
     raw = _raw(Path(path))
     filtered: Counter[str] = Counter()
     votes = list(_rows(raw / VOTES, ("worker", "query_id", "response_a", "response_b", *dimensions)))
@@ -101,12 +101,7 @@ def read(
         texts={name: answer.text for name, answer in answers.items()},
         queries=queries,
         seed=seed,
-        options={
-            "dimensions": list(dimensions),
-            **fractions,
-            "min_votes": min_votes,
-            "context_pairs": context_pairs,
-        },
+        options={"dimensions": list(dimensions), **fractions, **counts},
         meta={
             "source": f"Crowd RAG Corpus 2025, {REPOSITORY}",
             "licence": "CC-BY-4.0",
@@ -121,17 +116,15 @@ def strip_citations(text: str) -> str:
     return _CITATION.sub("", text).strip()
 
 
-def _check_options(dimensions: tuple[str, ...], **counts: int) -> None:
+def _unknown(dimensions: tuple[str, ...]) -> Faults:
+    """What is wrong with the dimensions."""
     faults = Faults()
     for word in dimensions:
         if word not in DIMENSIONS:
             faults.add("dimensions", f"{word!r} is unknown", f"use some of {', '.join(DIMENSIONS)}")
     if not dimensions or len(set(dimensions)) < len(dimensions):
         faults.add("dimensions", "empty or named twice", "name each dimension once")
-    for name, count in counts.items():
-        if count < 1:
-            faults.add(name, f"is {count}", "give 1 or more")
-    faults.raise_if_any("bad options")
+    return faults
 
 
 def _raw(folder: Path) -> Path:

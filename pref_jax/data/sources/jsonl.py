@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from pref_jax.data.preferences import Preferences, build
 from pref_jax.data.sources.rule import RULE, assign
-from pref_jax.data.splits import check_fractions
+from pref_jax.data.splits import check_options
 from pref_jax.data.validate import COMPARISONS, RESPONSES, ROLES, SPLITS, USERS
 from pref_jax.errors import Faults, UserError
 
@@ -73,9 +73,12 @@ def read(
       UserError: with all bad rows at once, each with file, line, field and mend.
     """
     path = Path(path)
-    check_fractions(
-        validation_fraction=validation_fraction, test_fraction=test_fraction, unseen_fraction=unseen_fraction
-    )
+    fractions = {
+        "validation_fraction": validation_fraction,
+        "test_fraction": test_fraction,
+        "unseen_fraction": unseen_fraction,
+    }
+    check_options(fractions=fractions)
     faults = Faults()
     ignored: Counter[str] = Counter()
     found = (_row(path, line, value, faults, ignored) for line, value in _lines(path, faults))
@@ -84,7 +87,7 @@ def read(
     faults.raise_if_any(f"{path}: bad rows")
     if not rows:
         raise UserError(f"{path}: no rows; give one JSON object a line with user, prompt, chosen and rejected")
-    options = {"validation": validation_fraction, "test": test_fraction, "unseen": unseen_fraction}
+    options = {name.removesuffix("_fraction"): value for name, value in fractions.items()}
     return _tables(path, rows, users, options, seed, dict(ignored.most_common()))
 
 

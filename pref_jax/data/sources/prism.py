@@ -28,7 +28,7 @@ from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources import dialogues, hub
 from pref_jax.data.sources.ballots import build_tables, controversial_pairs, numbered
 from pref_jax.data.sources.dialogues import Named, Turn, Vote
-from pref_jax.data.splits import check_fractions, draw, hold_out
+from pref_jax.data.splits import check_options, draw, hold_out
 from pref_jax.errors import Faults, UserError
 
 ID = "HannahRoseKirk/prism-alignment"
@@ -86,9 +86,8 @@ def read(
         "test_fraction": test_fraction,
         "validation_fraction": validation_fraction,
     }
-    check_fractions(**fractions)
-    if min_dialogues < 2:
-        raise UserError(f"min_dialogues is {min_dialogues}; give 2 or more: one to learn from and one for test")
+    # One dialogue to learn from and one for test.
+    check_options(fractions=fractions, counts={"min_dialogues": min_dialogues}, least=2)
     table = hub.read_columns(path, files=("utterances",), columns=COLUMNS)
     ids = ("user_id", "conversation_id", "turn", "if_chosen")
     dialogues.need_values(table, ids, f"{path}: utterances")

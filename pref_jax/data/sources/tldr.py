@@ -28,7 +28,7 @@ from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources import hub
 from pref_jax.data.sources.simulated import TEST, TRAIN, VALIDATION, Survey, ask, tastes
 from pref_jax.data.sources.tables import Answers, Sieve, answers, assemble, names, number, repeated, unordered
-from pref_jax.data.splits import at_most, check_at_least, check_fractions, draw, hold_out
+from pref_jax.data.splits import at_most, check_options, draw, hold_out
 from pref_jax.data.validate import pc
 from pref_jax.errors import UserError
 
@@ -66,8 +66,10 @@ class Limits:
     context_pairs: int
 
     def __post_init__(self):
-        check_fractions(unseen_fraction=self.unseen_fraction, validation_fraction=self.validation_fraction)
-        check_at_least(1, train_pairs=self.train_pairs, context_pairs=self.context_pairs)
+        check_options(
+            fractions={"unseen_fraction": self.unseen_fraction, "validation_fraction": self.validation_fraction},
+            counts={"train_pairs": self.train_pairs, "context_pairs": self.context_pairs},
+        )
 
 
 class Votes(NamedTuple):
@@ -135,7 +137,7 @@ def read(
     """
     if rule not in ("copl", "lore"):
         raise UserError(f"config.source.rule is {rule!r}; give copl or lore")
-    check_at_least(1, workers=workers)
+    check_options(fractions={}, counts={"workers": workers})
     limits = Limits(
         unseen_fraction=unseen_fraction,
         validation_fraction=validation_fraction,

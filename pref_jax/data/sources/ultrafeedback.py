@@ -41,7 +41,7 @@ from pref_jax.data.sources.tables import (
     unanimous,
     unordered,
 )
-from pref_jax.data.splits import check_fractions, draw
+from pref_jax.data.splits import check_options, draw
 from pref_jax.data.tokens import load_tokenizer, tokenize_responses
 from pref_jax.data.validate import pc
 from pref_jax.errors import UserError
@@ -123,7 +123,7 @@ def read(
     """
     if attributes not in (2, 4):
         raise UserError(f"config.source.attributes is {attributes}; give 2 (UF-P-2) or 4 (UF-P-4)")
-    check_fractions(test_fraction=test_fraction)
+    check_options(fractions={"test_fraction": test_fraction})
     survey = Survey(
         seen_users=seen_users,
         unseen_users=unseen_users,
