@@ -9,7 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pref_jax.data.sources import hub
+from pref_jax.data.sources import (
+    community_alignment,
+    hub,
+    mt_bench,
+    personalllm,
+    prism,
+    reward_bench_2,
+    tldr,
+    ultrafeedback,
+)
 from pref_jax.errors import UserError
 
 SCHEMA = {
@@ -123,6 +132,18 @@ def test_no_network_says_how_to_use_a_folder():
     said = str(error.value)
     assert "--config.source.pairs_path=FOLDER" in said
     assert "hf download --repo-type dataset org/votes --revision abc --local-dir FOLDER" in said
+
+
+SOURCES = (community_alignment, mt_bench, personalllm, prism, reward_bench_2, tldr, ultrafeedback)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.__name__.rsplit(".", 1)[-1])
+def test_every_source_takes_a_revision(source):
+    name = source.RATINGS_ID if source is ultrafeedback else source.ID
+    with pytest.raises(UserError) as error:
+        source.read(revision="v7")
+    assert f"hf download --repo-type dataset {name} --revision v7 --local-dir FOLDER" in str(error.value)
+    assert "--config.source.path=FOLDER" in str(error.value)
 
 
 def test_what_the_hub_gave_once_is_read_without_network(tmp_path, monkeypatch):

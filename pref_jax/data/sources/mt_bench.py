@@ -44,6 +44,7 @@ RULE = (
 def read(
     path: str | Path = ID,
     *,
+    revision: str | None = None,
     turns: tuple[int, ...] = (1, 2),
     unseen_fraction: float | int = 0.25,
     test_query_fraction: float | int = 0.25,
@@ -58,6 +59,7 @@ def read(
 
     Args:
       path: hub id, or a folder with `data/human-*.parquet`.
+      revision: on the hub.
       turns: 1, 2 or both.
       unseen_fraction: of the judges.
       test_query_fraction: of the questions.
@@ -78,10 +80,10 @@ def read(
         min_votes=min_votes,
         context_pairs=context_pairs,
     )
-    table = hub.read_columns(path, files=("data/human*",), columns=COLUMNS)
+    table = hub.read_columns(path, files=("data/human*",), columns=COLUMNS, revision=revision)
     dialogues.need_values(table, tuple(COLUMNS), f"{path}: human")
     filtered: Counter[str] = Counter(ties=0, other_turns=0)
-    meta = {"source": f"MT-Bench human judgments, {hub.describe(path)}", "licence": "CC-BY-4.0"}
+    meta = {"source": f"MT-Bench human judgments, {hub.describe(path, revision)}", "licence": "CC-BY-4.0"}
     return dialogues.tabulated(
         _votes(dialogues.rows(table), turns, filtered),
         filtered,

@@ -154,7 +154,7 @@ def _scored(
     sieve = Sieve(table.num_rows)
     sieve.drop("prompts_empty", prompts.empty)
     sieve.drop("prompts_with_an_empty_answer", np.asarray(numbered.empty.reshape(len(which), -1).any(axis=0)))
-    sieve.drop("prompts_without_a_score", ~np.isfinite(score).all(axis=(1, 2)))
+    sieve.drop("prompts_without_a_score", np.asarray(~np.isfinite(score).all(axis=(1, 2))))
     sieve.drop("training_prompts_in_test", ~test & tested[prompts.code])
     kept = np.flatnonzero(sieve.keep)
     found, row = answers(prompts, np.tile(prompts.code, len(which)), numbered, numbered.code)

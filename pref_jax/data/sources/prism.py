@@ -55,6 +55,7 @@ RULE = (
 def read(
     path: str | Path = ID,
     *,
+    revision: str | None = None,
     unseen_fraction: float | int = 0.2,
     test_fraction: float | int = 0.5,
     validation_fraction: float | int = 0.1,
@@ -70,6 +71,7 @@ def read(
 
     Args:
       path: hub id, or a folder with `utterances.jsonl`.
+      revision: on the hub.
       unseen_fraction: of the people.
       test_fraction: of each one's dialogues.
       validation_fraction: of the seen users' dialogues outside of test.
@@ -88,7 +90,7 @@ def read(
     }
     # One dialogue to learn from and one for test.
     check_options(fractions=fractions, counts={"min_dialogues": min_dialogues}, least=2)
-    table = hub.read_columns(path, files=("utterances",), columns=COLUMNS)
+    table = hub.read_columns(path, files=("utterances",), columns=COLUMNS, revision=revision)
     ids = ("user_id", "conversation_id", "turn", "if_chosen")
     dialogues.need_values(table, ids, f"{path}: utterances")
     filtered: Counter[str] = Counter(ties=0, unclear_choice=0, after_gap=0)
@@ -110,9 +112,9 @@ def read(
         controversial=controversial_pairs(named.ballots).filter(pa.array(keep)),
         texts=named.texts,
         queries=named.queries,
-        groups=_groups(path, group) if group else None,
+        groups=_groups(path, revision, group) if group else None,
         meta={
-            "source": f"PRISM, {hub.describe(path)}",
+            "source": f"PRISM, {hub.describe(path, revision)}",
             "licence": "CC-BY-4.0 (human texts), CC-BY-NC-4.0 (replies)",
             "rule": f"{dialogues.RULE} {RULE}",
             "seed": seed,
@@ -207,7 +209,8 @@ def _split(
     return np.where(test, "test", np.where(held[dialogue], "validation", "train")), ~unseen[user], known
 
 
-def _groups(path: str | Path, column: str) -> dict[str, str | None]:
+def _groups(path: str | Path, revision: str | None, column: str) -> dict[str, str | None]:
     """What the survey says of each person."""
-    table = hub.read_columns(path, files=("survey",), columns={"user_id": pa.string(), column: pa.string()})
+    columns = {"user_id": pa.string(), column: pa.string()}
+    table = hub.read_columns(path, files=("survey",), columns=columns, revision=revision)
     return dict(zip(table["user_id"].to_pylist(), table[column].to_pylist(), strict=True))

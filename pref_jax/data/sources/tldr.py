@@ -202,7 +202,7 @@ def _votes(table: pa.Table, test: Bool[np.ndarray, "R"]) -> Votes:
         chosen=np.take_along_axis(places, best[:, None], 1)[:, 0],
         rejected=np.take_along_axis(places, 1 - best[:, None], 1)[:, 0],
         test=test[kept],
-        supervised=supervised[two[kept]].all(axis=1),
+        supervised=np.asarray(supervised[two[kept]].all(axis=1)),
         counts=sieve.counts,
     )
 
