@@ -128,7 +128,7 @@ def test_a_changed_schema_names_every_column_at_once(tmp_path):
 
 def test_no_network_says_how_to_use_a_folder():
     with pytest.raises(UserError) as error:
-        read("org/votes", revision="abc", option="pairs_path")
+        read("org/votes", revision="abc", flag="--config.source.pairs_path")
     said = str(error.value)
     assert "--config.source.pairs_path=FOLDER" in said
     assert "hf download --repo-type dataset org/votes --revision abc --local-dir FOLDER" in said
@@ -143,7 +143,8 @@ def test_every_source_takes_a_revision(source):
     with pytest.raises(UserError) as error:
         source.read(revision="v7")
     assert f"hf download --repo-type dataset {name} --revision v7 --local-dir FOLDER" in str(error.value)
-    assert "--config.source.path=FOLDER" in str(error.value)
+    flag = "--path" if source is reward_bench_2 else "--config.source.path"
+    assert f"give a local folder with {flag}=FOLDER" in str(error.value)
 
 
 def test_what_the_hub_gave_once_is_read_without_network(tmp_path, monkeypatch):

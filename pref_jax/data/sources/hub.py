@@ -35,7 +35,7 @@ def read_columns(
     files: Sequence[str],
     columns: Mapping[str, pa.DataType],
     revision: str | None = None,
-    option: str = "path",
+    flag: str = "--config.source.path",
 ) -> pa.Table:
     """Reads some columns of some files of a data set.
 
@@ -48,7 +48,7 @@ def read_columns(
       files: globs of the files' paths inside the data set, without the ending, such as `data/train*`.
       columns: name -> Arrow type; a struct's type names the fields that are needed.
       revision: branch, tag or commit on the hub; the main branch if None. A local folder has none.
-      option: name of `path` in the config, for messages.
+      flag: that gives `path` on the command line, for messages.
 
     Returns:
       The rows of all files, in the order of the files' names, with exactly these columns and types, memory-mapped
@@ -58,8 +58,8 @@ def read_columns(
       UserError: if there is no such folder, the hub cannot be reached, a file cannot be read, or the schema is
         another one: then every missing or wrongly typed column is named, with the type found.
     """
-    folder = Path(path) if _is_folder(path) else _fetch(str(path), files, revision, option)
-    return conform(_table(folder, files, columns, option), columns, describe(path, revision))
+    folder = Path(path) if _is_folder(path) else _fetch(str(path), files, revision, flag)
+    return conform(_table(folder, files, columns, flag), columns, describe(path, revision))
 
 
 def read_halves(
@@ -157,13 +157,10 @@ def _kind(kind: pa.DataType) -> str:
     return next((name for name, some in tests.items() if any(test(kind) for test in some)), str(kind))
 
 
-def _fetch(name: str, files: Sequence[str], revision: str | None, option: str) -> Path:
+def _fetch(name: str, files: Sequence[str], revision: str | None, flag: str) -> Path:
     """The hub's cache folder that holds the files; nothing is fetched if they are there and there is no network."""
     if _ID.fullmatch(name) is None:
-        raise UserError(
-            f"{name or 'the empty path'}: no such folder, and no hub id (org/name) either; check "
-            f"--config.source.{option}"
-        )
+        raise UserError(f"{name or 'the empty path'}: no such folder, and no hub id (org/name) either; check {flag}")
     import huggingface_hub
 
     patterns = [f"{glob}{ending}" for glob in files for ending in _BUILDERS]
@@ -176,19 +173,19 @@ def _fetch(name: str, files: Sequence[str], revision: str | None, option: str) -
         fetch = f"hf download --repo-type dataset {name}{f' --revision {revision}' if revision else ''}"
         raise UserError(
             f"{name}: no such folder here, and the hub did not give it ({type(error).__name__}: {error!s:.300}); give "
-            f"a local folder with --config.source.{option}=FOLDER; with a network, this fills one: {fetch} "
+            f"a local folder with {flag}=FOLDER; with a network, this fills one: {fetch} "
             "--local-dir FOLDER"
         ) from error
 
 
-def _table(folder: Path, files: Sequence[str], columns: Mapping[str, pa.DataType], option: str) -> pa.Table:
+def _table(folder: Path, files: Sequence[str], columns: Mapping[str, pa.DataType], flag: str) -> pa.Table:
     """All rows of a folder's files as one memory-mapped table; `datasets` keeps the Arrow copy in its cache."""
     import datasets
 
     faults = Faults()
     found = {glob: sorted(file for file in folder.glob(f"{glob}.*") if _ending(file)) for glob in files}
     for glob in (glob for glob in files if not found[glob]):
-        mend = f"lay the folder out like the hub's repository, or give another one with --config.source.{option}=FOLDER"
+        mend = f"lay the folder out like the hub's repository, or give another one with {flag}=FOLDER"
         faults.add(f"{folder / glob}", f"no such file with the ending {', '.join(_BUILDERS)}", mend)
     faults.raise_if_any(f"{folder}: files missing")
     names = sorted({str(file) for some in found.values() for file in some})

@@ -64,7 +64,7 @@ def read(path: str | Path = ID, *, revision: str | None = None) -> Bench:
     Raises:
       UserError: if the data cannot be read, is not of the schema above, or holds nulls.
     """
-    table = hub.read_columns(path, files=("data/test*",), columns=COLUMNS, revision=revision)
+    table = hub.read_columns(path, files=("data/test*",), columns=COLUMNS, revision=revision, flag="--path")
     need_values(table, tuple(COLUMNS), f"{path}: test")
     faults = Faults()
     responses, subset, prompt, correct, reference = [], [], [], [], []

@@ -133,7 +133,7 @@ def read(
     )
     rated = hub.read_columns(path, files=FILES, columns=RATINGS, revision=revision)
     pairs = hub.read_columns(
-        pairs_path, files=["data/train*"], columns=PAIRS, revision=pairs_revision, option="pairs_path"
+        pairs_path, files=["data/train*"], columns=PAIRS, revision=pairs_revision, flag="--config.source.pairs_path"
     )
     options = {
         **dataclasses.asdict(survey),
