@@ -112,7 +112,7 @@ def _lines(path: Path, faults: Faults) -> Iterator[tuple[int, Any]]:
                     text = raw.decode("utf-8-sig" if line == 1 else "utf-8")
                     if not text.strip():
                         continue
-                    value = json.loads(text)
+                    value = json.loads(text, object_pairs_hook=_object)
                     if "\\ud" in text.lower():
                         json.dumps(value, ensure_ascii=False).encode()
                     yield line, value
@@ -125,8 +125,19 @@ def _lines(path: Path, faults: Faults) -> Iterator[tuple[int, Any]]:
                 except json.JSONDecodeError as error:
                     what = f"not JSON ({error.msg} at column {error.colno})"
                     faults.add(f"{path}:{line}", what, "write one JSON object on each line")
+                except (ValueError, RecursionError) as error:
+                    faults.add(f"{path}:{line}", f"not read ({error})", "write each field once, and as documented")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: cut short or not gzip ({error}); fetch or pack the file again") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a field named twice one value would be lost."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = Counter(name for name, _ in pairs)
+        raise ValueError(f"field {next(name for name in names if names[name] > 1)!r} is named twice")
+    return value
 
 
 def _row(path: Path, line: int, value: Any, faults: Faults, ignored: Counter[str]) -> Row | None:
