@@ -33,9 +33,13 @@ def dialogues(data: Preferences) -> list[tuple[str, tuple[str, ...], str, str, s
 
 def votes(data: Preferences) -> list[Vote]:
     """Every pair of data whose prompts are one message of the user."""
-    assert all(message["role"] == "user" for prompt in data.responses["prompt"].to_pylist() for message in prompt)
-    found = zip(dialogues(data), data.comparisons["controversial"].to_pylist(), strict=True)
-    return [Vote(user, *said, *rest, flag) for (user, said, *rest), flag in found]
+    prompts = data.responses["prompt"].to_pylist()
+    assert all([message["role"] for message in prompt] == ["user"] for prompt in prompts)
+    flags = data.comparisons["controversial"].to_pylist()
+    return [
+        Vote(user, said[0], chosen, rejected, split, flag)
+        for (user, said, chosen, rejected, split), flag in zip(dialogues(data), flags, strict=True)
+    ]
 
 
 def check_seeds(read: Callable[[int], Preferences], folder: Path) -> None:

@@ -41,6 +41,7 @@ VOTES, HUMAN, LLM, QUERIES = (
     f"{name}.jsonl.gz"
     for name in ("study2_responses", "study1_responses_human", "study1_responses_llm", "study1_retrieval")
 )
+_MEND = "the corpus may have changed; check out its 2025 version"
 # One or two digits each, so that a year in brackets stays: [3], [0, 10], [ 14], [3 5], [1,2,].
 _CITATION = re.compile(r"[ \t]*\[\s*\d{1,2}(?:[\s,]+\d{1,2})*[\s,]*\]")
 
@@ -142,24 +143,38 @@ def _raw(folder: Path) -> Path:
 
 
 def _rows(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Streams (line, row); every row has the keys, and all but `timestamp` and `text` are strings."""
-    mend = "the corpus may have changed; check out its 2025 version"
+    """Streams (line, row); every row has the keys, and all but `timestamp` and `text` are strings.
+
+    After the last row it raises one `UserError` naming all lines at fault.
+    """
+    faults = Faults()
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             for line, text in enumerate(file, start=1):
-                row = json.loads(text)
-                missing = [key for key in keys if key not in row] if isinstance(row, dict) else list(keys)
-                if missing:
-                    raise UserError(f"{path}:{line}: key {', '.join(map(repr, missing))} missing; {mend}")
-                for key in keys:
-                    kinds = {"timestamp": (int, float), "text": (str, type(None))}.get(key, str)
-                    if not isinstance(row[key], kinds):
-                        raise UserError(f"{path}:{line}: key {key!r} holds {row[key]!r:.40}; {mend}")
-                yield line, row
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: a line is not JSON ({error}); fetch the file again") from None
+                before = len(faults)
+                row = _row(text, keys, f"{path}:{line}", faults)
+                if len(faults) == before:
+                    yield line, row
     except (EOFError, OSError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cut short or not gzip ({error}); fetch the file again") from None
+    faults.raise_if_any(f"{path}: not as the corpus is known")
+
+
+def _row(text: str, keys: tuple[str, ...], where: str, faults: Faults) -> Any:
+    """The value of a line; notes what is wrong with it."""
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        faults.add(where, f"not JSON ({error})", "fetch the file again")
+        return None
+    if missing := [key for key in keys if not isinstance(row, dict) or key not in row]:
+        faults.add(where, f"key {', '.join(map(repr, missing))} missing", _MEND)
+        return None
+    for key in keys:
+        kinds = {"timestamp": (int, float), "text": (str, type(None))}.get(key, str)
+        if not isinstance(row[key], kinds):
+            faults.add(where, f"key {key!r} holds {row[key]!r:.40}", _MEND)
+    return row
 
 
 def _answers(raw: Path, needed: set[str]) -> dict[str, Answer]:
@@ -174,8 +189,7 @@ def _answers(raw: Path, needed: set[str]) -> dict[str, Answer]:
             answers[name] = Answer(row["topic"], row["text"] or "")
     for line, row in _rows(raw / LLM, ("response", "topic", "text")):
         if row["response"] in last:
-            mend = "the corpus may have changed; check out its 2025 version"
-            raise UserError(f"{raw / LLM}:{line}: response {row['response']!r} is in {HUMAN} too; {mend}")
+            raise UserError(f"{raw / LLM}:{line}: response {row['response']!r} is in {HUMAN} too; {_MEND}")
         if row["response"] in needed:
             answers[row["response"]] = Answer(row["topic"], row["text"] or "")
     stripped = {name: Answer(answer.topic, strip_citations(answer.text)) for name, answer in answers.items()}
@@ -201,8 +215,7 @@ def _ballots(
         for dimension in dimensions:
             choice = row[dimension]
             if choice not in ("A", "B", "N"):
-                mend = "the corpus may have changed; check out its 2025 version"
-                faults.add(f"{path}:{line}, key {dimension!r}", f"is {choice!r}, not A, B or N", mend)
+                faults.add(f"{path}:{line}, key {dimension!r}", f"is {choice!r}, not A, B or N", _MEND)
             elif choice == "N" or fault:
                 filtered["ties" if choice == "N" else fault] += 1
             else:
