@@ -27,7 +27,7 @@ from jaxtyping import Bool, Int
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources import hub
 from pref_jax.data.sources.simulated import TEST, TRAIN, VALIDATION, Survey, ask, tastes
-from pref_jax.data.sources.tables import Answers, Sieve, answers, assemble, names, number, repeated, unordered
+from pref_jax.data.sources.tables import Answers, Numbered, Sieve, answers, assemble, names, number, repeated, unordered
 from pref_jax.data.splits import at_most, check_options, draw, hold_out
 from pref_jax.data.validate import pc
 from pref_jax.errors import UserError
@@ -174,7 +174,7 @@ def _votes(table: pa.Table, test: Bool[np.ndarray, "R"]) -> Votes:
     """
     info = table["info"]
     post, article = (pc.struct_field(info, name) for name in ("post", "article"))
-    prompts, worker = number(pc.coalesce(post, article)), number(table["worker"])
+    prompts, worker = _either(post, article), number(table["worker"])
     lengths = pc.fill_null(pc.list_value_length(table["summaries"]), 0).to_numpy()
     start = (np.cumsum(lengths) - lengths).astype(np.int64)
     flat = pc.list_flatten(table["summaries"])
@@ -205,6 +205,13 @@ def _votes(table: pa.Table, test: Bool[np.ndarray, "R"]) -> Votes:
         supervised=np.asarray(supervised[two[kept]].all(axis=1)),
         counts=sieve.counts,
     )
+
+
+def _either(first: pa.ChunkedArray, second: pa.ChunkedArray) -> Numbered:
+    """Numbers the first column's strings, where they are null the second's, without a copy of either."""
+    both = number(pa.chunked_array([*first.chunks, *second.chunks], pa.string()))
+    one, other = both.code.reshape(2, -1)
+    return Numbered(both.distinct, np.where(one >= 0, one, other))
 
 
 def _supervised(policies: pa.ChunkedArray) -> Bool[np.ndarray, "M"]:
