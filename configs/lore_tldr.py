@@ -7,7 +7,8 @@ variants  cpu (also without a word): the embedded world in its place, 40 seen an
           tpu_v5e_8, h200: the features of Skywork-Reward-Llama-3.1-8B-v0.2
           after a comma: three_seeds; tiny: the cpu variant in seconds, for tests, of no use as a result
 votes     on TPU and GPU openai/summarize_from_feedback from the hub, by the paper's rule: the real workers' votes as
-          annotated, workers halved into seen and unseen, at most 150 pairs of a seen and 50 of an unseen one
+          annotated, workers halved into seen and unseen, at most 150 pairs of a seen and 50 of an unseen one from the
+          part `train`, tests from the part `validation`
 hardware  cpu: 2 cores, 2 GB of memory; tpu_v5e_8: 8 chips of 16 GB, parameters cut over all; h200: one GPU of 141 GB.
           Nothing was run on TPU or GPU
 recipe    `LoRe (published)` is one Adam, 1000 steps, K = 5 (cpu: attributes, 2)

@@ -5,6 +5,7 @@ python -m experiments.prepare --config=configs/jsonl.py --config.source.path=vot
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,12 @@ from pref_jax.lm.config import LMConfig
 from pref_jax.train.pretrain import pretrain
 from pref_jax.train.state import OptimizerConfig
 
+# Those of hub sets need no path.
+READERS: dict[str, Callable[..., Preferences]] = {
+    module.__name__.rsplit(".", 1)[-1]: module.read
+    for module in (crowdrag, jsonl, ultrafeedback, tldr, personalllm, prism, community_alignment, mt_bench)
+}
+
 
 def run(config: Config, workdir: Path) -> None:
     """Prepares every seed and prints what is in the tables."""
@@ -60,28 +67,19 @@ def _read(run: Run) -> Preferences:
     """The tables of `config.source`; the run's seed decides all draws."""
     options: dict[str, Any] = run.config.source.to_dict()
     name = options.pop("name")
-    readers: dict[str, Callable[[], Preferences]] = {
-        "world": lambda: world.generate(freeze(world.WorldConfig, options, "source", seed=run.seed)),
-        "crowdrag": lambda: crowdrag.read(options.pop("path"), seed=run.seed, **options),
-        "jsonl": lambda: jsonl.read(options.pop("path"), seed=run.seed, **options),
-        # These are on the hub, so that a path need not be given.
-        "ultrafeedback": lambda: ultrafeedback.read(seed=run.seed, **options),
-        "tldr": lambda: tldr.read(seed=run.seed, **options),
-        "personalllm": lambda: personalllm.read(seed=run.seed, **options),
-        "prism": lambda: prism.read(seed=run.seed, **options),
-        "community_alignment": lambda: community_alignment.read(seed=run.seed, **options),
-        "mt_bench": lambda: mt_bench.read(seed=run.seed, **options),
-    }
-    if name not in readers:
-        raise UserError(f"config.source.name is {name!r}; give one of {', '.join(readers)}")
+    if name not in ("world", *READERS):
+        raise UserError(f"config.source.name is {name!r}; give one of world, {', '.join(READERS)}")
+    if name == "world":
+        return world.generate(freeze(world.WorldConfig, options, "source", seed=run.seed))
     if options.get("path") == "":
         raise UserError(f"config.source.path is empty; say where the {name} files are with --config.source.path=...")
+    try:
+        inspect.signature(READERS[name]).bind(seed=run.seed, **options)
+    except TypeError as error:
+        raise UserError(f"config.source does not fit {name}: {error}; mend --config.source") from None
     if options.get("tokenizer"):
         options["tokenizer"] = str(hub.locate(options["tokenizer"]))
-    try:
-        return readers[name]()
-    except TypeError as error:
-        raise UserError(f"config.source does not fit {name}: {error}") from None
+    return READERS[name](seed=run.seed, **options)
 
 
 def _pretrain(run: Run, folder: Path) -> None:

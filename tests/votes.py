@@ -19,17 +19,27 @@ class Vote(NamedTuple):
     controversial: bool | None
 
 
-def votes(data: Preferences) -> list[Vote]:
+def dialogues(data: Preferences) -> list[tuple[str, tuple[str, ...], str, str, str]]:
+    """(user, contents of the prompt's messages, chosen, rejected, split) of every pair."""
     users, responses = data.users["user_id"].to_pylist(), data.responses.to_pylist()
     found = []
     for row in data.comparisons.to_pylist():
         chosen, rejected = responses[row["chosen"]], responses[row["rejected"]]
         assert chosen["prompt"] == rejected["prompt"]
-        (message,) = chosen["prompt"]
-        assert message["role"] == "user"
-        texts = message["content"], chosen["text"], rejected["text"]
-        found.append(Vote(users[row["user"]], *texts, row["split"], row["controversial"]))
+        said = tuple(message["content"] for message in chosen["prompt"])
+        found.append((users[row["user"]], said, chosen["text"], rejected["text"], row["split"]))
     return found
+
+
+def votes(data: Preferences) -> list[Vote]:
+    """Every pair of data whose prompts are one message of the user."""
+    prompts = data.responses["prompt"].to_pylist()
+    assert all([message["role"] for message in prompt] == ["user"] for prompt in prompts)
+    flags = data.comparisons["controversial"].to_pylist()
+    return [
+        Vote(user, said[0], chosen, rejected, split, flag)
+        for (user, said, chosen, rejected, split), flag in zip(dialogues(data), flags, strict=True)
+    ]
 
 
 def check_seeds(read: Callable[[int], Preferences], folder: Path) -> None:

@@ -50,9 +50,11 @@ def votes(count: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         hub_settings.HF_DATASETS_CACHE = root / "arrow"
-        file = root / "comparisons" / "train" / "0000.parquet"
-        file.parent.mkdir(parents=True)
-        _write_votes(file, count)
+        # A tenth tests. Different seeds, so that the posts of one part are not those of the other.
+        for seed, (part, share) in enumerate({"train": count - count // 10, "validation": count // 10}.items()):
+            file = root / "comparisons" / part / "0000.parquet"
+            file.parent.mkdir(parents=True)
+            _write_votes(file, share, seed)
         forget_peak()
         start, worked = time.perf_counter(), time.process_time()
         data = tldr.read(root, rule="lore", train_pairs=count, context_pairs=count)
@@ -63,9 +65,9 @@ def votes(count: int) -> dict[str, float]:
     return {"seconds": seconds, "cpu_seconds": worked, **counts}
 
 
-def _write_votes(file: Path, count: int, chunk: int = 100_000) -> None:
+def _write_votes(file: Path, count: int, seed: int, chunk: int = 100_000) -> None:
     """Votes of workers on two of a post's four summaries, in TL;DR's schema."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     letters = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz      ", np.uint8)
 
     def texts(rows: int, length: int) -> pa.Array:
@@ -81,7 +83,8 @@ def _write_votes(file: Path, count: int, chunk: int = 100_000) -> None:
         which = rng.integers(posts, size=rows)
         first = rng.integers(4, size=rows)
         ends = np.stack([first, (first + rng.integers(1, 4, size=rows)) % 4], axis=1) + 4 * which[:, None]
-        text = pa.StructArray.from_arrays([summary.take(pa.array(ends.ravel()))], names=["text"])
+        policy = pa.array(["sup2"]).take(pa.array(np.zeros(2 * rows, np.int64)))
+        text = pa.StructArray.from_arrays([summary.take(pa.array(ends.ravel())), policy], names=["text", "policy"])
         info = pa.StructArray.from_arrays(
             [post.take(pa.array(which)), pa.nulls(rows, pa.string())], names=["post", "article"]
         )

@@ -22,7 +22,8 @@ def _counts(pattern: str) -> Callable[[str], float]:
 
 
 def _share(test: Callable[[str], bool]) -> Callable[[str], float]:
-    return lambda text: sum(map(test, text)) / max(len(text), 1)
+    # Each distinct character is tested once.
+    return lambda text: sum(text.count(c) for c in set(text) if test(c)) / max(len(text), 1)
 
 
 # Name -> number of a text. Counts are logarithms, so that one long text does not outweigh all others.
@@ -105,8 +106,10 @@ def fit(differences: Float64[np.ndarray, "P F"], prompt: Int[np.ndarray, "P"], *
     best = min(tried, key=lambda strength: float(np.logaddexp(0, -tried[strength]).mean()))
     right = (tried[best] > 0) + 0.5 * (tried[best] == 0)
     total, pairs = np.bincount(number, weights=right), np.bincount(number)
-    draws = rng.multinomial(len(distinct), np.full(len(distinct), 1 / len(distinct)), RESAMPLES)
-    low, high = np.quantile((draws @ total) / (draws @ pairs), [0.025, 0.975])
+    # One draw at a time: all of them would take RESAMPLES numbers for each prompt.
+    evenly = np.full(len(distinct), 1 / len(distinct))
+    draws = (rng.multinomial(len(distinct), evenly) for _ in range(RESAMPLES))
+    low, high = np.quantile([(times @ total) / (times @ pairs) for times in draws], [0.025, 0.975])
     weights = _regression(x, best) / np.where(scale > 0, scale, 1)
     return Judge(weights, best, float(right.mean()), (float(low), float(high)))
 

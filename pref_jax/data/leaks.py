@@ -19,9 +19,6 @@ from pref_jax.data.preferences import Pairs, Preferences
 from pref_jax.data.validate import prompt_ids
 from pref_jax.errors import Faults
 
-# Arrow makes these functions at import, out of sight of a static type checker.
-pc: Any = pyarrow.compute
-
 
 class Leak(NamedTuple):
     """What one check found.
@@ -129,8 +126,10 @@ def _formatting(preferences: Preferences, seed: int) -> Leak:
     prompt = prompt_ids(preferences.responses["prompt"])[pairs.chosen]
     if len(np.unique(prompt)) < 2:
         return Leak("formatting", False, "formatting alone was not judged: there is one training prompt", {})
-    table = formatting.features(preferences.responses["text"].to_pylist())
-    found = formatting.fit(table[pairs.chosen] - table[pairs.rejected], prompt, seed=seed)
+    judged, place = np.unique(np.concatenate([pairs.chosen, pairs.rejected]), return_inverse=True)
+    table = formatting.features(preferences.responses["text"].take(pa.array(judged)).to_pylist())
+    chosen, rejected = table[place.reshape(2, -1)]
+    found = formatting.fit(chosen - rejected, prompt, seed=seed)
     low, high = found.interval
     share = f"{found.accuracy:.1%} [{low:.1%}, {high:.1%}]"
     numbers = {"accuracy": found.accuracy, "low": low, "high": high, "weights": _weights(found.weights)}

@@ -4,6 +4,7 @@ Axis letters: P pairs, C items (users, prompts), U users.
 """
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -26,21 +27,28 @@ class Drawn(NamedTuple):
     last: Bool[np.ndarray, "P"]
 
 
-def check_fractions(**fractions: float | int) -> None:
-    """Raises one `UserError` naming every fraction outside [0, 1)."""
-    faults = Faults()
+def check_options(
+    *,
+    fractions: Mapping[str, float | int],
+    counts: Mapping[str, int] | None = None,
+    least: int = 1,
+    faults: Faults | None = None,
+) -> None:
+    """Raises one `UserError` naming every option out of range.
+
+    Args:
+      fractions: options from 0 to below 1.
+      counts: options of `least` or more.
+      least: see `counts`.
+      faults: what else is wrong, told with these.
+    """
+    faults = Faults() if faults is None else faults
     for name, value in fractions.items():
         if not (math.isfinite(value) and 0 <= value < 1):
             faults.add(name, f"is {value}", "give a fraction from 0 to below 1")
-    faults.raise_if_any("bad options")
-
-
-def check_at_least(bound: int, **counts: int) -> None:
-    """Raises one `UserError` naming every count below `bound`."""
-    faults = Faults()
-    for name, value in counts.items():
-        if value < bound:
-            faults.add(name, f"is {value}", f"give {bound} or more")
+    for name, value in (counts or {}).items():
+        if value < least:
+            faults.add(name, f"is {value}", f"give {least} or more")
     faults.raise_if_any("bad options")
 
 
@@ -113,6 +121,9 @@ def draw_pairs(counts: Int[np.ndarray, "U"], pool: int, rng: np.random.Generator
         raise UserError(f"{mend}: a user is to answer {counts.max()} of a pool of {pool} pairs")
     user = np.repeat(np.arange(len(counts)), counts)
     pick = rng.integers(pool, size=len(user))
+    start = np.cumsum(counts) - counts
+    for one in np.flatnonzero(4 * counts > 3 * pool):  # what is free would be hit ever more seldom by redrawing
+        pick[start[one] : start[one] + counts[one]] = rng.permutation(pool)[: counts[one]]
     while True:  # redraw what a user has twice: geometric, so linear in all
         order = np.lexsort((pick, user))
         twice = np.zeros(len(user), bool)

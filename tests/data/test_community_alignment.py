@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from votes import check_seeds, dialogues
 
-from pref_jax.data import preferences as tables
-from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources import community_alignment
 from pref_jax.errors import UserError
 
@@ -54,20 +53,9 @@ def usual() -> list[dict[str, str]]:
     return rows
 
 
-def named(data: Preferences) -> list[tuple[str, tuple[str, ...], str, str, str]]:
-    """(user, contents of the prompt, chosen, rejected, split) of every pair."""
-    users, responses = data.users["user_id"].to_pylist(), data.responses.to_pylist()
-    rows = []
-    for row in data.comparisons.to_pylist():
-        one, two = (responses[row[side]] for side in ("chosen", "rejected"))
-        prompt = tuple(message["content"] for message in one["prompt"])
-        rows.append((users[row["user"]], prompt, one["text"], two["text"], row["split"]))
-    return rows
-
-
 def test_one_pair_for_each_reply_not_preferred(tmp_path: Path):
     data = community_alignment.read(folder(tmp_path / "a", usual()), context_pairs=100, **EASY)
-    rows = named(data)
+    rows = dialogues(data)
     # By hand: 3 people x 6 openings x 3 pairs, and a second turn of one of them.
     assert data.comparisons.num_rows == data.meta["votes_in_source"] == 54 + 18
     assert Counter(row[0] for row in rows) == {"11": 18, "12": 36, "13": 18}
@@ -141,7 +129,7 @@ def test_everything_left_out_is_counted(tmp_path: Path):
         "self_contradicting": 2,
     }
     assert data.comparisons.num_rows == data.meta["votes_in_source"] - sum(found.values())
-    rows = named(data)
+    rows = dialogues(data)
     assert ("21", ("क्या? 🙂",), "हाँ", "नहीं") in {row[:4] for row in rows}
     assert ("21", ("क्या? 🙂", "हाँ", "और?"), "और b", "और a") in {row[:4] for row in rows}
     assert dict(zip(data.users["user_id"].to_pylist(), data.groups, strict=True)) == {
@@ -160,7 +148,7 @@ def test_languages_and_turns_are_chosen(tmp_path: Path):
     assert set(english.groups) == {"en"}
     second = community_alignment.read(root, turns=(2,), context_pairs=100, **{**EASY, "unseen_fraction": 0})
     # 12's six, and the Hindi one; after a gap there is no second turn.
-    assert {len(row[1]) for row in named(second)} == {3}
+    assert {len(row[1]) for row in dialogues(second)} == {3}
     assert second.meta["filtered"]["other_turns"] + second.meta["filtered"]["no_preference"] > 0
     with pytest.raises(UserError, match=r"no dialogue in de; there are en, fr, hi"):
         community_alignment.read(root, languages=("de", "en"))
@@ -179,7 +167,7 @@ def test_no_text_betrays_its_label(tmp_path: Path):
 def test_one_annotator_with_thousands_of_rows(tmp_path: Path):
     rows = usual() + [dialogue(99, "en", (f"ask {n}", four(f"say {n}"), "abcd"[n % 4])) for n in range(1000)]
     data = community_alignment.read(folder(tmp_path / "a", rows), context_pairs=24, seed=1)
-    known = Counter(row[4] for row in named(data) if row[0] == "99")
+    known = Counter(row[4] for row in dialogues(data) if row[0] == "99")
     assert 500 <= known["test"] <= 700
     seen = data.seen[data.users["user_id"].to_pylist().index("99")]
     assert known["train"] > 2000 if seen else known["train"] == 24
@@ -188,11 +176,7 @@ def test_one_annotator_with_thousands_of_rows(tmp_path: Path):
 
 def test_same_seed_same_bytes(tmp_path: Path):
     root = folder(tmp_path / "a", traps())
-    for name, seed in (("one", 3), ("two", 3), ("other", 4)):
-        tables.save(community_alignment.read(root, seed=seed, **EASY), tmp_path / name)
-    files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two", "other")]
-    assert files[0] == files[1]
-    assert files[0]["comparisons.arrow"] != files[2]["comparisons.arrow"]
+    check_seeds(lambda seed: community_alignment.read(root, seed=seed, **EASY), tmp_path)
 
 
 @pytest.mark.parametrize("column", ["annotator_id", "first_turn_response_c", "third_turn_preferred_response"])

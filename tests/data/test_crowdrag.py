@@ -199,7 +199,9 @@ def test_too_few_votes(tmp_path: Path):
     assert data.users["user_id"].to_pylist() == ["ann", "bob"]
     assert data.meta["filtered"]["users_under_min_votes"] == 1
     assert data.meta["filtered"]["votes_under_min_votes"] == 1
-    with pytest.raises(UserError, match="no votes are left after filtering; lower min_votes"):
+    with pytest.raises(
+        UserError, match=r"no votes are left after filtering .*'votes_under_min_votes': 5.*; lower min_votes"
+    ):
         crowdrag.read(tmp_path / "a", **{**OPTIONS, "min_votes": 3})
 
 
@@ -341,6 +343,18 @@ def test_unknown_votes_and_shared_ids(tmp_path: Path):
         crowdrag.read(clone(tmp_path / "b", **files))
 
 
+def test_all_bad_rows_at_once(tmp_path: Path):
+    files: dict[str, list[Any]] = small()
+    del files[VOTES][1]["worker"]
+    files[VOTES][2] |= {"query_id": None, "quality_overall": 3}
+    files[VOTES][0] = 5
+    with pytest.raises(UserError) as caught:
+        crowdrag.read(clone(tmp_path, **files))
+    assert "(4 faults)" in str(caught.value)
+    for fault in (":1: key 'worker', ", ":2: key 'worker' missing", ":3: key 'query_id'", ":3: key 'quality_overall'"):
+        assert f"{VOTES}.jsonl.gz{fault}" in str(caught.value)
+
+
 def test_damaged_files(tmp_path: Path):
     root = clone(tmp_path / "clone", **small())
     file = root / "data" / "raw" / f"{HUMAN}.jsonl.gz"
@@ -350,7 +364,7 @@ def test_damaged_files(tmp_path: Path):
         with pytest.raises(UserError, match=rf"{HUMAN}\.jsonl\.gz: cut short or not gzip"):
             crowdrag.read(root)
     file.write_bytes(gzip.compress(b'{"response": \n'))
-    with pytest.raises(UserError, match="a line is not JSON"):
+    with pytest.raises(UserError, match=rf"{HUMAN}\.jsonl\.gz:1: not JSON .*; fetch the file again"):
         crowdrag.read(root)
 
 

@@ -9,7 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pref_jax.data.sources import hub
+from pref_jax.data.sources import (
+    community_alignment,
+    hub,
+    mt_bench,
+    personalllm,
+    prism,
+    reward_bench_2,
+    tldr,
+    ultrafeedback,
+)
 from pref_jax.errors import UserError
 
 SCHEMA = {
@@ -63,6 +72,22 @@ def test_csv_with_digits_for_names_and_a_column_without_values(tmp_path):
     assert table.to_pydict() == {"id": ["12", "7"], "score": [1.0, 3.0], "note": [None, None]}
 
 
+def test_csv_whose_late_rows_differ_from_the_first(tmp_path):
+    """`datasets` reads csv by 10 000 rows and would keep the types of the first ones; pandas takes words for null."""
+    words = {15_000: "None", 15_001: "NA", 15_002: '"a, b\n""c"""', 15_003: "7.0", 15_004: "007"}
+    lines = [f"{row},{words.get(row, '')},x" for row in range(20_000)]
+    (tmp_path / "votes.csv").write_text("\n".join(["id,late,other", *lines, ""]), encoding="utf-8-sig")
+    columns = {"id": pa.string(), "late": pa.string()}
+    table = hub.read_columns(tmp_path, files=["votes"], columns=columns)
+    assert table.schema == pa.schema(columns)
+    assert table["late"].slice(15_000, 6).to_pylist() == ["None", "NA", 'a, b\n"c"', "7.0", "007", None]
+    assert table["late"].null_count == 20_000 - 5
+    with pytest.raises(UserError, match=r"has id, late, other(.|\n)*column 'early': missing"):
+        hub.read_columns(tmp_path, files=["votes"], columns={"early": pa.string()})
+    with pytest.raises(UserError, match=r"cannot be read .*'None'.*votes.csv"):
+        hub.read_columns(tmp_path, files=["votes"], columns={"late": pa.float64()})
+
+
 def test_files_come_in_the_order_of_their_names_and_stay_mapped(tmp_path):
     (tmp_path / "data").mkdir()
     for place in (2, 0, 1):
@@ -103,10 +128,23 @@ def test_a_changed_schema_names_every_column_at_once(tmp_path):
 
 def test_no_network_says_how_to_use_a_folder():
     with pytest.raises(UserError) as error:
-        read("org/votes", revision="abc", option="pairs_path")
+        read("org/votes", revision="abc", flag="--config.source.pairs_path")
     said = str(error.value)
     assert "--config.source.pairs_path=FOLDER" in said
     assert "hf download --repo-type dataset org/votes --revision abc --local-dir FOLDER" in said
+
+
+SOURCES = (community_alignment, mt_bench, personalllm, prism, reward_bench_2, tldr, ultrafeedback)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.__name__.rsplit(".", 1)[-1])
+def test_every_source_takes_a_revision(source):
+    name = source.RATINGS_ID if source is ultrafeedback else source.ID
+    with pytest.raises(UserError) as error:
+        source.read(revision="v7")
+    assert f"hf download --repo-type dataset {name} --revision v7 --local-dir FOLDER" in str(error.value)
+    flag = "--path" if source is reward_bench_2 else "--config.source.path"
+    assert f"give a local folder with {flag}=FOLDER" in str(error.value)
 
 
 def test_what_the_hub_gave_once_is_read_without_network(tmp_path, monkeypatch):
@@ -140,7 +178,13 @@ def test_every_missing_file_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("ending", "content"),
-    [(".parquet", b"PAR1 cut short"), (".jsonl", b'{"name": 1}\n{"na'), (".jsonl.gz", b"\x1f\x8b")],
+    [
+        (".parquet", b"PAR1 cut short"),
+        (".csv", b"name\n\xff"),
+        (".csv", b"n\xffme\n"),
+        (".jsonl", b'{"name": 1}\n{"na'),
+        (".jsonl.gz", b"\x1f\x8b"),
+    ],
 )
 def test_a_broken_file_is_named(ending, content, tmp_path):
     file = write(tmp_path / "set", ending) / "data" / f"train-00000{ending}"

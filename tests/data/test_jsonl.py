@@ -145,6 +145,9 @@ BAD_ROWS = [
     (row(group=["x"]), "group", "is a list; write a string"),
     (row(group=""), "group", "is empty"),
     (row(seen="yes"), "seen", "is a string; write true or false"),
+    (b'{"user": "u", "prompt": "p", "chosen": "a", "chosen": "b", "rejected": "c"}', "", "'chosen' is named twice"),
+    (b"[" * 10**5 + b"]" * 10**5, "", "not read (maximum recursion depth"),
+    (b'{"user": ' + b"9" * 5000 + b"}", "", "not read (Exceeds the limit"),
 ]
 
 

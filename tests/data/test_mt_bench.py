@@ -7,9 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from votes import check_seeds, dialogues
 
-from pref_jax.data import preferences as tables
-from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources import mt_bench
 from pref_jax.errors import UserError
 
@@ -59,21 +58,11 @@ def folder(root: Path, rows: list[dict[str, Any]], schema: pa.Schema = SCHEMA) -
     return root
 
 
-def named(data: Preferences) -> list[tuple[str, tuple[str, ...], str, str, str]]:
-    users, responses = data.users["user_id"].to_pylist(), data.responses.to_pylist()
-    found = []
-    for row in data.comparisons.to_pylist():
-        prompt, chosen = responses[row["chosen"]]["prompt"], responses[row["chosen"]]["text"]
-        said = tuple(message["content"] for message in prompt)
-        found.append((users[row["user"]], said, chosen, responses[row["rejected"]]["text"], row["split"]))
-    return found
-
-
 def test_both_turns(tmp_path: Path):
     data = mt_bench.read(folder(tmp_path / "a", usual()), context_pairs=50, **EASY)
     assert data.comparisons.num_rows == data.meta["votes_in_source"] == 48
     assert data.users["user_id"].to_pylist() == ["author_0", "expert_1", "expert_2"]
-    rows = named(data)
+    rows = dialogues(data)
     assert sorted(row[1:4] for row in rows if row[0] == "author_0" and row[1][0] == "question 83") == [
         (("question 83",), "gpt-4 on 83", "llama on 83"),
         (
@@ -96,7 +85,7 @@ def test_the_prompt_is_what_both_dialogues_share(tmp_path: Path):
     rows = [*usual(), vote("author_0", 90, "model_b", 2, **same)]
     data = mt_bench.read(folder(tmp_path / "a", rows), context_pairs=50, **EASY)
     assert ("author_0", ("question 90", "x on 90", "and 90?"), "better", "x on 90 again") in {
-        row[:4] for row in named(data)
+        row[:4] for row in dialogues(data)
     }
     first = mt_bench.read(tmp_path / "a", turns=(1,), context_pairs=50, **EASY)
     assert first.comparisons.num_rows == 24
@@ -133,7 +122,7 @@ def test_everything_left_out_is_counted(tmp_path: Path):
         "unused_context": 0,
     }
     assert data.comparisons.num_rows == 57 - 9
-    assert "naïve 🙂" in {row[2] for row in named(data)}
+    assert "naïve 🙂" in {row[2] for row in dialogues(data)}
 
 
 def test_no_text_betrays_its_label(tmp_path: Path):
@@ -150,7 +139,7 @@ def test_one_judge_with_thousands_of_rows(tmp_path: Path):
     for n in range(2000):
         rows.append(vote("busy", 81 + n % 8, "model_a", 1 + n % 2, a=f"m{n // 8}", b="llama"))
     data = mt_bench.read(folder(tmp_path / "a", rows), seed=1)
-    known = Counter(row[4] for row in named(data) if row[0] == "busy")
+    known = Counter(row[4] for row in dialogues(data) if row[0] == "busy")
     assert known["test"] == 500
     seen = data.seen[data.users["user_id"].to_pylist().index("busy")]
     assert known["train"] + known["validation"] == (1500 if seen else 8)
@@ -158,11 +147,7 @@ def test_one_judge_with_thousands_of_rows(tmp_path: Path):
 
 def test_same_seed_same_bytes(tmp_path: Path):
     root = folder(tmp_path / "a", usual())
-    for name, seed in (("one", 3), ("two", 3), ("other", 4)):
-        tables.save(mt_bench.read(root, seed=seed, **EASY), tmp_path / name)
-    files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two", "other")]
-    assert files[0] == files[1]
-    assert files[0]["comparisons.arrow"] != files[2]["comparisons.arrow"]
+    check_seeds(lambda seed: mt_bench.read(root, seed=seed, **EASY), tmp_path)
 
 
 @pytest.mark.parametrize("column", list(mt_bench.COLUMNS))
@@ -177,8 +162,11 @@ def test_mistakes_are_told(tmp_path: Path):
     rows = usual()
     rows[3]["winner"], rows[5]["turn"] = "both", 3
     rows[7]["conversation_b"] = rows[7]["conversation_b"][1:]
+    rows[8]["conversation_a"] = [None, *rows[8]["conversation_a"][1:]]
+    rows[9]["conversation_b"] = talk(99, "llama")
     words = (
-        r"(?s)3 faults.*row 3, column 'winner': is 'both'.*row 5, column 'turn': is 3.*row 7, columns 'conversation_a'"
+        r"(?s)5 faults.*row 3, column 'winner': is 'both'.*row 5, column 'turn': is 3.*row 7, columns 'conversation_a'"
+        r".*row 8, columns 'conversation_a'.*row 9, columns 'conversation_a', 'conversation_b': two questions"
     )
     with pytest.raises(UserError, match=words):
         mt_bench.read(folder(tmp_path / "a", rows))
@@ -186,5 +174,8 @@ def test_mistakes_are_told(tmp_path: Path):
     rows[2]["judge"] = None
     with pytest.raises(UserError, match="column 'judge': null in 1 rows, first row 2"):
         mt_bench.read(folder(tmp_path / "b", rows))
+    rows = [row | {"winner": "tie"} for row in usual()]
+    with pytest.raises(UserError, match=r"no votes are left after filtering \({'ties': 48}\); lower min_votes"):
+        mt_bench.read(folder(tmp_path / "c", rows))
     with pytest.raises(UserError, match=r"turns: is \(3,\); give some of 1 to 2"):
         mt_bench.read(tmp_path, turns=(3,))

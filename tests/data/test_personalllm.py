@@ -118,6 +118,7 @@ def test_traps_are_counted(tmp_path):
     train[3]["response_6"] = ""
     train[4]["response_7_gemma_7b"] = None
     train[5]["response_5_oasst_deberta_v3"] = float("nan")
+    train[9] |= {"response_5_gemma_7b": float("inf"), "response_6_gemma_7b": -float("inf")}
     train[6]["prompt"] = "\n"
     train[7]["response_6"] = train[7]["response_5"]
     train[8]["response_1"] = None  # not among the answers of `copl`
@@ -125,14 +126,14 @@ def test_traps_are_counted(tmp_path):
     folder = write(tmp_path, **parts)
     sizes: dict[str, Any] = {"seen_users": 5, "unseen_users": 2}
     data = personalllm.read(folder, **sizes, test_pairs_per_user=3)
-    common = {"prompts_empty": 1, "prompts_with_an_empty_answer": 1, "prompts_without_a_score": 2}
+    common = {"prompts_empty": 1, "prompts_with_an_empty_answer": 1, "prompts_without_a_score": 3}
     known = {**common, "training_prompts_in_test": 1, "pairs_of_same_text": 1, "pairs_again": 1}
     # Of prompt 7, answers 5 and 6 are one: 5 against 7 and 6 against 7 are the same pair.
     assert data.meta["filtered"] == {**known, "pairs_dominated": data.meta["filtered"]["pairs_dominated"]}
     data = personalllm.read(folder, rule="lore", **sizes)
     filtered = data.meta["filtered"]
     assert filtered["prompts_with_an_empty_answer"] == 2
-    assert filtered["prompts_without_a_score"] == 3
+    assert filtered["prompts_without_a_score"] == 4
     found = votes(data)
     assert {vote.prompt for vote in found if vote.split == "test"} == {row["prompt"] for row in test[1:]}
     assert not {vote.prompt for vote in found if vote.split != "test"} & {row["prompt"] for row in test}

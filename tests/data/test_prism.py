@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from votes import check_seeds, dialogues
 
-from pref_jax.data import preferences as tables
-from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources import prism
 from pref_jax.errors import UserError
 
@@ -59,24 +58,9 @@ def folder(root: Path, rows: list[dict], survey: list[dict] | None = None) -> Pa
     return root
 
 
-def named(data: Preferences) -> list[tuple[str, tuple[str, ...], str, str, str]]:
-    """(user, contents of the prompt, chosen, rejected, split) of every pair."""
-    users, responses = data.users["user_id"].to_pylist(), data.responses.to_pylist()
-    return [
-        (
-            users[row["user"]],
-            tuple(message["content"] for message in responses[row["chosen"]]["prompt"]),
-            responses[row["chosen"]]["text"],
-            responses[row["rejected"]]["text"],
-            row["split"],
-        )
-        for row in data.comparisons.to_pylist()
-    ]
-
-
 def test_the_protocol(tmp_path: Path):
     data = prism.read(folder(tmp_path / "a", usual("ann") + usual("bob")), validation_fraction=1 / 3, seed=4)
-    rows = named(data)
+    rows = dialogues(data)
     # By hand: 6 dialogues a person, 3 of them test, of the seen person's other 3 one is validation; 4 pairs each.
     splits = Counter((row[0], row[4]) for row in rows)
     seen, unseen = ("ann", "bob") if data.seen[0] else ("bob", "ann")
@@ -102,6 +86,7 @@ def test_the_protocol(tmp_path: Path):
     assert roles == {("user",), ("user", "assistant", "user")}
     assert data.meta["votes_in_source"] == 48 == data.comparisons.num_rows
     assert not any(data.meta["filtered"].values())
+    assert data.meta["options"]["min_dialogues"] == 6
     assert "NonCommercial" not in data.meta["licence"]
     assert data.meta["licence"].startswith("CC-BY-4.0 (human texts), CC-BY-NC-4.0")
 
@@ -128,6 +113,8 @@ def traps() -> list[dict]:
     ]
     # Turn 1 is missing; and nothing chosen in a turn.
     rows += turn_rows("bob", "g", 0, "gap", "a", "b") + turn_rows("bob", "g", 2, "later", "c", "d", "e")
+    # Turns that do not begin with 0.
+    rows += turn_rows("ann", "b", -1, "before", "a", "b") + turn_rows("ann", "l", 10**12, "late", "a", "b", "c")
     rows += [reply("bob", "n", 0, "none", text, 5, False) for text in ("p", "q")]
     # The same opening by both, and twice by one of them, once with the choice turned round.
     rows += turn_rows("ann", "h1", 0, "Hi", "hello", "hey") + turn_rows("ann", "h2", 0, "Hi", "hello", "hey")
@@ -144,7 +131,7 @@ def test_everything_left_out_is_counted(tmp_path: Path):
         assert found == {
             "ties": 1,
             "unclear_choice": 3,
-            "after_gap": 3,
+            "after_gap": 6,
             "missing_text": 2,
             "same_text": 1,
             "repeated": 1,
@@ -152,9 +139,9 @@ def test_everything_left_out_is_counted(tmp_path: Path):
             "users_under_min_dialogues": 1,
             "votes_under_min_dialogues": 20,
         }
-        assert data.meta["votes_in_source"] == 86
-        assert data.comparisons.num_rows == 86 - sum(found.values()) + 1 - leaked
-        rows = named(data)
+        assert data.meta["votes_in_source"] == 89
+        assert data.comparisons.num_rows == 89 - sum(found.values()) + 1 - leaked
+        rows = dialogues(data)
         trained = {row[1] for row in rows if row[4] != "test"}
         assert not trained & {row[1] for row in rows if row[4] == "test"}
         assert ("नमस्ते 🙂", "[a list?]") in {row[2:4] for row in rows}
@@ -168,7 +155,19 @@ def test_everything_left_out_is_counted(tmp_path: Path):
         assert set(hi) == {True}
     with_ties = prism.read(root, keep_ties=True)
     assert with_ties.meta["filtered"]["ties"] == 0
-    assert ("नमस्ते 🙂", "equal score") in {row[2:4] for row in named(with_ties)}
+    assert ("नमस्ते 🙂", "equal score") in {row[2:4] for row in dialogues(with_ties)}
+
+
+def test_dialogues_without_a_choice_do_not_count(tmp_path: Path):
+    alone = [reply("ann", "6", 0, "one reply", "x", 50, True)]
+    empty = [reply("ann", "7", 0, "an empty one", "x", 50, True), reply("ann", "7", 0, "an empty one", "", 5, False)]
+    rows = usual("ann", 5) + alone + empty + usual("bob") + usual("eve")
+    data = prism.read(folder(tmp_path / "a", rows))
+    assert data.users["user_id"].to_pylist() == ["bob", "eve"]
+    assert data.meta["filtered"]["users_under_min_dialogues"] == 1
+    assert data.meta["filtered"]["votes_under_min_dialogues"] == 20
+    rows += turn_rows("ann", "6", 1, "and now", "y", "z")
+    assert prism.read(folder(tmp_path / "b", rows)).users["user_id"].to_pylist() == ["ann", "bob", "eve"]
 
 
 def test_no_text_betrays_its_label(tmp_path: Path):
@@ -181,10 +180,10 @@ def test_no_text_betrays_its_label(tmp_path: Path):
     one, two = (prism.read(folder(tmp_path / name, file)) for name, file in (("a", rows), ("b", other)))
     texts = [{(str(row["prompt"]), row["text"]) for row in data.responses.to_pylist()} for data in (one, two)]
     assert texts[0] == texts[1]
-    assert {row[2] for row in named(one)} != {row[2] for row in named(two)}
+    assert {row[2] for row in dialogues(one)} != {row[2] for row in dialogues(two)}
     source = {row["model_response"] for row in rows}
     assert {text for _, text in texts[0]} <= source
-    for _, prompt, chosen, rejected, _ in named(one):
+    for _, prompt, chosen, rejected, _ in dialogues(one):
         assert len(prompt) == 1
         assert {chosen, rejected} <= source
 
@@ -195,7 +194,7 @@ def test_one_person_with_thousands_of_rows(tmp_path: Path):
         for turn in range(20):
             rows += turn_rows("zoe", str(n), turn, f"turn {turn} of {n}", f"yes {n} {turn}", "no", "never")
     data = prism.read(folder(tmp_path / "a", rows))
-    own = [row for row in named(data) if row[0] == "zoe"]
+    own = [row for row in dialogues(data) if row[0] == "zoe"]
     assert len(own) == 2000
     assert Counter(row[4] == "test" for row in own) == {True: 1000, False: 1000}
     assert max(len(row[1]) for row in own) == 39
@@ -203,12 +202,7 @@ def test_one_person_with_thousands_of_rows(tmp_path: Path):
 
 def test_same_seed_same_bytes(tmp_path: Path):
     root = folder(tmp_path / "a", traps())
-    for name, seed in (("one", 3), ("two", 3), ("other", 4)):
-        tables.save(prism.read(root, seed=seed), tmp_path / name)
-    files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two", "other")]
-    assert files[0] == files[1]
-    assert files[0]["comparisons.arrow"] != files[2]["comparisons.arrow"]
-    assert tables.load(tmp_path / "one").meta["options"]["min_dialogues"] == 6
+    check_seeds(lambda seed: prism.read(root, seed=seed), tmp_path)
 
 
 def test_groups_are_words_of_the_survey(tmp_path: Path):
@@ -238,7 +232,7 @@ def test_mistakes_are_told(tmp_path: Path):
         prism.read(folder(tmp_path / "b", rows))
     with pytest.raises(UserError, match="nobody has 7 dialogues"):
         prism.read(folder(tmp_path / "c", usual("ann")), min_dialogues=7)
-    with pytest.raises(UserError, match="min_dialogues is 1; give 2 or more"):
+    with pytest.raises(UserError, match="min_dialogues: is 1; give 2 or more"):
         prism.read(tmp_path / "c", min_dialogues=1)
     with pytest.raises(UserError, match="test_fraction: is 1"):
         prism.read(tmp_path / "c", test_fraction=1)

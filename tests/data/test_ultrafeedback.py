@@ -155,7 +155,8 @@ def test_users_choose_by_their_attribute(attributes, tmp_path):
         for one in row["completions"]
     }
     group = dict(zip(data.users["user_id"].to_pylist(), data.groups, strict=True))
-    assert set(group.values()) == set(ATTRIBUTES[:attributes])
+    assert Counter(data.groups[:60]) == dict.fromkeys(ATTRIBUTES[:attributes], 60 // attributes)
+    assert set(data.groups[60:]) == set(ATTRIBUTES[:attributes])
     broken: dict[tuple, set] = {}
     for vote in votes(data):
         better, worse = marks[vote.chosen], marks[vote.rejected]

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from ml_collections import ConfigDict
 
-from experiments.prepare import prepare
+from experiments.prepare import READERS, prepare
 from experiments.stages import Run, load_data
 from pref_jax.errors import UserError
 
@@ -19,17 +19,18 @@ def run_of(tmp_path, **source: Any) -> Run:
 
 
 def test_a_public_source_by_name_from_a_folder(tmp_path):
-    rows = [
-        {
-            "info": {"post": f"post {i % 8}", "article": None},
-            "summaries": [{"text": f"{i}"}, {"text": "longer"}],
-            "choice": i % 2,
-            "worker": f"w{i % 5}",
-        }
-        for i in range(80)
-    ]
-    (tmp_path / "comparisons" / "train").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "comparisons" / "train" / "0000.parquet")
+    for part in ("train", "validation"):
+        rows = [
+            {
+                "info": {"post": f"{part} post {i % 8}", "article": None},
+                "summaries": [{"text": f"{i}", "policy": "sup2"}, {"text": "longer", "policy": "sup2"}],
+                "choice": i % 2,
+                "worker": f"w{i % 5}",
+            }
+            for i in range(40)
+        ]
+        (tmp_path / "comparisons" / part).mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "comparisons" / part / "0000.parquet")
     run = run_of(tmp_path, name="tldr", path=str(tmp_path), rule="lore")
     prepare(run)
     data = load_data(run)
@@ -43,6 +44,22 @@ def test_public_sources_need_no_option(name, tmp_path):
         prepare(run_of(tmp_path, name=name))
     with pytest.raises(UserError, match=rf"config.source does not fit {name}: .*colour"):
         prepare(run_of(tmp_path, name=name, colour="red"))
+
+
+def test_a_missing_path_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"config.source does not fit crowdrag: missing .*'path'"):
+        prepare(run_of(tmp_path, name="crowdrag"))
+    with pytest.raises(UserError, match=r"config.source.path is empty"):
+        prepare(run_of(tmp_path, name="jsonl", path=""))
+
+
+def test_a_mistake_inside_a_reader_is_not_blamed_on_the_config(tmp_path, monkeypatch):
+    def broken(path: str = "", *, seed: int) -> None:
+        raise TypeError("inside")
+
+    monkeypatch.setitem(READERS, "tldr", broken)
+    with pytest.raises(TypeError, match="inside"):
+        prepare(run_of(tmp_path, name="tldr"))
 
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path):

@@ -89,7 +89,12 @@ def tabulate(
     keep = np.bincount(user, minlength=len(names))[user] >= options["min_votes"]
     few_users, few_votes = len(names) - len(np.unique(user[keep])), int((~keep).sum())
     if not keep.any():
-        raise UserError("no votes are left after filtering; lower min_votes, or name more dimensions")
+        left_out = {
+            name: count for name, count in {**meta["filtered"], "votes_under_min_votes": len(keep)}.items() if count
+        }
+        raise UserError(
+            f"no votes are left after filtering ({left_out}); lower min_votes, or take in more of the source"
+        )
     unseen = _drawn([vote.worker for vote in ballots], keep, options["unseen_fraction"], rng)
     topic = [vote.query if topics is None else topics[vote.query] for vote in ballots]
     test = _drawn(topic, keep, options["test_query_fraction"], rng)

@@ -41,6 +41,7 @@ RULE = (
 def read(
     path: str | Path = ID,
     *,
+    revision: str | None = None,
     languages: tuple[str, ...] = (),
     turns: tuple[int, ...] = (1, 2, 3, 4),
     unseen_fraction: float | int = 0.2,
@@ -56,6 +57,7 @@ def read(
 
     Args:
       path: hub id, or a folder with `community_alignment.csv`.
+      revision: on the hub.
       languages: of the dialogues, as in `assigned_lang`; none for all.
       turns: from 1, those whose votes count; the others are history only.
       unseen_fraction: of the annotators.
@@ -77,7 +79,7 @@ def read(
         min_votes=min_votes,
         context_pairs=context_pairs,
     )
-    table = hub.read_columns(path, files=("community_alignment",), columns=COLUMNS)
+    table = hub.read_columns(path, files=("community_alignment",), columns=COLUMNS, revision=revision)
     dialogues.need_values(table, ("annotator_id", "assigned_lang"), f"{path}: community_alignment")
     there = sorted(set(table["assigned_lang"].to_pylist()))
     if unknown := sorted(set(languages) - set(there)):
@@ -90,7 +92,7 @@ def read(
         options={"languages": languages, **options},
         seed=seed,
         meta={
-            "source": f"Community Alignment, {hub.describe(path)}",
+            "source": f"Community Alignment, {hub.describe(path, revision)}",
             "licence": "CC-BY-4.0",
             "rule": RULE,
             "votes_in_source": sum(_asked(row, turn) for row in dialogues.rows(table) for turn in TURNS),

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources.ballots import Ballot, once_each, tabulate
-from pref_jax.data.splits import check_fractions
+from pref_jax.data.splits import check_options
 from pref_jax.errors import Faults, UserError
 
 DIMENSIONS = (
@@ -41,6 +41,7 @@ VOTES, HUMAN, LLM, QUERIES = (
     f"{name}.jsonl.gz"
     for name in ("study2_responses", "study1_responses_human", "study1_responses_llm", "study1_retrieval")
 )
+_MEND = "the corpus may have changed; check out its 2025 version"
 # One or two digits each, so that a year in brackets stays: [3], [0, 10], [ 14], [3 5], [1,2,].
 _CITATION = re.compile(r"[ \t]*\[\s*\d{1,2}(?:[\s,]+\d{1,2})*[\s,]*\]")
 
@@ -53,7 +54,7 @@ class Answer(NamedTuple):
 
 
 def read(
-    folder: str | Path,
+    path: str | Path,
     *,
     dimensions: tuple[str, ...] = ("quality_overall",),
     unseen_fraction: float | int = 0.25,
@@ -70,7 +71,7 @@ def read(
     `controversial` compares all raters of a pair on a dimension.
 
     Args:
-      folder: root of the clone.
+      path: root of the clone.
       dimensions: of `DIMENSIONS`.
       unseen_fraction: of the workers.
       test_query_fraction: of the queries.
@@ -82,15 +83,14 @@ def read(
     Raises:
       UserError: if options are bad, files are missing or damaged, or a row does not have the known keys.
     """
-    folder = Path(folder)
-    _check_options(dimensions, min_votes=min_votes, context_pairs=context_pairs)
     fractions = {
         "unseen_fraction": unseen_fraction,
         "test_query_fraction": test_query_fraction,
         "validation_fraction": validation_fraction,
     }
-    check_fractions(**fractions)
-    raw = _raw(folder)
+    counts = {"min_votes": min_votes, "context_pairs": context_pairs}
+    check_options(fractions=fractions, counts=counts, faults=_unknown(dimensions))
+    raw = _raw(Path(path))
     filtered: Counter[str] = Counter()
     votes = list(_rows(raw / VOTES, ("worker", "query_id", "response_a", "response_b", *dimensions)))
     needed = {row[side] for _, row in votes for side in ("response_a", "response_b")}
@@ -102,12 +102,7 @@ def read(
         texts={name: answer.text for name, answer in answers.items()},
         queries=queries,
         seed=seed,
-        options={
-            "dimensions": list(dimensions),
-            **fractions,
-            "min_votes": min_votes,
-            "context_pairs": context_pairs,
-        },
+        options={"dimensions": list(dimensions), **fractions, **counts},
         meta={
             "source": f"Crowd RAG Corpus 2025, {REPOSITORY}",
             "licence": "CC-BY-4.0",
@@ -122,17 +117,15 @@ def strip_citations(text: str) -> str:
     return _CITATION.sub("", text).strip()
 
 
-def _check_options(dimensions: tuple[str, ...], **counts: int) -> None:
+def _unknown(dimensions: tuple[str, ...]) -> Faults:
+    """What is wrong with the dimensions."""
     faults = Faults()
     for word in dimensions:
         if word not in DIMENSIONS:
             faults.add("dimensions", f"{word!r} is unknown", f"use some of {', '.join(DIMENSIONS)}")
     if not dimensions or len(set(dimensions)) < len(dimensions):
         faults.add("dimensions", "empty or named twice", "name each dimension once")
-    for name, count in counts.items():
-        if count < 1:
-            faults.add(name, f"is {count}", "give 1 or more")
-    faults.raise_if_any("bad options")
+    return faults
 
 
 def _raw(folder: Path) -> Path:
@@ -150,24 +143,38 @@ def _raw(folder: Path) -> Path:
 
 
 def _rows(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Streams (line, row); every row has the keys, and all but `timestamp` and `text` are strings."""
-    mend = "the corpus may have changed; check out its 2025 version"
+    """Streams (line, row); every row has the keys, and all but `timestamp` and `text` are strings.
+
+    After the last row it raises one `UserError` naming all lines at fault.
+    """
+    faults = Faults()
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             for line, text in enumerate(file, start=1):
-                row = json.loads(text)
-                missing = [key for key in keys if key not in row] if isinstance(row, dict) else list(keys)
-                if missing:
-                    raise UserError(f"{path}:{line}: key {', '.join(map(repr, missing))} missing; {mend}")
-                for key in keys:
-                    kinds = {"timestamp": (int, float), "text": (str, type(None))}.get(key, str)
-                    if not isinstance(row[key], kinds):
-                        raise UserError(f"{path}:{line}: key {key!r} holds {row[key]!r:.40}; {mend}")
-                yield line, row
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: a line is not JSON ({error}); fetch the file again") from None
+                before = len(faults)
+                row = _row(text, keys, f"{path}:{line}", faults)
+                if len(faults) == before:
+                    yield line, row
     except (EOFError, OSError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cut short or not gzip ({error}); fetch the file again") from None
+    faults.raise_if_any(f"{path}: not as the corpus is known")
+
+
+def _row(text: str, keys: tuple[str, ...], where: str, faults: Faults) -> Any:
+    """The value of a line; notes what is wrong with it."""
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        faults.add(where, f"not JSON ({error})", "fetch the file again")
+        return None
+    if missing := [key for key in keys if not isinstance(row, dict) or key not in row]:
+        faults.add(where, f"key {', '.join(map(repr, missing))} missing", _MEND)
+        return None
+    for key in keys:
+        kinds = {"timestamp": (int, float), "text": (str, type(None))}.get(key, str)
+        if not isinstance(row[key], kinds):
+            faults.add(where, f"key {key!r} holds {row[key]!r:.40}", _MEND)
+    return row
 
 
 def _answers(raw: Path, needed: set[str]) -> dict[str, Answer]:
@@ -182,8 +189,7 @@ def _answers(raw: Path, needed: set[str]) -> dict[str, Answer]:
             answers[name] = Answer(row["topic"], row["text"] or "")
     for line, row in _rows(raw / LLM, ("response", "topic", "text")):
         if row["response"] in last:
-            mend = "the corpus may have changed; check out its 2025 version"
-            raise UserError(f"{raw / LLM}:{line}: response {row['response']!r} is in {HUMAN} too; {mend}")
+            raise UserError(f"{raw / LLM}:{line}: response {row['response']!r} is in {HUMAN} too; {_MEND}")
         if row["response"] in needed:
             answers[row["response"]] = Answer(row["topic"], row["text"] or "")
     stripped = {name: Answer(answer.topic, strip_citations(answer.text)) for name, answer in answers.items()}
@@ -209,8 +215,7 @@ def _ballots(
         for dimension in dimensions:
             choice = row[dimension]
             if choice not in ("A", "B", "N"):
-                mend = "the corpus may have changed; check out its 2025 version"
-                faults.add(f"{path}:{line}, key {dimension!r}", f"is {choice!r}, not A, B or N", mend)
+                faults.add(f"{path}:{line}, key {dimension!r}", f"is {choice!r}, not A, B or N", _MEND)
             elif choice == "N" or fault:
                 filtered["ties" if choice == "N" else fault] += 1
             else:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources.ballots import Ballot, Messages, once_each, tabulate
-from pref_jax.data.splits import check_fractions
+from pref_jax.data.splits import check_options
 from pref_jax.errors import Faults
 
 RULE = (
@@ -166,13 +166,9 @@ def checked(
     Raises:
       UserError: naming those out of range.
     """
-    check_fractions(**fractions)
+    counts = {"min_votes": min_votes, "context_pairs": context_pairs}
     faults = Faults()
     if not turns or not set(turns) <= set(range(1, most_turns + 1)):
         faults.add("turns", f"is {turns}", f"give some of 1 to {most_turns}")
-    counts = {"min_votes": min_votes, "context_pairs": context_pairs}
-    for option, count in counts.items():
-        if count < 1:
-            faults.add(option, f"is {count}", "give 1 or more")
-    faults.raise_if_any("bad options")
+    check_options(fractions=fractions, counts=counts, faults=faults)
     return {"turns": turns, **fractions, **counts}

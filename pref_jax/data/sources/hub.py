@@ -6,16 +6,21 @@ parquet, JSON lines (also .gz) and csv are read; code in a repository never is.
 A local folder is laid out like the repository on the hub, as this makes it:
 
     hf download --repo-type dataset ID --local-dir FOLDER
+
+Axis letters: R rows.
 """
 
 import contextlib
+import csv
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from jaxtyping import Bool
 
 from pref_jax.errors import Faults, UserError
 
@@ -30,7 +35,7 @@ def read_columns(
     files: Sequence[str],
     columns: Mapping[str, pa.DataType],
     revision: str | None = None,
-    option: str = "path",
+    flag: str = "--config.source.path",
 ) -> pa.Table:
     """Reads some columns of some files of a data set.
 
@@ -43,7 +48,7 @@ def read_columns(
       files: globs of the files' paths inside the data set, without the ending, such as `data/train*`.
       columns: name -> Arrow type; a struct's type names the fields that are needed.
       revision: branch, tag or commit on the hub; the main branch if None. A local folder has none.
-      option: name of `path` in the config, for messages.
+      flag: that gives `path` on the command line, for messages.
 
     Returns:
       The rows of all files, in the order of the files' names, with exactly these columns and types, memory-mapped
@@ -53,8 +58,26 @@ def read_columns(
       UserError: if there is no such folder, the hub cannot be reached, a file cannot be read, or the schema is
         another one: then every missing or wrongly typed column is named, with the type found.
     """
-    folder = Path(path) if _is_folder(path) else _fetch(str(path), files, revision, option)
-    return conform(_table(folder, files, option), columns, describe(path, revision))
+    folder = Path(path) if _is_folder(path) else _fetch(str(path), files, revision, flag)
+    return conform(_table(folder, files, columns, flag), columns, describe(path, revision))
+
+
+def read_halves(
+    path: str | Path, *, train: str, test: str, columns: Mapping[str, pa.DataType], revision: str | None = None
+) -> tuple[pa.Table, Bool[np.ndarray, "R"]]:
+    """Reads files to learn from and files to test on, as `read_columns` does.
+
+    Args:
+      path, columns, revision: as for `read_columns`.
+      train: glob of the first files.
+      test: glob of the others.
+
+    Returns:
+      The rows of both, `train` first, and True for each of `test`.
+    """
+    parts = [read_columns(path, files=[files], columns=columns, revision=revision) for files in (train, test)]
+    table = pa.concat_tables(parts)
+    return table, np.arange(table.num_rows) >= parts[0].num_rows
 
 
 def describe(path: str | Path, revision: str | None = None) -> str:
@@ -134,13 +157,10 @@ def _kind(kind: pa.DataType) -> str:
     return next((name for name, some in tests.items() if any(test(kind) for test in some)), str(kind))
 
 
-def _fetch(name: str, files: Sequence[str], revision: str | None, option: str) -> Path:
+def _fetch(name: str, files: Sequence[str], revision: str | None, flag: str) -> Path:
     """The hub's cache folder that holds the files; nothing is fetched if they are there and there is no network."""
     if _ID.fullmatch(name) is None:
-        raise UserError(
-            f"{name or 'the empty path'}: no such folder, and no hub id (org/name) either; check "
-            f"--config.source.{option}"
-        )
+        raise UserError(f"{name or 'the empty path'}: no such folder, and no hub id (org/name) either; check {flag}")
     import huggingface_hub
 
     patterns = [f"{glob}{ending}" for glob in files for ending in _BUILDERS]
@@ -153,20 +173,19 @@ def _fetch(name: str, files: Sequence[str], revision: str | None, option: str) -
         fetch = f"hf download --repo-type dataset {name}{f' --revision {revision}' if revision else ''}"
         raise UserError(
             f"{name}: no such folder here, and the hub did not give it ({type(error).__name__}: {error!s:.300}); give "
-            f"a local folder with --config.source.{option}=FOLDER; with a network, this fills one: {fetch} "
+            f"a local folder with {flag}=FOLDER; with a network, this fills one: {fetch} "
             "--local-dir FOLDER"
         ) from error
 
 
-def _table(folder: Path, files: Sequence[str], option: str) -> pa.Table:
+def _table(folder: Path, files: Sequence[str], columns: Mapping[str, pa.DataType], flag: str) -> pa.Table:
     """All rows of a folder's files as one memory-mapped table; `datasets` keeps the Arrow copy in its cache."""
     import datasets
-    from datasets.packaged_modules.json.json import JsonConfig
 
     faults = Faults()
     found = {glob: sorted(file for file in folder.glob(f"{glob}.*") if _ending(file)) for glob in files}
     for glob in (glob for glob in files if not found[glob]):
-        mend = f"lay the folder out like the hub's repository, or give another one with --config.source.{option}=FOLDER"
+        mend = f"lay the folder out like the hub's repository, or give another one with {flag}=FOLDER"
         faults.add(f"{folder / glob}", f"no such file with the ending {', '.join(_BUILDERS)}", mend)
     faults.raise_if_any(f"{folder}: files missing")
     names = sorted({str(file) for some in found.values() for file in some})
@@ -174,14 +193,10 @@ def _table(folder: Path, files: Sequence[str], option: str) -> pa.Table:
     if len(formats) > 1:
         raise UserError(f"{folder}: the same files in several formats ({', '.join(names)}); leave those of one in it")
     builder = formats.pop()
-    # Newer versions would turn structs whose fields differ from row to row into text; fields that are missing in a
-    # row are null here. Inference looks at the first chunk alone, so that is a large one.
-    ways: dict[str, Any] = {"chunksize": 64 << 20} if builder == "json" else {}
-    if builder == "json" and hasattr(JsonConfig, "on_mixed_types"):
-        ways["on_mixed_types"] = None
+    ways = {"json": _json_ways, "csv": lambda: _csv_ways(names, columns)}.get(builder, dict)
     try:
         with _quiet():
-            data = datasets.load_dataset(builder, data_files={"train": names}, split="train", **ways)
+            data = datasets.load_dataset(builder, data_files={"train": names}, split="train", **ways())
     except Exception as error:  # `datasets` raises errors of many libraries: all mean "not read" to the user
         cause = error.__cause__ or error
         raise UserError(
@@ -189,6 +204,32 @@ def _table(folder: Path, files: Sequence[str], option: str) -> pa.Table:
             f"{', '.join(names)}"
         ) from error
     return data.data.table
+
+
+def _json_ways() -> dict[str, Any]:
+    """Options of the builder for JSON.
+
+    Newer versions would turn structs whose fields differ from row to row into text; fields that are missing in a row
+    are null here. Inference looks at the first chunk alone, so that is a large one.
+    """
+    from datasets.packaged_modules.json.json import JsonConfig
+
+    return {"chunksize": 64 << 20} | ({"on_mixed_types": None} if hasattr(JsonConfig, "on_mixed_types") else {})
+
+
+def _csv_ways(names: Sequence[str], columns: Mapping[str, pa.DataType]) -> dict[str, Any]:
+    """Options of the builder for csv: types are told, as it would take those of the first rows; an empty cell is null.
+
+    Words such as None or NA stay words. Columns that are not asked for are strings.
+    """
+    import datasets
+
+    wanted = {}
+    for name in names:
+        with open(name, encoding="utf-8-sig", newline="") as file:
+            wanted |= {column: columns.get(column, pa.string()) for column in next(csv.reader(file), [])}
+    features = datasets.Features.from_arrow_schema(pa.schema(wanted))
+    return {"features": features, "keep_default_na": False, "na_values": [""]}
 
 
 def _ending(file: Path) -> str:

@@ -16,7 +16,7 @@ import gzip
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from pref_jax.data.preferences import Preferences, build
 from pref_jax.data.sources.rule import RULE, assign
-from pref_jax.data.splits import check_fractions
+from pref_jax.data.splits import check_options
 from pref_jax.data.validate import COMPARISONS, RESPONSES, ROLES, SPLITS, USERS
 from pref_jax.errors import Faults, UserError
 
@@ -73,18 +73,32 @@ def read(
       UserError: with all bad rows at once, each with file, line, field and mend.
     """
     path = Path(path)
-    check_fractions(
-        validation_fraction=validation_fraction, test_fraction=test_fraction, unseen_fraction=unseen_fraction
-    )
+    fractions = {
+        "validation_fraction": validation_fraction,
+        "test_fraction": test_fraction,
+        "unseen_fraction": unseen_fraction,
+    }
+    check_options(fractions=fractions)
     faults = Faults()
     ignored: Counter[str] = Counter()
-    rows = [row for line, value in _lines(path, faults) if (row := _row(path, line, value, faults, ignored))]
+    found = (_row(path, line, value, faults, ignored) for line, value in _lines(path, faults))
+    rows = _held_once(row for row in found if row)
     users = _users(path, rows, faults)
     faults.raise_if_any(f"{path}: bad rows")
     if not rows:
         raise UserError(f"{path}: no rows; give one JSON object a line with user, prompt, chosen and rejected")
-    options = {"validation": validation_fraction, "test": test_fraction, "unseen": unseen_fraction}
+    options = {name.removesuffix("_fraction"): value for name, value in fractions.items()}
     return _tables(path, rows, users, options, seed, dict(ignored.most_common()))
+
+
+def _held_once(rows: Iterable[Row]) -> list[Row]:
+    """The rows; equal users, prompts and texts are one object in memory, as they come again and again."""
+    known: dict[Any, Any] = {}
+    fields = ("user", "prompt", "chosen", "rejected")
+    return [
+        row._replace(**{name: known.setdefault(getattr(row, name), getattr(row, name)) for name in fields})
+        for row in rows
+    ]
 
 
 def _lines(path: Path, faults: Faults) -> Iterator[tuple[int, Any]]:
@@ -98,7 +112,7 @@ def _lines(path: Path, faults: Faults) -> Iterator[tuple[int, Any]]:
                     text = raw.decode("utf-8-sig" if line == 1 else "utf-8")
                     if not text.strip():
                         continue
-                    value = json.loads(text)
+                    value = json.loads(text, object_pairs_hook=_object)
                     if "\\ud" in text.lower():
                         json.dumps(value, ensure_ascii=False).encode()
                     yield line, value
@@ -111,8 +125,19 @@ def _lines(path: Path, faults: Faults) -> Iterator[tuple[int, Any]]:
                 except json.JSONDecodeError as error:
                     what = f"not JSON ({error.msg} at column {error.colno})"
                     faults.add(f"{path}:{line}", what, "write one JSON object on each line")
+                except (ValueError, RecursionError) as error:
+                    faults.add(f"{path}:{line}", f"not read ({error})", "write each field once, and as documented")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: cut short or not gzip ({error}); fetch or pack the file again") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a field named twice one value would be lost."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = Counter(name for name, _ in pairs)
+        raise ValueError(f"field {next(name for name in names if names[name] > 1)!r} is named twice")
+    return value
 
 
 def _row(path: Path, line: int, value: Any, faults: Faults, ignored: Counter[str]) -> Row | None:

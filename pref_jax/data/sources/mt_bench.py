@@ -44,6 +44,7 @@ RULE = (
 def read(
     path: str | Path = ID,
     *,
+    revision: str | None = None,
     turns: tuple[int, ...] = (1, 2),
     unseen_fraction: float | int = 0.25,
     test_query_fraction: float | int = 0.25,
@@ -58,6 +59,7 @@ def read(
 
     Args:
       path: hub id, or a folder with `data/human-*.parquet`.
+      revision: on the hub.
       turns: 1, 2 or both.
       unseen_fraction: of the judges.
       test_query_fraction: of the questions.
@@ -78,10 +80,10 @@ def read(
         min_votes=min_votes,
         context_pairs=context_pairs,
     )
-    table = hub.read_columns(path, files=("data/human*",), columns=COLUMNS)
+    table = hub.read_columns(path, files=("data/human*",), columns=COLUMNS, revision=revision)
     dialogues.need_values(table, tuple(COLUMNS), f"{path}: human")
     filtered: Counter[str] = Counter(ties=0, other_turns=0)
-    meta = {"source": f"MT-Bench human judgments, {hub.describe(path)}", "licence": "CC-BY-4.0"}
+    meta = {"source": f"MT-Bench human judgments, {hub.describe(path, revision)}", "licence": "CC-BY-4.0"}
     return dialogues.tabulated(
         _votes(dialogues.rows(table), turns, filtered),
         filtered,
@@ -104,6 +106,9 @@ def _votes(rows: Iterable[dict[str, Any]], turns: tuple[int, ...], filtered: Cou
         elif any([role for role, _ in side] != ["user", "assistant"] * turn for side in sides):
             what = f"no dialogues of {turn} turns of user and assistant"
             faults.add(f"row {line}, columns 'conversation_a', 'conversation_b'", what, "fetch the data again")
+        elif sides[0][0] != sides[1][0]:
+            what = "two questions, where a vote is on two answers to one"
+            faults.add(f"row {line}, columns 'conversation_a', 'conversation_b'", what, "fetch the data again")
         elif turn not in turns:
             filtered["other_turns"] += 1
         elif winner == "tie":
@@ -115,9 +120,10 @@ def _votes(rows: Iterable[dict[str, Any]], turns: tuple[int, ...], filtered: Cou
     faults.raise_if_any(f"{ID}: unknown votes")
 
 
-def _upto(dialogue: list[dict[str, str | None]], turn: int) -> Messages:
-    """The messages up to the reply of this turn."""
-    return tuple((message["role"] or "", dialogues.plain(message["content"])) for message in dialogue[: 2 * turn])
+def _upto(dialogue: list[dict[str, str | None] | None], turn: int) -> Messages:
+    """The messages up to the reply of this turn; a null one is of nobody."""
+    messages = [message or {} for message in dialogue[: 2 * turn]]
+    return tuple((message.get("role") or "", dialogues.plain(message.get("content"))) for message in messages)
 
 
 def _branch(one: Messages, other: Messages) -> tuple[Messages, tuple[str, str]]:

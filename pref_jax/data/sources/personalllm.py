@@ -144,14 +144,9 @@ def _scored(
     texts = [f"response_{place}" for place in which]
     scores = [f"{text}_{model}" for text in texts for model in models]
     columns = {"prompt": pa.string(), **dict.fromkeys(texts, pa.string()), **dict.fromkeys(scores, pa.float64())}
-    parts = [
-        hub.read_columns(path, files=[f"data/{part}*"], columns=columns, revision=revision)
-        for part in ("train", "test")
-    ]
-    table = pa.concat_tables(parts)
+    table, test = hub.read_halves(path, train="data/train*", test="data/test*", columns=columns, revision=revision)
     prompts = number(table["prompt"])
     numbered = number(pa.chunked_array([chunk for text in texts for chunk in table[text].chunks], pa.string()))
-    test = np.arange(table.num_rows) >= parts[0].num_rows
     score = np.stack([table[name].to_numpy() for name in scores], axis=1)
     score = score.reshape(table.num_rows, len(which), len(models))
 
@@ -159,7 +154,7 @@ def _scored(
     sieve = Sieve(table.num_rows)
     sieve.drop("prompts_empty", prompts.empty)
     sieve.drop("prompts_with_an_empty_answer", np.asarray(numbered.empty.reshape(len(which), -1).any(axis=0)))
-    sieve.drop("prompts_without_a_score", ~np.isfinite(score.sum(axis=(1, 2))))
+    sieve.drop("prompts_without_a_score", np.asarray(~np.isfinite(score).all(axis=(1, 2))))
     sieve.drop("training_prompts_in_test", ~test & tested[prompts.code])
     kept = np.flatnonzero(sieve.keep)
     found, row = answers(prompts, np.tile(prompts.code, len(which)), numbered, numbered.code)

@@ -8,9 +8,9 @@ its codebook (github.com/HannahKirk/prism-alignment):
                       in case of a tie)
     survey.jsonl      one row a person: user_id, age, gender, education, study_locale, ...; read for groups only
 
-LoRe's protocol (arXiv 2504.14439): people with more than 5 dialogues, 80 % of them seen, half of each one's dialogues
-to learn from, one pair for each reply turned down. LoRe's code hands those replies on as Python lists, whose printed
-form betrays the label; here all are plain text.
+LoRe's protocol (arXiv 2504.14439): people with more than 5 dialogues in which a choice was made, 80 % of them seen,
+half of each one's dialogues to learn from, one pair for each reply turned down. LoRe's code hands those replies on as
+Python lists, whose printed form betrays the label; here all are plain text.
 
 Axis letters: P votes.
 """
@@ -28,7 +28,7 @@ from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources import dialogues, hub
 from pref_jax.data.sources.ballots import build_tables, controversial_pairs, numbered
 from pref_jax.data.sources.dialogues import Named, Turn, Vote
-from pref_jax.data.splits import check_fractions, draw, hold_out
+from pref_jax.data.splits import check_options, draw, hold_out
 from pref_jax.errors import Faults, UserError
 
 ID = "HannahRoseKirk/prism-alignment"
@@ -45,15 +45,17 @@ EMPTY = "EMPTY STRING"
 RULE = (
     "One pair for each reply of a turn that the person did not choose; ties in the person's rating are left out unless "
     "keep_ties. Turns in which not one text alone is chosen are left out. People with fewer than min_dialogues "
-    "dialogues are left out, of the others the unseen fraction is drawn. Of each one's dialogues the test fraction is "
-    "drawn, those that open alike together, and test pairs under a prompt of somebody's other dialogues are left out. "
-    "Of the seen users' dialogues that are left the validation fraction is drawn, leaving each user one."
+    "dialogues in which a reply was chosen and another was not are left out, of the others the unseen fraction is "
+    "drawn. Of each one's dialogues the test fraction is drawn, those that open alike together, and test pairs under a "
+    "prompt of somebody's other dialogues are left out. Of the seen users' dialogues that are left the validation "
+    "fraction is drawn, leaving each user one."
 )
 
 
 def read(
     path: str | Path = ID,
     *,
+    revision: str | None = None,
     unseen_fraction: float | int = 0.2,
     test_fraction: float | int = 0.5,
     validation_fraction: float | int = 0.1,
@@ -69,6 +71,7 @@ def read(
 
     Args:
       path: hub id, or a folder with `utterances.jsonl`.
+      revision: on the hub.
       unseen_fraction: of the people.
       test_fraction: of each one's dialogues.
       validation_fraction: of the seen users' dialogues outside of test.
@@ -85,10 +88,9 @@ def read(
         "test_fraction": test_fraction,
         "validation_fraction": validation_fraction,
     }
-    check_fractions(**fractions)
-    if min_dialogues < 2:
-        raise UserError(f"min_dialogues is {min_dialogues}; give 2 or more: one to learn from and one for test")
-    table = hub.read_columns(path, files=("utterances",), columns=COLUMNS)
+    # One dialogue to learn from and one for test.
+    check_options(fractions=fractions, counts={"min_dialogues": min_dialogues}, least=2)
+    table = hub.read_columns(path, files=("utterances",), columns=COLUMNS, revision=revision)
     ids = ("user_id", "conversation_id", "turn", "if_chosen")
     dialogues.need_values(table, ids, f"{path}: utterances")
     filtered: Counter[str] = Counter(ties=0, unclear_choice=0, after_gap=0)
@@ -110,9 +112,9 @@ def read(
         controversial=controversial_pairs(named.ballots).filter(pa.array(keep)),
         texts=named.texts,
         queries=named.queries,
-        groups=_groups(path, group) if group else None,
+        groups=_groups(path, revision, group) if group else None,
         meta={
-            "source": f"PRISM, {hub.describe(path)}",
+            "source": f"PRISM, {hub.describe(path, revision)}",
             "licence": "CC-BY-4.0 (human texts), CC-BY-NC-4.0 (replies)",
             "rule": f"{dialogues.RULE} {RULE}",
             "seed": seed,
@@ -126,7 +128,7 @@ def read(
 def _votes(
     rows: Iterable[dict[str, Any]], keep_ties: bool, filtered: Counter[str]
 ) -> tuple[Counter[str], Iterator[Vote]]:
-    """How many dialogues each person led, and their votes."""
+    """How many dialogues with a choice each person led, and their votes."""
     replies: dict[tuple[str, str], dict[int, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         replies[row["user_id"], row["conversation_id"]][row["turn"]].append(row)
@@ -134,20 +136,36 @@ def _votes(
     def votes() -> Iterator[Vote]:
         faults = Faults()
         for (person, _), turns in replies.items():
-            dialogue = (_turn(turns.get(number, []), keep_ties, filtered, faults) for number in range(max(turns) + 1))
-            yield from dialogues.unroll(person, dialogue, filtered)
+            yield from dialogues.unroll(person, _dialogue(turns, keep_ties, filtered, faults), filtered)
         faults.raise_if_any(f"{ID}: a turn has one prompt")
 
-    return Counter(person for person, _ in replies), votes()
+    people = Counter({person: 0 for person, _ in replies})
+    people.update(person for (person, _), turns in replies.items() if any(map(_decided, turns.values())))
+    return people, votes()
+
+
+def _decided(rows: list[dict[str, Any]]) -> bool:
+    """Whether a turn has a reply that was chosen and one that was not."""
+    return {row["if_chosen"] for row in rows if _text(row)} == {True, False}
+
+
+def _dialogue(
+    turns: dict[int, list[dict[str, Any]]], keep_ties: bool, filtered: Counter[str], faults: Faults
+) -> Iterator[Turn]:
+    """The turns in order, from 0, after one of which nothing is known where turns are missing."""
+    for place, number in enumerate(sorted(turns)):
+        if place != number:
+            yield Turn("", "", ())
+        yield _turn(turns[number], keep_ties, filtered, faults)
 
 
 def _turn(rows: list[dict[str, Any]], keep_ties: bool, filtered: Counter[str], faults: Faults) -> Turn:
-    """One turn of its replies; without rows one of which nothing is known."""
+    """One turn of its replies."""
     prompts = {dialogues.plain(row["user_prompt"]) for row in rows}
     if len(prompts) > 1:
         where = f"conversation {rows[0]['conversation_id']}, turn {rows[0]['turn']}"
         faults.add(where, f"{len(prompts)} values in column 'user_prompt'", "fetch the data again")
-    prompt = next(iter(prompts), "")
+    prompt = min(prompts)
     chosen = {_text(row): row["score"] for row in reversed(rows) if row["if_chosen"]}
     others = [row for row in rows if not row["if_chosen"]]
     if len(chosen) != 1:
@@ -181,8 +199,8 @@ def _split(
     alive, used = np.unique(user[keep]), np.unique(dialogue[keep])
     unseen, drawn, open_ = np.zeros(user.max() + 1, bool), np.zeros(len(owner), bool), np.zeros(len(owner), bool)
     unseen[alive[draw(len(alive), fractions["unseen_fraction"], rng)]] = True
-    for one in alive:
-        own = used[owner[used] == one]
+    by_owner = used[np.argsort(owner[used], kind="stable")]
+    for own in np.split(by_owner, np.searchsorted(owner[by_owner], alive[1:])):
         drawn[own[draw(len(own), fractions["test_fraction"], rng)]] = True
     open_[used] = ~drawn[used] & ~unseen[owner[used]]
     held = hold_out(owner, open_, fractions["validation_fraction"], rng, keep=np.ones(len(unseen), bool))
@@ -191,7 +209,8 @@ def _split(
     return np.where(test, "test", np.where(held[dialogue], "validation", "train")), ~unseen[user], known
 
 
-def _groups(path: str | Path, column: str) -> dict[str, str | None]:
+def _groups(path: str | Path, revision: str | None, column: str) -> dict[str, str | None]:
     """What the survey says of each person."""
-    table = hub.read_columns(path, files=("survey",), columns={"user_id": pa.string(), column: pa.string()})
+    columns = {"user_id": pa.string(), column: pa.string()}
+    table = hub.read_columns(path, files=("survey",), columns=columns, revision=revision)
     return dict(zip(table["user_id"].to_pylist(), table[column].to_pylist(), strict=True))

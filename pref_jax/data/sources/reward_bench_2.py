@@ -54,16 +54,17 @@ class Bench(NamedTuple):
     source: str
 
 
-def read(path: str | Path = ID) -> Bench:
+def read(path: str | Path = ID, *, revision: str | None = None) -> Bench:
     """Reads all prompts; nothing is left out or changed, empty and equal answers are answers too.
 
     Args:
       path: hub id, or a folder with `data/test-*.parquet`.
+      revision: on the hub.
 
     Raises:
       UserError: if the data cannot be read, is not of the schema above, or holds nulls.
     """
-    table = hub.read_columns(path, files=("data/test*",), columns=COLUMNS)
+    table = hub.read_columns(path, files=("data/test*",), columns=COLUMNS, revision=revision, flag="--path")
     need_values(table, tuple(COLUMNS), f"{path}: test")
     faults = Faults()
     responses, subset, prompt, correct, reference = [], [], [], [], []
@@ -90,5 +91,5 @@ def read(path: str | Path = ID) -> Bench:
         np.array(prompt, np.int64),
         np.array(correct, bool),
         np.array(reference, bool),
-        hub.describe(path),
+        hub.describe(path, revision),
     )

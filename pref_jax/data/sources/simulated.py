@@ -67,6 +67,12 @@ class Asked(NamedTuple):
     split: Int[np.ndarray, "P"]
 
 
+def tastes(survey: Survey, kinds: int, rng: np.random.Generator) -> Int[np.ndarray, "U"]:
+    """A kind for each user, from 0: as many users of each, of the seen ones and of the unseen ones, in drawn order."""
+    sizes = (survey.seen_users, survey.unseen_users)
+    return np.concatenate([rng.permutation(np.arange(size) % kinds) for size in sizes])
+
+
 def ask(survey: Survey, test: Bool[np.ndarray, "I"], rng: np.random.Generator) -> Asked:
     """Draws what everybody is asked: distinct items, first of the training ones, then of the test ones.
 

@@ -1,22 +1,22 @@
 """TL;DR: human votes on pairs of summaries (openai/summarize_from_feedback, configuration `comparisons`).
 
 Schema (the repository's `summarize_from_feedback.py`; the hub's own parquet copy of it is what is read, because the
-script is code):
+script is code), parts `train` and `validation`:
 
     info       struct: id, post, title, subreddit (Reddit posts), site, article (news, in the validation part)
-    summaries  list of two structs: text, policy, note
+    summaries  list of two structs: text, policy (the model that wrote it), note
     choice     int32, place of the preferred summary in `summaries`
     worker, batch, split (strings), extra struct: confidence
 
-Two protocols. `copl` (arXiv 2503.01658): the ten busiest workers' pairs, asked of simulated users, half of whom prefer
-the shorter and half the longer summary, in characters. `lore` (arXiv 2504.14439): real workers as annotated, halved
-into seen and unseen.
+Both protocols learn from the part `train` and test on the part `validation`. `copl` (arXiv 2503.01658, pairs as in
+arXiv 2402.05133): pairs of supervised models' summaries that the ten busiest workers saw, asked of simulated users,
+half of whom prefer the shorter and half the longer summary, in characters. `lore` (arXiv 2504.14439): the real workers
+who voted in both parts, as annotated, halved into seen and unseen.
 
 Axis letters: P votes, W workers, U users, K votes or pairs that are kept.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,9 +26,9 @@ from jaxtyping import Bool, Int
 
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources import hub
-from pref_jax.data.sources.simulated import TEST, TRAIN, VALIDATION, Survey, ask
-from pref_jax.data.sources.tables import Answers, Sieve, answers, assemble, names, number, repeated, unordered
-from pref_jax.data.splits import at_most, check_at_least, check_fractions, draw, hold_out
+from pref_jax.data.sources.simulated import TEST, TRAIN, VALIDATION, Survey, ask, tastes
+from pref_jax.data.sources.tables import Answers, Numbered, Sieve, answers, assemble, names, number, repeated, unordered
+from pref_jax.data.splits import at_most, check_options, draw, hold_out
 from pref_jax.data.validate import pc
 from pref_jax.errors import UserError
 
@@ -37,21 +37,22 @@ REVISION = "refs/convert/parquet"
 LICENCE = "Reddit posts CC-BY-4.0 (TL;DR corpus); votes as published by OpenAI, without a licence on the hub"
 COLUMNS = {
     "info": pa.struct([("post", pa.string()), ("article", pa.string())]),
-    "summaries": pa.list_(pa.struct([("text", pa.string())])),
+    "summaries": pa.list_(pa.struct([("text", pa.string()), ("policy", pa.string())])),
     "choice": pa.int32(),
     "worker": pa.string(),
 }
 COPL_RULE = (
-    "Distinct pairs that the busiest workers voted on, by usable votes; the votes themselves are not used. A simulated "
-    "user prefers the shorter or the longer summary, in characters, drawn; pairs of equal length are left out. The "
-    "test fraction of the prompts is drawn. Every pair is controversial."
+    "Distinct pairs of two summaries by supervised models (`sup` and not `ppo` in the policy's name) on which the "
+    "workers voted who have most such votes in the training part; the votes themselves are not used. Half of the "
+    "simulated users prefer the shorter summary, half the longer one, in characters; pairs of equal length are left "
+    "out. The validation part tests; training votes on its prompts are left out. Every pair is controversial."
 )
 LORE_RULE = (
-    "A user is a worker, a vote is a pair. Votes that a worker repeated or contradicted are left out. The unseen "
-    "fraction of the workers is drawn, and the test fraction of the prompts. Seen workers keep at most train_pairs "
-    "pairs on the other prompts, unseen ones context_pairs, drawn at random; workers without any are left out. Of the "
-    "seen workers' pairs the validation fraction is drawn, leaving each one. Controversial: the workers who voted on a "
-    "pair disagree; null for a single one."
+    "A user is a worker with votes in both parts, a vote is a pair. Votes that a worker repeated or contradicted are "
+    "left out, as are training votes on prompts of the validation part, which tests. The unseen fraction of the "
+    "workers is drawn. Seen workers keep at most train_pairs pairs of the training part, unseen ones context_pairs, "
+    "drawn at random. Of the seen workers' pairs the validation fraction is drawn, leaving each one. Controversial: "
+    "the workers who voted on a pair disagree; null for a single one."
 )
 
 
@@ -59,19 +60,16 @@ LORE_RULE = (
 class Limits:
     """Options of `lore`, as `read` explains them."""
 
-    test_fraction: float | int
     unseen_fraction: float | int
     validation_fraction: float | int
     train_pairs: int
     context_pairs: int
 
     def __post_init__(self):
-        check_fractions(
-            test_fraction=self.test_fraction,
-            unseen_fraction=self.unseen_fraction,
-            validation_fraction=self.validation_fraction,
+        check_options(
+            fractions={"unseen_fraction": self.unseen_fraction, "validation_fraction": self.validation_fraction},
+            counts={"train_pairs": self.train_pairs, "context_pairs": self.context_pairs},
         )
-        check_at_least(1, train_pairs=self.train_pairs, context_pairs=self.context_pairs)
 
 
 class Votes(NamedTuple):
@@ -80,19 +78,21 @@ class Votes(NamedTuple):
     Attributes:
       found: all summaries.
       workers: [W] names.
-      prompt: int64 [P] place in `found.prompts`.
       worker: int64 [P] place in `workers`.
       chosen: int64 [P] place in `found`.
       rejected: int64 [P] place in `found`.
+      test: bool [P], True in the validation part.
+      supervised: bool [P], True where supervised models wrote both summaries.
       counts: votes left out by each filter.
     """
 
     found: Answers
     workers: pa.Array
-    prompt: Int[np.ndarray, "P"]
     worker: Int[np.ndarray, "P"]
     chosen: Int[np.ndarray, "P"]
     rejected: Int[np.ndarray, "P"]
+    test: Bool[np.ndarray, "P"]
+    supervised: Bool[np.ndarray, "P"]
     counts: dict[str, int]
 
 
@@ -100,9 +100,7 @@ def read(
     path: str | Path = ID,
     *,
     rule: str = "copl",
-    parts: Sequence[str] = ("train",),
     revision: str | None = REVISION,
-    test_fraction: float | int | None = None,
     seed: int = 0,
     workers: int = 10,
     seen_users: int = 10_000,
@@ -118,11 +116,10 @@ def read(
     """Reads the votes and builds the tables of one protocol.
 
     Args:
-      path: hub id, or a folder with `comparisons/train/*.parquet` (or .jsonl, .jsonl.gz).
+      path: hub id, or a folder with `comparisons/train/*.parquet` and `comparisons/validation/*.parquet` (or .jsonl,
+        .jsonl.gz).
       rule: `copl` or `lore`, see module.
-      parts: of `train` and `validation`; the papers use the first.
       revision: on the hub.
-      test_fraction: of the prompts; 0.1 for `copl` and 0.25 for `lore` if None.
       seed: of all draws.
       workers: `copl`: how many of the busiest workers' pairs are taken.
       seen_users: `copl`, as the next four, see `pref_jax.data.sources.simulated.Survey`.
@@ -140,9 +137,8 @@ def read(
     """
     if rule not in ("copl", "lore"):
         raise UserError(f"config.source.rule is {rule!r}; give copl or lore")
-    test_fraction = {"copl": 0.1, "lore": 0.25}[rule] if test_fraction is None else test_fraction
+    check_options(fractions={}, counts={"workers": workers})
     limits = Limits(
-        test_fraction=test_fraction,
         unseen_fraction=unseen_fraction,
         validation_fraction=validation_fraction,
         train_pairs=train_pairs,
@@ -155,30 +151,34 @@ def read(
         test_pairs_per_user=test_pairs_per_user,
         protocol=protocol,
     )
-    files = [f"comparisons/{part}/*" for part in parts]
-    table = hub.read_columns(path, files=files, columns=COLUMNS, revision=revision)
-    votes = _votes(table)
+    table, test = hub.read_halves(
+        path, train="comparisons/train/*", test="comparisons/validation/*", columns=COLUMNS, revision=revision
+    )
+    votes = _votes(table, test)
     meta = {
         "source": f"TL;DR, {hub.describe(path, revision)}",
         "licence": LICENCE,
         "seed": seed,
-        "parts": list(parts),
         "votes_in_source": table.num_rows,
     }
     rng = np.random.default_rng(seed)
     if rule == "copl":
-        return _copl(votes, survey, workers, test_fraction, meta, rng)
+        return _copl(votes, survey, workers, meta, rng)
     return _lore(votes, limits, meta, rng)
 
 
-def _votes(table: pa.Table) -> Votes:
-    """Numbers all texts and leaves out what is no vote between two different texts on a prompt by a known worker."""
+def _votes(table: pa.Table, test: Bool[np.ndarray, "R"]) -> Votes:
+    """Numbers all texts and leaves out what is no vote between two different texts on a prompt by a known worker.
+
+    Training votes on prompts that are tested are left out too.
+    """
     info = table["info"]
     post, article = (pc.struct_field(info, name) for name in ("post", "article"))
-    prompts, worker = number(pc.coalesce(post, article)), number(table["worker"])
+    prompts, worker = _either(post, article), number(table["worker"])
     lengths = pc.fill_null(pc.list_value_length(table["summaries"]), 0).to_numpy()
     start = (np.cumsum(lengths) - lengths).astype(np.int64)
-    texts = number(pc.struct_field(pc.list_flatten(table["summaries"]), "text"))
+    flat = pc.list_flatten(table["summaries"])
+    texts, supervised = number(pc.struct_field(flat, "text")), _supervised(pc.struct_field(flat, "policy"))
     choice = pc.fill_null(table["choice"], -1).to_numpy()
 
     sieve = Sieve(table.num_rows)
@@ -190,6 +190,7 @@ def _votes(table: pa.Table) -> Votes:
     text, empty = np.append(texts.code, -1)[two], np.append(texts.empty, True)[two]
     sieve.drop("empty_text", np.logical_or(*empty.T))
     sieve.drop("same_text", text[:, 0] == text[:, 1])
+    sieve.drop("training_prompts_in_test", ~test & np.isin(prompts.code, prompts.code[sieve.keep & test]))
     kept = np.flatnonzero(sieve.keep)
     prompt, best = prompts.code[kept], choice[kept].astype(np.int64)
     found, row = answers(prompts, np.repeat(prompt, 2), texts, text[kept].ravel())
@@ -197,34 +198,42 @@ def _votes(table: pa.Table) -> Votes:
     return Votes(
         found=found,
         workers=worker.distinct,
-        prompt=prompt,
         worker=worker.code[kept],
         chosen=np.take_along_axis(places, best[:, None], 1)[:, 0],
         rejected=np.take_along_axis(places, 1 - best[:, None], 1)[:, 0],
+        test=test[kept],
+        supervised=np.asarray(supervised[two[kept]].all(axis=1)),
         counts=sieve.counts,
     )
 
 
-def _copl(
-    votes: Votes,
-    survey: Survey,
-    workers: int,
-    test_fraction: float | int,
-    meta: dict[str, Any],
-    rng: np.random.Generator,
-) -> Preferences:
+def _either(first: pa.ChunkedArray, second: pa.ChunkedArray) -> Numbered:
+    """Numbers the first column's strings, where they are null the second's, without a copy of either."""
+    both = number(pa.chunked_array([*first.chunks, *second.chunks], pa.string()))
+    one, other = both.code.reshape(2, -1)
+    return Numbered(both.distinct, np.where(one >= 0, one, other))
+
+
+def _supervised(policies: pa.ChunkedArray) -> Bool[np.ndarray, "M"]:
+    """True for models trained on demonstrations alone, by their names, such as sup2, but not sup4_ppo_rm4."""
+    by_name = [pc.fill_null(pc.match_substring(policies, word), False).to_numpy() for word in ("sup", "ppo")]
+    return by_name[0] & ~by_name[1]
+
+
+def _copl(votes: Votes, survey: Survey, workers: int, meta: dict[str, Any], rng: np.random.Generator) -> Preferences:
     """Pairs of the busiest workers, asked of simulated users who prefer the shorter or the longer summary."""
-    busiest = np.argsort(-np.bincount(votes.worker, minlength=len(votes.workers)), kind="stable")[:workers]
     length = pc.utf8_length(votes.found.texts).to_numpy(zero_copy_only=False)[votes.found.text]
     pair = unordered(votes.chosen, votes.rejected, len(votes.found.text))
     sieve = Sieve(len(pair))
+    sieve.drop("other_policies", ~votes.supervised)
+    at_work = votes.worker[sieve.keep & ~votes.test]
+    busiest = np.argsort(-np.bincount(at_work, minlength=len(votes.workers)), kind="stable")[:workers]
     sieve.drop("other_workers", ~np.isin(votes.worker, busiest))
     sieve.drop("same_pair_again", repeated(pair, sieve.keep))
     sieve.drop("equal_length", length[votes.chosen] == length[votes.rejected])
     kept = np.flatnonzero(sieve.keep)
-    prompts, prompt = np.unique(votes.prompt[kept], return_inverse=True)
-    test = draw(len(prompts), test_fraction, rng)[prompt]
-    longer = rng.integers(2, size=len(survey.seen)).astype(bool)
+    test = votes.test[kept]
+    longer = tastes(survey, 2, rng).astype(bool)
     asked = ask(survey, test, rng)
 
     ends = np.stack([votes.chosen[kept], votes.rejected[kept]], axis=1)
@@ -243,7 +252,7 @@ def _copl(
         meta={
             **meta,
             "rule": COPL_RULE,
-            "options": {**dataclasses.asdict(survey), "workers": workers, "test_fraction": test_fraction},
+            "options": {**dataclasses.asdict(survey), "workers": workers},
             "filtered": {**votes.counts, **sieve.counts},
             "workers_in_source": len(np.unique(votes.worker)),
             "pairs_asked_of": {"train": int((~test).sum()), "test": int(test.sum())},
@@ -252,8 +261,8 @@ def _copl(
 
 
 def _lore(votes: Votes, limits: Limits, meta: dict[str, Any], rng: np.random.Generator) -> Preferences:
-    """The votes as annotated, split by worker and by prompt."""
-    worker, count = votes.worker, len(votes.workers)
+    """The votes as annotated."""
+    worker, test, count = votes.worker, votes.test, len(votes.workers)
     pair = unordered(votes.chosen, votes.rejected, len(votes.found.text))
     _, pair = np.unique(pair, return_inverse=True)
     sign = np.where(votes.chosen < votes.rejected, 1, -1)
@@ -261,15 +270,16 @@ def _lore(votes: Votes, limits: Limits, meta: dict[str, Any], rng: np.random.Gen
     sieve = Sieve(len(pair))
     sieve.drop("self_contradicting", ~_agree(own, sign))
     sieve.drop("repeated", repeated(own, sieve.keep))
+    everybody = len(np.unique(worker[sieve.keep]))
+    for name, part in (("training", ~test), ("test", test)):
+        there = np.bincount(worker[sieve.keep & part], minlength=count) > 0
+        sieve.drop(f"votes_of_workers_without_{name}", ~there[worker])
     alive = np.unique(worker[sieve.keep])
+    if not len(alive):
+        raise UserError("TL;DR: no worker has votes in both parts, train and validation; fetch both whole")
     unseen = np.zeros(count, bool)
     unseen[alive[draw(len(alive), limits.unseen_fraction, rng)]] = True
-    prompts, prompt = np.unique(votes.prompt, return_inverse=True)
-    test = draw(len(prompts), limits.test_fraction, rng)[prompt]
 
-    trained = np.bincount(worker[sieve.keep & ~test], minlength=count) > 0
-    lost = np.unique(worker[sieve.keep & ~trained[worker]])
-    sieve.drop("votes_of_workers_without_training", ~trained[worker])
     most = np.where(unseen, limits.context_pairs, limits.train_pairs)[worker]
     training = at_most(worker, sieve.keep & ~test, most, rng)
     sieve.drop("over_train_pairs", ~test & ~training & ~unseen[worker])
@@ -296,8 +306,7 @@ def _lore(votes: Votes, limits: Limits, meta: dict[str, Any], rng: np.random.Gen
             **meta,
             "rule": LORE_RULE,
             "options": dataclasses.asdict(limits),
-            "filtered": {**votes.counts, **sieve.counts, "workers_without_training": len(lost)},
-            "users_without_test": len(users) - len(np.unique(worker[sieve.keep & test])),
+            "filtered": {**votes.counts, **sieve.counts, "workers_of_one_part": everybody - len(alive)},
         },
     )
 

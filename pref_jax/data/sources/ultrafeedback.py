@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float, Int
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources import hub
 from pref_jax.data.sources.lexicon import ATTRIBUTES
-from pref_jax.data.sources.simulated import Survey, ask
+from pref_jax.data.sources.simulated import Survey, ask, tastes
 from pref_jax.data.sources.tables import (
     Answers,
     Sieve,
@@ -41,7 +41,7 @@ from pref_jax.data.sources.tables import (
     unanimous,
     unordered,
 )
-from pref_jax.data.splits import check_fractions, draw
+from pref_jax.data.splits import check_options, draw
 from pref_jax.data.tokens import load_tokenizer, tokenize_responses
 from pref_jax.data.validate import pc
 from pref_jax.errors import UserError
@@ -60,10 +60,10 @@ RATINGS = {
 _MESSAGES = pa.list_(pa.struct([("content", pa.string()), ("role", pa.string())]))
 PAIRS = {"prompt": pa.string(), "chosen": _MESSAGES, "rejected": _MESSAGES}
 RULE = (
-    "A user cares for one attribute and prefers the answer rated higher on it; equal ratings are broken at random by "
-    "seed, once for each answer and attribute. Kept are distinct pairs with all eight ratings, of at most max_tokens "
-    "tokens if they are counted, on which the four attributes do not all agree. The test fraction of their prompts is "
-    "drawn. Controversial: the users' attributes do not all agree on the pair."
+    "A user cares for one attribute, as many users for each, and prefers the answer rated higher on it; equal ratings "
+    "are broken at random by seed, once for each answer and attribute. Kept are distinct pairs with all eight ratings, "
+    "of at most max_tokens tokens if they are counted, on which the four attributes do not all agree. The test "
+    "fraction of their prompts is drawn. Controversial: the users' attributes do not all agree on the pair."
 )
 
 
@@ -123,7 +123,7 @@ def read(
     """
     if attributes not in (2, 4):
         raise UserError(f"config.source.attributes is {attributes}; give 2 (UF-P-2) or 4 (UF-P-4)")
-    check_fractions(test_fraction=test_fraction)
+    check_options(fractions={"test_fraction": test_fraction})
     survey = Survey(
         seen_users=seen_users,
         unseen_users=unseen_users,
@@ -133,7 +133,7 @@ def read(
     )
     rated = hub.read_columns(path, files=FILES, columns=RATINGS, revision=revision)
     pairs = hub.read_columns(
-        pairs_path, files=["data/train*"], columns=PAIRS, revision=pairs_revision, option="pairs_path"
+        pairs_path, files=["data/train*"], columns=PAIRS, revision=pairs_revision, flag="--config.source.pairs_path"
     )
     options = {
         **dataclasses.asdict(survey),
@@ -257,7 +257,7 @@ def _asked(
     """Draws prompts to test on, users and what they are asked; everybody answers by one attribute."""
     prompts, prompt = np.unique(pool.prompt, return_inverse=True)
     test = draw(len(prompts), test_fraction, rng)[prompt]
-    cares = rng.integers(attributes, size=len(survey.seen))
+    cares = tastes(survey, attributes, rng)
     asked = ask(survey, test, rng)
     second = 1 - pool.votes[asked.item, cares[asked.user]].astype(np.int64)
     ends = pool.ends[asked.item]
