@@ -72,7 +72,7 @@ def block(own: DataSet) -> Block:
     methods = [name for name in own.config.methods if all(name in one.margins for one in own.every)]
     partners = {name: other for name in methods if (other := against(name, methods))}
     sides = {
-        side: table.compared(values, partners)
+        side: table.compared(values, _asked(own.every, seen=side == "seen"), partners)
         for side in SIDES
         if (values := _accuracies(own.every, methods, seen=side == "seen"))
     }
@@ -100,12 +100,30 @@ def block(own: DataSet) -> Block:
 
 def _accuracies(every: Sequence[Answered], methods: Sequence[str], *, seen: bool) -> dict[str, list[np.ndarray]]:
     """Method -> for each seed the accuracy of each user [U] of that kind with test pairs; empty without users."""
-    found: dict[str, list[np.ndarray]] = {name: [] for name in methods}
-    for one in every:
-        for name in methods:
-            own = user_accuracy(one.margins[name], one.pairs.user, one.data.num_users)
-            found[name].append(own.accuracy[(own.pairs > 0) & (one.data.seen == seen)])
-    return found if all(len(values) for own in found.values() for values in own) else {}
+    asked = [_with_test_pairs(one) & (one.data.seen == seen) for one in every]
+    if not all(members.any() for members in asked):
+        return {}
+    return {
+        name: [_user_accuracy(one, name)[members] for one, members in zip(every, asked, strict=True)]
+        for name in methods
+    }
+
+
+def _asked(every: Sequence[Answered], *, seen: bool) -> list[np.ndarray]:
+    """For each seed the ids [U] of the users of `_accuracies`."""
+    return [_ids(one)[_with_test_pairs(one) & (one.data.seen == seen)] for one in every]
+
+
+def _ids(one: Answered) -> np.ndarray:
+    return np.array(one.data.users["user_id"].to_pylist(), str)
+
+
+def _with_test_pairs(one: Answered) -> np.ndarray:
+    return np.bincount(one.pairs.user, minlength=one.data.num_users) > 0
+
+
+def _user_accuracy(one: Answered, method: str) -> np.ndarray:
+    return user_accuracy(one.margins[method], one.pairs.user, one.data.num_users).accuracy
 
 
 def _mean_fact(every: Sequence[Answered], method: str, name: str) -> float | str | None:
@@ -117,23 +135,28 @@ def _mean_fact(every: Sequence[Answered], method: str, name: str) -> float | str
 def by_pairs(every: Sequence[Answered], methods: Sequence[str]) -> dict[str, dict[int, Interval]]:
     """Method -> {training pairs: accuracy of the seen users who gave so many}, numbers sorted into those of `COUNTS`.
 
-    All seeds' users together, the interval over users; kinds of under `FEWEST` users are left out.
+    All seeds' users together, who stands in several of them with the mean of theirs; the interval over users. Kinds of
+    under `FEWEST` users are left out.
     """
     found: dict[str, dict[int, Interval]] = {name: {} for name in methods}
     for low, high in zip(COUNTS, (*COUNTS[1:], np.inf), strict=True):
+        members = [_gave(one, low, high) for one in every]
+        ids = [_ids(one)[own] for one, own in zip(every, members, strict=True)]
+        number = np.unique(np.concatenate(ids), return_inverse=True)[1]
+        if number.max(initial=-1) + 1 < FEWEST:
+            continue
         for name in methods:
-            values = [_of_users(one, name, low, high) for one in every]
-            together = np.concatenate(values)
-            if len(together) >= FEWEST:
-                found[name][low] = student_interval(together, over="users")
+            values = [_user_accuracy(one, name)[own] for one, own in zip(every, members, strict=True)]
+            own = np.bincount(number, weights=np.concatenate(values)) / np.bincount(number)
+            found[name][low] = student_interval(own, over="users")
     return found
 
 
-def _of_users(one: Answered, method: str, low: float | int, high: float | int) -> np.ndarray:
+def _gave(one: Answered, low: float | int, high: float | int) -> np.ndarray:
+    """bool [U]: seen users with test pairs who gave `low` to under `high` answers."""
     known = one.data.pairs(("train", "validation"), seen=True)
     given = np.bincount(known.user, minlength=one.data.num_users)
-    own = user_accuracy(one.margins[method], one.pairs.user, one.data.num_users)
-    return own.accuracy[one.data.seen & (own.pairs > 0) & (given >= low) & (given < high)]
+    return one.data.seen & _with_test_pairs(one) & (given >= low) & (given < high)
 
 
 def write(
