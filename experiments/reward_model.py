@@ -19,18 +19,10 @@ from copl_jax import balance, gates, reward, store
 from copl_jax.experts import ExpertsConfig
 from copl_jax.gates import GateConfig
 from copl_jax.reward import RewardConfig
+from experiments.backbones import load_backbone, load_tokens
 from experiments.cli import freeze
 from experiments.pair_rows import rounded, shared_length, text_batches
-from experiments.stages import (
-    Run,
-    context_pairs,
-    load_backbone,
-    load_data,
-    load_tokens,
-    stage,
-    test_pairs,
-    votes_by_prompt,
-)
+from experiments.stages import Run, context_pairs, load_data, stage, test_pairs, votes_by_prompt
 from experiments.truth import load_groups
 from pref_jax.data.preferences import Pairs
 from pref_jax.data.token_table import TokenTable

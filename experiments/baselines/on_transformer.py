@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from copl_jax import experts
 from copl_jax.reward import RewardConfig
 from experiments import reward_model
+from experiments.backbones import read_each
 from experiments.baselines import on_features, personal, settings
 from experiments.baselines.heads import Head
 from experiments.cli import freeze
@@ -28,10 +28,10 @@ from experiments.stages import Run, load_data, method_folder, say, scored, stage
 from lore_jax.reward import standardise
 from pref_jax.data.contexts import context_batches
 from pref_jax.files import read_json, write_json
-from pref_jax.lm import backbone, features, stored
+from pref_jax.lm import backbone, stored
 from pref_jax.lm.pairs import pair_states
 from pref_jax.train.loop import fit
-from pref_jax.train.mesh import batch_shards, put_batch, replicated
+from pref_jax.train.mesh import replicated
 from pref_jax.train.state import LossFn, OptimizerConfig, init_state, make_step
 
 METHODS = tuple(settings.HEADS)
@@ -162,13 +162,9 @@ def _pooled(config: RewardConfig, adapters, base, tokens, mask):
 
 def tuned_states(model: Opened, adapters: Any, *, batch_size: int) -> np.ndarray:
     """Pooled states float32 [N D] of all responses, each read once, `batch_size` rows at a time over all devices."""
-    shards, limit = batch_shards(model.mesh), model.config.lm.max_positions
-    plan = features.make_plan(model.tokens, batch_size=-(-batch_size // shards) * shards, limit=limit)
-    found = np.empty((len(model.tokens.lengths), model.config.lm.hidden_size), np.float32)
-    with jax.set_mesh(model.mesh):
-        for number in tqdm(range(len(plan.rows)), desc="states", disable=None):
-            batch = features.read(model.tokens, plan, number)
-            texts = put_batch((batch.ids, batch.mask), model.mesh)
-            there = batch.sequences >= 0
-            found[batch.sequences[there]] = np.asarray(_pooled(model.config, adapters, model.base, *texts))[there]
-    return found
+
+    def read(ids, mask):
+        return _pooled(model.config, adapters, model.base, ids, mask)
+
+    lm = model.config.lm
+    return read_each(model.tokens, lm.hidden_size, read, model.mesh, batch_size=batch_size, limit=lm.max_positions)
