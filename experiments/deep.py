@@ -26,6 +26,7 @@ from experiments.stages import (
     say,
     scored,
     stage,
+    taken_up,
     test_pairs,
     votes_by_prompt,
 )
@@ -77,7 +78,7 @@ def train(run: Run, part: Path, model: Opened, folder: Path) -> None:
       folder: gets checkpoints and logs; a killed training goes on from there.
     """
     say(f"seed {run.seed}: {METHOD}, training")
-    start = time.perf_counter()
+    start, again = time.perf_counter(), taken_up(folder)
     section, config, mesh = run.config.deep, model.config, model.mesh
     learn, _ = votes_by_prompt(run, load_data(run), fraction=0.0)
     longest = rounded(int(model.tokens.lengths.max(initial=1)), config.lm)
@@ -104,7 +105,8 @@ def train(run: Run, part: Path, model: Opened, folder: Path) -> None:
     )
     deep.save(part / "adapters", config, state.params)
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    write_json(part / "model.json", {"trainable_parameters": size, "seconds": time.perf_counter() - start})
+    facts = {"trainable_parameters": size, "seconds": time.perf_counter() - start, "taken_up": again}
+    write_json(part / "model.json", facts)
 
 
 def score(run: Run, model: Opened, folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
@@ -121,6 +123,7 @@ def score(run: Run, model: Opened, folder: Path) -> tuple[np.ndarray, dict[str, 
         "parameters_per_user": model.config.basis,
         "context_pairs": context_pairs(data),
         "stage_seconds": {"train": facts["seconds"]},
+        "taken_up": facts.get("taken_up", False),
         "prior_mean": np.asarray(prior.mean).tolist(),
         "prior_precision": np.asarray(jnp.diag(prior.precision)).tolist(),
         "weights_deviation": np.asarray(weights).std(axis=0).tolist(),

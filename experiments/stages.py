@@ -159,6 +159,14 @@ def votes_by_prompt(run: Run, data: Preferences, *, fraction: float) -> tuple[Pa
     return Pairs(*(column[~choose] for column in pairs)), Pairs(*(column[choose] for column in pairs))
 
 
+def taken_up(folder: Path) -> bool:
+    """Whether a training in `folder` goes on from checkpoints of a process that was killed.
+
+    The seconds that it then tells are of the rest alone, which tables say.
+    """
+    return any(folder.rglob("checkpoints/*"))
+
+
 def scored(run: Run, method: str, score: Callable[[], tuple[np.ndarray, dict[str, Any]]]) -> None:
     """Runs a method unless its scores are there.
 
@@ -167,7 +175,8 @@ def scored(run: Run, method: str, score: Callable[[], tuple[np.ndarray, dict[str
       method: name of the row in tables.
       score: returns the margins of `test_pairs` (float [P]) of `load_data`, and facts to keep (JSON values). Where
         stages of the method were run before, "stage_seconds" among the facts, by name, is counted into the method's
-        time. "parameters_per_user" and "context_pairs" tell what the method learns of a user and from what.
+        time; "taken_up" tells that they lack what was done before a kill. "parameters_per_user" and "context_pairs"
+        tell what the method learns of a user and from what, "most_context_pairs" of how many it reads at most.
     """
     folder = method_folder(run, method)
     if (folder / "scores").is_dir():
