@@ -30,8 +30,9 @@ NOTE = (
     "Accuracies in percent, means over users and then over seeds; in brackets the 95 % interval of a paired bootstrap "
     "over users, the same resamples for all methods and seeds. A difference is that to the method named under "
     "“against”, in points; * marks p < 0.05, two-sided by the same bootstrap, after Holm's correction over the methods "
-    "of the data set, seen and unseen users apart. Time is that of one seed. Parameters a user are those that a method "
-    "keeps for each user, context pairs those that an unseen user brings to it, on average."
+    "of the data set, seen and unseen users apart. Time is that of one seed: training, choosing and scoring. "
+    "Parameters a user are those that a method keeps for each user, context pairs those of an unseen user that it "
+    "reads, on average."
 )
 
 
@@ -66,7 +67,7 @@ class Row:
       gap: side -> difference to `against`.
       seconds: of one seed, mean over seeds.
       parameters: that the method keeps for each user; None: not told.
-      context: pairs that an unseen user brings to it; None: not told.
+      context: pairs of an unseen user that it reads, on average; None: not told.
     """
 
     method: str

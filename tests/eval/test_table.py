@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.optimize
 
 from pref_jax.eval import canvas, paired, report, table, table_plots
 from pref_jax.eval.accuracy import Interval
@@ -30,7 +31,7 @@ def test_comparison_equals_one_worked_out_by_hand():
     names = ["shared", "good", "same", "other"]
     seeds = [rng.random((4, users)).round(2) for users in (7, 4)]
     for own in seeds:
-        own[1] += 0.5
+        own[1] += 1.5
         own[2] = own[0]
     accuracies = {name: [own[m] for own in seeds] for m, name in enumerate(names)}
     against = {name: "shared" for name in names[1:]} | {"shared": "absent"}
@@ -266,27 +267,62 @@ def test_pictures_show_every_method_with_its_interval(tmp_path):
     figures = {
         "seen_unseen": table_plots.seen_unseen(blocks),
         "seconds": table_plots.against_seconds(blocks),
-        "pairs": table_plots.against_pairs(curves),
+        "pairs": table_plots.against_pairs(curves, {"two": {name: names[n > 8] for n, name in enumerate(names)}}),
     }
     for name, fig in figures.items():
         assert canvas.save(fig, tmp_path / f"{name}.png").stat().st_size > 10_000
-        (legend,) = fig.legends
-        assert [text.get_text() for text in legend.get_texts()] == names
-        handles: Any = legend.legend_handles
-        looks = {(h.get_color(), h.get_marker(), h.get_markeredgecolor()) for h in handles}
-        assert len(looks) == len(names), "no two methods look alike"
-    assert {"one", "two", "three", "four"} <= set(_texts(figures["seconds"]))
-    assert len(figures["seen_unseen"].axes[0].containers) == len(names)
-    ticks = [label.get_text() for label in figures["pairs"].axes[0].get_xticklabels()]
-    assert ticks == ["1–3", "4–7", "8+"]
-    drawn: Any = figures["pairs"].axes[0].containers[0]
+    for name in ("seen_unseen", "seconds"):
+        assert {"one", "two", "three", "four"} <= set(_texts(figures[name]))
+        (legend,) = figures[name].legends
+        assert len(legend.get_texts()) == (2 if name == "seen_unseen" else 17)
+    both: Any = figures["seen_unseen"].axes[0]
+    assert [label.get_text() for label in both.get_yticklabels()] == names
+    values = [row.accuracy[side] for side in ("seen", "unseen") for row in blocks[0].rows]
+    assert [line.lines[0].get_xdata()[0] for line in both.containers] == pytest.approx([100 * v.mean for v in values])
+    whiskers = [sorted(line.lines[2][0].get_segments()[0][:, 0]) for line in both.containers]
+    np.testing.assert_allclose(whiskers, [[100 * v.mean - 2, 100 * v.mean + 2] for v in values])
+    # Every point is named, in the order of their heights, and no name lies on another.
+    named = figures["seconds"].axes[1].texts
+    assert {text.get_text() for text in named} == set(names)
+    height = {row.method: row.accuracy["unseen"].mean for row in blocks[1].rows}
+    order = sorted(named, key=lambda text: text.get_position()[1])
+    assert [text.get_text() for text in order] == sorted(names, key=lambda name: height[name])
+    assert np.diff([text.get_position()[1] for text in order]).min() > 0.04
+    panels: Any = figures["pairs"].axes
+    left, right = panels
+    assert [text.get_text() for text in left.texts + right.texts] == names
+    assert left.get_title() == "two, with method 0"
+    assert [label.get_text() for label in left.get_xticklabels()] == ["1–3", "4–7", "8+"]
+    drawn = left.containers[0]
     np.testing.assert_allclose(drawn.lines[0].get_ydata(), [50, 60, 70])
     whisker = drawn.lines[2][0].get_segments()[1][:, 1]
     np.testing.assert_allclose(sorted(whisker), [58, 62])
+    for ax in (left, right):  # the last change of the shared height is seen by both
+        assert ax.get_ylim()[0] < 48 < 72 < ax.get_ylim()[1]
+    looks = {(line.lines[0].get_color(), line.lines[0].get_linestyle()) for line in left.containers}
+    assert len(looks) == 9, "no two lines of a panel look alike"
+
+
+def test_labels_are_spread_as_little_as_can_be():
+    np.testing.assert_allclose(table_plots.spread(np.array([0.1, 0.9, 0.5]), 0.1, 0, 1), [0.1, 0.9, 0.5])
+    np.testing.assert_allclose(table_plots.spread(np.array([0.5, 0.5, 0.9]), 0.1, 0, 1), [0.45, 0.55, 0.9])
+    np.testing.assert_allclose(table_plots.spread(np.array([1.0, 1.0, 0.0]), 0.2, 0, 1), [0.8, 1.0, 0.0])
+    np.testing.assert_allclose(table_plots.spread(np.full(4, 0.5), 0.5, 0, 1), [0, 0.5, 1, 1.5])  # no room: from below
+    wanted = np.random.default_rng(5).random(12)
+    found = table_plots.spread(wanted, 0.05, 0, 1)
+    assert np.diff(np.sort(found)).min() > 0.05 - 1e-9
+    assert (np.argsort(found) == np.argsort(wanted)).all()
+    best = scipy.optimize.minimize(
+        lambda places: ((places - np.sort(wanted)) ** 2).sum(),
+        np.linspace(0, 1, 12),
+        constraints={"type": "ineq", "fun": lambda places: np.diff(places) - 0.05},
+        bounds=[(0, 1)] * 12,
+    )
+    np.testing.assert_allclose(np.sort(found), best.x, atol=2e-3)
 
 
 def test_pictures_of_nothing_say_so():
     empty = Row(method="a", against="", accuracy={}, gap={}, seconds=1.0, parameters=0, context=0)
     fig = table_plots.seen_unseen([Block(title="x", seeds=[0], rows=[empty])])
     assert "nothing to show" in [text.get_text() for text in fig.axes[0].texts]
-    assert table_plots.against_pairs({}).axes[0].texts[0].get_text() == "no accuracies to show"
+    assert table_plots.against_pairs({}, {}).axes[0].texts[0].get_text() == "no accuracies to show"
