@@ -18,7 +18,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import compiled, table
+from experiments import compiled, table, table_files
 from experiments import copl as copl_experiment
 from experiments import deep as deep_experiment
 from experiments import lore as lore_experiment
@@ -104,9 +104,9 @@ def _run_all(config: Config, workdir: Path, publish: str, only: Sequence[str]) -
     ]
     for one in every:
         summarise(one.config, one.folder, every=one.every)
-    table.write(config, workdir, every, absent, seconds=time.perf_counter() - start)
+    table_files.write(config, workdir, every, absent, seconds=time.perf_counter() - start)
     if publish:
-        table.publish(workdir, Path(publish), ["experiments.compare", *sys.argv[1:]])
+        table_files.publish(workdir, Path(publish), ["experiments.compare", *sys.argv[1:]])
 
 
 def define(values: flags.FlagValues) -> None:

@@ -35,6 +35,7 @@ from experiments.stages import (
     say,
     scored,
     stage,
+    taken_up,
 )
 from experiments.summary import summarise
 from experiments.truth import load_truth
@@ -89,7 +90,7 @@ def embed_users(run: Run) -> None:
 
     def make(part: Path) -> None:
         say(f"seed {run.seed}: graph")
-        start = time.perf_counter()
+        start, again = time.perf_counter(), taken_up(run.folder / "graph_training")
         known, validation = graph_pairs(data), data.pairs("validation", seen=True)
         signed = graph.build(
             known.user, known.chosen, known.rejected, num_users=data.num_users, num_responses=data.num_responses
@@ -113,6 +114,7 @@ def embed_users(run: Run) -> None:
             "best_step": found.best_step,
             "history": {name: values.tolist() for name, values in found.history.items()},
             "seconds": time.perf_counter() - start,
+            "taken_up": again,
             "config": dataclasses.asdict(config),
         }
         write_json(part / "graph.json", facts)
@@ -179,6 +181,7 @@ def score(run: Run, method: str = METHOD) -> None:
     def make() -> tuple[np.ndarray, dict[str, Any]]:
         model = reward_model.open_model(run, routing="users")
         margins, own = reward_model.evaluate(run, model, folder, table=users)
+        own["taken_up"] = any(part.get("taken_up", False) for part in facts.values())
         return margins, {**own, "graph": facts["graph"], "stage_seconds": seconds}
 
     scored(run, method, make)

@@ -14,20 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
+from experiments.backbones import load_backbone, load_tokens, read_each
 from experiments.cli import freeze
 from experiments.pair_rows import rounded, shared_length, text_episodes
 from experiments.stages import (
     Run,
     context_pairs,
-    load_backbone,
     load_data,
-    load_tokens,
     method_folder,
     say,
     scored,
     stage,
+    taken_up,
     test_pairs,
     votes_by_prompt,
 )
@@ -37,9 +36,8 @@ from lore_jax.reward import pair_logits
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.token_table import TokenTable
 from pref_jax.files import read_json, write_json
-from pref_jax.lm import features
 from pref_jax.train.loop import fit
-from pref_jax.train.mesh import batch_shards, make_mesh, put_batch, replicated
+from pref_jax.train.mesh import make_mesh, replicated
 from pref_jax.train.state import OptimizerConfig, init_state, make_step
 
 METHOD = "deep LoRe"
@@ -80,7 +78,7 @@ def train(run: Run, part: Path, model: Opened, folder: Path) -> None:
       folder: gets checkpoints and logs; a killed training goes on from there.
     """
     say(f"seed {run.seed}: {METHOD}, training")
-    start = time.perf_counter()
+    start, again = time.perf_counter(), taken_up(folder)
     section, config, mesh = run.config.deep, model.config, model.mesh
     learn, _ = votes_by_prompt(run, load_data(run), fraction=0.0)
     longest = rounded(int(model.tokens.lengths.max(initial=1)), config.lm)
@@ -107,7 +105,8 @@ def train(run: Run, part: Path, model: Opened, folder: Path) -> None:
     )
     deep.save(part / "adapters", config, state.params)
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    write_json(part / "model.json", {"trainable_parameters": size, "seconds": time.perf_counter() - start})
+    facts = {"trainable_parameters": size, "seconds": time.perf_counter() - start, "taken_up": again}
+    write_json(part / "model.json", facts)
 
 
 def score(run: Run, model: Opened, folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
@@ -124,6 +123,7 @@ def score(run: Run, model: Opened, folder: Path) -> tuple[np.ndarray, dict[str, 
         "parameters_per_user": model.config.basis,
         "context_pairs": context_pairs(data),
         "stage_seconds": {"train": facts["seconds"]},
+        "taken_up": facts.get("taken_up", False),
         "prior_mean": np.asarray(prior.mean).tolist(),
         "prior_precision": np.asarray(jnp.diag(prior.precision)).tolist(),
         "weights_deviation": np.asarray(weights).std(axis=0).tolist(),
@@ -155,14 +155,9 @@ def _rewards(config: DeepConfig, params, base, tokens, mask):
 
 def response_rewards(model: Opened, params: Any, *, batch_size: int) -> jax.Array:
     """Basis rewards float32 [N K] of all responses, each read once, `batch_size` rows at a time over all devices."""
-    shards = batch_shards(model.mesh)
-    limit = model.config.lm.max_positions
-    plan = features.make_plan(model.tokens, batch_size=-(-batch_size // shards) * shards, limit=limit)
-    found = np.empty((len(model.tokens.lengths), model.config.basis), np.float32)
-    with jax.set_mesh(model.mesh):
-        for number in tqdm(range(len(plan.rows)), desc="score", disable=None):
-            batch = features.read(model.tokens, plan, number)
-            texts = put_batch((batch.ids, batch.mask), model.mesh)
-            there = batch.sequences >= 0
-            found[batch.sequences[there]] = np.asarray(_rewards(model.config, params, model.base, *texts))[there]
-    return jnp.asarray(found)
+
+    def read(ids, mask):
+        return _rewards(model.config, params, model.base, ids, mask)
+
+    limit, basis = model.config.lm.max_positions, model.config.basis
+    return jnp.asarray(read_each(model.tokens, basis, read, model.mesh, batch_size=batch_size, limit=limit))

@@ -10,19 +10,10 @@ from typing import Any
 
 import jax
 
+from experiments.backbones import backbone_folder, load_backbone, load_prompt_tokens, load_tokens
 from experiments.cli import Config, launch
 from experiments.prepare import prepare
-from experiments.stages import (
-    Run,
-    backbone_folder,
-    load_backbone,
-    load_data,
-    load_prompt_tokens,
-    load_tokens,
-    runs,
-    say,
-    stage,
-)
+from experiments.stages import Run, load_data, runs, say, stage
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.token_table import TokenTable
 from pref_jax.files import write_json

@@ -11,19 +11,10 @@ from absl import flags
 
 from copl_jax import export, store
 from copl_jax.store import Stored
+from experiments.backbones import backbone_folder, load_backbone_config
 from experiments.cli import Config, launch
 from experiments.copl import METHOD
-from experiments.stages import (
-    Run,
-    backbone_folder,
-    load_backbone_config,
-    load_data,
-    load_users,
-    method_folder,
-    needed,
-    runs,
-    say,
-)
+from experiments.stages import Run, load_data, load_users, method_folder, needed, runs, say
 from pref_jax.errors import UserError
 
 

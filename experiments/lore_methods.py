@@ -6,19 +6,11 @@ from functools import cached_property
 import numpy as np
 
 from experiments import linear
+from experiments.backbones import backbone_folder, load_backbone_config
 from experiments.baselines.oracle import group_numbers
 from experiments.cli import freeze
 from experiments.linear import Model, PublishedConfig, Task
-from experiments.stages import (
-    Run,
-    backbone_folder,
-    context_pairs,
-    load_backbone_config,
-    load_data,
-    load_features,
-    test_pairs,
-    votes_by_prompt,
-)
+from experiments.stages import Run, context_pairs, load_data, load_features, test_pairs, votes_by_prompt
 from experiments.truth import load_truth, test_signs
 from lore_jax.fit import RegularisedConfig
 from lore_jax.votes import Triples

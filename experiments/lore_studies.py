@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from experiments import linear
+from experiments.backbones import backbone_folder
 from experiments.cli import Config, freeze
 from experiments.embed import embed
 from experiments.linear import Task
 from experiments.lore_methods import HEAD, LEARNED, METHOD, ORACLE, PUBLISHED, Models
 from experiments.prepare import prepare
-from experiments.stages import Run, backbone_folder, load_scores, say
+from experiments.stages import Run, load_scores, say
 from experiments.summary import pair_metrics
 from lore_jax.votes import Triples
 from pref_jax.errors import UserError

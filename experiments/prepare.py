@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from experiments.backbones import pretrain_folders, pretrain_settings
 from experiments.cli import Config, freeze, launch
-from experiments.stages import Run, pretrain_folders, pretrain_settings, runs, say, stage
+from experiments.stages import Run, runs, say, stage
 from experiments.truth import load_truth
 from pref_jax.data import preferences
 from pref_jax.data.preferences import Preferences

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from experiments.backbones import tokenize
 from experiments.cli import Config, launch
 from experiments.embed import write_features
 from experiments.lore_methods import HEAD, METHOD, SHARED, Models, score_head
-from experiments.stages import Run, method_folder, needed, runs, say, stage, tokenize
+from experiments.stages import Run, method_folder, needed, runs, say, stage
 from lore_jax.fit import Fit
 from lore_jax.reward import basis_rewards, standardise
 from pref_jax.data.sources import reward_bench_2

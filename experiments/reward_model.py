@@ -19,18 +19,10 @@ from copl_jax import balance, gates, reward, store
 from copl_jax.experts import ExpertsConfig
 from copl_jax.gates import GateConfig
 from copl_jax.reward import RewardConfig
+from experiments.backbones import load_backbone, load_tokens
 from experiments.cli import freeze
 from experiments.pair_rows import rounded, shared_length, text_batches
-from experiments.stages import (
-    Run,
-    context_pairs,
-    load_backbone,
-    load_data,
-    load_tokens,
-    stage,
-    test_pairs,
-    votes_by_prompt,
-)
+from experiments.stages import Run, context_pairs, load_data, stage, taken_up, test_pairs, votes_by_prompt
 from experiments.truth import load_groups
 from pref_jax.data.preferences import Pairs
 from pref_jax.data.token_table import TokenTable
@@ -94,9 +86,12 @@ def train_and_score(
     table: np.ndarray | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """`train`, unless that is done, and `evaluate`; arguments as there and in `configure`."""
+    earlier = (folder / "model").is_dir()
     model = open_model(run, routing=routing, num_experts=num_experts)
     stage(folder / "model", lambda part: train(run, part, model, folder, table=table))
-    return evaluate(run, model, folder, table=table)
+    margins, facts = evaluate(run, model, folder, table=table)
+    # `scored` counts what is done here; what a process before this one did is told to it.
+    return margins, facts | ({"stage_seconds": {"train": _trained(folder)["seconds"]}} if earlier else {})
 
 
 def train(run: Run, part: Path, model: Opened, folder: Path, *, table: np.ndarray | None = None) -> None:
@@ -109,7 +104,7 @@ def train(run: Run, part: Path, model: Opened, folder: Path, *, table: np.ndarra
       folder: gets checkpoints and logs; a killed training goes on from there.
       table: user embeddings float [U C] (routing `users`) or group numbers int [U] (`groups`); seen users' are read.
     """
-    start = time.perf_counter()
+    start, again = time.perf_counter(), taken_up(folder)
     section, config, mesh = run.config.reward, model.config, model.mesh
     learn, _ = votes_by_prompt(run, load_data(run), fraction=section.hold_out)
     frozen = {"base": model.base}
@@ -138,7 +133,8 @@ def train(run: Run, part: Path, model: Opened, folder: Path, *, table: np.ndarra
     )
     store.save(part / "adapters", config, state.params, table)
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    write_json(part / "model.json", {"trainable_parameters": size, "seconds": time.perf_counter() - start})
+    facts = {"trainable_parameters": size, "seconds": time.perf_counter() - start, "taken_up": again}
+    write_json(part / "model.json", facts)
 
 
 def load_params(folder: Path, lm: LMConfig, mesh: Mesh) -> Any:
@@ -162,10 +158,11 @@ def evaluate(
             for pairs in (test_pairs(data), held_out)
         )
     np.save(folder / "held_out.npy", chosen_by)
-    size = read_json(folder / "model" / "model.json")["trainable_parameters"]
+    trained = _trained(folder)
     users = table if model.config.routing == "users" else None
     facts = {
-        "trainable_parameters": size,
+        "trainable_parameters": trained["trainable_parameters"],
+        "taken_up": trained.get("taken_up", False),
         "truncated_responses": model.tokens.truncated,
         "parameters_per_user": 0 if users is None else users.shape[1],
         "context_pairs": 0 if users is None else context_pairs(data),
@@ -174,6 +171,10 @@ def evaluate(
         groups = load_groups(run, "report on experts")
         facts |= gate_facts(model.config, params, users, data.seen, groups)
     return margins, facts
+
+
+def _trained(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "model" / "model.json")
 
 
 @functools.partial(jax.jit, static_argnums=0)

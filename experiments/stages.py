@@ -20,30 +20,21 @@ What is there is not made again. To repeat a stage, delete its folder and those 
 """
 
 import dataclasses
-import hashlib
-import json
 import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-import pyarrow as pa
-from jax.sharding import Mesh
 
-from experiments.cli import Config, claim, plain
+from experiments.cli import Config, claim
 from pref_jax.data import preferences
 from pref_jax.data.blind import blind
 from pref_jax.data.preferences import Pairs, Preferences
-from pref_jax.data.token_table import TokenTable
-from pref_jax.data.tokens import load_tokenizer, tokenize_prompts, tokenize_responses
 from pref_jax.data.validate import prompt_ids
 from pref_jax.errors import UserError
 from pref_jax.files import atomic_folder, read_json, write_json
-from pref_jax.lm import checkpoint, hub
-from pref_jax.lm.config import LMConfig
 from pref_jax.train.logging import read_metrics
 
 # Stands in the facts of scores whose method did not know which response of a test pair was chosen.
@@ -131,98 +122,6 @@ def load_responses(run: Run) -> np.ndarray:
     return np.load(needed(run.folder / "graph", "copl --stage=graph") / "responses.npy", allow_pickle=False)
 
 
-def backbone_folder(run: Run) -> Path:
-    """Where the transformer lies: made by `experiments.prepare`, or named by the config."""
-    name = run.config.backbone.name
-    return needed(pretrain_folders(run)[0], "prepare") if name == "pretrain" else hub.locate(name)
-
-
-def pretrain_settings(run: Run) -> dict[str, Any]:
-    """All that a pretrained decoder depends on, as JSON values."""
-    section = run.config.pretrain.to_dict()
-    del section["folder"]
-    return plain({"seed": run.seed, "marker_noise": run.config.source.marker_noise, **section})
-
-
-def pretrain_folders(run: Run) -> tuple[Path, Path]:
-    """Where the pretrained decoder lies, and where its training keeps checkpoints.
-
-    In the run's own folder; or with `pretrain.folder`, which several runs can share, in folders there that are named
-    by a digest of `pretrain_settings`, so that a decoder of other settings is never taken.
-    """
-    shared = run.config.pretrain.folder
-    if not shared:
-        return run.folder / "backbone", run.folder / "pretrain"
-    settings = json.dumps(pretrain_settings(run), sort_keys=True)
-    digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
-    return Path(shared) / f"decoder_{digest}", Path(shared) / f"pretrain_{digest}"
-
-
-def load_backbone_config(run: Run) -> LMConfig:
-    """Config of the transformer, with the run's pooling.
-
-    Raises:
-      UserError: if `backbone.pooling` is unknown, or the checkpoint is not readable.
-    """
-    pooling, config = run.config.backbone.pooling, checkpoint.load_config(backbone_folder(run))
-    if pooling not in ("", "last", "mean"):
-        raise UserError(f"config.backbone.pooling is {pooling!r}; give last, mean, or nothing for the model's own")
-    return dataclasses.replace(config, pooling=pooling or config.pooling)
-
-
-def load_backbone(run: Run, mesh: Mesh | None = None) -> tuple[LMConfig, Any]:
-    """Config and parameters of the transformer, without next-token head, on the mesh or else on the first device.
-
-    Raises:
-      UserError: if `backbone.pooling` or `backbone.dtype` is unknown, or the checkpoint is not readable.
-    """
-    dtype, pooling = run.config.backbone.dtype, load_backbone_config(run).pooling
-    if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"config.backbone.dtype is {dtype!r}; give float32 or bfloat16")
-    config, params = checkpoint.load(backbone_folder(run), jnp.dtype(dtype), mesh=mesh, lm_head=False)
-    return dataclasses.replace(config, pooling=pooling), params
-
-
-def load_tokens(run: Run, data: Preferences) -> TokenTable:
-    """All responses of the run's data as tokens, as `tokenize` does."""
-    return tokenize(run, data.responses)
-
-
-def tokenize(run: Run, responses: pa.Table) -> TokenTable:
-    """Responses under their prompts as tokens: rendered as dialogues for decoders, text pairs for encoders.
-
-    Raises:
-      UserError: if the tokenizer is not readable or has no chat template for a decoder, or if
-        `backbone.max_length` exceeds what the model reads.
-    """
-    return _tokens(run, responses, tokenize_responses, "responses")
-
-
-def load_prompt_tokens(run: Run, data: Preferences) -> TokenTable:
-    """Every distinct prompt alone as tokens, in the order of `prompt_ids`' numbers; raises as `load_tokens` does."""
-    _, first = np.unique(prompt_ids(data.responses["prompt"]), return_index=True)
-    return _tokens(run, data.responses.take(first), tokenize_prompts, "prompts")
-
-
-def _tokens(run: Run, rows: pa.Table, tokenize: Callable[..., TokenTable], what: str) -> TokenTable:
-    section, folder = run.config.backbone, backbone_folder(run)
-    lm = checkpoint.load_config(folder)
-    if section.max_length > lm.max_positions:
-        raise UserError(
-            f"config.backbone.max_length is {section.max_length}, but {section.name} reads at most {lm.max_positions} "
-            f"tokens; set --config.backbone.max_length={lm.max_positions} or lower"
-        )
-    tokens = tokenize(
-        load_tokenizer(folder, chat_template=section.chat_template),
-        rows,
-        max_length=section.max_length,
-        pairs=not lm.traits.causal,
-    )
-    if tokens.truncated:
-        say(f"  {tokens.truncated} of {len(tokens.lengths)} {what} cut to their last {section.max_length} tokens")
-    return tokens
-
-
 def method_folder(run: Run, method: str) -> Path:
     """The folder of a method's run: `group oracle` -> `group_oracle`."""
     return run.folder / re.sub(r"[^a-z0-9]+", "_", method.lower()).strip("_")
@@ -260,6 +159,14 @@ def votes_by_prompt(run: Run, data: Preferences, *, fraction: float) -> tuple[Pa
     return Pairs(*(column[~choose] for column in pairs)), Pairs(*(column[choose] for column in pairs))
 
 
+def taken_up(folder: Path) -> bool:
+    """Whether a training in `folder` goes on from checkpoints of a process that was killed.
+
+    The seconds that it then tells are of the rest alone, which tables say.
+    """
+    return any(folder.rglob("checkpoints/*"))
+
+
 def scored(run: Run, method: str, score: Callable[[], tuple[np.ndarray, dict[str, Any]]]) -> None:
     """Runs a method unless its scores are there.
 
@@ -268,7 +175,8 @@ def scored(run: Run, method: str, score: Callable[[], tuple[np.ndarray, dict[str
       method: name of the row in tables.
       score: returns the margins of `test_pairs` (float [P]) of `load_data`, and facts to keep (JSON values). Where
         stages of the method were run before, "stage_seconds" among the facts, by name, is counted into the method's
-        time. "parameters_per_user" and "context_pairs" tell what the method learns of a user and from what.
+        time; "taken_up" tells that they lack what was done before a kill. "parameters_per_user" and "context_pairs"
+        tell what the method learns of a user and from what, "most_context_pairs" of how many it reads at most.
     """
     folder = method_folder(run, method)
     if (folder / "scores").is_dir():

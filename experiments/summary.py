@@ -177,8 +177,9 @@ def _pictures(own: Answered, rows: list[dict[str, Any]], folder: Path) -> list[t
     curves = {name: curve(method_folder(run, name), "loss") for name in own.margins}
     curves = {name: values for name, values in curves.items() if values[0]}
     if curves:
-        figure = plots.learning_curves(curves, ylabel="Bradley-Terry loss", title="Reward models: training loss")
-        made.append((plots.save(figure, folder / "training.png"), "Training of the reward models."))
+        figure = plots.learning_curves(curves, ylabel="the method's own loss", title="Training loss")
+        caption = "Training: each method's own loss, PAL-A's a hinge, all others' Bradley-Terry, priors included."
+        made.append((plots.save(figure, folder / "training.png"), caption))
     if "CoPL" in own.facts:
         facts = own.facts["CoPL"]
         figure = plots.expert_usage({k: np.array(v) for k, v in facts["expert_usage"].items()}, gates=facts["gates"])

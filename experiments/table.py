@@ -1,12 +1,8 @@
-"""The table of several data sets: gathers their scores, compares methods on the same users, writes and publishes it."""
+"""The table of several data sets: gathers their scores, compares methods on the same users, says what to know."""
 
-import datetime
-import os
-import shlex
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,13 +10,12 @@ from experiments import checks
 from experiments.cli import Config
 from experiments.lore_methods import FITS
 from experiments.lore_methods import SHARED as SHARED_FEATURES
-from experiments.summary import MEANINGS
 from experiments.truth import Answered
 from pref_jax.errors import UserError
-from pref_jax.eval import canvas, report, results, table, table_plots
+from pref_jax.eval import report, table
 from pref_jax.eval.accuracy import Interval, student_interval, user_accuracy
 from pref_jax.eval.table import SIDES, Block, Row
-from pref_jax.files import read_json, write_json, write_text
+from pref_jax.files import read_json
 
 SHARED = "shared reward"
 # Lower ends of the numbers of pairs that seen users are sorted by.
@@ -72,7 +67,7 @@ def block(own: DataSet) -> Block:
     methods = [name for name in own.config.methods if all(name in one.margins for one in own.every)]
     partners = {name: other for name in methods if (other := against(name, methods))}
     sides = {
-        side: table.compared(values, partners)
+        side: table.compared(values, _asked(own.every, seen=side == "seen"), partners)
         for side in SIDES
         if (values := _accuracies(own.every, methods, seen=side == "seen"))
     }
@@ -88,24 +83,82 @@ def block(own: DataSet) -> Block:
         )
         for name in methods
     ]
-    lacking = [name for name in own.config.methods if name not in methods]
-    notes = [f"not run, for want of what they need: {', '.join(lacking)}"] if lacking else []
     return Block(
         title=str(own.config.dataset),
         seeds=[one.run.seed for one in own.every],
         rows=rows,
-        notes=notes + checks.notes([one.run for one in own.every]),
+        notes=[
+            *_lacking(own, methods),
+            *_limits(own.every, methods),
+            *_times(own.every, methods),
+            *checks.notes([one.run for one in own.every]),
+        ],
     )
+
+
+def _lacking(own: DataSet, methods: Sequence[str]) -> list[str]:
+    names = [name for name in own.config.methods if name not in methods]
+    return [f"not run, for want of what they need: {', '.join(names)}"] if names else []
+
+
+def _limits(every: Sequence[Answered], methods: Sequence[str]) -> list[str]:
+    """Which methods read but some of the pairs of users who gave more."""
+    given = max(_given(one).max(initial=0) for one in every)
+    limits: dict[int, list[str]] = {}
+    for name in methods:
+        most = every[0].facts[name].get("most_context_pairs", given)
+        if most < given:
+            limits.setdefault(most, []).append(name)
+    return [
+        f"{', '.join(names)}: of users who gave more than {most} pairs, that many are read, drawn at random"
+        for most, names in limits.items()
+    ]
+
+
+def _times(every: Sequence[Answered], methods: Sequence[str]) -> list[str]:
+    """What the times leave out: the frozen features, and what was done before a kill."""
+    files = [one.run.folder / name / "features.json" for one in every for name in ("features", "prompt_features")]
+    spent = sum(read_json(path)["seconds"] for path in files if path.exists()) / len(every)
+    took = f"took {report.duration(spent)} a seed, which their times leave out"
+    notes = [f"frozen features, made once for all methods that read them, {took}"] if spent else []
+    for name in methods:
+        seeds = [str(one.run.seed) for one in every if one.facts[name].get("taken_up")]
+        if seeds:
+            notes.append(f"{name}, seed {', '.join(seeds)}: killed and taken up again, its time is of the rest alone")
+    return notes
+
+
+def _given(one: Answered) -> np.ndarray:
+    """How many answers to learn from or to be known by each user [U] gave."""
+    return np.bincount(one.data.pairs(("train", "validation")).user, minlength=one.data.num_users)
 
 
 def _accuracies(every: Sequence[Answered], methods: Sequence[str], *, seen: bool) -> dict[str, list[np.ndarray]]:
     """Method -> for each seed the accuracy of each user [U] of that kind with test pairs; empty without users."""
-    found: dict[str, list[np.ndarray]] = {name: [] for name in methods}
-    for one in every:
-        for name in methods:
-            own = user_accuracy(one.margins[name], one.pairs.user, one.data.num_users)
-            found[name].append(own.accuracy[(own.pairs > 0) & (one.data.seen == seen)])
-    return found if all(len(values) for own in found.values() for values in own) else {}
+    asked = [_with_test_pairs(one) & (one.data.seen == seen) for one in every]
+    if not all(members.any() for members in asked):
+        return {}
+    return {
+        name: [_user_accuracy(one, name)[members] for one, members in zip(every, asked, strict=True)]
+        for name in methods
+    }
+
+
+def _asked(every: Sequence[Answered], *, seen: bool) -> list[np.ndarray]:
+    """For each seed the ids [U] of the users of `_accuracies`."""
+    return [_ids(one)[_with_test_pairs(one) & (one.data.seen == seen)] for one in every]
+
+
+def _ids(one: Answered) -> np.ndarray:
+    return np.array(one.data.users["user_id"].to_pylist(), str)
+
+
+def _with_test_pairs(one: Answered) -> np.ndarray:
+    return np.bincount(one.pairs.user, minlength=one.data.num_users) > 0
+
+
+def _user_accuracy(one: Answered, method: str) -> np.ndarray:
+    return user_accuracy(one.margins[method], one.pairs.user, one.data.num_users).accuracy
 
 
 def _mean_fact(every: Sequence[Answered], method: str, name: str) -> float | str | None:
@@ -117,133 +170,24 @@ def _mean_fact(every: Sequence[Answered], method: str, name: str) -> float | str
 def by_pairs(every: Sequence[Answered], methods: Sequence[str]) -> dict[str, dict[int, Interval]]:
     """Method -> {training pairs: accuracy of the seen users who gave so many}, numbers sorted into those of `COUNTS`.
 
-    All seeds' users together, the interval over users; kinds of under `FEWEST` users are left out.
+    All seeds' users together, who stands in several of them with the mean of theirs; the interval over users. Kinds of
+    under `FEWEST` users are left out.
     """
     found: dict[str, dict[int, Interval]] = {name: {} for name in methods}
     for low, high in zip(COUNTS, (*COUNTS[1:], np.inf), strict=True):
+        members = [_gave(one, low, high) for one in every]
+        ids = [_ids(one)[own] for one, own in zip(every, members, strict=True)]
+        number = np.unique(np.concatenate(ids), return_inverse=True)[1]
+        if number.max(initial=-1) + 1 < FEWEST:
+            continue
         for name in methods:
-            values = [_of_users(one, name, low, high) for one in every]
-            together = np.concatenate(values)
-            if len(together) >= FEWEST:
-                found[name][low] = student_interval(together, over="users")
+            values = [_user_accuracy(one, name)[own] for one, own in zip(every, members, strict=True)]
+            own = np.bincount(number, weights=np.concatenate(values)) / np.bincount(number)
+            found[name][low] = student_interval(own, over="users")
     return found
 
 
-def _of_users(one: Answered, method: str, low: float | int, high: float | int) -> np.ndarray:
-    known = one.data.pairs(("train", "validation"), seen=True)
-    given = np.bincount(known.user, minlength=one.data.num_users)
-    own = user_accuracy(one.margins[method], one.pairs.user, one.data.num_users)
-    return own.accuracy[one.data.seen & (own.pairs > 0) & (given >= low) & (given < high)]
-
-
-def write(
-    config: Config, workdir: Path, every: Sequence[DataSet], absent: Mapping[str, str], *, seconds: float
-) -> None:
-    """Writes `results.json`, `table.md`, `table.tex`, `plots/` and `report.md` of all data sets."""
-    blocks = [block(own) for own in every]
-    found = {
-        "dataset": str(config.dataset),
-        "datasets": {own.name: read_json(own.folder / "results.json") for own in every},
-        "table": [table.as_json(one) for one in blocks],
-        "leaks": {
-            own.name: {str(one.run.seed): [leak._asdict() for leak in checks.everything(one.run)] for one in own.every}
-            for own in every
-        },
-        "left_out": dict(absent),
-        "seconds_of_last_command": seconds,
-        "versions": results.versions(),
-    }
-    write_json(workdir / "results.json", found)
-    text = table.markdown(blocks)
-    write_text(workdir / "table.md", text)
-    write_text(workdir / "table.tex", table.latex(blocks))
-    pictures = _pictures(every, blocks, workdir / "plots")
-    write_text(workdir / "report.md", _report(str(config.dataset), text, every, absent, pictures, workdir))
-    print(f"\n{text}\nresults, table, report and pictures: {workdir}", flush=True)
-
-
-def _pictures(every: Sequence[DataSet], blocks: Sequence[Block], folder: Path) -> list[tuple[Path, str]]:
-    uneven = {}
-    for own, one in zip(every, blocks, strict=True):
-        curves = by_pairs(own.every, [row.method for row in one.rows])
-        if any(len(points) > 1 for points in curves.values()):
-            uneven[one.title] = curves
-    made = [
-        ("seen_unseen", table_plots.seen_unseen(blocks), "Accuracy of seen against that of unseen users."),
-        ("seconds", table_plots.against_seconds(blocks), "Accuracy of unseen users against the time of one seed."),
-    ]
-    if uneven:
-        caption = "Accuracy of seen users by the number of pairs they gave."
-        made.insert(0, ("pairs", table_plots.against_pairs(uneven), caption))
-    return [(canvas.save(figure, folder / f"{name}.png"), caption) for name, figure, caption in made]
-
-
-def _report(
-    title: str,
-    text: str,
-    every: Sequence[DataSet],
-    absent: Mapping[str, str],
-    pictures: Sequence[tuple[Path, str]],
-    workdir: Path,
-) -> str:
-    methods = dict.fromkeys(name for own in every for one in own.every for name in one.margins)
-    parts = [f"# {title}", "## Scores", text]
-    if absent:
-        parts += ["## Left out", report.bullets(f"{name}: {why}" for name, why in absent.items())]
-    known = (f"**{name}**" + (f": {MEANINGS[name]}" if name in MEANINGS else "") for name in methods)
-    parts += ["## What the rows mean", report.bullets(known), "## Pictures"]
-    parts += [report.picture(workdir, path, caption) for path, caption in pictures]
-    parts += ["## Leakage checks"]
-    for own in every:
-        parts += [f"### {own.config.dataset}", checks.section([one.run for one in own.every]).text]
-    parts += ["## Each data set", report.bullets(f"[{own.config.dataset}]({own.name}/report.md)" for own in every)]
-    parts += ["## Machine", _machine(results.versions())]
-    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
-
-
-def _machine(versions: Mapping[str, Any]) -> str:
-    return report.bullets(f"{name}: {value}" for name, value in versions.items())
-
-
-def publish(workdir: Path, path: Path, command: Sequence[str]) -> None:
-    """Writes the finished table of `workdir` into the Markdown file `path`, its pictures beside it.
-
-    Pictures and `table.tex` go into results/WORKDIR's name, beside `path`; links to them are relative.
-
-    Args:
-      workdir: of a finished run.
-      path: such as RESULTS.md; an older one is replaced.
-      command: the module and its flags, to be run by `python -m`.
-    """
-    found, folder = read_json(workdir / "results.json"), path.parent / "results" / workdir.resolve().name
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in (workdir / "table.tex", *sorted((workdir / "plots").glob("*.png"))):
-        shutil.copyfile(file, folder / file.name)
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    made = f"Made on {today} by\n\n```bash\npython -m {shlex.join(command)}\n```"
-    minutes = found["seconds_of_last_command"] / 60
-    took = (
-        f"The command that ended the run took {minutes:.0f} minutes. Each program is compiled once and kept: its "
-        "compilation counts for the first data set, seed and method that needed it."
-    )
-    parts = [f"# {found['dataset']}", made, took, _machine(found["versions"])]
-    parts += ["## The table", (workdir / "table.md").read_text(encoding="utf-8").strip("\n")]
-    parts += [f"In LaTeX: [table.tex]({os.path.relpath(folder / 'table.tex', path.parent)})."]
-    if found["left_out"]:
-        parts += ["Left out: " + "; ".join(f"{name}, {why}" for name, why in found["left_out"].items()) + "."]
-    leaks = [
-        f"{name}, seed {seed}, {leak['name']}: {leak['text']}"
-        for name, seeds in found["leaks"].items()
-        for seed, own in seeds.items()
-        for leak in own
-        if leak["found"]
-    ]
-    told = report.bullets(leaks) if leaks else "The leakage checks found nothing in any data set and seed."
-    parts += ["## Leakage checks", told, "## Pictures"]
-    captions = {"pairs": "Accuracy by pairs a user", "seen_unseen": "Seen against unseen users", "seconds": "Time"}
-    parts += [
-        report.picture(path.parent, folder / f"{name}.png", caption)
-        for name, caption in captions.items()
-        if (folder / f"{name}.png").exists()
-    ]
-    write_text(path, "\n\n".join(parts) + "\n")
+def _gave(one: Answered, low: float | int, high: float | int) -> np.ndarray:
+    """bool [U]: seen users with test pairs who gave `low` to under `high` answers."""
+    given = _given(one)
+    return one.data.seen & _with_test_pairs(one) & (given >= low) & (given < high)

@@ -85,6 +85,12 @@ class Head(abc.ABC):
         return found[:, 0] - found[:, 1]
 
 
+def own_rows(known: Known, shrink: float | int) -> tuple[Float[Array, "B R"], Float[Array, " B"]]:
+    """The rows of the table, and `shrink` |own|² / 2 of each: what a prior N(0, I) / shrink costs, up to a constant."""
+    assert known.own is not None, "a head with a table is given its rows"
+    return known.own, 0.5 * shrink * jnp.sum(known.own**2, axis=-1)
+
+
 def dense_init(key: Key[Array, ""], inputs: int, outputs: int, *, scale: float | int = 1) -> Params:
     """{"kernel": [F G] ~ N(0, scale² / F), "bias": [G] zeros}."""
     kernel = scale * jax.random.normal(key, (inputs, outputs)) / jnp.sqrt(jnp.float32(inputs))

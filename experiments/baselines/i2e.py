@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from experiments.baselines.heads import Head, Known, Params, beside, leaky, mlp, mlp_init
+from experiments.baselines.heads import Head, Known, Params, beside, leaky, mlp, mlp_init, own_rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,7 @@ class I2E(Head):
     ) -> tuple[Float[Array, "B R"], Float[Array, " B"]]:
         """The rows of the table, and their prior."""
         del params, progress, key
-        assert known.own is not None
-        return known.own, 0.5 * self.shrink * jnp.sum(known.own**2, axis=-1)
+        return own_rows(known, self.shrink)
 
     def reward(
         self,

@@ -27,6 +27,7 @@ from experiments.stages import (
     say,
     scored,
     stage,
+    taken_up,
     test_pairs,
     votes_by_prompt,
 )
@@ -51,8 +52,10 @@ def run_method(run: Run, method: str) -> None:
         return
     embed(run)
     embed_prompts(run)
-    stage(folder / "model", lambda part: _train(run, part, method, folder))
-    scored(run, method, lambda: _score(run, method, folder))
+    data = load_data(run)
+    states, _ = load_states(run, data)
+    stage(folder / "model", lambda part: _train(run, part, method, folder, data, states))
+    scored(run, method, lambda: _score(run, method, folder, data, states))
 
 
 def load_states(run: Run, data: Preferences) -> tuple[States, Standardiser]:
@@ -96,24 +99,22 @@ def _candidates(config: BaselinesConfig, method: str) -> list[tuple[Head, int]]:
     return list(itertools.product(settings.HEADS[METHODS[method]](config), config.steps))
 
 
-def _train(run: Run, part: Path, method: str, folder: Path) -> None:
+def _train(run: Run, part: Path, method: str, folder: Path, data: Preferences, states: States) -> None:
     """Writes the chosen candidate's parameters and `model.json` to `part`; `folder` gets checkpoints and logs."""
     say(f"seed {run.seed}: {method}, training")
-    start = time.perf_counter()
-    data = load_data(run)
-    config, seen = settings.read(run), data.seen
-    states, _ = load_states(run, data)
+    start, again = time.perf_counter(), taken_up(folder)
+    seen = data.seen
     learn, held = votes_by_prompt(run, data, fraction=HELD_OUT)
-    candidates = _candidates(config, method)
+    candidates = _candidates(settings.read(run), method)
     losses = [0.0]
     if len(candidates) > 1:
         losses = [
             _held_out_loss(run, head, steps, learn, held, states, seen, folder / f"candidate_{number}")
             for number, (head, steps) in enumerate(candidates)
         ]
-    best = int(np.argmin(losses))
+    best = int(np.argmin(np.nan_to_num(losses, nan=np.inf)))
     head, steps = candidates[best]
-    params = _fit(run, head, steps, votes_by_prompt(run, data, fraction=0.0)[0], states, seen, folder)
+    params = _fit(run, head, steps, data.pairs(("train", "validation"), seen=True), states, seen, folder)
     stored.write(part / "adapters", {"model": {"method": method}}, stored.as_tensors(params))
     facts = {
         "chosen": best,
@@ -121,6 +122,7 @@ def _train(run: Run, part: Path, method: str, folder: Path) -> None:
         "held_out_losses": losses if len(candidates) > 1 else None,
         "trainable_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "seconds": time.perf_counter() - start,
+        "taken_up": again,
     }
     write_json(part / "model.json", facts)
 
@@ -137,10 +139,9 @@ def _held_out_loss(
     return float(jnp.mean(head.loss(jnp.asarray(margins))))
 
 
-def _score(run: Run, method: str, folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
+def _score(run: Run, method: str, folder: Path, data: Preferences, states: States) -> tuple[np.ndarray, dict[str, Any]]:
     """Margins of the test pairs [P], and facts."""
-    data, config = load_data(run), settings.read(run)
-    states, _ = load_states(run, data)
+    config = settings.read(run)
     facts = read_json(folder / "model" / "model.json")
     head, _ = _candidates(config, method)[facts["chosen"]]
     shapes = jax.eval_shape(lambda: head.init(jax.random.key(0), states.features.shape[1], int(data.seen.sum())))
@@ -149,11 +150,11 @@ def _score(run: Run, method: str, folder: Path) -> tuple[np.ndarray, dict[str, A
     users = personal.user_representations(head, params, states, known, data.seen, context=config.context, seed=run.seed)
     margins = personal.pair_margins(head, params, states, users, test_pairs(data))
     spent = {"stage_seconds": {"train": facts.pop("seconds")}}
-    pairs = context_pairs(data, config.context)
-    return margins, {**facts, **spent, "parameters_per_user": head.kept, "context_pairs": pairs}
+    return margins, {**facts, **spent, **needs(head, data, config.context)}
 
 
-def context_pairs(data: Preferences, most: int) -> int | str:
-    """How many answers of an unseen user are read: the median over them; "none" where nobody is unseen."""
+def needs(head: Head, data: Preferences, most: int) -> dict[str, Any]:
+    """What the head keeps of each user, and how many answers of an unseen one it reads: the mean over them."""
     counts = np.bincount(data.pairs(("train", "validation")).user, minlength=data.num_users)[~data.seen]
-    return int(np.median(np.minimum(counts, most))) if len(counts) else "none"
+    read = float(np.minimum(counts, most).mean()) if len(counts) else "none"
+    return {"parameters_per_user": head.kept, "context_pairs": read, "most_context_pairs": most}

@@ -13,25 +13,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from copl_jax import experts
 from copl_jax.reward import RewardConfig
 from experiments import reward_model
+from experiments.backbones import read_each
 from experiments.baselines import on_features, personal, settings
 from experiments.baselines.heads import Head
 from experiments.cli import freeze
 from experiments.embed import embed, embed_prompts
 from experiments.pair_rows import shared_length, with_texts
 from experiments.reward_model import Opened
-from experiments.stages import Run, load_data, method_folder, say, scored, stage, test_pairs, votes_by_prompt
+from experiments.stages import Run, load_data, method_folder, say, scored, stage, taken_up, test_pairs, votes_by_prompt
 from lore_jax.reward import standardise
 from pref_jax.data.contexts import context_batches
 from pref_jax.files import read_json, write_json
-from pref_jax.lm import backbone, features, stored
+from pref_jax.lm import backbone, stored
 from pref_jax.lm.pairs import pair_states
 from pref_jax.train.loop import fit
-from pref_jax.train.mesh import batch_shards, put_batch, replicated
+from pref_jax.train.mesh import replicated
 from pref_jax.train.state import LossFn, OptimizerConfig, init_state, make_step
 
 METHODS = tuple(settings.HEADS)
@@ -101,7 +101,7 @@ def train(run: Run, part: Path, model: Opened, folder: Path, params: Any, frozen
       loss: of batches as from `context_batches` with texts, and "row", the chosen responses.
     """
     say(f"seed {run.seed}: {folder.name}, training")
-    start = time.perf_counter()
+    start, again = time.perf_counter(), taken_up(folder)
     section, config = run.config.reward, settings.read(run)
     learn, _ = votes_by_prompt(run, load_data(run), fraction=section.hold_out)
     recipe = freeze(OptimizerConfig, section.optimizer, "reward.optimizer")
@@ -122,7 +122,8 @@ def train(run: Run, part: Path, model: Opened, folder: Path, params: Any, frozen
     )
     stored.write(part / "adapters", {"model": {"method": folder.name}}, stored.as_tensors(state.params))
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    write_json(part / "model.json", {"trainable_parameters": size, "seconds": time.perf_counter() - start})
+    facts = {"trainable_parameters": size, "seconds": time.perf_counter() - start, "taken_up": again}
+    write_json(part / "model.json", facts)
 
 
 def load_trained(folder: Path, model: Opened, like: Any) -> tuple[Any, dict[str, Any]]:
@@ -135,6 +136,7 @@ def load_trained(folder: Path, model: Opened, like: Any) -> tuple[Any, dict[str,
     stored.check(tensors, stored.kinds(like), where=str(folder / "model" / "adapters"))
     facts = read_json(folder / "model" / "model.json")
     own = {"trainable_parameters": facts["trainable_parameters"], "stage_seconds": {"train": facts["seconds"]}}
+    own |= {"taken_up": facts.get("taken_up", False)}
     return jax.device_put(stored.as_tree(tensors, like), replicated(model.mesh)), own
 
 
@@ -149,8 +151,7 @@ def _score(run: Run, model: Opened, head: Head, folder: Path, like: Any) -> tupl
     answers, context = data.pairs(("train", "validation")), config.context
     users = personal.user_representations(head, own, states, answers, data.seen, context=context, seed=run.seed)
     margins = personal.pair_margins(head, own, states, users, test_pairs(data))
-    pairs = on_features.context_pairs(data, config.context)
-    return margins, {**facts, "parameters_per_user": head.kept, "context_pairs": pairs, "head": str(head)}
+    return margins, {**facts, **on_features.needs(head, data, context), "head": str(head)}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -162,13 +163,9 @@ def _pooled(config: RewardConfig, adapters, base, tokens, mask):
 
 def tuned_states(model: Opened, adapters: Any, *, batch_size: int) -> np.ndarray:
     """Pooled states float32 [N D] of all responses, each read once, `batch_size` rows at a time over all devices."""
-    shards, limit = batch_shards(model.mesh), model.config.lm.max_positions
-    plan = features.make_plan(model.tokens, batch_size=-(-batch_size // shards) * shards, limit=limit)
-    found = np.empty((len(model.tokens.lengths), model.config.lm.hidden_size), np.float32)
-    with jax.set_mesh(model.mesh):
-        for number in tqdm(range(len(plan.rows)), desc="states", disable=None):
-            batch = features.read(model.tokens, plan, number)
-            texts = put_batch((batch.ids, batch.mask), model.mesh)
-            there = batch.sequences >= 0
-            found[batch.sequences[there]] = np.asarray(_pooled(model.config, adapters, model.base, *texts))[there]
-    return found
+
+    def read(ids, mask):
+        return _pooled(model.config, adapters, model.base, ids, mask)
+
+    lm = model.config.lm
+    return read_each(model.tokens, lm.hidden_size, read, model.mesh, batch_size=batch_size, limit=lm.max_positions)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Key
 
-from experiments.baselines.heads import Head, Known, Params, dense, dense_init, mlp, mlp_init
+from experiments.baselines.heads import Head, Known, Params, dense, dense_init, mlp, mlp_init, own_rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,8 +57,8 @@ class PAL(Head):
     ) -> tuple[Float[Array, "B K"], Float[Array, " B"]]:
         """The mixture's weights, and the logits' prior."""
         del params, progress, key
-        assert known.own is not None
-        return jax.nn.softmax(known.own, axis=-1), 0.5 * self.shrink * jnp.sum(known.own**2, axis=-1)
+        logits, penalty = own_rows(known, self.shrink)
+        return jax.nn.softmax(logits, axis=-1), penalty
 
     def adapt(
         self,

@@ -34,8 +34,9 @@ def shrunk(run: Run) -> None:
         names = (shared.METHOD, copl_experiment.METHOD)
         held = [np.load(method_folder(run, name) / "held_out.npy", allow_pickle=False) for name in names]
         share, losses = best_mixture(*held)
-        (base, _), (personal, facts) = (load_scores(run, name) for name in names)
+        (base, before), (personal, facts) = (load_scores(run, name) for name in names)
         own = {name: facts[name] for name in ("parameters_per_user", "context_pairs")}
+        own |= {"stage_seconds": {"shared": before["seconds"], "personal": facts["seconds"]}}
         return (1 - share) * base + share * personal, {**own, "share_of_copl": share, "grid_losses": losses}
 
     scored(run, METHOD, score)

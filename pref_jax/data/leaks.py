@@ -1,4 +1,4 @@
-"""Checks that no answer reaches a model by a way round: prompts, users, and the look of texts.
+"""Checks that no answer reaches a model by a way round: prompts, users, the order of rows, and the look of texts.
 
 All are pure functions of the tables. What is certainly wrong raises; what may be meant so (a data set whose prompts
 occur on both sides by its own rule) or may be a real taste (people who like lists) is told.
@@ -18,6 +18,10 @@ from pref_jax.data import formatting
 from pref_jax.data.preferences import Pairs, Preferences
 from pref_jax.data.validate import prompt_ids
 from pref_jax.errors import Faults
+
+
+# Of the answers of which chosen rows stand before rejected ones, beyond which part (or under the rest) it is a rule.
+ORDERED = 0.75
 
 
 class Leak(NamedTuple):
@@ -57,7 +61,7 @@ def check(preferences: Preferences, edges: Pairs, *, seed: int) -> list[Leak]:
     if edge.any():
         faults.add("graph", f"{edge.sum()} edges are of unseen users", "build it from seen users' training pairs")
     faults.raise_if_any("answers leak into training")
-    return [_prompts(preferences), _users(edges), _formatting(preferences, seed)]
+    return [_prompts(preferences), _users(edges), _order(preferences), _formatting(preferences, seed)]
 
 
 def answered_before(preferences: Preferences) -> Bool[np.ndarray, "P"]:
@@ -119,6 +123,18 @@ def _users(edges: Pairs) -> Leak:
     users = len(np.unique(edges.user))
     text = f"the graph's {len(edges.user)} comparisons are of {users} users, all of them seen"
     return Leak("unseen users in the graph", False, text, {"comparisons": len(edges.user), "users": users})
+
+
+def _order(preferences: Preferences) -> Leak:
+    """Whether rows of responses were numbered by their answers, as where each chosen one is written down first.
+
+    Judged by known answers: methods see the rows of test pairs, too, and must not be able to read them off.
+    """
+    pairs = preferences.pairs(("train", "validation"))
+    share = float(np.mean(pairs.chosen < pairs.rejected)) if len(pairs.row) else 0.5
+    text = f"the chosen response has the lower row number in {share:.1%} of {len(pairs.row)} known answers"
+    numbers = {"lower": share, "comparisons": len(pairs.row)}
+    return Leak("order of rows", not 1 - ORDERED <= share <= ORDERED, text, numbers)
 
 
 def _formatting(preferences: Preferences, seed: int) -> Leak:

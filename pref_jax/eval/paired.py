@@ -1,22 +1,27 @@
-"""Methods compared on the same users: a paired bootstrap over users within seeds, and Holm's correction.
+"""Methods compared on the same users: a paired bootstrap over users, and Holm's correction.
 
-Seeds are taken as they are: an interval tells what other users drawn in these very seeds would have changed. Each
-resample draws users with replacement within every seed, the same ones for all methods, takes each method's mean over
-them and then the mean over seeds (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 13 and 16).
+Seeds are taken as they are: an interval tells what other users asked in these very seeds would have changed. Each
+resample draws people with replacement, the same ones for all methods and all seeds, takes each method's mean over them
+within every seed and then the mean over seeds (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters
+13 and 16). One who answers in several seeds, as people of a real data set do, is drawn for all of them at once: their
+scores go together, and seeds are no new people. Where seeds have different people under the same names, as simulated
+ones do, those go together too, which changes nothing: what is independent stays so.
 
-Axis letters: S seeds, M methods, U users of a seed, B resamples.
+Axis letters: S seeds, M methods, U users of a seed, C users of all seeds, B resamples.
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Shaped
 
 from pref_jax.eval.accuracy import Interval
 
 RESAMPLES = 4000
 # Random indices drawn at once: 32 MB, whatever the number of users.
 _BLOCK = 4_000_000
+# Far below one answer of one user, far above the rounding of sums of fractions.
+_ZERO = 1e-12
 
 
 def means(accuracies: Sequence[Float64[np.ndarray, "M _"]]) -> Float64[np.ndarray, "M"]:
@@ -25,27 +30,40 @@ def means(accuracies: Sequence[Float64[np.ndarray, "M _"]]) -> Float64[np.ndarra
 
 
 def resampled_means(
-    accuracies: Sequence[Float64[np.ndarray, "M _"]], *, resamples: int = RESAMPLES, seed: int = 0
+    accuracies: Sequence[Float64[np.ndarray, "M _"]],
+    users: Sequence[Shaped[np.ndarray, "_"]],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Float64[np.ndarray, "B M"]:
-    """`means` of B resamples of the users, paired over methods.
+    """`means` of B resamples of the users, paired over methods and over seeds.
+
+    A seed of which a resample has nobody, which happens where users are few, is left out of that resample's mean.
 
     Args:
       accuracies: an array [M U] for each seed; seeds may differ in U but not in M.
+      users: names or numbers [U] of the users of each seed, each once.
       resamples: B.
-      seed: of the draw: for each seed's array in turn `Generator.integers(U, size=[B, U])`, in blocks of whole rows.
+      seed: of the draw: `Generator.integers(C, size=[B, C])`, in blocks of whole rows, of the users in sorted order.
     """
-    rng = np.random.default_rng(seed)
-    total = np.zeros((resamples, len(accuracies[0])))
-    for own in accuracies:
-        users = own.shape[1]
-        rows = max(1, _BLOCK // users)
-        for start in range(0, resamples, rows):
-            drawn = rng.integers(users, size=(min(rows, resamples - start), users))
-            # How often each user was drawn, so that all methods' means are one product.
-            place = drawn + users * np.arange(len(drawn))[:, None]
-            times = np.bincount(place.ravel(), minlength=drawn.size).reshape(drawn.shape)
-            total[start : start + len(drawn)] += times @ own.T / users
-    return total / len(accuracies)
+    everybody = np.unique(np.concatenate(users))
+    places = [np.searchsorted(everybody, names) for names in users]
+    count, rng = len(everybody), np.random.default_rng(seed)
+    found = []
+    rows = max(1, _BLOCK // count)
+    for start in range(0, resamples, rows):
+        drawn = rng.integers(count, size=(min(rows, resamples - start), count))
+        # How often each user was drawn, so that all methods' means are one product.
+        place = drawn + count * np.arange(len(drawn))[:, None]
+        times = np.bincount(place.ravel(), minlength=drawn.size).reshape(drawn.shape)
+        total, seeds = np.zeros((len(drawn), len(accuracies[0]))), np.zeros((len(drawn), 1))
+        for own, columns in zip(accuracies, places, strict=True):
+            weights = times[:, columns]
+            size = weights.sum(axis=1, keepdims=True)
+            total += weights @ own.T / np.maximum(size, 1)
+            seeds += size > 0
+        found.append(total / seeds)
+    return np.concatenate(found)
 
 
 def interval(mean: float, draws: Float64[np.ndarray, "B"], *, users: int) -> Interval:
@@ -58,9 +76,10 @@ def interval(mean: float, draws: Float64[np.ndarray, "B"], *, users: int) -> Int
 def two_sided(draws: Float64[np.ndarray, "B"]) -> float:
     """p of "no difference" from resampled differences: twice the smaller part on either side of 0, at most 1.
 
-    The observed data count as one more resample, so that no p is 0 (Davison and Hinkley, 1997, equation 4.11).
+    The observed data count as one more resample, so that no p is 0 (Davison and Hinkley, 1997, equation 4.11). What
+    rounding leaves of a difference of 0 counts on both sides.
     """
-    beyond = 1 + min(int((draws <= 0).sum()), int((draws >= 0).sum()))
+    beyond = 1 + min(int((draws <= _ZERO).sum()), int((draws >= -_ZERO).sum()))
     return min(1.0, 2 * beyond / (len(draws) + 1))
 
 

@@ -28,10 +28,11 @@ HEAD = (
 )
 NOTE = (
     "Accuracies in percent, means over users and then over seeds; in brackets the 95 % interval of a paired bootstrap "
-    "over users within seeds, the same resamples for all methods. A difference is that to the method named under "
+    "over users, the same resamples for all methods and seeds. A difference is that to the method named under "
     "“against”, in points; * marks p < 0.05, two-sided by the same bootstrap, after Holm's correction over the methods "
-    "of the data set, seen and unseen users apart. Time is that of one seed. Parameters a user are those that a method "
-    "keeps for each user, context pairs those that an unseen user brings to it, on average."
+    "of the data set, seen and unseen users apart. Time is that of one seed: training, choosing and scoring. "
+    "Parameters a user are those that a method keeps for each user, context pairs those of an unseen user that it "
+    "reads, on average."
 )
 
 
@@ -66,7 +67,7 @@ class Row:
       gap: side -> difference to `against`.
       seconds: of one seed, mean over seeds.
       parameters: that the method keeps for each user; None: not told.
-      context: pairs that an unseen user brings to it; None: not told.
+      context: pairs of an unseen user that it reads, on average; None: not told.
     """
 
     method: str
@@ -90,6 +91,7 @@ class Block:
 
 def compared(
     accuracies: Mapping[str, Sequence[np.ndarray]],
+    users: Sequence[np.ndarray],
     against: Mapping[str, str],
     *,
     resamples: int = paired.RESAMPLES,
@@ -99,6 +101,7 @@ def compared(
 
     Args:
       accuracies: method -> for each seed float [U], of the same users in the same order for all methods.
+      users: for each seed names or numbers [U] of these users; who stands in several seeds is drawn for all at once.
       against: method -> the one that it is compared with; methods that are not in it, or whose partner is not among
         the accuracies, get no difference.
       resamples: of the bootstrap.
@@ -107,17 +110,17 @@ def compared(
     names = list(accuracies)
     count = len(accuracies[names[0]])
     seeds = [np.stack([np.asarray(accuracies[name][s], np.float64) for name in names]) for s in range(count)]
-    users = sum(own.shape[1] for own in seeds)
-    mean, draws = paired.means(seeds), paired.resampled_means(seeds, resamples=resamples, seed=seed)
+    people = len(np.unique(np.concatenate(users)))
+    mean, draws = paired.means(seeds), paired.resampled_means(seeds, users, resamples=resamples, seed=seed)
     place = {name: number for number, name in enumerate(names)}
-    values = {name: paired.interval(mean[i], draws[:, i], users=users) for name, i in place.items()}
+    values = {name: paired.interval(mean[i], draws[:, i], users=people) for name, i in place.items()}
     pairs = {name: place[other] for name, other in against.items() if name in place and other in place}
     gaps = {name: draws[:, place[name]] - draws[:, other] for name, other in pairs.items()}
     p = {name: paired.two_sided(gap) for name, gap in gaps.items()}
     corrected = paired.holm(p)
     found = {
         name: Gap(
-            value=paired.interval(mean[place[name]] - mean[pairs[name]], gap, users=users),
+            value=paired.interval(mean[place[name]] - mean[pairs[name]], gap, users=people),
             p=p[name],
             corrected=corrected[name],
         )

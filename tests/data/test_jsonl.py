@@ -62,14 +62,26 @@ def test_all_forms_of_one_pair_are_one_pair(tmp_path: Path):
     file = write(tmp_path / "a.jsonl", [*forms, row(prompt="q", split="test", chosen="no", rejected="yes")])
     data = jsonl.read(file, validation_fraction=0, test_fraction=0, unseen_fraction=0)
     assert data.responses.to_pylist() == [
-        {"response_id": "r0", "prompt": said("p"), "text": "yes"},
-        {"response_id": "r1", "prompt": said("p"), "text": "no"},
+        {"response_id": "r0", "prompt": said("p"), "text": "no"},
+        {"response_id": "r1", "prompt": said("p"), "text": "yes"},
         {"response_id": "r2", "prompt": said("q"), "text": "no"},
         {"response_id": "r3", "prompt": said("q"), "text": "yes"},
     ]
     assert spelled(data) == [("u", ["p"], "yes", "no", "train")] * 6 + [("u", ["q"], "no", "yes", "test")]
     assert data.meta["repeated_rows"] == 5
     assert data.meta["source"] == "jsonl: a.jsonl"
+
+
+def test_the_order_of_rows_does_not_tell_who_was_chosen(tmp_path: Path):
+    sides = [("a", "b", "train"), ("d", "c", "train"), ("e", "f", "test")]
+    votes = [row("u", f"p{i}", one, two, split=split) for i, (one, two, split) in enumerate(sides)]
+    turned = [{**vote, "chosen": vote["rejected"], "rejected": vote["chosen"]} for vote in votes]
+    ours, theirs = (
+        jsonl.read(write(tmp_path / name, rows), test_fraction=0, unseen_fraction=0)
+        for name, rows in (("a.jsonl", votes), ("b.jsonl", turned))
+    )
+    assert ours.responses.equals(theirs.responses)
+    assert ours.responses["text"].to_pylist() == list("abcdef")
 
 
 def test_longer_dialogues(tmp_path: Path):

@@ -50,7 +50,7 @@ def _check(data: Preferences) -> dict[str, leaks.Leak]:
 
 def test_a_clean_table_passes():
     found = _check(_world())
-    assert [leak.found for leak in found.values()][:2] == [False, False]
+    assert [leak.found for leak in found.values()][:3] == [False, False, False]
     assert found["test prompts in training"].numbers == {"exact": 0, "normalised": 0, "pairs": 25 * 20}
     assert found["unseen users in the graph"].numbers["users"] == 20
 
@@ -72,6 +72,17 @@ def test_a_users_test_pair_in_training_is_refused_either_way_round():
     assert leaks.answered_before(data).tolist() == [True, False]
     with pytest.raises(UserError, match=r"rows 3: 1 test pairs are among the same user's training"):
         _check(data)
+
+
+@pytest.mark.parametrize("first", ["chosen", "rejected"])
+def test_rows_numbered_by_answers_are_told(first):
+    sides = (0, 1) if first == "chosen" else (1, 0)
+    rows = [(0, 2 * i + sides[0], 2 * i + sides[1], "test" if i == 3 else "train") for i in range(4)]
+    found = _check(_tables(["a", "b", "c", "d"], rows, [True]))["order of rows"]
+    assert found.found
+    assert found.numbers == {"lower": float(first == "chosen"), "comparisons": 3}
+    mixed = [(0, *((0, 1) if i % 2 else (1, 0)), "train") for i in range(2)] + [(0, 2, 3, "test")]
+    assert not _check(_tables(["a", "b"], mixed, [True]))["order of rows"].found
 
 
 def test_an_unseen_users_edge_is_refused():

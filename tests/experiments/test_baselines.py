@@ -112,19 +112,19 @@ def gpo_reward(p: Any, answers: np.ndarray, text: np.ndarray, heads: int) -> flo
     return linear(p["reward"], norm(x[-1]))[0]
 
 
-def expected(name: str, seed: int) -> np.ndarray:
-    head, params, known, h, prompt = double_scene(name, seed)
+def expected(head: Any, params: Any, known: Known, h: np.ndarray, prompt: np.ndarray) -> np.ndarray:
+    """Rewards [B S] by the formulas, one row and text at a time."""
     found = np.zeros((B, SIDES))
     for b in range(B):
         answers = np.concatenate([known.chosen[b], known.rejected[b]], -1)[known.mask[b]]
         own: Any = None if known.own is None else known.own[b]
         for s in range(SIDES):
-            if name == "GPO":
+            if isinstance(head, GPO):
                 found[b, s] = gpo_reward(params, answers, h[b, s], head.heads)
-            elif name in ("VPL", "I2E"):
-                z = own if name == "I2E" else vpl_latent(params, answers)[0]
+            elif isinstance(head, VPL | I2E):
+                z = own if isinstance(head, I2E) else vpl_latent(params, answers)[0]
                 found[b, s] = network(params["reward"], np.concatenate([h[b, s], z]), leaky)[0]
-            elif name == "PAL-A":
+            elif isinstance(head, PALA):
                 found[b, s] = -np.linalg.norm(
                     project(params, h[b, s]) - project(params, softmax(own) @ params["prototypes"])
                 )
@@ -152,8 +152,80 @@ def pal_b(p: Any, logits: np.ndarray, h: np.ndarray, prompt: np.ndarray) -> floa
 @each_head
 @pytest.mark.parametrize("seed", [0, 1])
 def test_rewards_are_those_of_the_formula(name, seed):
-    want = expected(name, seed)
+    want = expected(*double_scene(name, seed))
     np.testing.assert_allclose(rewards(name, seed), want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+
+
+def moved(tree: Any, way: Any, step: float) -> Any:
+    return jax.tree.map(lambda leaf, towards: leaf + step * towards, tree, way)
+
+
+@each_head
+@pytest.mark.parametrize("seed", [0, 1])
+def test_gradients_are_those_of_the_formula(name, seed):
+    """Along random directions of all that is learned, against differences of the NumPy formula in float64."""
+    head, params, known, h, prompt = scene(name, seed)
+    rng = np.random.default_rng(seed + 20)
+    weights = rng.normal(size=(B, SIDES))
+
+    def total(learned):
+        params, own = learned
+        return jnp.sum(weights * head.reward(params, h, head.users(params, known._replace(own=own))[0], prompt))
+
+    learned = (params, known.own)
+    slopes = jax.jit(jax.grad(total))(learned)
+    exact, own, *texts = double_scene(name, seed)[1:]
+    for _ in range(3):
+        way = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), learned)
+
+        def along(step, way=way):
+            params, rows = moved((exact, own.own), way, step)
+            return np.sum(weights * expected(head, params, own._replace(own=rows), *texts))
+
+        want = (along(1e-6) - along(-1e-6)) / 2e-6
+        parts = [np.sum(np.asarray(s) * w) for s, w in zip(jax.tree.leaves(slopes), jax.tree.leaves(way), strict=True)]
+        assert np.isfinite(parts).all()
+        assert sum(parts) == pytest.approx(want, rel=1e-3, abs=1e-3 * np.abs(parts).sum())
+
+
+def copies(name: str, count: int) -> tuple[np.ndarray, Any]:
+    """Rewards, and their gradient, by users of whom `count` copies of one answer are known; a table is fitted to it."""
+    head, params, known, h, prompt = scene(name)
+    chosen, rejected = (jnp.repeat(side[:, :1], max(count, 1), axis=1) for side in known[1:3])
+    mask = jnp.full(chosen.shape[:2], count > 0)
+
+    asked = jnp.broadcast_to(prompt[:, None], chosen.shape)
+    own = head.adapt(params, jnp.stack([chosen, rejected], 2), asked, mask) if "table" in params else None
+
+    def found(params):
+        rewards = head.reward(params, h, head.users(params, Known(own, chosen, rejected, mask))[0], prompt)
+        return jnp.sum(rewards), rewards
+
+    (_, rewards), slopes = jax.jit(jax.value_and_grad(found, has_aux=True))(params)
+    return np.asarray(rewards), slopes
+
+
+@each_head
+def test_no_answer_one_and_many_copies_of_one_are_finite(name):
+    rewards = {}
+    for count in (0, 1, 5):
+        rewards[count], slopes = copies(name, count)
+        assert np.isfinite(rewards[count]).all()
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes)), count
+    assert np.abs(rewards[1] - rewards[0]).max() > 1e-4
+    if name == "VPL":  # a mean over answers that are all one
+        np.testing.assert_allclose(rewards[5], rewards[1], rtol=1e-4, atol=1e-5)
+    elif name == "I2E":  # five answers weigh five times as much
+        assert np.abs(rewards[5] - rewards[1]).max() > 1e-4
+
+
+def test_a_text_at_the_ideal_point_itself_has_a_gradient():
+    head, params, known, _, prompt = scene("PAL-A")
+    weights = head.users(params, known)[0]
+    at = (weights @ params["prototypes"])[:, None]
+    value, slopes = jax.value_and_grad(lambda params: jnp.sum(head.reward(params, at, weights, prompt)))(params)
+    assert value == pytest.approx(0, abs=1e-4)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
 
 
 def test_kl_is_the_integral():
@@ -249,8 +321,9 @@ def test_the_proxy_is_the_posterior_mean_over_seen_users():
         np.testing.assert_allclose(found[b], softmax(logs) @ p["table"], rtol=1e-4, atol=1e-5)
 
 
-def test_a_new_users_mixture_is_the_best_one():
-    head, params, known, _, prompt = scene("PAL-B")
+@pytest.mark.parametrize("name", ["PAL-A", "PAL-B"])
+def test_a_new_users_mixture_is_the_best_one(name):
+    head, params, known, _, prompt = scene(name)
     asked = jnp.broadcast_to(prompt[:, None], known.chosen.shape)
     found = head.adapt(params, jnp.stack([known.chosen, known.rejected], 2), asked, known.mask)
     p, k = double(params), double(known)
@@ -259,11 +332,19 @@ def test_a_new_users_mixture_is_the_best_one():
         def cost(logits, b=b):
             pairs = zip(k.chosen[b][k.mask[b]], k.rejected[b][k.mask[b]], strict=True)
             x = np.asarray(prompt[b], np.float64)
-            margins = [pal_b(p, logits, c, x) - pal_b(p, logits, r, x) for c, r in pairs]
-            return np.logaddexp(0, -np.array(margins)).sum() + 0.5 * head.shrink * (logits**2).sum()
+            if name == "PAL-A":
+                ideal = project(p, softmax(logits) @ p["prototypes"])
+                rewards = [[-np.linalg.norm(project(p, y) - ideal) for y in pair] for pair in pairs]
+            else:
+                rewards = [[pal_b(p, logits, y, x) for y in pair] for pair in pairs]
+            margins = np.array([one - two for one, two in rewards])
+            losses = relu(1 - margins) if name == "PAL-A" else np.logaddexp(0, -margins)
+            return losses.sum() + 0.5 * head.shrink * (logits**2).sum()
 
-        best = scipy.optimize.minimize(cost, np.zeros(head.prototypes)).fun
-        assert cost(np.asarray(found[b], np.float64)) <= best + 1e-3
+        # Of hinges the best may lie at a kink, around which Adam swings.
+        start, slack = np.zeros(head.prototypes), 2e-2 if name == "PAL-A" else 1e-3
+        best = scipy.optimize.minimize(cost, start, method="Nelder-Mead", options={"maxiter": 4000, "maxfev": 4000}).fun
+        assert cost(np.asarray(found[b], np.float64)) <= best + slack
 
 
 @each_head

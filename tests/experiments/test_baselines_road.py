@@ -9,6 +9,9 @@ import pytest
 import tiny
 
 from configs import quickstart
+from copl_jax import experts
+from copl_jax.experts import ExpertsConfig
+from copl_jax.reward import RewardConfig
 from experiments import compare, stages, summary
 from experiments.baselines import on_features, on_transformer, p_rlhf, personal, settings
 from experiments.prepare import prepare
@@ -103,10 +106,13 @@ def test_broken_off_in_training_it_ends_in_the_same_bits(finished, decoders, tmp
         compare.METHODS[method](other)
     assert not (method_folder(other, method) / "model").exists()
     monkeypatch.undo()
+    taken_up = stages.taken_up(method_folder(other, method))
+    assert taken_up or method == "GPO", "the first candidate was done"
     compare.METHODS[method](other)
     ours, theirs = (method_folder(one, method) / "model/adapters/adapters.safetensors" for one in (other, run))
     assert ours.read_bytes() == theirs.read_bytes()
     np.testing.assert_array_equal(load_scores(other, method)[0], load_scores(run, method)[0])
+    assert [load_scores(one, method)[1]["taken_up"] for one in (other, run)] == [taken_up, False]
 
 
 def test_test_answers_reach_no_representation(finished):
@@ -156,3 +162,66 @@ def test_a_soft_prompt_of_tokens_embeddings_is_these_tokens(kind):
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
     other = pair_states(config, params, batch, soft=soft[::-1])
     assert np.abs(np.asarray(other) - np.asarray(want)).max() > 1e-3
+
+
+LM = tiny.llama()
+REWARD = RewardConfig(lm=LM, routing="none", mixture=ExpertsConfig(num_experts=0, rank=2, dropout=0.0))
+
+
+def _soft_model(seed: int) -> tuple[Any, Any, np.ndarray]:
+    """Parameters of P-RLHF away from their start, the transformer, and tokens [3 2] that each user's prompt stands for.
+
+    The last row is what the generic prompt stands for.
+    """
+    rng = np.random.default_rng(seed)
+    base = backbone.init(LM, jax.random.key(seed))
+    ids = rng.integers(1, 32, (3, 2))
+    embedded = backbone.hidden_states(LM, base, jnp.asarray(ids, jnp.int32), jnp.ones((3, 2), bool), layer=0)
+    fresh = experts.init(REWARD.mixture, jax.random.key(seed), backbone.linear_shapes(LM), LM.num_layers)
+    params = {
+        "experts": jax.tree.map(lambda x: x + jnp.asarray(0.3 * rng.normal(size=x.shape), jnp.float32), fresh),
+        "generic": embedded[2],
+        "table": (embedded[:2] - embedded[2:]).reshape(2, -1),
+        "head": {"w": jnp.asarray(rng.normal(size=LM.hidden_size), jnp.float32), "b": jnp.asarray(0.3)},
+    }
+    return params, base, ids
+
+
+def _reward_after(params: Any, base: Any, ids: np.ndarray, batch: Any, side: str) -> np.ndarray:
+    """v . LM([these tokens; text]) + b, the tokens read as any others."""
+    tokens = jnp.concatenate([jnp.asarray(ids, jnp.int32), batch[side]], 1)
+    mask = jnp.concatenate([jnp.ones(ids.shape, bool), batch[f"{side}_mask"]], 1)
+    bound, applied = experts.bind(params["experts"]), experts.applied(REWARD.mixture)
+    states = backbone.pool(LM, backbone.hidden_states(LM, base, tokens, mask, bound, applied), mask)
+    return np.asarray(states, np.float64) @ np.asarray(params["head"]["w"], np.float64) + float(params["head"]["b"])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_p_rlhfs_rewards_and_loss_are_those_of_the_formula(seed):
+    """For users whose e_0 + o_u are the embeddings of known tokens, and for nobody in particular."""
+    params, base, ids = _soft_model(seed)
+    batch = {**_rows(np.random.default_rng(seed))["apart"], "user": jnp.array([1, 0])}
+    frozen = {"base": base, "number": jnp.arange(2)}
+    for share, rows in ((0.0, np.array([1, 0])), (1.0, np.array([-1, -1]))):
+        want = {side: _reward_after(params, base, ids[rows], batch, side) for side in ("chosen", "rejected")}
+        for side, rewards in want.items():
+            found = p_rlhf.rewards(REWARD, params, base, batch[side], batch[f"{side}_mask"], jnp.asarray(rows))
+            np.testing.assert_allclose(found, rewards, rtol=1e-4, atol=1e-4)
+        loss = p_rlhf.make_loss(REWARD, share)
+        (value, metrics), slopes = jax.value_and_grad(loss, has_aux=True)(params, frozen, batch, jax.random.key(0))
+        margins = want["chosen"] - want["rejected"]
+        assert value == pytest.approx(np.logaddexp(0, -margins).mean(), rel=1e-4)
+        assert metrics["accuracy"] == (margins > 0).mean()
+        # Read as of nobody, a pair teaches what all share and nothing about its user.
+        assert (np.abs(slopes["table"]).max(axis=1) > 0).tolist() == [share == 0] * 2
+        assert np.abs(slopes["generic"]).max() > 0
+
+
+def test_p_rlhfs_pairs_are_read_as_of_nobody_as_often_as_asked():
+    params, base, _ = _soft_model(2)
+    batch = {**_rows(np.random.default_rng(2))["apart"], "user": jnp.array([1, 1])}
+    slope = jax.jit(jax.grad(p_rlhf.make_loss(REWARD, 0.25), has_aux=True))
+    frozen = {"base": base, "number": jnp.arange(2)}
+    none = [not np.asarray(slope(params, frozen, batch, jax.random.key(k))[0]["table"]).any() for k in range(200)]
+    assert 0.25**2 - 0.05 < np.mean(none) < 0.25**2 + 0.05
+    assert not np.asarray(slope(params, frozen, batch, jax.random.key(0))[0]["table"][0]).any(), "nobody asked user 0"

@@ -18,6 +18,8 @@ from experiments import checks, compare, compiled, table, truth
 from experiments.stages import load_data, load_scores, method_folder, runs
 from pref_jax.data import preferences
 from pref_jax.errors import UserError
+from pref_jax.eval import report
+from pref_jax.files import read_json, write_json
 
 ROOT = Path(__file__).parents[2]
 METHODS = {
@@ -133,14 +135,19 @@ def test_published_with_command_machine_and_pictures(finished):
 def test_taken_up_again_it_ends_in_the_same_table(config, finished):
     before = _results(finished)
     run = _run(config, finished, "uf_p_2_avg")
-    shutil.rmtree(method_folder(run, "LoRe") / "scores")
+    for name in ("LoRe", "shared reward"):
+        shutil.rmtree(method_folder(run, name) / "scores")
+    # A process before this one has trained it, in a thousand seconds.
+    model = method_folder(run, "shared reward") / "model" / "model.json"
+    write_json(model, {**read_json(model), "seconds": 1000.0})
     assert not truth.late(run)
     compare.run(config, finished)
     after = _results(finished)
     for block in (*before["table"], *after["table"]):
         for row in block["rows"]:
-            if row["method"] == "LoRe":
+            if row["method"] in ("LoRe", "shared reward"):
                 del row["seconds"]
+    assert 1000 < load_scores(run, "shared reward")[1]["seconds"] < 1300
     assert after["table"] == before["table"]
     assert after["datasets"]["personalllm"]["rows"] == before["datasets"]["personalllm"]["rows"]
 
@@ -199,6 +206,35 @@ def test_no_methods_margins_change_with_test_answers_or_groups(config, finished,
     for name, margins in before.items():
         same = np.array_equal(load_scores(run, name)[0], margins)
         assert same == (name != "oracle (features)"), name
+
+
+def test_notes_tell_what_is_read_in_part_and_what_times_leave_out(config, finished):
+    run = _run(config, finished, "personalllm")
+    one, (method, other, *_) = truth.answered(run), METHODS["personalllm"]
+    facts = {**one.facts, method: {**one.facts[method], "most_context_pairs": 3, "taken_up": True}}
+    facts[other] = {**facts[other], "most_context_pairs": 4}  # nobody gave more
+    run_config: Any = run.config
+    found = table.block(table.DataSet("x", run_config, run.folder.parent, [one._replace(facts=facts)])).notes
+    assert f"{method}: of users who gave more than 3 pairs, that many are read, drawn at random" in found
+    assert f"{method}, seed 0: killed and taken up again, its time is of the rest alone" in found
+    spent = read_json(run.folder / "features" / "features.json")["seconds"]
+    assert any(f"took {report.duration(spent)} a seed, which their times leave out" in note for note in found)
+    assert sum(other in note for note in found) == 0
+
+
+def test_users_by_pairs_are_counted_once_each(config, finished):
+    run = _run(config, finished, "uf_p_2_avg")
+    one = truth.answered(run)
+    turned = one._replace(margins={name: -margins for name, margins in one.margins.items()})
+    alone, both = (table.by_pairs(every, ["LoRe"])["LoRe"] for every in ([one], [one, turned]))
+    given = np.bincount(one.data.pairs(("train", "validation")).user, minlength=one.data.num_users)
+    for low, high in ((1, 2), (2, 4), (4, 8)):
+        members = one.data.seen & (given >= low) & (given < high)
+        assert (low in alone) == (members.sum() >= table.FEWEST)
+        if low in alone:
+            assert alone[low].n == both[low].n == members.sum()
+            # Each user's mean over a seed and its opposite: one half, without any doubt.
+            assert (both[low].mean, both[low].low, both[low].high) == pytest.approx((0.5, 0.5, 0.5))
 
 
 def _names(path: Path) -> set[str]:

@@ -12,17 +12,9 @@ from configs import copl as copl_config
 from configs import embedded
 from copl_jax import reward, store
 from experiments import copl, summary
+from experiments.backbones import load_backbone_config, pretrain_folders
 from experiments.prepare import prepare
-from experiments.stages import (
-    load_backbone_config,
-    load_data,
-    load_responses,
-    load_scores,
-    load_users,
-    method_folder,
-    pretrain_folders,
-    runs,
-)
+from experiments.stages import load_data, load_responses, load_scores, load_users, method_folder, runs
 from experiments.summary import summarise
 from pref_jax.data.sources import world
 from pref_jax.errors import UserError

@@ -19,8 +19,9 @@ import tiny
 
 from configs import jsonl
 from experiments import embed
+from experiments.backbones import load_tokens
 from experiments.prepare import prepare
-from experiments.stages import load_data, load_features, load_tokens, runs
+from experiments.stages import load_data, load_features, runs
 from pref_jax.data.tokens import train_tokenizer
 from pref_jax.errors import UserError
 from pref_jax.files import read_json

@@ -1,13 +1,17 @@
 """Mixing CoPL with the shared reward: what the held-out answers prefer."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import optimize
 
 from configs import quickstart
-from experiments.baselines import shrunk
-from experiments.stages import Run
+from experiments import copl
+from experiments.baselines import shared, shrunk
+from experiments.stages import HIDDEN, Run, load_scores, method_folder
 from pref_jax.errors import UserError
+from pref_jax.files import write_json
 
 
 def test_a_useless_personal_model_leaves_the_shared_reward():
@@ -43,3 +47,23 @@ def test_huge_margins_stay_finite():
 def test_nothing_held_out_is_told(tmp_path):
     with pytest.raises(UserError, match="hold_out above 0"):
         shrunk.shrunk(Run(quickstart.get_config("tiny"), 0, tmp_path))
+
+
+def test_its_margins_and_time_are_those_of_both_models(tmp_path, monkeypatch):
+    config: Any = quickstart.get_config("tiny")
+    config.reward.hold_out = 0.2
+    run, held = Run(config, 0, tmp_path), np.abs(np.random.default_rng(5).normal(size=200)) + 1
+    monkeypatch.setattr(shared, "shared", lambda run: None)
+    monkeypatch.setattr(copl, "copl", lambda run: None)
+    for method, seconds, sign in ((shared.METHOD, 20.0, -1), (copl.METHOD, 30.0, 1)):
+        folder = method_folder(run, method)
+        (folder / "scores").mkdir(parents=True)
+        np.save(folder / "held_out.npy", sign * held)
+        np.save(folder / "scores" / "margins.npy", np.full(3, sign, np.float32))
+        facts = {"answers": HIDDEN, "seconds": seconds, "parameters_per_user": sign, "context_pairs": 4}
+        write_json(folder / "scores" / "facts.json", facts)
+    shrunk.shrunk(run)
+    margins, facts = load_scores(run, shrunk.METHOD)
+    np.testing.assert_array_equal(margins, np.ones(3))
+    assert (facts["share_of_copl"], facts["parameters_per_user"]) == (1, 1)
+    assert 50 < facts["seconds"] < 60

@@ -83,7 +83,8 @@ def unroll(worker: str, turns: Iterable[Turn], filtered: Counter[str]) -> Iterat
 
 
 def name(votes: Iterable[Vote], filtered: Counter[str]) -> Named:
-    """Names the prompts by number, their replies by number within, both in order of appearance.
+    """Names the prompts by number in order of appearance, their replies by number within; those of a vote by their
+    texts' order, not the chosen one first, as names decide the order of rows, which must not tell answers.
 
     Equal texts under equal prompts are one response. Left out and counted in `filtered`: `missing_text`, `same_text`
     and what `once_each` finds.
@@ -100,10 +101,9 @@ def name(votes: Iterable[Vote], filtered: Counter[str]) -> Named:
         else:
             query = queries.setdefault(vote.prompt, str(len(queries)))
             known = replies.setdefault(vote.prompt, {})
-            chosen, rejected = (
-                known.setdefault(text, f"{query}/{len(known)}") for text in (vote.chosen, vote.rejected)
-            )
-            ballots.append(Ballot(vote.worker, "", query, chosen, rejected))
+            for text in sorted((vote.chosen, vote.rejected)):
+                known.setdefault(text, f"{query}/{len(known)}")
+            ballots.append(Ballot(vote.worker, "", query, known[vote.chosen], known[vote.rejected]))
     return Named(
         once_each(ballots, filtered),
         texts={response: text for known in replies.values() for text, response in known.items()},

@@ -290,15 +290,17 @@ def _tables(
     seed: int,
     ignored: dict[str, int],
 ) -> Preferences:
-    """Numbers users, prompts and responses in order of appearance, assigns what is open, and builds."""
+    """Numbers users, prompts and pairs of responses in order of appearance, assigns what is open, and builds."""
     user_ids = {name: place for place, name in enumerate(users)}
     prompts: dict[Messages, int] = {}
     responses: dict[tuple[int, str], int] = {}
     index = np.zeros((len(rows), 4), np.int64)
     for place, row in enumerate(rows):
         prompt = prompts.setdefault(row.prompt, len(prompts))
-        chosen = responses.setdefault((prompt, row.chosen), len(responses))
-        index[place] = user_ids[row.user], prompt, chosen, responses.setdefault((prompt, row.rejected), len(responses))
+        # By their texts, not the chosen one first: the order of rows must not tell answers.
+        for text in sorted((row.chosen, row.rejected)):
+            responses.setdefault((prompt, text), len(responses))
+        index[place] = user_ids[row.user], prompt, responses[prompt, row.chosen], responses[prompt, row.rejected]
     given_seen = [users[name]["seen"] for name in user_ids]
     given_split = [row.split for row in rows]
     assigned = assign(index[:, 0], index[:, 1], given_split, given_seen, options, np.random.default_rng(seed))
