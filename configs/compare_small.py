@@ -56,6 +56,7 @@ def _embedded(name: str, *, tiny: bool) -> Any:
     source = common.world(**setting, seen_users=300, unseen_users=80, test_pairs_per_user=15)
     config = common.small(f"embedded {TITLES[name]}", methods, source)
     _smaller(config)
+    config.baselines.context = setting["pairs_per_user"]  # what LoRe and CoPL read of an unseen user, too
     if setting["pairs_per_user"] == 16:
         config.graph.epochs = 80
     if tiny:
