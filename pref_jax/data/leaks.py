@@ -19,7 +19,6 @@ from pref_jax.data.preferences import Pairs, Preferences
 from pref_jax.data.validate import prompt_ids
 from pref_jax.errors import Faults
 
-
 # Of the answers of which chosen rows stand before rejected ones, beyond which part (or under the rest) it is a rule.
 ORDERED = 0.75
 
