@@ -237,7 +237,7 @@ def fast(
     Args:
       features: [N D], taken as they are.
       train: votes of seen users.
-      num_users: users are numbered 0 to num_users - 1; users without votes get the taste c, near the middle of the others.
+      num_users: users are numbered 0 to num_users - 1; who has no votes gets the taste c, near the others' middle.
       rank: K.
       seed: of the subspace iteration that finds the first directions.
       steps: iterations at most.
