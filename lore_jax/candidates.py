@@ -19,6 +19,7 @@ from lore_jax.clusters import Clusters
 from lore_jax.lbfgs import minimise
 from lore_jax.linear import RegularisedConfig, shared_program
 from lore_jax.objective import Prior
+from lore_jax.population import Task
 from lore_jax.votes import Table
 
 # Populations that have a basis of their own, and how they are named in candidates; "clusters" stand on another's.
@@ -82,56 +83,57 @@ def solved(
     return weights, jax.nn.softplus(-logits * lax.rsqrt(1 + jnp.pi / 8 * variance))
 
 
-@partial(jax.jit, static_argnames=("steps",))
-def _gaussian_program(features, table: Table, mask, strengths, used, shared, directions, steps, tolerance):
-    start = {"shared": shared, "spread": 0.5 * jnp.linalg.norm(shared) * jnp.where(used[None], directions, 0)}
-    objective = partial(population.gaussian_objective, features, table, mask, strengths, used)
-    params, _, history = minimise(objective, start, steps=steps, tolerance=tolerance)
-    basis = population.gaussian_basis(params, used)
-    prior = population.gaussian_prior(len(used))
-    z = population.votes(features, table, basis)
-    weights, loss = solved("gaussian", z, mask, prior, None)
+def _outcome(
+    kind: str, z: Array, mask: Array, basis: Array, prior: Prior, history: Array, found: Clusters | None = None
+) -> Outcome:
+    """The users solved on a basis, on which their votes are z [U n K]."""
+    weights, loss = solved(kind, z, mask, prior, found)
     logits = jnp.einsum("unk,uk->un", z, weights)
-    return Outcome(basis, weights, *prior, logits, loss, history)
+    return Outcome(basis, weights, *prior, logits, loss, history, found)
 
 
 @partial(jax.jit, static_argnames=("steps",))
-def _mixture_program(features, table: Table, mask, strengths, used, shared, directions, steps, tolerance):
-    size = len(used)
-    spots = population.corners(size, used.sum())[:, : size - 1]
+def _gaussian_program(task: Task, shared, directions, steps, tolerance):
+    start = {"shared": shared, "spread": 0.5 * jnp.linalg.norm(shared) * jnp.where(task.used[None], directions, 0)}
+    objective = partial(population.gaussian_objective, task)
+    params, _, history = minimise(objective, start, steps=steps, tolerance=tolerance)
+    basis, prior = population.gaussian_basis(params, task.used), population.gaussian_prior(len(task.used))
+    return _outcome("gaussian", task.votes(basis), task.mask, basis, prior, history)
+
+
+@partial(jax.jit, static_argnames=("steps",))
+def _mixture_program(task: Task, shared, directions, steps, tolerance):
+    size = len(task.used)
+    spots = population.corners(size, task.used.sum())[:, : size - 1]
     start = {
         "shared": shared,
         "delta": jnp.linalg.norm(shared) * directions[:, : size - 1] @ spots.T,
         "logits": jnp.zeros(size),
     }
-    objective = partial(population.mixture_objective, features, table, mask, strengths, used)
+    objective = partial(population.mixture_objective, task)
     params, _, history = minimise(objective, start, steps=steps, tolerance=tolerance)
-    basis, log_prior = population.mixture_basis(params), population.mixture_log_prior(params, used)
-    z = population.votes(features, table, basis)
-    mean = jnp.exp(log_prior)
+    basis, mean = population.mixture_basis(params), jnp.exp(population.mixture_log_prior(params, task.used))
     covariance = jnp.diag(mean) - mean[:, None] * mean[None] + 1e-3 * jnp.eye(size)
     prior = Prior(mean, jnp.linalg.inv(covariance))
-    weights, loss = solved("mixture", z, mask, prior, None)
-    logits = jnp.einsum("unk,uk->un", z, weights)
-    return Outcome(basis, weights, *prior, logits, loss, history)
+    return _outcome("mixture", task.votes(basis), task.mask, basis, prior, history)
 
 
 @partial(jax.jit, static_argnames=("steps",))
-def _simplex_program(features, table: Table, mask, strengths, used, begun: Outcome, steps, tolerance):
+def _simplex_program(task: Task, begun: Outcome, steps, tolerance):
     """From the mixture's fit: its directions, and weights that lie a little inside the simplex."""
     shared = jnp.sum(begun.mean[None] * begun.basis, axis=1)
     start = {
         "shared": shared,
-        "delta": jnp.where(used[None], begun.basis - shared[:, None], 0),
-        "tastes": jnp.where(used[None], jnp.log(begun.weights + 0.02), 0),
+        "delta": jnp.where(task.used[None], begun.basis - shared[:, None], 0),
+        "tastes": jnp.where(task.used[None], jnp.log(begun.weights + 0.02), 0),
     }
-    objective = partial(population.simplex_objective, features, table, mask, strengths, used)
+    objective = partial(population.simplex_objective, task)
     params, _, history = minimise(objective, start, steps=steps, tolerance=tolerance)
-    basis, weights = population.mixture_basis(params), population.simplex_weights(params, used)
-    logits = jnp.einsum("unk,uk->un", population.votes(features, table, basis), weights)
-    real = mask.any(1)
+    basis, weights = population.mixture_basis(params), population.simplex_weights(params, task.used)
+    logits = jnp.einsum("unk,uk->un", task.votes(basis), weights)
+    real = task.mask.any(1)
     mean = jnp.sum(jnp.where(real[:, None], weights, 0), 0) / jnp.maximum(real.sum(), 1)
-    precision = 1e-3 * jnp.eye(len(used))
+    precision = 1e-3 * jnp.eye(len(task.used))
     return Outcome(basis, weights, mean, precision, logits, jax.nn.softplus(-logits), history)
 
 
@@ -145,10 +147,7 @@ def _clusters_program(features, table: Table, mask, begun: Outcome, count):
     z = population.votes(features, table, begun.basis)
     users = clusters.known(z, mask, Prior(mean, precision))
     found, history = clusters.learn(begun.weights, users, real, count=count)
-    prior = clusters.moments(found)
-    weights, loss = solved("clusters", z, mask, prior, found)
-    logits = jnp.einsum("unk,uk->un", z, weights)
-    return Outcome(begun.basis, weights, *prior, logits, loss, -history, found)
+    return _outcome("clusters", z, mask, begun.basis, clusters.moments(found), -history, found)
 
 
 _spectral = jax.jit(population.spectral_directions, static_argnames=("rank", "steps"))
@@ -180,13 +179,13 @@ def _personal(
         mixture = _personal(start, "mixture", rank, variance, config)
     size = max(config.ranks if gaussian else config.components)
     strengths = jnp.stack([start.strength, jnp.float32(start.features.shape[1] / variance)])
-    data = (start.features, start.table, start.mask, strengths, jnp.arange(size) < rank)
+    task = Task(start.features, start.table, start.mask, strengths, jnp.arange(size) < rank)
     tolerance = jnp.float32(config.tolerance)
     if kind == "simplex":
-        return _simplex_program(*data, mixture, config.steps, tolerance)
+        return _simplex_program(task, mixture, config.steps, tolerance)
     program = _gaussian_program if gaussian else _mixture_program
     width = size if gaussian else max(size - 1, 1)
-    return program(*data, start.shared, start.directions[:, :width], config.steps, tolerance)
+    return program(task, start.shared, start.directions[:, :width], config.steps, tolerance)
 
 
 def search(start: Start, config: RegularisedConfig) -> dict[tuple[str, int, float], Outcome]:

@@ -41,7 +41,11 @@ class Known(NamedTuple):
 
 
 def known(z: Float[Array, "U n K"], mask: Bool[Array, "U n"], prior: Prior) -> Known:
-    """The votes' log-likelihood to second order about the MAP under `prior`: [U K] and [U K K]; zeros without votes."""
+    """The votes' log-likelihood to second order about the MAP under `prior`: [U K] and [U K K]; zeros without votes.
+
+    A prior that holds a user where the votes are as good as impossible leaves them a slope without curvature, which
+    rises far beyond the votes' own likelihood: the prior should be as wide as users differ.
+    """
     problem, users = objective.problem(z, mask, prior)
     weights = solve.logistic_weights(problem, users)
     alone = problem._replace(precision=jnp.zeros_like(problem.precision))
@@ -82,6 +86,11 @@ def learn(
     steps: int = 100,
 ) -> tuple[Clusters, Float[Array, " steps"]]:
     """The clusters that make the seen users' votes likely, and the log-likelihood before each step.
+
+    With the logs of two priors added the log-likelihood rises from step to step: of Dirichlet(2, 2 ..) on the shares,
+    and of a conjugate density on each covariance S,  |S|^(-EXTRA_USERS / 2) exp(-tr(spread S^-1) EXTRA_USERS
+    EXTRA_SPREAD / 2).  But for what keeps all finite (FLOOR, and the thousandth of a user) the limit is therefore a
+    local MAP. The log-likelihood alone may fall.
 
     Args:
       weights: estimates to begin from.

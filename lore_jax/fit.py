@@ -67,7 +67,7 @@ class _Tried:
         gains = ((self._baseline - loss) * self._held).sum(1)[self._held.any(1)]
         error = float(np.sqrt(len(gains)) * gains.std(ddof=1)) if len(gains) > 1 else float("inf")
         self.fits[len(self.rows)] = outcome
-        told = scores(loss, logits > 0, self._held)
+        told = scores(loss, logits, self._held)
         self.rows.append({**what, **told, "gain": float(gains.sum()), "gain_error": error})
 
     def lowest(self, kinds: Iterable[str], among: Iterable[int]) -> list[int]:

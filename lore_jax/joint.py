@@ -27,10 +27,11 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from lore_jax import newton, population
+from lore_jax.layout import Data, Layout, layout
 from lore_jax.linear import Fit
 from lore_jax.objective import Problem, Rows
 from lore_jax.reward import identity_standardiser
-from lore_jax.votes import Triples, Votes, checked
+from lore_jax.votes import Votes, checked
 from pref_jax.errors import UserError
 
 TRIALS = 12
@@ -38,63 +39,6 @@ TRIALS = 12
 CALM = 3
 # Votes, about, that give features their units.
 SAMPLE = 4096
-
-
-class Layout(NamedTuple):
-    """Votes sorted by user, and where each stands: `user`, `slot`, `chosen`, `rejected` [P]; `place [n U]`, P for none;
-    `share [n U]`, 1 / the user's votes, 0 for none.
-    """
-
-    user: Array
-    slot: Array
-    chosen: Array
-    rejected: Array
-    place: Array
-    share: Array
-
-
-def layout(votes: Triples, num_users: int) -> Layout:
-    """Arrays of a `Layout` from checked votes."""
-    order = np.argsort(votes.user, kind="stable")
-    user, chosen, rejected = (values[order].astype(np.int32) for values in votes)
-    counts = np.bincount(user, minlength=num_users)
-    slot = (np.arange(len(user)) - (np.cumsum(counts) - counts)[user]).astype(np.int32)
-    place = np.full((counts.max(initial=1), num_users), len(user), np.int32)
-    place[slot, user] = np.arange(len(user))
-    share = (place < len(user)) / np.maximum(counts, 1)
-    return Layout(*map(jnp.asarray, (user, slot, chosen, rejected, place, share.astype(np.float32))))
-
-
-class Data(NamedTuple):
-    """Differences of the votes' features `rows [P D]`, or the responses' features [N D] where those are fewer;
-    the scale [D] that they are divided by; the layout.
-    """
-
-    rows: Array
-    scale: Array
-    votes: Layout
-
-    def responses(self, matrix: Array) -> Array:
-        """(phi_chosen - phi_rejected)ᵀ matrix of every vote: [D K] -> [n K U], zero where there is none."""
-        flat = self.rows @ (matrix / self.scale[:, None])
-        if not self._differences:
-            flat = flat[self.votes.chosen] - flat[self.votes.rejected]
-        padded = jnp.concatenate([flat, jnp.zeros_like(flat[:1])])
-        return jnp.moveaxis(padded[self.votes.place], 2, 1)
-
-    def pull(self, force: Array, weights: Array) -> Array:
-        """The transpose: sum over votes of force [n U] times the difference, to each of the user's weights [K U]."""
-        flat = force[self.votes.slot, self.votes.user][:, None] * weights.T[self.votes.user]
-        if not self._differences:
-            count = len(self.rows)
-            flat = jax.ops.segment_sum(flat, self.votes.chosen, count) - jax.ops.segment_sum(
-                flat, self.votes.rejected, count
-            )
-        return (self.rows.T @ flat) / self.scale[:, None]
-
-    @property
-    def _differences(self) -> bool:
-        return len(self.rows) == len(self.votes.user)
 
 
 class Solved(NamedTuple):
@@ -293,7 +237,7 @@ def fast(
     Args:
       features: [N D], taken as they are.
       train: votes of seen users.
-      num_users: users are numbered 0 to num_users - 1; users without votes get the middle of the others.
+      num_users: users are numbered 0 to num_users - 1; who has no votes gets the taste c, near the others' middle.
       rank: K.
       seed: of the subspace iteration that finds the first directions.
       steps: iterations at most.

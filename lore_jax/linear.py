@@ -93,9 +93,10 @@ def shared_program(features, table: Table, mask, strength):
     return direction, population.votes(features, table, direction[:, None])[..., 0], history
 
 
-def scores(loss: np.ndarray, right: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """Mean log-loss and accuracy of the masked votes [U n]."""
+def scores(loss: np.ndarray, logits: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """Mean log-loss and accuracy of the masked votes [U n]; a tie, logit 0, is half right."""
     count = max(int(mask.sum()), 1)
+    right = (logits > 0) + 0.5 * (logits == 0)
     return {"log_loss": float((loss * mask).sum() / count), "accuracy": float((right * mask).sum() / count)}
 
 
@@ -108,14 +109,8 @@ def shared_search(features, table: Table, members: np.ndarray, variances: Sequen
         _, logits, _ = shared_program(features, table, table.train & jnp.asarray(members)[:, None], strength)
         logits = np.asarray(logits)
         losses.append(np.logaddexp(0, -logits))
-        candidates.append(
-            {
-                "kind": "shared",
-                "rank": 1,
-                "variance": variance,
-                **scores(losses[-1], (logits > 0) + 0.5 * (logits == 0), seen),
-            }
-        )
+        told = scores(losses[-1], logits, seen)
+        candidates.append({"kind": "shared", "rank": 1, "variance": variance, **told})
     best = int(np.argmin([c["log_loss"] for c in candidates]))
     return candidates, best, losses[best]
 

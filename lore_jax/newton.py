@@ -19,7 +19,8 @@ from jaxtyping import Array
 from lore_jax.cholesky import UNROLLED, cholesky, factor_entries, solve_entries
 from lore_jax.objective import Problem, logistic_gradient, logistic_hessian, logistic_objective
 
-MAX_STEPS = 120
+# Ordinary users take about ten; features of 1e5 that contradict each other some hundreds.
+MAX_STEPS = 500
 # Longest row of pairs that is summed by a written-out sum, which XLA turns into one vectorised loop over users.
 WRITTEN_OUT = 64
 

@@ -16,6 +16,8 @@ pairs a user cannot overfit as it does when W and V are both point estimates:
 All hold "no personalisation" at the origin (spread = 0, delta = 0), and the strengths shrink towards it.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -32,6 +34,28 @@ def votes(features: Float[Array, "N D"], table: Table, directions: Float[Array, 
     """Differences of basis rewards of every vote."""
     rewards = features @ directions
     return rewards[table.chosen] - rewards[table.rejected]
+
+
+class Task(NamedTuple):
+    """What a personal population is fitted to.
+
+    Features [N D], the table, which votes count [U n], the L2 strengths [2] of the shared direction and of the personal
+    ones, and which of those [K] are in use: the others count as zero, so that one program serves all ranks.
+    """
+
+    features: Array
+    table: Table
+    mask: Array
+    strengths: Array
+    used: Array
+
+    def votes(self, directions: Float[Array, "D K"]) -> Float[Array, "U n K"]:
+        """As the function of this name."""
+        return votes(self.features, self.table, directions)
+
+    def penalty(self, shared: Float[Array, " D"], personal: Float[Array, "D K"]) -> Float[Array, ""]:
+        """Half the strengths times the squared lengths."""
+        return 0.5 * (self.strengths[0] * jnp.sum(shared**2) + self.strengths[1] * jnp.sum(personal**2))
 
 
 def shared_objective(
@@ -66,46 +90,31 @@ def mixture_log_prior(params: dict[str, Array], used: Bool[Array, " K"]) -> Floa
     return jax.nn.log_softmax(jnp.where(used, params["logits"], -1e9))
 
 
-def gaussian_objective(
-    features: Float[Array, "N D"],
-    table: Table,
-    mask: Bool[Array, "U n"],
-    strengths: Float[Array, "2"],
-    used: Bool[Array, " K"],
-    params: dict[str, Array],
-) -> Array:
+def gaussian_objective(task: Task, params: dict[str, Array]) -> Float[Array, ""]:
     """-log of the Laplace marginal likelihood, plus penalties.
 
-    Args: mask of the votes that count; strengths of the L2 penalties on shared and spread; used columns of the
-    spread (the others count as zero, so that one program serves all ranks); params `shared [D]`, `spread [D K]`.
+    Args: params `shared [D]`, `spread [D K]`.
     """
-    basis = gaussian_basis(params, used)
-    problem, users = objective.problem(votes(features, table, basis), mask, gaussian_prior(len(used)))
+    prior = gaussian_prior(len(task.used))
+    problem, users = objective.problem(task.votes(gaussian_basis(params, task.used)), task.mask, prior)
     weights = solve.logistic_weights(problem, users)
     factor = jnp.linalg.cholesky(objective.logistic_hessian(problem, weights))
     volume = jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), -1) - 0.5 * jnp.log(FIXED)
-    penalty = strengths[0] * jnp.sum(params["shared"] ** 2) + strengths[1] * jnp.sum(params["spread"] ** 2)
-    return jnp.sum(objective.logistic_objective(problem, weights) + volume) + 0.5 * penalty
+    penalty = task.penalty(params["shared"], params["spread"])
+    return jnp.sum(objective.logistic_objective(problem, weights) + volume) + penalty
 
 
-def mixture_objective(
-    features: Float[Array, "N D"],
-    table: Table,
-    mask: Bool[Array, "U n"],
-    strengths: Float[Array, "2"],
-    used: Bool[Array, " K"],
-    params: dict[str, Array],
-) -> Array:
+def mixture_objective(task: Task, params: dict[str, Array]) -> Float[Array, ""]:
     """-log of the exact marginal likelihood, plus penalties.
 
-    Args: as `gaussian_objective`; params `shared [D]`, `delta [D K]`, `logits [K]` of the components' probabilities.
+    Args: params `shared [D]`, `delta [D K]`, `logits [K]` of the components' probabilities.
     """
-    loss = jax.nn.softplus(-votes(features, table, mixture_basis(params)))
-    loglik = -jnp.sum(jnp.where(mask[..., None], loss, 0), 1)
-    evidence = jax.nn.logsumexp(loglik + mixture_log_prior(params, used)[None], axis=-1)
-    penalty = strengths[0] * jnp.sum(params["shared"] ** 2) + strengths[1] * jnp.sum(params["delta"] ** 2)
+    loss = jax.nn.softplus(-task.votes(mixture_basis(params)))
+    loglik = -jnp.sum(jnp.where(task.mask[..., None], loss, 0), 1)
+    evidence = jax.nn.logsumexp(loglik + mixture_log_prior(params, task.used)[None], axis=-1)
+    penalty = task.penalty(params["shared"], params["delta"])
     # A faint pull to equal shares keeps the logits of emptied components finite.
-    return -jnp.sum(evidence) + 0.5 * penalty + 0.05 * jnp.sum(params["logits"] ** 2)
+    return -jnp.sum(evidence) + penalty + 0.05 * jnp.sum(params["logits"] ** 2)
 
 
 def simplex_weights(params: dict[str, Array], used: Bool[Array, " K"]) -> Float[Array, "U K"]:
@@ -113,30 +122,23 @@ def simplex_weights(params: dict[str, Array], used: Bool[Array, " K"]) -> Float[
     return jax.nn.softmax(jnp.where(used[None], params["tastes"], -1e9))
 
 
-def simplex_objective(
-    features: Float[Array, "N D"],
-    table: Table,
-    mask: Bool[Array, "U n"],
-    strengths: Float[Array, "2"],
-    used: Bool[Array, " K"],
-    params: dict[str, Array],
-) -> Array:
+def simplex_objective(task: Task, params: dict[str, Array]) -> Float[Array, ""]:
     """-log of the likelihood at each user's own weights, plus penalties.
 
-    Args: as `gaussian_objective`; params `shared [D]`, `delta [D K]`, `tastes [U K]`, logits of the weights.
+    Args: params `shared [D]`, `delta [D K]`, `tastes [U K]`, logits of the weights.
     """
-    weights = simplex_weights(params, used)
-    logits = jnp.einsum("unk,uk->un", votes(features, table, mixture_basis(params)), weights)
-    penalty = strengths[0] * jnp.sum(params["shared"] ** 2) + strengths[1] * jnp.sum(params["delta"] ** 2)
+    weights = simplex_weights(params, task.used)
+    logits = jnp.einsum("unk,uk->un", task.votes(mixture_basis(params)), weights)
     # A faint pull to equal weights, which keeps the logits of a user who cares for one direction alone finite.
-    pull = 0.003 * jnp.sum(jnp.where(used[None], params["tastes"], 0) ** 2)
-    return jnp.sum(jnp.where(mask, jax.nn.softplus(-logits), 0)) + 0.5 * penalty + pull
+    pull = 0.003 * jnp.sum(jnp.where(task.used[None], params["tastes"], 0) ** 2)
+    loss = jnp.sum(jnp.where(task.mask, jax.nn.softplus(-logits), 0))
+    return loss + task.penalty(params["shared"], params["delta"]) + pull
 
 
 def spectral_directions(
     features: Float[Array, "N D"],
     table: Table,
-    mask,
+    mask: Bool[Array, "U n"],
     shared: Float[Array, " D"],
     rank: int,
     key: Array,

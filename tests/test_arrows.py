@@ -54,6 +54,7 @@ ORDER = {
         "linear",
         "candidates",
         "recipe",
+        "layout",
         "joint",
         "fit",
         "online",

@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 
-from lore_jax import clusters, solve
+from lore_jax import clusters, solve, stream
 from lore_jax.cholesky import cholesky
 from lore_jax.objective import Prior
 
@@ -33,6 +33,16 @@ def covariances(rng, count):
 def population(rng, count):
     share = rng.dirichlet(np.ones(count))
     return share, rng.normal(size=(count, SIZE)), covariances(rng, count)
+
+
+def quadratic(rng, users):
+    """What votes say of users, of whom some gave none or fewer than there are unknowns; (Known, weights) in NumPy."""
+    given = np.arange(4)[None] < rng.integers(0, 5, users)[:, None]
+    given[0] = False
+    rows = rng.normal(size=(users, 4, SIZE)) * given[..., None]
+    weights = rng.normal(size=(users, SIZE))
+    curvature = np.einsum("unk,unl->ukl", rows, rows)
+    return clusters.Known(np.einsum("ukl,ul->uk", curvature, weights), curvature), weights
 
 
 def as_clusters(share, means, spread):
@@ -121,6 +131,48 @@ def test_a_step_of_learning_equals_numpy():
     np.testing.assert_allclose(np.exp(found.log_share), sizes / sizes.sum(), atol=1e-6)
 
 
+def test_evidence_and_moments_equal_the_integral():
+    rng = np.random.default_rng(11)
+    known, _ = quadratic(rng, 6)
+    mean, precision = rng.normal(size=SIZE), covariances(rng, 1)[0]
+    with jax.enable_x64(True):
+        users = clusters.Known(*map(jnp.asarray, known))
+        found, covariance, evidence = clusters._members(users, jnp.asarray(mean), jnp.asarray(precision))
+    # Gauss and Hermite's rule in the cluster's own coordinates: w = mean + root x, x ~ N(0, I).
+    points, share = np.polynomial.hermite_e.hermegauss(40)
+    x = np.stack(np.meshgrid(*[points] * SIZE), -1).reshape(-1, SIZE)
+    share = np.prod(np.stack(np.meshgrid(*[share / share.sum()] * SIZE), -1).reshape(-1, SIZE), -1)
+    w = mean + x @ np.linalg.cholesky(np.linalg.inv(precision)).T
+    for user in range(6):
+        loglik = w @ known.information[user] - 0.5 * np.einsum("pk,kl,pl->p", w, known.curvature[user], w)
+        mass = share * np.exp(loglik)
+        middle = mass @ w / mass.sum()
+        np.testing.assert_allclose(evidence[user], np.log(mass.sum()), atol=1e-4)
+        np.testing.assert_allclose(found[user], middle, atol=1e-4)
+        away = w - middle
+        np.testing.assert_allclose(covariance[user], (mass[:, None] * away).T @ away / mass.sum(), atol=1e-4)
+
+
+@pytest.mark.parametrize(("users", "count"), [(50, 4), (3, 6)])
+def test_the_posterior_of_the_clusters_rises(users, count):
+    rng = np.random.default_rng(12)
+    known, weights = quadratic(rng, users)
+    away = weights - weights.mean(0)
+    spread = away.T @ away / users
+
+    def log_prior(found):
+        precision = np.asarray(found.precision)
+        shrink = clusters.EXTRA_SPREAD * np.einsum("ckl,lk->c", precision, spread)
+        return np.sum(found.log_share + 0.5 * clusters.EXTRA_USERS * (np.linalg.slogdet(precision)[1] - shrink))
+
+    some = (1, 2, 4, 20)
+    with jax.enable_x64(True):
+        given = jnp.asarray(weights), clusters.Known(*map(jnp.asarray, known)), jnp.ones(users, bool)
+        likelihood = np.asarray(clusters.learn(*given, count=count, steps=some[-1] + 1)[1])
+        told = [likelihood[n] + log_prior(clusters.learn(*given, count=count, steps=n)[0]) for n in some]
+    assert (np.diff(told) > 0).all()
+
+
 def test_posteriors_equal_scipy():
     rng, z, mask = case(2)
     share, means, spread = population(rng, 4)
@@ -165,6 +217,42 @@ def test_one_cluster_is_the_gaussian_solver():
         expected = solve.logistic(jnp.asarray(z), jnp.asarray(mask), prior)
     np.testing.assert_allclose(found.weights, expected.weights, atol=1e-9)
     np.testing.assert_allclose(found.covariance, expected.covariance, atol=1e-9)
+
+
+def test_blocks_and_eight_devices_change_nothing():
+    rng, z, mask = case(13)
+    given = jax.tree.map(lambda x: x.astype(jnp.float32), as_clusters(*population(rng, 3)))
+    z, mask = jnp.asarray(z, jnp.float32), jnp.asarray(mask)
+    whole, prior = clusters.posterior(z, mask, given), clusters.moments(given)
+
+    def run(z, mask, _):
+        return clusters.posterior(z, mask, given)
+
+    parts = stream.in_blocks(run, 5)(z, mask, prior)
+    cut = jax.jit(stream.over_users(run, jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))))(
+        z, mask, prior
+    )
+    for other in (parts, cut):
+        for own, expected in zip(other, whole, strict=True):
+            np.testing.assert_allclose(own, expected, atol=1e-5)
+
+
+def test_gradients_equal_differences_and_padding_has_none():
+    rng, z, mask = case(14, users=6, votes=3)
+    z[~mask] = np.nan
+    lean = rng.normal(size=z.shape)
+    with jax.enable_x64(True):
+        given, mask = as_clusters(*population(rng, 3)), jnp.asarray(mask)
+
+        @jax.jit
+        def total(z):
+            found = clusters.posterior(z, mask, given)
+            return jnp.sum(jnp.sin(found.weights)) + jnp.sum(jnp.cos(found.covariance))
+
+        slope = np.asarray(jax.grad(total)(jnp.asarray(z)))
+        ahead, behind = (float(total(jnp.asarray(z + step * lean))) for step in (1e-5, -1e-5))
+    assert not slope[~np.asarray(mask)].any()
+    np.testing.assert_allclose((ahead - behind) / 2e-5, np.sum(slope * lean), rtol=1e-6)
 
 
 def camps(seed, users, votes):

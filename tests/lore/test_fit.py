@@ -3,14 +3,14 @@
 The worlds: Gaussian features with a few attribute directions, users who judge by the attributes' levels.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lore_jax import fit, population
+from lore_jax import candidates, fit, linear, population
 from lore_jax.votes import Triples, make_table
 from pref_jax.errors import UserError
 
@@ -186,3 +186,20 @@ def test_features_that_say_nothing_give_a_finite_fit():
     world = make_world(alike, seed=5, users=40, votes=14, held=3, flip=0.4)
     result = fit.regularised(np.ones_like(world.features), world.train, world.validation, 40, config=QUICK)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(result[1:7]))
+
+
+def test_more_users_of_one_bucket_compile_nothing():
+    world = make_world(alike, seed=5, users=40, votes=14, held=3, flip=0.4)
+    programs: tuple[Any, ...] = (
+        candidates._gaussian_program,
+        candidates._mixture_program,
+        candidates._simplex_program,
+        candidates._clusters_program,
+        linear.shared_program,
+        fit._solved_program,
+    )
+    sizes = []
+    for users in (40, 47):
+        fit.regularised(world.features, world.train, world.validation, users, config=QUICK)
+        sizes.append([program._cache_size() for program in programs])
+    assert sizes[0] == sizes[1]

@@ -7,6 +7,7 @@ import pytest
 from scipy.optimize import minimize
 
 from lore_jax import fit, joint
+from lore_jax.layout import Data, layout
 from lore_jax.votes import Triples
 from pref_jax.errors import UserError
 
@@ -100,7 +101,7 @@ def test_reduced_value_and_gradient_equal_numpy():
         return total
 
     with jax.enable_x64(True):
-        data = joint.Data(jnp.asarray(difference), jnp.ones(4), joint.layout(votes, 7))
+        data = Data(jnp.asarray(difference), jnp.ones(4), layout(votes, 7))
         data = data._replace(votes=data.votes._replace(share=data.votes.share.astype(float)))
         z = data.responses(jnp.asarray(matrix))
         solved = joint.solve_weights(z, data.votes.share, jnp.zeros((2, 7)), ridge)

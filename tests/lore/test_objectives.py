@@ -74,8 +74,8 @@ def test_mixture_objective_equals_numpy():
         strengths = jnp.asarray([2.0, 3.0])
 
         def objective(params):
-            args = jnp.asarray(features), table, table.train, strengths, jnp.asarray(used)
-            return population.mixture_objective(*args, params)
+            task = population.Task(jnp.asarray(features), table, table.train, strengths, jnp.asarray(used))
+            return population.mixture_objective(task, params)
 
         params = {"shared": jnp.asarray(shared), "delta": jnp.asarray(delta), "logits": jnp.asarray(logits)}
         np.testing.assert_allclose(objective(params), total, rtol=1e-10)
@@ -96,8 +96,9 @@ def test_simplex_objective_equals_numpy():
     with jax.enable_x64(True):
 
         def objective(params):
-            args = jnp.asarray(features), table, table.train, jnp.asarray([2.0, 3.0]), jnp.asarray(used)
-            return population.simplex_objective(*args, params)
+            strengths = jnp.asarray([2.0, 3.0])
+            task = population.Task(jnp.asarray(features), table, table.train, strengths, jnp.asarray(used))
+            return population.simplex_objective(task, params)
 
         params = {"shared": jnp.asarray(shared), "delta": jnp.asarray(delta), "tastes": jnp.asarray(tastes)}
         np.testing.assert_allclose(objective(params), total, rtol=1e-10)
@@ -131,8 +132,8 @@ def test_gaussian_objective_equals_numpy():
 
         def objective(params):
             strengths = jnp.asarray([2.0, 3.0])
-            args = jnp.asarray(features), table, table.train, strengths, jnp.ones(2, bool)
-            return population.gaussian_objective(*args, params)
+            task = population.Task(jnp.asarray(features), table, table.train, strengths, jnp.ones(2, bool))
+            return population.gaussian_objective(task, params)
 
         params = {"shared": jnp.asarray(shared), "spread": jnp.asarray(spread)}
         np.testing.assert_allclose(objective(params), total, rtol=1e-8)
