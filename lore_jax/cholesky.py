@@ -22,10 +22,10 @@ UNROLLED = 8
 Entries = list[list[Array]]
 
 
-def _shift(largest: Array, size: int) -> Array:
-    """A few roundings of the largest diagonal entry: it keeps collinear pairs factorable."""
-    info = jnp.finfo(largest.dtype)
-    return jnp.maximum(largest * (4 * size * info.eps), info.tiny * 1e8)
+def _shift(diagonal: Array, size: int) -> Array:
+    """A few roundings of each diagonal entry, in its coordinate's own unit: it keeps collinear pairs factorable."""
+    info = jnp.finfo(diagonal.dtype)
+    return jnp.maximum(diagonal * (4 * size * info.eps), info.tiny * 1e8)
 
 
 def _less(value: Array, parts: Iterable[Array]) -> Array:
@@ -35,13 +35,13 @@ def _less(value: Array, parts: Iterable[Array]) -> Array:
 def factor_entries(matrix: Entries) -> Entries:
     """Lower triangle L of L Lᵀ = matrix + shift, with the reciprocals of its diagonal in the diagonal's place."""
     size = len(matrix)
-    shift = _shift(reduce(jnp.maximum, (matrix[k][k] for k in range(size))), size)
     lower: Entries = []
     for i in range(size):
         row: list[Array] = []
         for j in range(i):
             row.append(_less(matrix[i][j], (row[p] * lower[j][p] for p in range(j))) * lower[j][j])
         # In exact arithmetic no pivot is under the shift.
+        shift = _shift(matrix[i][i], size)
         pivot = jnp.maximum(_less(matrix[i][i] + shift, (entry * entry for entry in row)), shift)
         lower.append([*row, 1 / jnp.sqrt(pivot)])
     return lower
@@ -92,12 +92,12 @@ class Factor(NamedTuple):
 
 
 def cholesky(matrix: Float[Array, "U K K"]) -> Factor:
-    """The factor of each matrix, shifted by a few roundings of its largest diagonal entry; finite for any finite input
+    """The factor of each matrix, each diagonal entry raised by a few of its roundings; finite for any finite input
     that is positive semi-definite up to rounding (up to UNROLLED unknowns, for any finite input).
     """
     size = matrix.shape[-1]
     if size <= UNROLLED:
         return Factor(factor_entries([[matrix[:, i, j] for j in range(size)] for i in range(size)]), None)
-    shift = _shift(jnp.diagonal(matrix, axis1=-2, axis2=-1).max(-1), size)
+    shift = _shift(jnp.diagonal(matrix, axis1=-2, axis2=-1), size)
     eye = jnp.eye(size, dtype=matrix.dtype)
-    return Factor(None, jnp.linalg.cholesky(matrix + shift[:, None, None] * eye[None]))
+    return Factor(None, jnp.linalg.cholesky(matrix + shift[:, :, None] * eye[None]))

@@ -164,6 +164,22 @@ def test_covariance_is_the_inverse_hessian():
         np.testing.assert_allclose(logistic.covariance[u], np.linalg.inv(hessian), atol=1e-9)
 
 
+@pytest.mark.parametrize("size", [5, 9])
+def test_coordinates_of_unlike_units_keep_their_digits(size):
+    """One precision of 1e4 beside others of 1e-2 to 1, as of the shared reward: float32 against float64."""
+    rng = np.random.default_rng(14)
+    z, mask, mean, _ = case(14, users=40, basis=size)
+    precision = np.diag([1e4, *10 ** rng.uniform(-2, 0, size - 1)])
+    prior = Prior(jnp.asarray(mean, jnp.float32), jnp.asarray(precision, jnp.float32))
+    found = solve.logistic(jnp.asarray(z, jnp.float32), jnp.asarray(mask), prior)
+    for u in range(40):
+        rows = z[u][mask[u]]
+        p = 1 / (1 + np.exp(-rows @ np.asarray(found.weights[u], np.float64)))
+        expected = np.linalg.inv(precision + (rows * (p * (1 - p))[:, None]).T @ rows)
+        scale = np.sqrt(np.outer(np.diagonal(expected), np.diagonal(expected)))
+        np.testing.assert_allclose(np.asarray(found.covariance[u]) / scale, expected / scale, atol=1e-2)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_no_pairs_give_the_prior_exactly(name):
     mean = jnp.asarray([0.1, 0.2, 0.7, 0.0])
