@@ -112,15 +112,14 @@ def ask(
     _need(count)
     pool = pool.astype(window.belief.weights.dtype)
 
-    def one(user):
-        window, own, open, key = user
+    def one(window: Window, own: Array, open: Array, key: Array) -> Choice:
         open = open & jnp.isfinite(own).all(-1)
         own = jnp.where(open[:, None], own, 0)
         spread = jnp.sum((own @ window.belief.factor) ** 2, -1)
         first = jnp.where(open, information(own @ window.belief.weights, spread), -1)
         _, final = lax.top_k(first, min(finalists, len(own)))
-        draws = _draw_one(*window, key, count)
-        score = jnp.where(open[final], sampled_information(*draws, own[final]), -1)
+        drawn = _draw_one(window.belief, window.base, window.z, key, count)
+        score = jnp.where(open[final], sampled_information(drawn.weights, drawn.share, own[final]), -1)
         best = jnp.argmax(score)
         found = open[final[best]]
         index = jnp.where(found, final[best], -1).astype(jnp.int32)
@@ -128,5 +127,5 @@ def ask(
 
     keys = jax.random.split(key, len(open))
     if pool.ndim == 2:
-        return lax.map(lambda user: one((user[0], pool, *user[1:])), (window, open, keys), batch_size=BLOCK)
-    return lax.map(one, (window, pool, open, keys), batch_size=BLOCK)
+        return lax.map(lambda user: one(user[0], pool, *user[1:]), (window, open, keys), batch_size=BLOCK)
+    return lax.map(lambda user: one(*user), (window, pool, open, keys), batch_size=BLOCK)
