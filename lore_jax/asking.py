@@ -120,11 +120,15 @@ _SCORES: dict[str, Callable[[_Case], Array]] = {
 }
 
 
+def askable(pool: Float[Array, "n K"], open: Bool[Array, " n"]) -> tuple[Float[Array, "n K"], Bool[Array, " n"]]:
+    """The pool with zeros, and not open, where a pair is not open or not finite: such rows may hold anything."""
+    open = open & jnp.isfinite(pool).all(-1)
+    return jnp.where(open[:, None], pool, 0), open
+
+
 def _choose_one(weights, factor, pool, open, key, strategy: str, count: int) -> Choice:
     """`choose` for one user."""
-    # Pairs that are not open may hold anything.
-    open = open & jnp.isfinite(pool).all(-1)
-    pool = jnp.where(open[:, None], pool, 0)
+    pool, open = askable(pool, open)
     margin = pool @ weights
 
     def pick(carry, key):

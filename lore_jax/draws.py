@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from lore_jax.asking import Choice, information
+from lore_jax.asking import Choice, askable, information
 from lore_jax.online import Belief
 from lore_jax.window import Window
 from pref_jax.errors import UserError
@@ -113,8 +113,7 @@ def ask(
     pool = pool.astype(window.belief.weights.dtype)
 
     def one(window: Window, own: Array, open: Array, key: Array) -> Choice:
-        open = open & jnp.isfinite(own).all(-1)
-        own = jnp.where(open[:, None], own, 0)
+        own, open = askable(own, open)
         spread = jnp.sum((own @ window.belief.factor) ** 2, -1)
         first = jnp.where(open, information(own @ window.belief.weights, spread), -1)
         _, final = lax.top_k(first, min(finalists, len(own)))
