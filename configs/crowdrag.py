@@ -45,11 +45,12 @@ def get_config(variant: str = "") -> ConfigDict:
     config.graph = common.graph()
     config.reward = common.reward(batch_size=16, eval_batch_size=32, num_steps=100, lr=1e-3, hold_out=0.2)
     config.deep = common.deep(users_per_batch=4, eval_batch_size=32, num_steps=100, lr=1e-3)
-    # 49 training queries say little about 384 features: stronger shrinkage belongs to the choice.
+    # 49 training queries say little about 384 features: stronger shrinkage belongs to the choice, everybody's.
     config.lore = ConfigDict(
         {
             "shared_variances": (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
             "variances": (0.03, 0.3, 3.0),
         }
     )
+    config.baselines = common.baselines(shrink=(0.01, 0.1), kl_weights=(1e-4, 1e-2), steps=(50, 200))
     return config

@@ -20,6 +20,7 @@ def get_config(variant: str = "") -> ConfigDict:
     (size,) = common.choose(variant, *VARIANTS)
     config = ConfigDict({"dataset": "Planted low-rank worlds", "seeds": (0, 1, 2)})
     config.methods = ("given head", "Bradley-Terry", "one model a user", "LoRe (published)", "LoRe")
+    config.methods += ("LoRe (true directions)",)
     config.alphas = (0.01, 0.1, 1.0, None)
     config.pairs = (5, 15, 45)
     config.wrongs = (0.0, 0.2)

@@ -68,13 +68,28 @@ def basis_rows(found: Learned) -> list[dict[str, Any]]:
 def beliefs(found: Learned) -> Belief:
     """What is known of the new users before any answer and after each, in the order they came: leaves lead with S + 1.
 
-    Bradley-Terry from the fit's prior. A user with fewer answers than others stays at the last one.
+    Bradley-Terry from `prior`, a Gaussian: for fits of other kinds not quite what `fit.adapt` does. A user with fewer
+    answers than others stays at the last one.
     """
     count = int((~found.data.seen).sum())
     table = make_table(_context(found.data), None, count, found.data.num_responses)
     answers = int(table.train.sum(1).max(initial=0))
     z = differences(jnp.asarray(found.rewards), table.chosen, table.rejected)[:count, :answers]
-    return _observed(Prior(found.fit.mean, found.fit.precision), z, table.train[:count, :answers])
+    return _observed(prior(found), z, table.train[:count, :answers])
+
+
+def prior(found: Learned) -> Prior:
+    """The Gaussian of a new user's weights: the fit's own, or the first two moments of its population.
+
+    On the simplex a fit holds weights by their bounds and hardly by its precision; there the moments are the seen
+    users'.
+    """
+    if found.fit.kind != "simplex":
+        return Prior(found.fit.mean, found.fit.precision)
+    weights = jnp.asarray(found.weights[found.data.seen])
+    covariance = jnp.cov(weights.T, bias=True).reshape(weights.shape[1], -1)
+    # They sum to 1, so that in one direction they do not vary.
+    return Prior(weights.mean(0), jnp.linalg.inv(covariance + 1e-3 * jnp.eye(len(covariance))))
 
 
 @jax.jit
@@ -130,7 +145,7 @@ def simulated(found: Learned, *, users: int, pairs: int, seed: int = 0) -> World
     pool = pool[rng.permutation(len(pool))[:pairs]]
     parts = (tastes[rng.integers(len(tastes), size=users)], pool, _different(found, found.data.pairs("test")))
     truth, pool, test = (jnp.asarray(part, jnp.float32) for part in parts)
-    return World(truth, Prior(found.fit.mean, found.fit.precision), pool, test)
+    return World(truth, prior(found), pool, test)
 
 
 def _different(found: Learned, pairs: Pairs) -> np.ndarray:

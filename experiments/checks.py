@@ -1,17 +1,17 @@
-"""Leakage checks of a run, made before anything is trained and told in every report (`pref_jax.data.leaks`)."""
+"""Leakage checks of a run (`pref_jax.data.leaks`), told in every report; `experiments.compare` makes them first."""
 
 from collections.abc import Sequence
 
 from experiments.stages import Run, graph_pairs, load_data
-from experiments.truth import ANSWERS, TABLE, late, reads
+from experiments.truth import ANSWERS, GROUPS, TABLE, late, reads
 from pref_jax.data import leaks
 from pref_jax.data.leaks import Leak
 from pref_jax.eval.report import Section, bullets
 from pref_jax.files import read_json, write_json
 
 FILE = "leaks.json"
-# Methods whose rule is to know groups, or other people's answers; no other may ask for them.
-MAY_READ = ("group oracle", "oracle (features)", "majority of others")
+# Methods whose rule is to know groups, or other people's answers, and what that is; no other may ask for them.
+MAY_READ = {"group oracle": GROUPS, "oracle (features)": GROUPS, "majority of others": ANSWERS}
 # What else opens the door: scores and reports, which no method sees.
 REPORTS = (TABLE, "studies", "report on experts", "a reader of the finished run", "counts of the tables")
 
@@ -33,8 +33,8 @@ def checked(run: Run) -> list[Leak]:
 def readers(run: Run) -> Leak:
     """Who opened the door to groups and test answers, and whether anybody did who may not, or too early."""
     lines, after = reads(run), late(run)
-    methods = list(dict.fromkeys(line["reader"] for line in lines if line["reader"] not in REPORTS))
-    strangers = [name for name in methods if name not in MAY_READ]
+    asked = dict.fromkeys((line["reader"], line["what"]) for line in lines if line["reader"] not in REPORTS)
+    strangers = list(dict.fromkeys(name for name, what in asked if MAY_READ.get(name) != what))
     parts = []
     for what in dict.fromkeys(line["what"] for line in lines):
         names = dict.fromkeys(line["reader"] for line in lines if line["what"] == what)
@@ -43,9 +43,9 @@ def readers(run: Run) -> Leak:
     if first is not None:
         parts.append(f"for the table first at {first['time']}, when {len(first['scored'])} methods had their scores")
     if strangers:
-        parts.append(f"{', '.join(strangers)} should not have read them")
+        parts.append(f"{', '.join(strangers)} should not have read what they read")
     if after:
-        parts.append(f"scored only after the table's answers had been read: {', '.join(after)}")
+        parts.append(f"scored, or scored otherwise, after the table's answers had been read: {', '.join(after)}")
     numbers = {"strangers": strangers, "late": after, "times": sum(line["what"] == ANSWERS for line in lines)}
     return Leak("groups and test answers", bool(strangers or after), "; ".join(parts), numbers)
 

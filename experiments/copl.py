@@ -35,7 +35,7 @@ from experiments.stages import (
     say,
     scored,
     stage,
-    taken_up,
+    stopwatch,
 )
 from experiments.summary import summarise
 from experiments.truth import load_truth
@@ -90,7 +90,7 @@ def embed_users(run: Run) -> None:
 
     def make(part: Path) -> None:
         say(f"seed {run.seed}: graph")
-        start, again = time.perf_counter(), taken_up(run.folder / "graph_training")
+        spent = stopwatch(run.folder / "graph_training")
         known, validation = graph_pairs(data), data.pairs("validation", seen=True)
         signed = graph.build(
             known.user, known.chosen, known.rejected, num_users=data.num_users, num_responses=data.num_responses
@@ -113,8 +113,7 @@ def embed_users(run: Run) -> None:
             "validation_accuracy_refreshed": _accuracy(fresh, found.responses, validation),
             "best_step": found.best_step,
             "history": {name: values.tolist() for name, values in found.history.items()},
-            "seconds": time.perf_counter() - start,
-            "taken_up": again,
+            **spent(),
             "config": dataclasses.asdict(config),
         }
         write_json(part / "graph.json", facts)

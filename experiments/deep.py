@@ -6,7 +6,6 @@ Axis letters: P pairs, N responses, U users, K basis.
 """
 
 import functools
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +25,7 @@ from experiments.stages import (
     say,
     scored,
     stage,
-    taken_up,
+    stopwatch,
     test_pairs,
     votes_by_prompt,
 )
@@ -78,7 +77,7 @@ def train(run: Run, part: Path, model: Opened, folder: Path) -> None:
       folder: gets checkpoints and logs; a killed training goes on from there.
     """
     say(f"seed {run.seed}: {METHOD}, training")
-    start, again = time.perf_counter(), taken_up(folder)
+    spent = stopwatch(folder)
     section, config, mesh = run.config.deep, model.config, model.mesh
     learn, _ = votes_by_prompt(run, load_data(run), fraction=0.0)
     longest = rounded(int(model.tokens.lengths.max(initial=1)), config.lm)
@@ -105,7 +104,7 @@ def train(run: Run, part: Path, model: Opened, folder: Path) -> None:
     )
     deep.save(part / "adapters", config, state.params)
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    facts = {"trainable_parameters": size, "seconds": time.perf_counter() - start, "taken_up": again}
+    facts = {"trainable_parameters": size, **spent()}
     write_json(part / "model.json", facts)
 
 

@@ -204,7 +204,8 @@ def single(task: Task, variances: tuple[float, ...] = OWN_VARIANCES) -> Model:
     def predict(context: Triples, count: int, test: Triples) -> Margins:
         return _products(phi, jnp.concatenate([known, solved(context, count, best)]), test)
 
-    return Model(predict, {"variance": best, "validation_log_loss": losses[best]})
+    tried = [{"variance": variance, "log_loss": value} for variance, value in losses.items()]
+    return Model(predict, {"variance": best, "validation_log_loss": losses[best], "candidates": tried})
 
 
 @jax.jit

@@ -5,6 +5,7 @@
 Each world of the grid (diversity x votes a user x wrong votes) is a folder with a `results.json` of its own, done once.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,12 +24,14 @@ from pref_jax.eval.accuracy import group_metrics
 from pref_jax.files import write_text
 
 HEAD, SHARED, SINGLE, REFERENCE, LORE = "given head", "Bradley-Terry", "one model a user", "LoRe (published)", "LoRe"
+TOLD = "LoRe (true directions)"
 MEANINGS = {
     HEAD: "a fixed reward model, the mean of all directions, that learns nothing",
     SHARED: "one linear reward for everybody",
     SINGLE: "a linear reward for each user alone, its prior variance chosen by validation votes",
     REFERENCE: "the published recipe with the true number of directions: one Adam over basis and weights",
     LORE: "ours: a population of tastes by marginal likelihood; rank and shrinkage chosen by validation votes",
+    TOLD: "an oracle: ours on features along the true directions alone, so that weights are all it has to learn",
 }
 
 
@@ -85,12 +88,18 @@ def _metrics(world: World, margins: Margins) -> dict[str, Any]:
     return {name: (true if name.endswith("/accuracy") else said)[name] for name in METRICS}
 
 
+def _told(world: World) -> Model:
+    """The world's features are K instead of D to this method; its predictions read no features but those."""
+    return linear.hierarchical(dataclasses.replace(world, features=world.features @ world.directions))
+
+
 METHODS: dict[str, Callable[[World, int, int], Model]] = {
     HEAD: lambda world, directions, seed: linear.given(world),
     SHARED: lambda world, directions, seed: linear.shared(world),
     SINGLE: lambda world, directions, seed: linear.single(world),
     REFERENCE: lambda world, directions, seed: linear.published(world, PublishedConfig(rank=directions), seed),
     LORE: lambda world, directions, seed: linear.hierarchical(world),
+    TOLD: lambda world, directions, seed: _told(world),
 }
 METRICS = {
     "seen/accuracy": "Accuracy, seen users",

@@ -55,9 +55,11 @@ class World(Task):
     Attributes:
       said: bool [P], whether the users' votes on the test pairs say so too.
       head: the mean of all directions.
+      directions: float32 [D K], whose mixtures all tastes are; no method knows them but the one that is told.
     """
 
     said: np.ndarray
+    directions: np.ndarray
 
 
 def draw(config: PlantedConfig, seed: int) -> World:
@@ -97,4 +99,5 @@ def draw(config: PlantedConfig, seed: int) -> World:
         said=rng.random(len(test.user)) >= config.wrong,
         seen=np.arange(total) < config.seen,
         head=directions.mean(axis=1).astype(np.float32),
+        directions=directions.astype(np.float32),
     )

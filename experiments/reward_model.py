@@ -4,7 +4,6 @@ Axis letters: B batch, L length, P pairs, U users, N responses.
 """
 
 import functools
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,7 +21,7 @@ from copl_jax.reward import RewardConfig
 from experiments.backbones import load_backbone, load_tokens
 from experiments.cli import freeze
 from experiments.pair_rows import rounded, shared_length, text_batches
-from experiments.stages import Run, context_pairs, load_data, stage, taken_up, test_pairs, votes_by_prompt
+from experiments.stages import Run, context_pairs, load_data, stage, stopwatch, test_pairs, votes_by_prompt
 from experiments.truth import load_groups
 from pref_jax.data.preferences import Pairs
 from pref_jax.data.token_table import TokenTable
@@ -104,7 +103,7 @@ def train(run: Run, part: Path, model: Opened, folder: Path, *, table: np.ndarra
       folder: gets checkpoints and logs; a killed training goes on from there.
       table: user embeddings float [U C] (routing `users`) or group numbers int [U] (`groups`); seen users' are read.
     """
-    start, again = time.perf_counter(), taken_up(folder)
+    spent = stopwatch(folder)
     section, config, mesh = run.config.reward, model.config, model.mesh
     learn, _ = votes_by_prompt(run, load_data(run), fraction=section.hold_out)
     frozen = {"base": model.base}
@@ -133,7 +132,7 @@ def train(run: Run, part: Path, model: Opened, folder: Path, *, table: np.ndarra
     )
     store.save(part / "adapters", config, state.params, table)
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    facts = {"trainable_parameters": size, "seconds": time.perf_counter() - start, "taken_up": again}
+    facts = {"trainable_parameters": size, **spent()}
     write_json(part / "model.json", facts)
 
 

@@ -149,7 +149,8 @@ def votes_by_prompt(run: Run, data: Preferences, *, fraction: float) -> tuple[Pa
     """The seen users' answers to learn from, and those on a `fraction` of the prompts, to choose by.
 
     Test prompts are new to a model, so what it is chosen by must be new too: on prompts it has seen, remembering
-    their responses looks like understanding them. All methods of a run hold out the same prompts.
+    their responses looks like understanding them. Methods of a run that hold out the same part hold out the same
+    prompts.
     """
     pairs = data.pairs(("train", "validation"), seen=True)
     prompt = prompt_ids(data.responses["prompt"])[pairs.chosen]
@@ -165,6 +166,12 @@ def taken_up(folder: Path) -> bool:
     The seconds that it then tells are of the rest alone, which tables say.
     """
     return any(folder.rglob("checkpoints/*"))
+
+
+def stopwatch(folder: Path) -> Callable[[], dict[str, Any]]:
+    """Starts the clock of a training in `folder`; called at its end, what comes back tells "seconds" and "taken_up"."""
+    start, again = time.perf_counter(), taken_up(folder)
+    return lambda: {"seconds": time.perf_counter() - start, "taken_up": again}
 
 
 def scored(run: Run, method: str, score: Callable[[], tuple[np.ndarray, dict[str, Any]]]) -> None:

@@ -1,4 +1,4 @@
-"""From the margins that methods left to `results.json`, `report.md` and pictures. Test labels are read here alone."""
+"""From the margins that methods left (`truth.answered`) to `results.json`, `report.md` and pictures."""
 
 from collections.abc import Callable
 from pathlib import Path

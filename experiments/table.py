@@ -89,6 +89,7 @@ def block(own: DataSet) -> Block:
         rows=rows,
         notes=[
             *_lacking(own, methods),
+            *_choices(own.every, methods),
             *_limits(own.every, methods),
             *_times(own.every, methods),
             *checks.notes([one.run for one in own.every]),
@@ -98,7 +99,15 @@ def block(own: DataSet) -> Block:
 
 def _lacking(own: DataSet, methods: Sequence[str]) -> list[str]:
     names = [name for name in own.config.methods if name not in methods]
-    return [f"not run, for want of what they need: {', '.join(names)}"] if names else []
+    told = [f"left out: {why}" for why in own.config.get("left_out", ())]
+    return told + ([f"not run, for want of what they need: {', '.join(names)}"] if names else [])
+
+
+def _choices(every: Sequence[Answered], methods: Sequence[str]) -> list[str]:
+    """How many candidates each method chose from by held-out answers."""
+    counts = {name: len(every[0].facts[name].get("candidates") or ()) for name in methods}
+    several = [f"{name} {count}" for name, count in counts.items() if count > 1]
+    return [f"candidates that held-out answers chose from: {', '.join(several)}"] if several else []
 
 
 def _limits(every: Sequence[Answered], methods: Sequence[str]) -> list[str]:
@@ -110,7 +119,7 @@ def _limits(every: Sequence[Answered], methods: Sequence[str]) -> list[str]:
         if most < given:
             limits.setdefault(most, []).append(name)
     return [
-        f"{', '.join(names)}: of users who gave more than {most} pairs, that many are read, drawn at random"
+        f"{', '.join(names)}: of users known by their pairs at most {most} pairs each are read, drawn at random"
         for most, names in limits.items()
     ]
 

@@ -90,7 +90,7 @@ def _machine(versions: Mapping[str, Any]) -> str:
 def publish(workdir: Path, path: Path, command: Sequence[str]) -> None:
     """Writes the finished table of `workdir` into the Markdown file `path`, its pictures beside it.
 
-    Pictures and `table.tex` go into results/WORKDIR's name, beside `path`; links to them are relative.
+    Pictures, `table.tex` and `results.json` go into results/WORKDIR's name, beside `path`; links to them are relative.
 
     Args:
       workdir: of a finished run.
@@ -99,7 +99,7 @@ def publish(workdir: Path, path: Path, command: Sequence[str]) -> None:
     """
     found, folder = read_json(workdir / "results.json"), path.parent / "results" / workdir.resolve().name
     folder.mkdir(parents=True, exist_ok=True)
-    for file in (workdir / "table.tex", *sorted((workdir / "plots").glob("*.png"))):
+    for file in (workdir / "table.tex", workdir / "results.json", *sorted((workdir / "plots").glob("*.png"))):
         shutil.copyfile(file, folder / file.name)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     made = f"Made on {today} by\n\n```bash\npython -m {shlex.join(command)}\n```"
@@ -110,7 +110,8 @@ def publish(workdir: Path, path: Path, command: Sequence[str]) -> None:
     )
     parts = [f"# {found['dataset']}", made, took, _machine(found["versions"])]
     parts += ["## The table", (workdir / "table.md").read_text(encoding="utf-8").strip("\n")]
-    parts += [f"In LaTeX: [table.tex]({os.path.relpath(folder / 'table.tex', path.parent)})."]
+    beside = {name: os.path.relpath(folder / name, path.parent) for name in ("table.tex", "results.json")}
+    parts += [f"In LaTeX: [table.tex]({beside['table.tex']}); all figures: [results.json]({beside['results.json']})."]
     if found["left_out"]:
         parts += ["Left out: " + "; ".join(f"{name}, {why}" for name, why in found["left_out"].items()) + "."]
     leaks = [

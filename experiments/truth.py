@@ -3,12 +3,13 @@
 Methods get the tables of `stages.load_data`, which have neither, so none can learn, tune or choose by them. What needs
 them comes here: scores, once all methods have theirs; the oracles (groups); the majority of others, whose rule is to
 look at other people's votes on the very test pair. SEED/test_reads.jsonl has a line for each time:
-{"reader", "what", "time" (UTC), "scored": the methods that had scores by then}.
+{"reader", "what", "time" (UTC), "scored": the methods that had scores by then, each with a digest of its margins}.
 
 Axis letters: U users, P test pairs.
 """
 
 import datetime
+import hashlib
 import json
 from typing import Any, NamedTuple
 
@@ -80,14 +81,26 @@ def reads(run: Run) -> list[dict[str, Any]]:
 
 
 def late(run: Run) -> list[str]:
-    """Methods that got their scores after answers had been read for the table: they could have been chosen by it."""
+    """Methods that got their scores, or others, after answers had been read for the table: they may be chosen by it.
+
+    A method that was deleted and run again is one of them unless it gave the same margins to the bit.
+    """
     first = next((line["scored"] for line in reads(run) if line["reader"] == TABLE), None)
-    return [] if first is None else [method for method in done(run) if method not in first]
+    if first is None:
+        return []
+    if isinstance(first, list):  # of an older version, which kept no digests
+        return [method for method in done(run) if method not in first]
+    return [method for method, digest in _scored(run).items() if first.get(method) != digest]
+
+
+def _scored(run: Run) -> dict[str, str]:
+    """Methods that have scores -> a digest of their margins."""
+    return {method: hashlib.sha256(load_scores(run, method)[0].tobytes()).hexdigest()[:16] for method in done(run)}
 
 
 def _record(run: Run, reader: str, what: str) -> None:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    line = {"reader": reader, "what": what, "time": now, "scored": done(run)}
+    line = {"reader": reader, "what": what, "time": now, "scored": _scored(run)}
     with (run.folder / FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 

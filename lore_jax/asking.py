@@ -93,7 +93,7 @@ def _d_optimal(case: _Case) -> Array:
 def _boundary(case: _Case) -> Array:
     """c zᵀ C M C z / (1 + c s), C the covariance, M the sum over the pool of density(order is a tie) z zᵀ / sqrt(s)."""
     spread = jnp.maximum(case.spread, jnp.finfo(case.spread.dtype).tiny)
-    # The derivative in s of the chance that the sign of the margin is wrong, but for a constant.
+    # A normal density of the margin at 0, over the root of s: large where one answer may turn the order.
     weight = jnp.where(case.spread > 0, jnp.exp(-(case.margin**2) / (2 * spread)) / spread, 0)
     pulled = case.pool @ case.factor
     inner = (pulled * weight[:, None]).T @ pulled
@@ -120,15 +120,21 @@ _SCORES: dict[str, Callable[[_Case], Array]] = {
 }
 
 
-def askable(pool: Float[Array, "n K"], open: Bool[Array, " n"]) -> tuple[Float[Array, "n K"], Bool[Array, " n"]]:
-    """The pool with zeros, and not open, where a pair is not open or not finite: such rows may hold anything."""
-    open = open & jnp.isfinite(pool).all(-1)
+def askable(
+    pool: Float[Array, "n K"], open: Bool[Array, " n"], factor: Float[Array, "K K"]
+) -> tuple[Float[Array, "n K"], Bool[Array, " n"]]:
+    """The pool with zeros, and not open, where a pair is not open or cannot be learned from.
+
+    Such rows may hold anything. From a pair whose spread under the belief's factor overflows nothing is learned
+    (`lore_jax.online`), nor from one that is not finite.
+    """
+    open = open & jnp.isfinite(jnp.sum((pool @ factor) ** 2, -1))
     return jnp.where(open[:, None], pool, 0), open
 
 
 def _choose_one(weights, factor, pool, open, key, strategy: str, count: int) -> Choice:
     """`choose` for one user."""
-    pool, open = askable(pool, open)
+    pool, open = askable(pool, open, factor)
     margin = pool @ weights
 
     def pick(carry, key):

@@ -79,7 +79,9 @@ def sampled_information(
 ) -> Float[Array, " n"]:
     """Mutual information in nats between one user's answer to each pair and the weights, over the draws."""
     likely = jax.nn.sigmoid(z @ weights.T)
-    return jnp.clip(_entropy(likely @ share) - _entropy(likely) @ share, 0, math.log(2))
+    # Shares sum to 1 but for rounding, and above 1 there is no entropy.
+    mean = jnp.clip(likely @ share, 0, 1)
+    return jnp.clip(_entropy(mean) - _entropy(likely) @ share, 0, math.log(2))
 
 
 def _entropy(likely: Array) -> Array:
@@ -113,7 +115,7 @@ def ask(
     pool = pool.astype(window.belief.weights.dtype)
 
     def one(window: Window, own: Array, open: Array, key: Array) -> Choice:
-        own, open = askable(own, open)
+        own, open = askable(own, open, window.belief.factor)
         spread = jnp.sum((own @ window.belief.factor) ** 2, -1)
         first = jnp.where(open, information(own @ window.belief.weights, spread), -1)
         _, final = lax.top_k(first, min(finalists, len(own)))

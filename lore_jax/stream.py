@@ -134,8 +134,9 @@ def _spans(user: np.ndarray, num_users: int, votes: int) -> Iterator[_Span]:
         # The user of the first vote that no longer fits comes with the next span, unless this one holds nobody else.
         last = int(user[low + votes]) if low + votes < len(user) else num_users
         last = min(max(last, first + 1), first + votes, num_users)
-        # A key of another type would make NumPy convert the whole array.
-        high = low + int(np.searchsorted(user[low:], np.asarray(last, user.dtype)))
+        # A key of another type would make NumPy convert the whole array; all numbers lie below one past their type.
+        past = last > np.iinfo(user.dtype).max
+        high = len(user) if past else low + int(np.searchsorted(user[low:], np.asarray(last, user.dtype)))
         rows = np.asarray(user[low:high], np.int64)
         _check_order(rows, first, last, low)
         counts = np.bincount(rows - first, minlength=last - first)

@@ -15,13 +15,14 @@ import tiny
 from jax.sharding import Mesh
 
 import configs
-from configs import common, copl, embedded, lore_personalllm, lore_planted, lore_prism, lore_tldr
+from configs import common, compare_small, copl, embedded, lore_personalllm, lore_planted, lore_prism, lore_tldr
 from copl_jax import reward
 from copl_jax.experts import ExpertsConfig
 from copl_jax.gates import GateConfig
 from copl_jax.gcf import GCFConfig
 from copl_jax.reward import RewardConfig
 from experiments import lore_studies, planted
+from experiments.baselines.settings import BaselinesConfig
 from experiments.cli import freeze
 from experiments.compare import METHODS
 from experiments.linear import PublishedConfig
@@ -73,6 +74,7 @@ def _fits(config: Any) -> None:
     freeze(ExpertsConfig, config.reward.experts, "reward.experts")
     freeze(OptimizerConfig, config.reward.optimizer, "reward.optimizer")
     freeze(RegularisedConfig, config.lore, "lore")
+    freeze(BaselinesConfig, config.get("baselines", {}), "baselines")
     freeze(DeepConfig, config.deep.model, "deep.model", lm=tiny.llama())
     freeze(OptimizerConfig, config.deep.optimizer, "deep.optimizer")
     assert {config.reward.remat, config.deep.model.remat} <= set(backbone.REMAT)
@@ -276,3 +278,16 @@ def test_the_papers_recipe():
     assert (optimizer.lr, optimizer.num_steps, optimizer.weight_decay) == (5e-5, 1500, 1e-3)
     assert (optimizer.warmup_fraction, config.reward.batch_size, config.backbone.max_length) == (0.03, 128, 1024)
     assert (config.backbone.name, config.backbone.dtype) == ("google/gemma-2b-it", "bfloat16")
+
+
+def test_the_table_says_of_every_method_that_it_is_in_or_why_not():
+    for own in _each(compare_small.get_config()):
+        absent = {name for line in own.left_out for name in line.split(": ")[0].split(", ")}
+        assert absent == set(METHODS) - set(own.methods)
+
+
+def test_whatever_trains_the_transformer_for_the_table_gets_as_many_pairs():
+    for own in _each(compare_small.get_config()):
+        if own.source.name == "world":
+            assert own.deep.users_per_batch * own.deep.pairs_per_user == own.reward.batch_size
+            assert own.deep.optimizer.num_steps == own.reward.optimizer.num_steps

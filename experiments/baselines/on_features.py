@@ -5,7 +5,6 @@ votes of the seen users. Unseen users' votes are read for their context alone.
 """
 
 import itertools
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from experiments.stages import (
     say,
     scored,
     stage,
-    taken_up,
+    stopwatch,
     test_pairs,
     votes_by_prompt,
 )
@@ -102,7 +101,7 @@ def _candidates(config: BaselinesConfig, method: str) -> list[tuple[Head, int]]:
 def _train(run: Run, part: Path, method: str, folder: Path, data: Preferences, states: States) -> None:
     """Writes the chosen candidate's parameters and `model.json` to `part`; `folder` gets checkpoints and logs."""
     say(f"seed {run.seed}: {method}, training")
-    start, again = time.perf_counter(), taken_up(folder)
+    spent = stopwatch(folder)
     seen = data.seen
     learn, held = votes_by_prompt(run, data, fraction=HELD_OUT)
     candidates = _candidates(settings.read(run), method)
@@ -121,8 +120,7 @@ def _train(run: Run, part: Path, method: str, folder: Path, data: Preferences, s
         "candidates": [f"{candidate}, {count} steps" for candidate, count in candidates],
         "held_out_losses": losses if len(candidates) > 1 else None,
         "trainable_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-        "seconds": time.perf_counter() - start,
-        "taken_up": again,
+        **spent(),
     }
     write_json(part / "model.json", facts)
 
@@ -149,8 +147,8 @@ def _score(run: Run, method: str, folder: Path, data: Preferences, states: State
     known = data.pairs(("train", "validation"))
     users = personal.user_representations(head, params, states, known, data.seen, context=config.context, seed=run.seed)
     margins = personal.pair_margins(head, params, states, users, test_pairs(data))
-    spent = {"stage_seconds": {"train": facts.pop("seconds")}}
-    return margins, {**facts, **spent, **needs(head, data, config.context)}
+    seconds = {"stage_seconds": {"train": facts.pop("seconds")}}
+    return margins, {**facts, **seconds, **needs(head, data, config.context)}
 
 
 def needs(head: Head, data: Preferences, most: int) -> dict[str, Any]:

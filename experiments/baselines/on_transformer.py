@@ -6,7 +6,6 @@ that a step reads no more texts than the shared reward does.
 """
 
 import functools
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from experiments.cli import freeze
 from experiments.embed import embed, embed_prompts
 from experiments.pair_rows import shared_length, with_texts
 from experiments.reward_model import Opened
-from experiments.stages import Run, load_data, method_folder, say, scored, stage, taken_up, test_pairs, votes_by_prompt
+from experiments.stages import Run, load_data, method_folder, say, scored, stage, stopwatch, test_pairs, votes_by_prompt
 from lore_jax.reward import standardise
 from pref_jax.data.contexts import context_batches
 from pref_jax.files import read_json, write_json
@@ -101,7 +100,7 @@ def train(run: Run, part: Path, model: Opened, folder: Path, params: Any, frozen
       loss: of batches as from `context_batches` with texts, and "row", the chosen responses.
     """
     say(f"seed {run.seed}: {folder.name}, training")
-    start, again = time.perf_counter(), taken_up(folder)
+    spent = stopwatch(folder)
     section, config = run.config.reward, settings.read(run)
     learn, _ = votes_by_prompt(run, load_data(run), fraction=section.hold_out)
     recipe = freeze(OptimizerConfig, section.optimizer, "reward.optimizer")
@@ -122,7 +121,7 @@ def train(run: Run, part: Path, model: Opened, folder: Path, params: Any, frozen
     )
     stored.write(part / "adapters", {"model": {"method": folder.name}}, stored.as_tensors(state.params))
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    facts = {"trainable_parameters": size, "seconds": time.perf_counter() - start, "taken_up": again}
+    facts = {"trainable_parameters": size, **spent()}
     write_json(part / "model.json", facts)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pref_jax.data import preferences as tables
 from pref_jax.data.preferences import Preferences
-from pref_jax.data.sources import jsonl
+from pref_jax.data.sources import jsonl, jsonl_rows
 from pref_jax.errors import UserError
 
 
@@ -197,7 +197,7 @@ VALUES = st.recursive(
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(VALUES | st.dictionaries(st.sampled_from(jsonl.FIELDS), VALUES, min_size=3), max_size=4))
+@given(st.lists(VALUES | st.dictionaries(st.sampled_from(jsonl_rows.FIELDS), VALUES, min_size=3), max_size=4))
 def test_any_json_is_read_or_explained(tmp_path_factory: pytest.TempPathFactory, rows: list):
     file = write(tmp_path_factory.mktemp("any") / "a.jsonl", [row("x", "p"), row("x", "q"), *rows])
     # Anything but a UserError fails here.

@@ -120,6 +120,17 @@ def test_simulated_users_have_tastes_of_seen_ones_and_pairs_that_were_asked(foun
     assert len(answers.simulated(found, users=3, pairs=10**6).pool) < 10**6
 
 
+def test_on_the_simplex_the_prior_is_of_the_seen_users_weights(found):
+    """Its fit has next to no precision, as the simplex itself holds weights; other fits know their own."""
+    loose = found.fit._replace(kind="simplex", precision=1e-3 * jnp.eye(2))
+    own = np.asarray(found.weights[found.data.seen], np.float64)
+    prior = answers.prior(found._replace(fit=loose))
+    np.testing.assert_allclose(prior.mean, own.mean(0), rtol=1e-6)
+    expected = np.linalg.inv(np.cov(own.T, bias=True) + 1e-3 * np.eye(2))
+    np.testing.assert_allclose(prior.precision, expected, rtol=1e-3)
+    np.testing.assert_array_equal(answers.prior(found).precision, found.fit.precision)
+
+
 def test_opposites_agree_least():
     rng = np.random.default_rng(0)
     truth, test = rng.normal(size=(9, 3)).astype(np.float32), rng.normal(size=(40, 3)).astype(np.float32)

@@ -127,7 +127,7 @@ def test_published_with_command_machine_and_pictures(finished):
     assert (finished / "table.md").read_text().strip() in text
     links = [part.split(")")[0] for part in text.split("](")[1:]]
     assert sorted(links) == [
-        f"results/run/{name}" for name in ("pairs.png", "seconds.png", "seen_unseen.png", "table.tex")
+        f"results/run/{name}" for name in ("pairs.png", "results.json", "seconds.png", "seen_unseen.png", "table.tex")
     ]
     assert all((folder / link).is_file() for link in links)
 
@@ -160,7 +160,9 @@ def test_answers_are_read_last_and_only_by_those_who_may(config, finished):
         run = _run(config, finished, name)
         lines = truth.reads(run)
         table_reads = [line for line in lines if line["reader"] == truth.TABLE]
-        assert table_reads[0]["scored"] == list(methods), "all methods had their scores before the table read answers"
+        assert list(table_reads[0]["scored"]) == list(methods), (
+            "all methods had their scores before the table read answers"
+        )
         others = {line["reader"] for line in lines} - {truth.TABLE}
         assert others <= {"oracle (features)", "report on experts", "majority of others"}
         assert not checks.readers(run).found
@@ -174,13 +176,26 @@ def test_a_method_that_asks_for_answers_is_told(config, finished, tmp_path):
     truth.load_truth(run, "shared (features)")
     found = checks.readers(run)
     assert found.found
-    assert "shared (features) should not have read them" in found.text
+    assert "shared (features) should not have read what they read" in found.text
     assert "may leak" in checks.notes([run])[0]
     shutil.rmtree(method_folder(run, "shared (features)"))
     (run.folder / truth.FILE).write_text("")
     truth.answered(run)
     shutil.copytree(finished / "personalllm/seed_0/shared_features", run.folder / "shared_features")
     assert truth.late(run) == ["shared (features)"]
+
+
+def test_a_method_that_was_run_again_is_told_if_it_says_other_things(config, finished, tmp_path):
+    shutil.copytree(finished / "personalllm", tmp_path / "personalllm")
+    run = _run(config, tmp_path, "personalllm")
+    path = method_folder(run, "shared (features)") / "scores" / "margins.npy"
+    margins = np.load(path)
+    np.save(path, margins.copy())
+    assert not truth.late(run)
+    margins[0] = np.nextafter(margins[0], np.inf)
+    np.save(path, margins)
+    assert truth.late(run) == ["shared (features)"]
+    assert "scored otherwise, after the table's answers had been read: shared (features)" in checks.readers(run).text
 
 
 def test_no_methods_margins_change_with_test_answers_or_groups(config, finished, tmp_path):
@@ -215,7 +230,7 @@ def test_notes_tell_what_is_read_in_part_and_what_times_leave_out(config, finish
     facts[other] = {**facts[other], "most_context_pairs": 4}  # nobody gave more
     run_config: Any = run.config
     found = table.block(table.DataSet("x", run_config, run.folder.parent, [one._replace(facts=facts)])).notes
-    assert f"{method}: of users who gave more than 3 pairs, that many are read, drawn at random" in found
+    assert f"{method}: of users known by their pairs at most 3 pairs each are read, drawn at random" in found
     assert f"{method}, seed 0: killed and taken up again, its time is of the rest alone" in found
     spent = read_json(run.folder / "features" / "features.json")["seconds"]
     assert any(f"took {report.duration(spent)} a seed, which their times leave out" in note for note in found)

@@ -33,6 +33,10 @@ def test_a_world_is_drawn_as_its_config_says():
     for votes in (world.train, world.validation, world.context, world.test):
         assert (votes.chosen != votes.rejected).all()
     assert 0.7 < world.said.mean() < 0.8
+    # Test votes are as a mixture of the directions says, and the head is the directions' mean.
+    np.testing.assert_allclose(world.directions.T @ world.directions, np.eye(3), atol=1e-6)
+    assert world.head is not None
+    np.testing.assert_allclose(world.directions.mean(1), world.head, rtol=1e-6)
 
 
 def test_equal_seeds_give_equal_worlds_and_others_do_not():

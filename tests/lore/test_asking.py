@@ -231,3 +231,15 @@ def test_chosen_pairs_tell_more_than_random_ones(strategy):
         for pick in (0, 1)
     ]
     assert right[0] > right[1] + 0.02
+
+
+@pytest.mark.parametrize("strategy", SURE)
+def test_a_pair_that_is_too_large_to_learn_from_is_not_asked(strategy):
+    belief, pool = case(0, users=3)
+    huge = pool.at[:, 1].set(1e25)
+    open = jnp.ones((3, POOL), bool)
+    found = choose(belief, huge, open, jax.random.key(0), strategy=strategy, count=4)
+    without = choose(belief, huge, open.at[:, 1].set(False), jax.random.key(0), strategy=strategy, count=4)
+    np.testing.assert_array_equal(found.index, without.index)
+    np.testing.assert_array_equal(found.score, without.score)
+    assert np.isfinite(found.score).all()

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lore_jax import draws
+from lore_jax import asking, draws
 from lore_jax import window as windows
 from lore_jax.objective import Prior
 from pref_jax.errors import UserError
@@ -85,6 +85,32 @@ def test_the_pair_asked_is_the_one_that_tells_most():
         assert abs(float(choice.score[user, 0]) - worth[choice.index[user, 0]]) < 0.03
 
 
+def test_of_many_pairs_the_draws_weigh_those_that_laplace_ranks_first():
+    """The best by the grid of the eight pairs out of 100 that go into the final."""
+    window, prior, z = answered(3, users=6)
+    pool = np.random.default_rng(6).normal(size=(100, 2)) * 3
+    open = jnp.ones((6, 100), bool)
+    choice = ask(window, jnp.asarray(pool, jnp.float32), open, jax.random.key(0), count=4096, finalists=8)
+    for user in range(6):
+        worth = told(*grid(prior, z[user]), pool)
+        weights, factor = (np.asarray(part[user]) for part in (window.belief.weights, window.belief.factor))
+        margin, spread = (x.astype(np.float32) for x in (pool @ weights, ((pool @ factor) ** 2).sum(1)))
+        first = asking.information(jnp.asarray(margin), jnp.asarray(spread))
+        final = np.argsort(-np.asarray(first))[:8]
+        assert choice.index[user, 0] in final
+        assert worth[choice.index[user, 0]] > worth[final].max() - 0.02
+
+
+def test_certain_answers_tell_nothing():
+    """Where all draws agree their shares may sum to a little above 1, of which there is no entropy."""
+    users = 1000
+    window = windows.start(Prior(jnp.asarray([10.0, 0.0]), jnp.eye(2)), users, KEEP)
+    pool = jnp.asarray([[5.0, 0.0], [0.0, 0.1]])
+    choice = ask(window, pool, jnp.ones((users, 2), bool), jax.random.key(0))
+    assert np.isfinite(choice.score).all()
+    assert (choice.index == 1).all()
+
+
 def test_one_pool_for_everybody_is_the_same_pool_for_each():
     window, _, z = answered(4)
     pool = jnp.asarray(np.random.default_rng(1).normal(size=(20, 2)), jnp.float32)
@@ -130,6 +156,12 @@ def test_only_open_pairs_of_finite_size_are_asked():
     choice = ask(window, pool, open, jax.random.key(0))
     np.testing.assert_array_equal(choice.index[:, 0], [3, -1, -1])
     np.testing.assert_array_equal(choice.score[1:, 0], [0, 0])
+
+
+def test_a_pair_that_is_too_large_to_learn_from_is_not_asked():
+    window, _, _ = answered(8, users=3)
+    pool = jnp.asarray([[1e25, 0.0], [0.3, 0.1]], jnp.float32)
+    np.testing.assert_array_equal(ask(window, pool, jnp.ones((3, 2), bool), jax.random.key(0)).index[:, 0], [1, 1, 1])
 
 
 def test_users_in_several_blocks_are_those_of_one(monkeypatch):

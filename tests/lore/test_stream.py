@@ -106,6 +106,17 @@ def test_a_stream_compiles_once_a_row_length():
     assert [len(users) for users, _ in parts] == [100] * 10
 
 
+def test_users_may_be_numbered_by_the_narrowest_type_that_holds_them():
+    counts = np.full(256, 2)
+    rewards, votes = votes_of(counts)
+    narrow = votes._replace(user=votes.user.astype(np.uint8))
+    one, other = (
+        np.concatenate([w for _, w in stream.solve_stream(rewards, v, 256, PRIOR, method="ridge", cells=120)])
+        for v in (votes, narrow)
+    )
+    np.testing.assert_array_equal(one, other)
+
+
 def test_nobody_and_no_votes():
     rewards, votes = votes_of(np.zeros(7, int))
     assert list(stream.solve_stream(rewards, votes, 0, PRIOR)) == []
