@@ -90,7 +90,8 @@ def _machine(versions: Mapping[str, Any]) -> str:
 def publish(workdir: Path, path: Path, command: Sequence[str]) -> None:
     """Writes the finished table of `workdir` into the Markdown file `path`, its pictures beside it.
 
-    Pictures, `table.tex` and `results.json` go into results/WORKDIR's name, beside `path`; links to them are relative.
+    Pictures, `table.tex` and `results.json`, but for each seed's own intervals, go into results/WORKDIR's name, beside
+    `path`; links to them are relative.
 
     Args:
       workdir: of a finished run.
@@ -99,8 +100,9 @@ def publish(workdir: Path, path: Path, command: Sequence[str]) -> None:
     """
     found, folder = read_json(workdir / "results.json"), path.parent / "results" / workdir.resolve().name
     folder.mkdir(parents=True, exist_ok=True)
-    for file in (workdir / "table.tex", workdir / "results.json", *sorted((workdir / "plots").glob("*.png"))):
+    for file in (workdir / "table.tex", *sorted((workdir / "plots").glob("*.png"))):
         shutil.copyfile(file, folder / file.name)
+    write_json(folder / "results.json", _without_intervals(found))
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     made = f"Made on {today} by\n\n```bash\npython -m {shlex.join(command)}\n```"
     minutes = found["seconds_of_last_command"] / 60
@@ -130,3 +132,12 @@ def publish(workdir: Path, path: Path, command: Sequence[str]) -> None:
         if (folder / f"{name}.png").exists()
     ]
     write_text(path, "\n\n".join(parts) + "\n")
+
+
+def _without_intervals(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The results with one number for each metric of a seed: its interval over users makes up most of the file."""
+    datasets = {
+        name: {**own, "rows": [{key: row[key] for key in row if key != "intervals"} for row in own["rows"]]}
+        for name, own in found["datasets"].items()
+    }
+    return {**found, "datasets": datasets}

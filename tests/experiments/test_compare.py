@@ -130,6 +130,10 @@ def test_published_with_command_machine_and_pictures(finished):
         f"results/run/{name}" for name in ("pairs.png", "results.json", "seconds.png", "seen_unseen.png", "table.tex")
     ]
     assert all((folder / link).is_file() for link in links)
+    whole, kept = read_json(finished / "results.json"), read_json(folder / "results/run/results.json")
+    assert kept["table"] == whole["table"]
+    for name, own in whole["datasets"].items():
+        assert [row["metrics"] for row in kept["datasets"][name]["rows"]] == [row["metrics"] for row in own["rows"]]
 
 
 def test_taken_up_again_it_ends_in_the_same_table(config, finished):
