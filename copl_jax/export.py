@@ -31,6 +31,9 @@ from pref_jax.lm.config import LMConfig
 HEAD = "head.safetensors"
 Factors = dict[str, np.ndarray]
 
+# What PEFT calls them.
+FILES = TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
 
 def save_peft(
     folder: str | Path,
@@ -69,8 +72,8 @@ def save_peft(
     metadata = {"format": "pt", "head_bias": repr(float(params["head"]["b"]))}
     with atomic_folder(folder) as part:
         whole = {name: np.ascontiguousarray(leaf) for name, leaf in tensors.items()}
-        safetensors.numpy.save_file(whole, part / "adapter_model.safetensors", metadata=metadata)
-        write_json(part / "adapter_config.json", _config(modules, classifier, base_name))
+        safetensors.numpy.save_file(whole, part / TENSORS, metadata=metadata)
+        write_json(part / CONFIG, _config(modules, classifier, base_name))
         if not classifier:
             bias = {"score.bias": np.asarray(params["head"]["b"])[None]}
             safetensors.numpy.save_file(head | bias, part / HEAD, metadata={"format": "pt"})

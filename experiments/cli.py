@@ -48,6 +48,9 @@ def launch(
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # no right to write there, a file where a folder should be, a full disk
+        print(f"error: {error}; check the path, its rights and the space that is left", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)

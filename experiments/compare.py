@@ -114,7 +114,12 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "publish", "", "a file such as RESULTS.md that gets the table of all data sets", flag_values=values
     )
-    flags.DEFINE_list("only", [], "data sets to run the methods of, by commas, and write no table", flag_values=values)
+    flags.DEFINE_list(
+        "only",
+        [],
+        "data sets to run the methods of, by commas, and write no table; run one first where they share a decoder",
+        flag_values=values,
+    )
 
 
 if __name__ == "__main__":

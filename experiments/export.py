@@ -16,12 +16,17 @@ from experiments.cli import Config, launch
 from experiments.copl import METHOD
 from experiments.stages import Run, load_data, load_users, method_folder, needed, runs, say
 from pref_jax.errors import UserError
+from pref_jax.lm import stored
+
+# The files of an export of either kind.
+EXPORTED = {stored.TENSORS, stored.CONFIG, *export.FILES}
 
 
 def run(config: Config, workdir: Path, *, user: str, out: str, seed: str, method: str) -> None:
     """Writes the folder `out` from the adapters that a finished training left in the workdir."""
     if not out:
         raise UserError("no --out given; name a folder for the exported model, such as --out=exported")
+    target = _replaceable(Path(out).resolve())
     one = _chosen(config, workdir, seed)
     folder = needed(method_folder(one, method or METHOD) / "model", "compare")
     found = store.load(folder / "adapters", load_backbone_config(one))
@@ -29,11 +34,11 @@ def run(config: Config, workdir: Path, *, user: str, out: str, seed: str, method
         # Training knew seen users alone.
         found = found._replace(table=load_users(one, load_data(one)))
     if not user:
-        store.save(out, found.config, found.params, found.table)
+        store.save(target, found.config, found.params, found.table)
         say(f"adapters of {method or METHOD}, seed {one.seed}: {out}")
         return
     row = None if found.table is None else found.table[_row(one, found, user)]
-    export.save_peft(out, found.config, found.params, row, base_name=str(backbone_folder(one)))
+    export.save_peft(target, found.config, found.params, row, base_name=str(backbone_folder(one)))
     say(f"LoRA of user {user}, seed {one.seed}, for PEFT: {out}")
 
 
@@ -41,11 +46,21 @@ def define(values: flags.FlagValues) -> None:
     """The flags of this experiment."""
     for name, text in {
         "user": "user_id of the tables; without it all users' adapters are written",
-        "out": "folder to write; what is there is replaced",
+        "out": "folder to write; an earlier export there is replaced",
         "seed": "which of config.seeds; the first one by default",
         "method": f"whose model, such as 'shared reward'; {METHOD} by default",
     }.items():
         flags.DEFINE_string(name, "", text, flag_values=values)
+
+
+def _replaceable(out: Path) -> Path:
+    """The folder, unless it holds anything but an export, all of which would go with it."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out={out}: is a file; name a folder")
+    others = sorted({file.name for file in out.iterdir()} - EXPORTED) if out.exists() else []
+    if others:
+        raise UserError(f"--out={out}: holds other things than an export, such as {others[0]}; name another folder")
+    return out
 
 
 def _chosen(config: Config, workdir: Path, seed: str) -> Run:

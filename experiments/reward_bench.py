@@ -49,6 +49,8 @@ def run(config: Config, workdir: Path, *, path: str = reward_bench_2.ID) -> None
     bench = reward_bench_2.read(path)
     every = list(runs(config, workdir))
     rows = [row for one in every for row in _rows(one, methods, bench, several=len(every) > 1)]
+    if not rows:
+        raise UserError(f"nothing to score: the backbone has not what {', '.join(methods)} needs; add other methods")
     # All rows are there: those of other data must not stay beside them.
     (workdir / "reward_bench.json").unlink(missing_ok=True)
     found = results.write_results(workdir / "reward_bench.json", dataset=TITLE, rows=rows)

@@ -184,6 +184,9 @@ def scored(run: Run, method: str, score: Callable[[], tuple[np.ndarray, dict[str
         stages of the method were run before, "stage_seconds" among the facts, by name, is counted into the method's
         time; "taken_up" tells that they lack what was done before a kill. "parameters_per_user" and "context_pairs"
         tell what the method learns of a user and from what, "most_context_pairs" of how many it reads at most.
+
+    Raises:
+      UserError: for margins that are not finite, which nobody could compare; nothing is kept of them.
     """
     folder = method_folder(run, method)
     if (folder / "scores").is_dir():
@@ -191,6 +194,10 @@ def scored(run: Run, method: str, score: Callable[[], tuple[np.ndarray, dict[str
     say(f"seed {run.seed}: {method}")
     start = time.perf_counter()
     margins, facts = score()
+    wrong = int((~np.isfinite(margins)).sum())
+    if wrong:
+        mend = f"delete {folder} and lower the learning rate, or leave the method out"
+        raise UserError(f"{method}, seed {run.seed}: {wrong} of {len(margins)} margins are not finite; {mend}")
     seconds = time.perf_counter() - start + sum(facts.get("stage_seconds", {}).values())
 
     def write(part: Path) -> None:

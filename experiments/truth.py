@@ -46,14 +46,16 @@ class Answered(NamedTuple):
 
 def load_truth(run: Run, reader: str) -> Preferences:
     """The whole tables, with groups and test answers; `reader` is a method's name or what else they are read for."""
+    found = _tables(run)
     _record(run, reader, ANSWERS)
-    return _tables(run)
+    return found
 
 
 def load_groups(run: Run, reader: str) -> list[str | None]:
     """Group of each user [U], in the order of the tables: for the oracles and for reports."""
+    found = _tables(run).groups
     _record(run, reader, GROUPS)
-    return _tables(run).groups
+    return found
 
 
 def test_signs(run: Run, truth: Preferences) -> np.ndarray:

@@ -26,6 +26,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from lore_jax.online import Belief, shrink
+from lore_jax.precision import exactly
 from pref_jax.errors import UserError
 
 Strategy = Literal["information", "d_optimal", "boundary", "thompson", "random"]
@@ -151,6 +152,7 @@ def _choose_one(weights, factor, pool, open, key, strategy: str, count: int) -> 
     return lax.scan(pick, (factor, open), jax.random.split(key, count))[1]
 
 
+@exactly
 def choose(
     belief: Belief,
     pool: Float[Array, "*users n K"],

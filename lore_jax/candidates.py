@@ -20,6 +20,7 @@ from lore_jax.lbfgs import minimise
 from lore_jax.linear import RegularisedConfig, shared_program
 from lore_jax.objective import Prior
 from lore_jax.population import Task
+from lore_jax.precision import exactly
 from lore_jax.votes import Table
 
 # Populations that have a basis of their own, and how they are named in candidates; "clusters" stand on another's.
@@ -93,6 +94,7 @@ def _outcome(
 
 
 @partial(jax.jit, static_argnames=("steps",))
+@exactly
 def _gaussian_program(task: Task, shared, directions, steps, tolerance):
     start = {"shared": shared, "spread": 0.5 * jnp.linalg.norm(shared) * jnp.where(task.used[None], directions, 0)}
     objective = partial(population.gaussian_objective, task)
@@ -102,6 +104,7 @@ def _gaussian_program(task: Task, shared, directions, steps, tolerance):
 
 
 @partial(jax.jit, static_argnames=("steps",))
+@exactly
 def _mixture_program(task: Task, shared, directions, steps, tolerance):
     size = len(task.used)
     spots = population.corners(size, task.used.sum())[:, : size - 1]
@@ -119,6 +122,7 @@ def _mixture_program(task: Task, shared, directions, steps, tolerance):
 
 
 @partial(jax.jit, static_argnames=("steps",))
+@exactly
 def _simplex_program(task: Task, begun: Outcome, steps, tolerance):
     """From the mixture's fit: its directions, and weights that lie a little inside the simplex."""
     shared = jnp.sum(begun.mean[None] * begun.basis, axis=1)
@@ -138,6 +142,7 @@ def _simplex_program(task: Task, begun: Outcome, steps, tolerance):
 
 
 @partial(jax.jit, static_argnames=("count",))
+@exactly
 def _clusters_program(features, table: Table, mask, begun: Outcome, count):
     real = mask.any(1)
     ones, number = real[:, None].astype(begun.weights.dtype), jnp.maximum(real.sum(), 1)
@@ -150,7 +155,7 @@ def _clusters_program(features, table: Table, mask, begun: Outcome, count):
     return _outcome("clusters", z, mask, begun.basis, clusters.moments(found), -history, found)
 
 
-_spectral = jax.jit(population.spectral_directions, static_argnames=("rank", "steps"))
+_spectral = jax.jit(exactly(population.spectral_directions), static_argnames=("rank", "steps"))
 
 
 def begin(

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float
 from lore_jax import objective, solve
 from lore_jax.cholesky import cholesky
 from lore_jax.objective import Prior
+from lore_jax.precision import exactly
 
 # A cluster's covariance is that of its users and of so many more, who spread as all users do but for this share of
 # their variance; and no weight is known better than FLOOR.
@@ -40,6 +41,7 @@ class Known(NamedTuple):
     curvature: Array
 
 
+@exactly
 def known(z: Float[Array, "U n K"], mask: Bool[Array, "U n"], prior: Prior) -> Known:
     """The votes' log-likelihood to second order about the MAP under `prior`: [U K] and [U K K]; zeros without votes.
 
@@ -77,6 +79,7 @@ def _apart(weights: Array, real: Array, count: int) -> Array:
     return lax.fori_loop(1, count, add, (means, jnp.sum((weights - first[None]) ** 2, -1)))[0]
 
 
+@exactly
 def learn(
     weights: Float[Array, "U K"],
     users: Known,
@@ -132,6 +135,7 @@ def learn(
     return Clusters(log_share, means, cholesky(covariances).inverse()), history
 
 
+@exactly
 def moments(clusters: Clusters) -> Prior:
     """The one Gaussian of the same mean and covariance: mean [K], precision [K K]."""
     share = jnp.exp(clusters.log_share)
@@ -143,6 +147,7 @@ def moments(clusters: Clusters) -> Prior:
     return Prior(mean, cholesky(covariance[None]).inverse()[0])
 
 
+@exactly
 def posterior(z: Float[Array, "U n K"], mask: Bool[Array, "U n"], clusters: Clusters) -> solve.Posterior:
     """Mean and covariance of each user's weights: in every cluster Laplace's, at the exact MAP, weighed by evidence.
 

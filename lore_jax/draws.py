@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 from lore_jax.asking import Choice, askable, information
 from lore_jax.online import Belief
+from lore_jax.precision import exactly
 from lore_jax.window import Window
 from pref_jax.errors import UserError
 
@@ -36,6 +37,7 @@ class Draws(NamedTuple):
     share: Array
 
 
+@exactly
 def draw(window: Window, key: Array, count: int = 256) -> Draws:
     """`count` draws from each user's posterior: the window's base times Bradley-Terry of the answers in it.
 
@@ -74,6 +76,7 @@ def _draw_one(belief: Belief, base: Belief, z: Array, key: Array, count: int) ->
     return Draws(weights, jnp.where(usable.any(), share, 1 / len(share)))
 
 
+@exactly
 def sampled_information(
     weights: Float[Array, "S K"], share: Float[Array, " S"], z: Float[Array, "n K"]
 ) -> Float[Array, " n"]:
@@ -88,6 +91,7 @@ def _entropy(likely: Array) -> Array:
     return -jax.scipy.special.xlogy(likely, likely) - jax.scipy.special.xlog1py(1 - likely, -likely)
 
 
+@exactly
 def ask(
     window: Window,
     pool: Float[Array, "*users n K"],

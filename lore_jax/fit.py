@@ -34,6 +34,7 @@ from lore_jax.linear import (
     shared_search,
 )
 from lore_jax.objective import Prior
+from lore_jax.precision import exactly
 from lore_jax.recipe import reference, reference_anchored
 from lore_jax.reward import basis_rewards, differences, standardise
 from lore_jax.votes import Table, Triples, Votes, checked, make_table
@@ -180,6 +181,7 @@ def regularised(
 
 
 @partial(jax.jit, static_argnames=("kind",))
+@exactly
 def _solved_program(kind, features, table: Table, basis, prior: Prior, found: clusters.Clusters | None):
     return solved(kind, population.votes(features, table, basis), table.train, prior, found)
 
@@ -203,6 +205,7 @@ def adapt(
 
 
 @jax.jit
+@exactly
 def _logits_program(standardiser, basis, features, weights, user, chosen, rejected):
     rewards = basis_rewards(standardise(standardiser, features), basis)
     return jnp.einsum("pk,pk->p", differences(rewards, chosen, rejected), weights[user])

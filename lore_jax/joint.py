@@ -30,6 +30,7 @@ from lore_jax import newton, population
 from lore_jax.layout import Data, Layout, layout
 from lore_jax.linear import Fit
 from lore_jax.objective import Problem, Rows
+from lore_jax.precision import exactly
 from lore_jax.reward import identity_standardiser
 from lore_jax.votes import Votes, checked
 from pref_jax.errors import UserError
@@ -155,6 +156,7 @@ def _spread(features: Array, votes: Layout) -> Array:
 
 
 @partial(jax.jit, static_argnames=("rank", "steps", "ridge", "differences"))
+@exactly
 def _program(features, votes: Layout, key, goal, tolerance, *, rank: int, steps: int, ridge: float, differences: bool):
     """(basis of margins [D K], weights [U K], history [steps], steps taken)."""
     rows = features[votes.chosen] - features[votes.rejected] if differences else features

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from lore_jax import population
 from lore_jax.clusters import Clusters
 from lore_jax.lbfgs import minimise
+from lore_jax.precision import exactly
 from lore_jax.reward import Standardiser, fit_standardiser, standardise
 from lore_jax.votes import Table, Votes, make_table
 from pref_jax.errors import UserError
@@ -85,6 +86,7 @@ def prepare(features, train: Votes, validation: Votes | None, num_users: int):
 
 
 @jax.jit
+@exactly
 def shared_program(features, table: Table, mask, strength):
     """One Bradley-Terry direction [D] by L-BFGS to its optimum; the logit of every vote; the history."""
     start = jnp.zeros(features.shape[1])

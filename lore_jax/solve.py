@@ -38,6 +38,7 @@ from lore_jax.objective import (
     ridge_gradient,
     ridge_hessian,
 )
+from lore_jax.precision import exactly
 from lore_jax.simplex import project_simplex, quadratic_simplex
 
 Mask = Bool[Array, "*pairs"] | None
@@ -91,6 +92,7 @@ def _better_start(model: Model, mean: Array, num_users: int) -> Array:
     return jnp.where((model.local(prior).value <= model.local(zero).value)[None], prior, zero)
 
 
+@exactly
 def logistic_weights(problem: Problem, num_users: int) -> Array:
     """MAP weights [U K], differentiable implicitly."""
 
@@ -145,6 +147,7 @@ def _logistic_on_simplex(problem: Problem, num_users: int) -> Array:
     return _on_simplex(problem, num_users, logistic_gradient, solve)
 
 
+@exactly
 def ridge(
     z: Float[Array, "*pairs K"],
     mask: Mask,
@@ -168,6 +171,7 @@ def ridge(
     return _ridge(*problem(z, mask, prior, user, num_users))
 
 
+@exactly
 def logistic(
     z: Float[Array, "*pairs K"],
     mask: Mask,
@@ -183,6 +187,7 @@ def logistic(
     return _logistic(*problem(z, mask, prior, user, num_users))
 
 
+@exactly
 def ridge_simplex(
     z: Float[Array, "*pairs K"],
     mask: Mask,
@@ -195,6 +200,7 @@ def ridge_simplex(
     return _ridge_on_simplex(*problem(z, mask, prior, user, num_users))
 
 
+@exactly
 def logistic_simplex(
     z: Float[Array, "*pairs K"],
     mask: Mask,
@@ -207,6 +213,7 @@ def logistic_simplex(
     return _logistic_on_simplex(*problem(z, mask, prior, user, num_users))
 
 
+@exactly
 def mixture(
     z: Float[Array, "*pairs K"],
     mask: Mask,

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 from lore_jax import online, solve
 from lore_jax.objective import Prior
 from lore_jax.online import Belief, absorb, logistic_site, logistic_step, relaxed_cholesky, select, view
+from lore_jax.precision import exactly
 from pref_jax.errors import UserError
 
 
@@ -40,6 +41,7 @@ def start(prior: Prior, num_users: int, size: int) -> Window:
     return Window(belief, belief, jnp.zeros((num_users, size, belief.weights.shape[1]), belief.weights.dtype))
 
 
+@exactly
 def refit(base: Belief, z: Float[Array, "U M K"], mask: Bool[Array, "U M"]) -> Belief:
     """The exact logistic mode of users whose prior is `base` and who gave the masked answers; covariance by Laplace."""
 

@@ -155,7 +155,7 @@ def _note(names: Sequence[str], summary: Mapping[str, Mapping[str, Interval]]) -
         for over in dict.fromkeys(values[n].over for n in names if n in values and values[n].half_width is not None):
             spans.setdefault(over, []).append(method)
     if not spans:
-        return " ".join([*units, "No intervals: one seed and at most one user each."])
+        return " ".join([*units, "No intervals: of one seed, or of one user."])
     # What most methods share is said once, the others by name.
     main = max(spans, key=lambda over: len(spans[over]))
     others = [f"over {over} for {', '.join(methods)}" for over, methods in spans.items() if over != main]

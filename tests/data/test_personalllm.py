@@ -110,6 +110,35 @@ def test_best_against_worst_of_eight_on_all_test_prompts(tmp_path):
         }
 
 
+def by_hand(name: str) -> dict:
+    """Scores that can be added in the head; of the four of `copl`, in the order of `FOUR`:
+
+    answer 5: 4 0 0 0, answer 6: 0 3 0 0, answer 7: -1 -1 0 0; no other answer or model gives any but these: answer 3
+    has 10 by gemma_2b, and answer 8 has -2 by each model but oasst_pythia_1b, which gives it 5.
+    """
+    row = prompt(name, np.random.default_rng(0))
+    row |= {f"response_{k}_{model}": 0.0 for k in range(1, 9) for model in MODELS}
+    row |= {"response_5_gemma_7b": 4.0, "response_6_mistral_weqweasdas": 3.0, "response_3_gemma_2b": 10.0}
+    row |= {"response_7_gemma_7b": -1.0, "response_7_mistral_weqweasdas": -1.0}
+    return row | {f"response_8_{model}": 5.0 if model == "oasst_pythia_1b" else -2.0 for model in MODELS}
+
+
+def test_prompts_scored_by_hand(tmp_path):
+    """Users who weigh all models alike: of 5 and 6, 1 against 0.75, while every model puts 7 last; of all eight, 3 has
+    the most (1) and 8 the least (-1.3), which one model would turn round."""
+    folder = write(tmp_path, train=[by_hand("ask"), by_hand("beg")], test=[by_hand("say")])
+    sizes: dict[str, Any] = {"seen_users": 2, "unseen_users": 1, "pairs_per_user": 2, "test_pairs_per_user": 1}
+    for rule, best, worst in (("copl", 5, 6), ("lore", 3, 8)):
+        data = personalllm.read(folder, rule=rule, **sizes, context_pairs=2, alpha=1e8)
+        found = votes(data)
+        assert {(vote.chosen[-1], vote.rejected[-1], vote.controversial) for vote in found} == {
+            (str(best), str(worst), True)
+        }
+        asked = Counter((vote.user, vote.prompt) for vote in found)
+        assert asked == {(f"user-{user}", name): 1 for user in range(3) for name in ("ask", "beg", "say")}
+        assert data.meta["filtered"].get("pairs_dominated", 6) == 6, "7 against 5 and against 6, on three prompts"
+
+
 def test_traps_are_counted(tmp_path):
     parts = drawn(3)
     train, test = parts["train"], parts["test"]

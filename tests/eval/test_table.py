@@ -132,6 +132,14 @@ def test_one_user_has_no_interval_and_nothing_significant():
     assert not gaps["b"].significant
 
 
+@pytest.mark.parametrize(("people", "significant"), [(2, False), (5, False), (6, True)])
+def test_few_users_who_agree_are_no_proof(people, significant):
+    ids, worse = np.arange(people).astype(str), np.linspace(0.3, 0.5, people)
+    _, gaps = table.compared({"a": [worse], "b": [worse + 0.2]}, [ids], {"b": "a"}, resamples=4000)
+    assert gaps["b"].p == max(2 / 4001, 2.0 ** (1 - people))
+    assert gaps["b"].significant == significant
+
+
 def _interval(mean: float, width: float = 0.02) -> Interval:
     return Interval(mean=mean, low=mean - width, high=mean + width, n=9, over="users")
 

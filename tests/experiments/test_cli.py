@@ -121,3 +121,15 @@ def test_an_experiment_may_have_flags_of_its_own(config_file, tmp_path, capsys):
         told = capsys.readouterr()
         assert word in told.out + told.err
         assert "Traceback" not in told.err
+
+
+def test_a_file_where_the_workdir_should_be_is_told(config_file, capsys):
+    def run(config, workdir):
+        cli.claim(workdir, config)
+
+    with pytest.raises(SystemExit) as stop:
+        cli.launch(run, "doc", argv=["prog", f"--config={config_file}", f"--workdir={config_file}"])
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert str(config_file) in told

@@ -179,6 +179,8 @@ def test_one_users_reward_model_is_exported(undisturbed, tmp_path, capsys):
         ([], "no --out given"),
         ([f"--out={out}", "--seed=9"], "config.seeds has 0"),
         ([f"--out={out}", "--method=LoRe"], "run python -m experiments.compare"),
+        ([f"--out={undisturbed}"], "holds other things than an export, such as config.json"),
+        ([f"--out={undisturbed / 'config.json'}"], "is a file"),
     ):
         with pytest.raises(SystemExit) as stop:
             _export(capsys, workdir, *flags)
