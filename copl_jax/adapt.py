@@ -107,7 +107,8 @@ def refresh(
     """Seen users embedded anew from their own pairs, by `adapt` as unseen users are, and scaled to length 1.
 
     With few answers a user the graph's own embedding of some lies among people of another taste; neighbours who explain
-    the answers better bring it back. And gates then learn from the kind of embedding that they get for unseen users.
+    the answers better bring it back. And gates then learn from the kind of embedding that they get for unseen users,
+    but for its length: theirs is below 1 where neighbours disagree.
     Arguments as in `adapt`; rows of users that are not seen stay as they are.
 
     Raises:

@@ -112,7 +112,8 @@ def fit(
       checkpoint_every: evaluations between two checkpoints.
 
     Raises:
-      UserError: if there are no training pairs, or the folder holds a fit of other sizes.
+      UserError: if there are no training pairs, the folder holds a fit of other sizes, or the training diverged before
+        its first look at the validation pairs.
     """
     if not len(train.user):
         raise UserError("recipe.fit: there are no training pairs; check the split")
@@ -124,6 +125,9 @@ def fit(
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         run = _place(_begin(config, data[0], start_key, dtype), mesh)
         run, history = _rounds(config, data, run, run_key, steps_per_epoch, folder, checkpoint_every)
+        if history["step"] and not int(run.best["step"]):
+            mend = "lower its learning_rate" + ("" if folder is None else f" and delete {folder}")
+            raise UserError(f"recipe.fit: the graph's training diverged, no loss was finite; {mend}")
         nodes = np.asarray(_propagate(config, run.best["params"], data[0]))
     num_users, num_responses = int(graph.num_users), int(graph.num_responses)
     return GCFResult(
@@ -274,7 +278,8 @@ def _round(
     params, opt_state, count, nll = jax.lax.fori_loop(0, config.evaluate_every, epoch, carry)
     parts = gcf.loss(config, params, graph, validation)[1]
     now = {"params": params, "accuracy": parts["accuracy"], "loss": parts["nll"], "step": count}
-    better = _better(now, run.best, jnp.any(validation.real))
+    sane = jnp.isfinite(nll) & jnp.isfinite(parts["nll"])  # what has diverged is never the best
+    better = sane & _better(now, run.best, jnp.any(validation.real))
     best = jax.tree.map(lambda a, b: jnp.where(better, a, b), now, run.best)
     scores = {
         "step": count,

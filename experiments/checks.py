@@ -25,7 +25,7 @@ def checked(run: Run) -> list[Leak]:
     path = run.folder / FILE
     if not path.exists():
         data = load_data(run)
-        found = leaks.check(data, graph_pairs(data), seed=run.seed)
+        found = leaks.check(data, graph_pairs(run, data), seed=run.seed)
         write_json(path, [leak._asdict() for leak in found])
     return [Leak(**own) for own in read_json(path)]
 

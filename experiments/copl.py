@@ -91,7 +91,7 @@ def embed_users(run: Run) -> None:
     def make(part: Path) -> None:
         say(f"seed {run.seed}: graph")
         spent = stopwatch(run.folder / "graph_training")
-        known, validation = graph_pairs(data), data.pairs("validation", seen=True)
+        known, validation = graph_pairs(run, data), graph_pairs(run, data, "validation")
         signed = graph.build(
             known.user, known.chosen, known.rejected, num_users=data.num_users, num_responses=data.num_responses
         )
@@ -112,13 +112,18 @@ def embed_users(run: Run) -> None:
             "validation_accuracy": found.best_accuracy,
             "validation_accuracy_refreshed": _accuracy(fresh, found.responses, validation),
             "best_step": found.best_step,
-            "history": {name: values.tolist() for name, values in found.history.items()},
+            "history": {name: _finite(values) for name, values in found.history.items()},
             **spent(),
             "config": dataclasses.asdict(config),
         }
         write_json(part / "graph.json", facts)
 
     stage(run.folder / "graph", make)
+
+
+def _finite(values: np.ndarray) -> list[float | None]:
+    """Numbers as JSON has them, which knows no NaN: None after a training diverged."""
+    return [value if np.isfinite(value) else None for value in values.tolist()]
 
 
 def _accuracy(users: np.ndarray, responses: np.ndarray, pairs: Pairs) -> float:

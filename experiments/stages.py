@@ -140,9 +140,15 @@ def test_pairs(data: Preferences) -> Pairs:
     return data.pairs("test")
 
 
-def graph_pairs(data: Preferences) -> Pairs:
-    """The answers that CoPL's graph is made of: training pairs of seen users, nobody else's."""
-    return data.pairs("train", seen=True)
+def graph_pairs(run: Run, data: Preferences, split: str = "train") -> Pairs:
+    """The answers that CoPL's graph is made of, or with "validation" is stopped by: of seen users, nobody else's.
+
+    What the reward models are chosen by is not among them (`votes_by_prompt`): a graph that knew these answers would
+    tell them to its users' embeddings.
+    """
+    pairs = data.pairs(split, seen=True)
+    held = _held_out(run, data, pairs, run.config.reward.hold_out)
+    return Pairs(*(column[~held] for column in pairs))
 
 
 def votes_by_prompt(run: Run, data: Preferences, *, fraction: float) -> tuple[Pairs, Pairs]:
@@ -153,11 +159,16 @@ def votes_by_prompt(run: Run, data: Preferences, *, fraction: float) -> tuple[Pa
     prompts.
     """
     pairs = data.pairs(("train", "validation"), seen=True)
-    prompt = prompt_ids(data.responses["prompt"])[pairs.chosen]
-    distinct = np.unique(prompt, return_counts=True)[0]
-    held = np.random.default_rng([run.seed, 5]).permutation(distinct)[: round(fraction * len(distinct))]
-    choose = np.isin(prompt, held)
+    choose = _held_out(run, data, pairs, fraction)
     return Pairs(*(column[~choose] for column in pairs)), Pairs(*(column[choose] for column in pairs))
+
+
+def _held_out(run: Run, data: Preferences, pairs: Pairs, fraction: float) -> np.ndarray:
+    """bool [P]: which pairs are on the prompts that are held out, a fraction of those that seen users answered."""
+    prompt = prompt_ids(data.responses["prompt"])
+    distinct = np.unique(prompt[data.pairs(("train", "validation"), seen=True).chosen])
+    held = np.random.default_rng([run.seed, 5]).permutation(distinct)[: round(fraction * len(distinct))]
+    return np.isin(prompt[pairs.chosen], held)
 
 
 def taken_up(folder: Path) -> bool:

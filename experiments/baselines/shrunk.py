@@ -3,7 +3,8 @@
     margin = (1 - lambda) shared + lambda CoPL
 
 With weak personal signal a personal model overfits; lambda = 0 is then the shared reward, and lambda = 1 is CoPL. Both
-are Bradley-Terry logits, so the mixture is one too. lambda minimises the log-loss of the held-out answers.
+are Bradley-Terry logits, so the mixture is one too. lambda minimises the log-loss of the held-out answers,
+which CoPL's graph does not know either (`stages.graph_pairs`).
 """
 
 import numpy as np

@@ -145,6 +145,8 @@ def _render(tokenizer: PreTrainedTokenizerBase, chats: list[list[dict[str, str]]
             f"{tokenizer.name_or_path}: the chat template does not take these dialogues ({error}); "
             f"mend the roles in the data, {mend}"
         ) from None
+    if max_length < 1:
+        raise UserError(f"max_length is {max_length}; a text keeps one token at least")
     ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return _lay([one[-max_length:] for one in ids], truncated=sum(len(one) > max_length for one in ids))
 

@@ -1,5 +1,6 @@
 """Fits of the graph: on a world with two tastes, degenerate ones, killed ones, and on several devices."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -99,6 +100,14 @@ def test_degenerate_fits():
     assert all(np.isfinite(values).all() for values in isolated.history.values())
     with pytest.raises(UserError, match="no training pairs"):
         recipe.fit(config, build(none, 3, 4), none, one, jax.random.key(0))
+
+
+def test_a_training_that_diverged_is_told(tmp_path):
+    config = dataclasses.replace(recipe.fast(dim=4, num_layers=2, epochs=4), learning_rate=float("inf"))
+    one = as_pairs([0], [0], [1])
+    for validation in (one, as_pairs([], [], [])):
+        with pytest.raises(UserError, match="diverged, no loss was finite; lower its learning_rate"):
+            recipe.fit(config, build(one, 1, 2), one, validation, jax.random.key(0))
 
 
 @pytest.mark.parametrize("layer", LAYERS)

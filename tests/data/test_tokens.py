@@ -72,6 +72,9 @@ def test_rendering_does_not_depend_on_the_neighbours(tokenizer):
 def test_long_dialogues_lose_their_beginning_and_are_counted(tokenizer):
     whole = tokens.tokenize_dialogues(tokenizer, DIALOGUES, max_length=100)
     cut = tokens.tokenize_dialogues(tokenizer, DIALOGUES, max_length=5)
+    for none in (0, -5):
+        with pytest.raises(UserError, match=f"max_length is {none}; a text keeps one token at least"):
+            tokens.tokenize_dialogues(tokenizer, DIALOGUES, max_length=none)
     assert cut.truncated == 2
     assert whole.truncated == 0
     for i in range(2):

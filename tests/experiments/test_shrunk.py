@@ -9,7 +9,17 @@ from scipy import optimize
 from configs import quickstart
 from experiments import copl
 from experiments.baselines import shared, shrunk
-from experiments.stages import HIDDEN, Run, load_scores, method_folder
+from experiments.prepare import prepare
+from experiments.stages import (
+    HIDDEN,
+    Run,
+    graph_pairs,
+    load_data,
+    load_scores,
+    method_folder,
+    votes_by_prompt,
+)
+from pref_jax.data.validate import prompt_ids
 from pref_jax.errors import UserError
 from pref_jax.files import write_json
 
@@ -47,6 +57,24 @@ def test_huge_margins_stay_finite():
 def test_nothing_held_out_is_told(tmp_path):
     with pytest.raises(UserError, match="hold_out above 0"):
         shrunk.shrunk(Run(quickstart.get_config("tiny"), 0, tmp_path))
+
+
+def test_what_it_is_chosen_by_is_unknown_to_the_graph_and_the_models(tmp_path):
+    config: Any = quickstart.get_config("tiny")
+    config.reward.hold_out = 0.3
+    run = Run(config, 0, tmp_path)
+    prepare(run)
+    data = load_data(run)
+    prompt = prompt_ids(data.responses["prompt"])
+    learn, held = votes_by_prompt(run, data, fraction=0.3)
+    graph, stop = graph_pairs(run, data), graph_pairs(run, data, "validation")
+    asked = [set(prompt[pairs.chosen].tolist()) for pairs in (learn, graph, stop)]
+    assert len(held.user) > 0
+    for known in asked:
+        assert not known & set(prompt[held.chosen].tolist())
+    assert len(graph.user) + len(stop.user) == len(learn.user)
+    config.reward.hold_out = 0.0
+    assert len(graph_pairs(run, data).user) == len(data.pairs("train", seen=True).user)
 
 
 def test_its_margins_and_time_are_those_of_both_models(tmp_path, monkeypatch):
