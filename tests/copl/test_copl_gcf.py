@@ -168,12 +168,26 @@ def test_edge_dropout_keeps_the_mean_and_draws_anew():
     back = made.positive.edges["reverse"]
     other = np.asarray(weights)[:, back][:, own > 0] > 0
     assert abs((kept & other).mean() - 0.49) < 0.01
-    # Signs and layers differ: one layer applied twice with one key would repeat itself.
     deep = gcf.GCFConfig(dim=1, num_layers=2, edge_dropout=0.3)
     params = init(deep, jax.random.key(4), made)
     first, second = (propagate(deep, params, made, jax.random.key(i)) for i in (5, 6))
     assert not np.allclose(first, second)
     np.testing.assert_array_equal(first, propagate(deep, params, made, jax.random.key(5)))
+
+
+def test_edges_are_dropped_anew_in_each_layer_and_sign(monkeypatch):
+    made = build(random_pairs(np.random.default_rng(10), 30, 6, 9), 6, 9)
+    deep = gcf.GCFConfig(dim=1, num_layers=3, edge_dropout=0.3)
+    drawn = []
+
+    def watched(rate, key, sign):
+        jax.debug.callback(lambda bits: drawn.append(tuple(np.asarray(bits).tolist())), jax.random.key_data(key))
+        return graph.edge_dropout(rate, key, sign)
+
+    monkeypatch.setattr(gcf, "edge_dropout", watched)
+    jax.block_until_ready(gcf.propagate(deep, init(deep, jax.random.key(4), made), made, jax.random.key(5)))
+    jax.effects_barrier()
+    assert len(drawn) == len(set(drawn)) == 3 * 2
 
 
 def test_initial_tables_are_xavier_uniform_of_the_real_sizes():
