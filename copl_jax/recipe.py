@@ -10,6 +10,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import hashlib
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,7 +113,7 @@ def fit(
       checkpoint_every: evaluations between two checkpoints.
 
     Raises:
-      UserError: if there are no training pairs, the folder holds a fit of other sizes, or the training diverged before
+      UserError: if there are no training pairs, the folder holds another fit, or the training diverged before
         its first look at the validation pairs.
     """
     if not len(train.user):
@@ -124,7 +125,8 @@ def fit(
     start_key, run_key = jax.random.split(key)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         run = _place(_begin(config, data[0], start_key, dtype), mesh)
-        run, history = _rounds(config, data, run, run_key, steps_per_epoch, folder, checkpoint_every)
+        made_from = _digest(config, key, dtype, train, validation)
+        run, history = _rounds(config, data, run, run_key, steps_per_epoch, folder, checkpoint_every, made_from)
         if history["step"] and not int(run.best["step"]):
             mend = "lower its learning_rate" + ("" if folder is None else f" and delete {folder}")
             raise UserError(f"recipe.fit: the graph's training diverged, no loss was finite; {mend}")
@@ -154,6 +156,7 @@ def _rounds(
     steps_per_epoch: np.int32,
     folder: str | Path | None,
     checkpoint_every: int,
+    made_from: str,
 ) -> tuple[_Run, History]:
     """All rounds that are left, from the newest checkpoint if there is one."""
     total = config.epochs // config.evaluate_every
@@ -163,7 +166,7 @@ def _rounds(
     checkpoints = None if folder is None else Checkpoints(folder)
     try:
         if checkpoints is not None:
-            run, history = _restored(checkpoints, run, history, key)
+            run, history = _restored(checkpoints, run, history, key, made_from, folder)
         start = time.perf_counter() - (history["seconds"][-1] if history["seconds"] else 0.0)
         first = len(history["step"])
         bar = tqdm(range(first, total), desc=_NAME, initial=first, total=total, disable=None)
@@ -178,7 +181,8 @@ def _rounds(
             last = done + 1 == total or _stalled(config, run)
             if checkpoints is not None and (last or (done + 1) % checkpoint_every == 0):
                 # A copy: it is written in the background while the lists grow on.
-                checkpoints.save(_state(run, done + 1, key), {"name": _NAME, "history": copy.deepcopy(history)})
+                metadata = {"name": _NAME, "made_from": made_from, "history": copy.deepcopy(history)}
+                checkpoints.save(_state(run, done + 1, key), metadata)
     finally:
         if checkpoints is not None:
             checkpoints.close()
@@ -196,11 +200,29 @@ def _state(run: _Run, rounds: int, key: Array) -> TrainState:
     return TrainState(step=jnp.asarray(rounds, jnp.int32), params=run.params, opt_state=rest, key=key)
 
 
-def _restored(checkpoints: Checkpoints, run: _Run, history: History, key: Array) -> tuple[_Run, History]:
+def _digest(config: GCFConfig, key: Array, dtype: Any, *pairs: Pairs) -> str:
+    """What a fit is made from, in short."""
+    found = hashlib.sha256(repr((config, np.asarray(jax.random.key_data(key)).tolist(), jnp.dtype(dtype))).encode())
+    for part in pairs:
+        for column in (part.user, part.chosen, part.rejected):
+            found.update(np.asarray(column, np.int64).tobytes())
+    return found.hexdigest()[:16]
+
+
+def _restored(
+    checkpoints: Checkpoints, run: _Run, history: History, key: Array, made_from: str, folder: str | Path | None
+) -> tuple[_Run, History]:
+    """The newest checkpoint's run, if there is one.
+
+    Raises:
+      UserError: if it is of a fit to other pairs, by another config or from another key.
+    """
     found = checkpoints.restore(_state(run, 0, key))
     if found is None:
         return run, history
     state, metadata = found
+    if metadata.get("made_from") != made_from:
+        raise UserError(f"{folder}: holds a fit to other pairs or by other settings; delete it, or give another folder")
     rest = state.opt_state
     return _Run(state.params, rest["optimizer"], rest["step"], rest["best"], rest["bad"]), metadata["history"]
 

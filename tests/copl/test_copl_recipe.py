@@ -170,6 +170,16 @@ def test_a_killed_fit_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     # Once more: nothing is left to do.
     monkeypatch.setattr(recipe, "_round", None)
     np.testing.assert_array_equal(recipe.fit(*arguments, folder=tmp_path).users, whole.users)
+    # What is there is of these pairs, this config and this key alone.
+    turned = train._replace(chosen=train.rejected, rejected=train.chosen)
+    faster, made = dataclasses.replace(config, learning_rate=0.02), build(turned, 40, 40)
+    for other in (
+        (config, made, turned, validation, jax.random.key(0)),
+        (faster, *arguments[1:]),
+        (*arguments[:-1], jax.random.key(1)),
+    ):
+        with pytest.raises(UserError, match="holds a fit to other pairs or by other settings"):
+            recipe.fit(*other, folder=tmp_path)
 
 
 @pytest.mark.parametrize("layer", ["gcf", "attention"])
