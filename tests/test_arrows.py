@@ -40,6 +40,7 @@ ORDER = {
         "adapt",
     ),
     "lore_jax": (
+        "precision",
         "objective",
         "cholesky",
         "newton",
