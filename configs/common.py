@@ -7,11 +7,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from copl_jax import recipe as recipes
-from copl_jax.gcf import GCFConfig
+from copl_jax.graph import training as recipes
+from copl_jax.graph.gcf import GCFConfig
 from experiments.baselines.settings import BaselinesConfig
 from experiments.linear import PublishedConfig
-from experiments.lore_studies import StudiesConfig
+from experiments.studies.lore_studies import StudiesConfig
 from pref_jax.errors import UserError
 
 # How parameters and batches are cut, by hardware.
@@ -54,13 +54,13 @@ def backbone(name: str, *, max_length: int, batch_size: int) -> Any:
     )
 
 
-def graph(recipe: Callable[..., GCFConfig] = recipes.fast, **changes: Any) -> Any:
-    """User embeddings: copl_jax/gcf.py, by one of the recipes of copl_jax/recipe.py. `changes` replace fields."""
+def graph(recipe: Callable[..., GCFConfig] = recipes.fast_config, **changes: Any) -> Any:
+    """User embeddings: copl_jax/graph/gcf.py, by one of the recipes of copl_jax/graph/training.py. `changes` replace fields."""
     return ConfigDict(dataclasses.asdict(recipe(**{"dim": 64, **changes})))
 
 
 def reward(*, batch_size: int, eval_batch_size: int, num_steps: int, lr: float, hold_out: float) -> Any:
-    """Reward models, alike for CoPL, the shared reward and the group oracle: copl_jax/reward.py.
+    """Reward models, alike for CoPL, the shared reward and the group oracle: copl_jax/reward/reward_model.py.
 
     `hold_out` is the part of the prompts left for a choice between trained models; 0 where nothing is chosen.
     """
@@ -80,7 +80,7 @@ def reward(*, batch_size: int, eval_batch_size: int, num_steps: int, lr: float, 
                 "noise": 0.1,
                 "temperature": 1.0,
                 "top_k": 1,  # experts of a user beside the shared one
-                "balance": "none",  # what keeps experts from dying: none, loss or bias, see copl_jax/balance.py
+                "balance": "none",  # what keeps experts from dying: none, loss or bias, see copl_jax/reward/load_balancing.py
                 "balance_weight": 0.3,  # of that loss
                 "balance_rate": 0.5,  # of that bias: logits in the first step, less in each later one
             },
@@ -96,7 +96,7 @@ def reward(*, batch_size: int, eval_batch_size: int, num_steps: int, lr: float, 
 
 
 def deep(*, users_per_batch: int, eval_batch_size: int, num_steps: int, lr: float) -> Any:
-    """Deep LoRe, its basis on the adapted transformer: lore_jax/deep.py, and its batches pref_jax/data/episodes.py."""
+    """Deep LoRe, its basis on the adapted transformer: lore_jax/deep.py, and its batches pref_jax/data/loaders/episodes.py."""
     return ConfigDict(
         {
             "users_per_batch": users_per_batch,
@@ -127,7 +127,7 @@ def deep(*, users_per_batch: int, eval_batch_size: int, num_steps: int, lr: floa
 
 
 def world(tastes: str = "uf_p_2", **changes: Any) -> Any:
-    """The embedded language world: pref_jax/data/sources/world.py. `changes` replace fields."""
+    """The embedded language world: pref_jax/data/sources/synthetic/world.py. `changes` replace fields."""
     config: Any = ConfigDict(
         {
             "name": "world",
@@ -163,7 +163,7 @@ def public(reader: Callable[..., Any], **changes: Any) -> Any:
 
 
 def votes() -> Any:
-    """Your own votes, of which the path is to be given: pref_jax/data/sources/jsonl.py."""
+    """Your own votes, of which the path is to be given: pref_jax/data/sources/jsonl/reader.py."""
     return ConfigDict(
         {"name": "jsonl", "path": "", "validation_fraction": 0.1, "test_fraction": 0.2, "unseen_fraction": 0.2}
     )
@@ -210,12 +210,14 @@ def small(dataset: str, methods: tuple[str, ...], source: Any) -> Any:
     config.source = source
     config.backbone = backbone("pretrain", max_length=64, batch_size=128)
     config.pretrain = pretrain()
-    config.refresh_seen = True  # seen users embedded anew from their answers, as unseen ones: copl_jax/adapt.py
+    config.refresh_seen = (
+        True  # seen users embedded anew from their answers, as unseen ones: copl_jax/graph/cold_start.py
+    )
     config.graph = graph(patience=None)  # on few validation pairs accuracy may pause and rise again
     # Chosen on worlds of other seeds (10, 11). At 2e-3 one training of ten did not recover from a bad step, and with
     # twice the steps CoPL learns the training prompts' words.
     config.reward = reward(batch_size=64, eval_batch_size=256, num_steps=100, lr=1.5e-3, hold_out=0.0)
-    config.lore = ConfigDict({})  # lore_jax/fit.py
+    config.lore = ConfigDict({})  # lore_jax/fitting/model_selection.py
     config.deep = deep(users_per_batch=8, eval_batch_size=256, num_steps=130, lr=2e-3)
     config.baselines = baselines()
     return config
@@ -253,7 +255,7 @@ def shrink(config: Any) -> None:
 
 
 def studies(**changes: Any) -> Any:
-    """Studies of LoRe: experiments/lore_studies.py. `changes` replace fields; an empty tuple leaves a study out."""
+    """Studies of LoRe: experiments/studies/lore_studies.py. `changes` replace fields; an empty tuple leaves a study out."""
     config: Any = ConfigDict(dataclasses.asdict(StudiesConfig()))
     config.update(changes)
     return config

@@ -38,8 +38,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import common
-from copl_jax import recipe as recipes
-from copl_jax.gcf import GCFConfig
+from copl_jax.graph import training as recipes
+from copl_jax.graph.gcf import GCFConfig
 from pref_jax.data.sources import personalllm, tldr, ultrafeedback
 
 MODELS = ("gemma_2b", "gemma_7b")
@@ -75,7 +75,7 @@ ACCUMULATE = {
 
 def get_config(variant: str = "") -> ConfigDict:
     model, hardware, reference, votes, tiny = common.choose(variant, *VARIANTS)
-    recipe, votes = recipes.reference if reference else recipes.fast, votes or "uf_p_2"
+    recipe, votes = recipes.paper_config if reference else recipes.fast_config, votes or "uf_p_2"
     if tiny or hardware == "cpu" or not (model or hardware):
         config = _small(model or "gemma_2b", votes, recipe)
         if hardware in MESHES:
@@ -95,7 +95,7 @@ def _small(model: str, votes: str, recipe: Callable[..., GCFConfig]) -> Any:
     source = common.world(**SETS[votes][2])
     name = NAMES.get(source.tastes, "PersonalLLM")
     config = common.small(f"embedded {name}, Gemma", _methods(source.tastes != "dirichlet"), source)
-    config.refresh_seen = recipe is not recipes.reference
+    config.refresh_seen = recipe is not recipes.paper_config
     config.graph = common.graph(recipe, patience=None)
     heads = 1 if model == "gemma_2b" else config.pretrain.lm.num_heads
     config.pretrain.lm.update({"family": "gemma", "activation": "gelu_pytorch_tanh", "num_kv_heads": heads})

@@ -11,7 +11,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from configs import common
-from experiments.planted_world import PlantedConfig
+from experiments.studies.planted_world import PlantedConfig
 
 VARIANTS = (("tiny",),)
 

@@ -17,12 +17,12 @@ import pyarrow as pa
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from experiments.cli import plain
-from experiments.stages import Run, needed, say
+from experiments.runner.cli import plain
+from experiments.runner.workspace import Run, log, require
 from pref_jax.data.preferences import Preferences
-from pref_jax.data.token_table import TokenTable
-from pref_jax.data.tokens import load_tokenizer, tokenize_prompts, tokenize_responses
-from pref_jax.data.validate import prompt_ids
+from pref_jax.data.schema import prompt_ids
+from pref_jax.data.text.token_table import TokenTable
+from pref_jax.data.text.tokenization import load_tokenizer, tokenize_prompts, tokenize_responses
 from pref_jax.errors import UserError
 from pref_jax.lm import checkpoint, features, hub
 from pref_jax.lm.config import LMConfig
@@ -32,7 +32,7 @@ from pref_jax.train.mesh import batch_shards, put_batch
 def backbone_folder(run: Run) -> Path:
     """Where the transformer lies: made by `experiments.prepare`, or named by the config."""
     name = run.config.backbone.name
-    return needed(pretrain_folders(run)[0], "prepare") if name == "pretrain" else hub.locate(name)
+    return require(pretrain_folders(run)[0], "prepare") if name == "pretrain" else hub.locate(name)
 
 
 def pretrain_settings(run: Run) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def _tokens(run: Run, rows: pa.Table, tokenize: Callable[..., TokenTable], what:
         pairs=not lm.traits.causal,
     )
     if tokens.truncated:
-        say(f"  {tokens.truncated} of {len(tokens.lengths)} {what} cut to their last {section.max_length} tokens")
+        log(f"  {tokens.truncated} of {len(tokens.lengths)} {what} cut to their last {section.max_length} tokens")
     return tokens
 
 

@@ -18,27 +18,19 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import compiled, table, table_files
 from experiments import copl as copl_experiment
 from experiments import deep as deep_experiment
 from experiments import lore as lore_experiment
-from experiments.baselines import (
-    formatting,
-    majority,
-    on_features,
-    on_transformer,
-    oracle,
-    p_rlhf,
-    shared,
-    shrunk,
-)
-from experiments.checks import checked
-from experiments.cli import Config, claim, launch
+from experiments.baselines import formatting, majority, on_features, on_transformer, oracle, p_rlhf, shared, shrunk
 from experiments.prepare import prepare
-from experiments.stages import Run, runs, say
-from experiments.summary import summarise
-from experiments.table import DataSet
-from experiments.truth import answered
+from experiments.reporting import table, table_files
+from experiments.reporting.checks import checked
+from experiments.reporting.summary import summarise
+from experiments.reporting.table import DataSet
+from experiments.runner import compiled
+from experiments.runner.cli import Config, check_workdir, launch
+from experiments.runner.test_labels import answered
+from experiments.runner.workspace import Run, log, runs
 from pref_jax.errors import UserError
 
 METHODS: dict[str, Callable[[Run], None]] = {
@@ -85,7 +77,7 @@ def train(config: Config, workdir: Path) -> None:
 
 def _run_all(config: Config, workdir: Path, publish: str, only: Sequence[str]) -> None:
     start = time.perf_counter()
-    claim(workdir, config)
+    check_workdir(workdir, config)
     there, absent = table.present(config)
     if unknown := [name for name in only if name not in there]:
         raise UserError(f"--only={','.join(unknown)}: no such data set here; there are {', '.join(there)}")
@@ -93,7 +85,7 @@ def _run_all(config: Config, workdir: Path, publish: str, only: Sequence[str]) -
     with keep:
         for name, own in there.items():
             if not only or name in only:
-                say(f"{name}: {own.dataset}")
+                log(f"{name}: {own.dataset}")
                 train(own, workdir / name)
     if only:
         return

@@ -17,29 +17,30 @@ import jax
 import numpy as np
 from absl import flags
 
-from copl_jax import graph, recipe
-from copl_jax.adapt import adapt, refresh
-from copl_jax.gcf import GCFConfig
+from copl_jax.graph import signed_graph, training
+from copl_jax.graph.cold_start import cold_start, reembed_seen_users
+from copl_jax.graph.gcf import GCFConfig
 from experiments import reward_model
-from experiments.cli import Config, freeze, launch
 from experiments.prepare import prepare
-from experiments.stages import (
+from experiments.reporting.summary import summarise
+from experiments.runner.cli import Config, freeze, launch
+from experiments.runner.test_labels import load_test_labels
+from experiments.runner.workspace import (
     Run,
     graph_pairs,
     load_data,
     load_responses,
     load_users,
+    log,
     method_folder,
-    needed,
+    require,
     runs,
-    say,
     scored,
     stage,
     stopwatch,
 )
-from experiments.summary import summarise
-from experiments.truth import load_truth
-from pref_jax.data.preferences import Pairs, Preferences
+from pref_jax.comparisons import Comparisons
+from pref_jax.data.preferences import Preferences
 from pref_jax.errors import UserError
 from pref_jax.files import read_json, write_json
 from pref_jax.train.checkpoint import save_tree
@@ -89,13 +90,13 @@ def embed_users(run: Run) -> None:
     mesh = make_mesh(**run.config.mesh.to_dict())
 
     def make(part: Path) -> None:
-        say(f"seed {run.seed}: graph")
+        log(f"seed {run.seed}: graph")
         spent = stopwatch(run.folder / "graph_training")
         known, validation = graph_pairs(run, data), graph_pairs(run, data, "validation")
-        signed = graph.build(
+        signed = signed_graph.build(
             known.user, known.chosen, known.rejected, num_users=data.num_users, num_responses=data.num_responses
         )
-        found = recipe.fit(
+        found = training.fit(
             config,
             signed,
             known,
@@ -104,7 +105,7 @@ def embed_users(run: Run) -> None:
             mesh=mesh if mesh.size > 1 else None,
             folder=run.folder / "graph_training" / "checkpoints",
         )
-        fresh = refresh(users=found.users, responses=found.responses, seen=data.seen, known=known)
+        fresh = reembed_seen_users(users=found.users, responses=found.responses, seen=data.seen, known=known)
         np.save(part / "users.npy", (fresh if run.config.refresh_seen else found.users)[data.seen])
         np.save(part / "responses.npy", found.responses)
         save_tree(part / "params", found.params)
@@ -126,7 +127,7 @@ def _finite(values: np.ndarray) -> list[float | None]:
     return [value if np.isfinite(value) else None for value in values.tolist()]
 
 
-def _accuracy(users: np.ndarray, responses: np.ndarray, pairs: Pairs) -> float:
+def _accuracy(users: np.ndarray, responses: np.ndarray, pairs: Comparisons) -> float:
     """Part of the pairs whose chosen response lies nearer to its user; 0 without pairs."""
     margins = np.sum(users[pairs.user] * (responses[pairs.chosen] - responses[pairs.rejected]), axis=-1)
     return float(np.mean(margins > 0)) if len(margins) else 0.0
@@ -138,7 +139,7 @@ def train(run: Run, method: str = METHOD) -> None:
     table = load_users(run, data, adapted=False)
 
     def make(part: Path) -> None:
-        say(f"seed {run.seed}: {method}, training")
+        log(f"seed {run.seed}: {method}, training")
         model = reward_model.open_model(run, routing="users")
         reward_model.train(run, part, model, folder, table=table)
 
@@ -152,9 +153,9 @@ def adapt_users(run: Run) -> None:
     users = load_users(run, data, adapted=False)
 
     def make(part: Path) -> None:
-        say(f"seed {run.seed}: unseen users")
+        log(f"seed {run.seed}: unseen users")
         start = time.perf_counter()
-        adapted = adapt(
+        adapted = cold_start(
             users=users,
             responses=responses,
             seen=data.seen,
@@ -178,7 +179,7 @@ def score(run: Run, method: str = METHOD) -> None:
     folder, data = method_folder(run, method), load_data(run)
     users = load_users(run, data)
     files = {"graph": run.folder / "graph/graph.json", "adapt": run.folder / "adapted/adapted.json"}
-    files["reward"] = needed(folder / "model", "copl --stage=reward") / "model.json"
+    files["reward"] = require(folder / "model", "copl --stage=reward") / "model.json"
     facts = {name: read_json(file) for name, file in files.items()}
     seconds = {name: own["seconds"] for name, own in facts.items()}
 
@@ -223,10 +224,10 @@ def load(run: Run) -> Finished:
     Raises:
       UserError: if a stage is missing, naming the command that makes it.
     """
-    data = load_truth(run, "a reader of the finished run")
+    data = load_test_labels(run, "a reader of the finished run")
     users, responses = load_users(run, data), load_responses(run)
     folder = method_folder(run, METHOD)
-    needed(folder / "model", "copl --stage=reward")
+    require(folder / "model", "copl --stage=reward")
     model = reward_model.open_model(run, routing="users")
     return Finished(data, model, reward_model.load_params(folder, model.config.lm, model.mesh), users, responses)
 

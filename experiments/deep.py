@@ -15,14 +15,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments.backbones import load_backbone, load_tokens, read_each
-from experiments.cli import freeze
 from experiments.pair_rows import rounded, shared_length, text_episodes
-from experiments.stages import (
+from experiments.runner.cli import freeze
+from experiments.runner.workspace import (
     Run,
     context_pairs,
     load_data,
+    log,
     method_folder,
-    say,
     scored,
     stage,
     stopwatch,
@@ -33,7 +33,7 @@ from lore_jax import deep
 from lore_jax.deep import DeepConfig
 from lore_jax.reward import pair_logits
 from pref_jax.data.preferences import Preferences
-from pref_jax.data.token_table import TokenTable
+from pref_jax.data.text.token_table import TokenTable
 from pref_jax.files import read_json, write_json
 from pref_jax.train.loop import fit
 from pref_jax.train.mesh import make_mesh, replicated
@@ -76,7 +76,7 @@ def train(run: Run, part: Path, model: Opened, folder: Path) -> None:
       model: what to train.
       folder: gets checkpoints and logs; a killed training goes on from there.
     """
-    say(f"seed {run.seed}: {METHOD}, training")
+    log(f"seed {run.seed}: {METHOD}, training")
     spent = stopwatch(folder)
     section, config, mesh = run.config.deep, model.config, model.mesh
     learn, _ = votes_by_prompt(run, load_data(run), fraction=0.0)

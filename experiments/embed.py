@@ -11,11 +11,11 @@ from typing import Any
 import jax
 
 from experiments.backbones import backbone_folder, load_backbone, load_prompt_tokens, load_tokens
-from experiments.cli import Config, launch
 from experiments.prepare import prepare
-from experiments.stages import Run, load_data, runs, say, stage
+from experiments.runner.cli import Config, launch
+from experiments.runner.workspace import Run, load_data, log, runs, stage
 from pref_jax.data.preferences import Preferences
-from pref_jax.data.token_table import TokenTable
+from pref_jax.data.text.token_table import TokenTable
 from pref_jax.files import write_json
 from pref_jax.lm import features
 from pref_jax.train.mesh import batch_shards, make_mesh, put_batch
@@ -46,7 +46,7 @@ def embed_prompts(run: Run) -> None:
 
 def _embed(run: Run, name: str, texts: Callable[[Run, Preferences], TokenTable]) -> None:
     def make(part: Path) -> None:
-        say(f"seed {run.seed}: {name.replace('_', ' ')}")
+        log(f"seed {run.seed}: {name.replace('_', ' ')}")
         write_features(run, texts(run, load_data(run)), part)
 
     stage(run.folder / name, make, resume=True)

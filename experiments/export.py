@@ -2,24 +2,24 @@
 
     python -m experiments.export --config=configs/quickstart.py --workdir=runs/quickstart --user=ID --out=FOLDER
 
-Without --user FOLDER gets all experts, gates, head and users' embeddings, as `copl_jax.store` reads them.
+Without --user FOLDER gets all experts, gates, head and users' embeddings, as `copl_jax.io.checkpoint` reads them.
 """
 
 from pathlib import Path
 
 from absl import flags
 
-from copl_jax import export, store
-from copl_jax.store import Stored
+from copl_jax.io import checkpoint, peft
+from copl_jax.io.checkpoint import Stored
 from experiments.backbones import backbone_folder, load_backbone_config
-from experiments.cli import Config, launch
 from experiments.copl import METHOD
-from experiments.stages import Run, load_data, load_users, method_folder, needed, runs, say
+from experiments.runner.cli import Config, launch
+from experiments.runner.workspace import Run, load_data, load_users, log, method_folder, require, runs
 from pref_jax.errors import UserError
-from pref_jax.lm import stored
+from pref_jax.lm import parameter_files
 
 # The files of an export of either kind.
-EXPORTED = {stored.TENSORS, stored.CONFIG, *export.FILES}
+EXPORTED = {parameter_files.TENSORS, parameter_files.CONFIG, *peft.FILES}
 
 
 def run(config: Config, workdir: Path, *, user: str, out: str, seed: str, method: str) -> None:
@@ -28,18 +28,18 @@ def run(config: Config, workdir: Path, *, user: str, out: str, seed: str, method
         raise UserError("no --out given; name a folder for the exported model, such as --out=exported")
     target = _replaceable(Path(out).resolve())
     one = _chosen(config, workdir, seed)
-    folder = needed(method_folder(one, method or METHOD) / "model", "compare")
-    found = store.load(folder / "adapters", load_backbone_config(one))
+    folder = require(method_folder(one, method or METHOD) / "model", "compare")
+    found = checkpoint.load(folder / "adapters", load_backbone_config(one))
     if found.config.routing == "users":
         # Training knew seen users alone.
         found = found._replace(table=load_users(one, load_data(one)))
     if not user:
-        store.save(target, found.config, found.params, found.table)
-        say(f"adapters of {method or METHOD}, seed {one.seed}: {out}")
+        checkpoint.save(target, found.config, found.params, found.table)
+        log(f"adapters of {method or METHOD}, seed {one.seed}: {out}")
         return
     row = None if found.table is None else found.table[_row(one, found, user)]
-    export.save_peft(target, found.config, found.params, row, base_name=str(backbone_folder(one)))
-    say(f"LoRA of user {user}, seed {one.seed}, for PEFT: {out}")
+    peft.save_peft(target, found.config, found.params, row, base_name=str(backbone_folder(one)))
+    log(f"LoRA of user {user}, seed {one.seed}, for PEFT: {out}")
 
 
 def define(values: flags.FlagValues) -> None:

@@ -14,10 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lore_jax import fit, solve
-from lore_jax.objective import Prior
+from lore_jax.comparisons import Table, make_table
+from lore_jax.fitting import bradley_terry, model_selection
+from lore_jax.fitting.published import fit_published, fit_published_anchored
 from lore_jax.reward import fit_standardiser, standardise
-from lore_jax.votes import Table, Triples, make_table
+from lore_jax.weights import solve
+from lore_jax.weights.objective import Prior
+from pref_jax.comparisons import Comparisons, concatenate
 from pref_jax.errors import UserError
 
 Margins = np.ndarray
@@ -40,10 +43,10 @@ class Task:
     """
 
     features: np.ndarray
-    train: Triples
-    validation: Triples
-    context: Triples
-    test: Triples
+    train: Comparisons
+    validation: Comparisons
+    context: Comparisons
+    test: Comparisons
     seen: np.ndarray
     head: np.ndarray | None = None
 
@@ -58,7 +61,7 @@ class Task:
         return len(self.seen) - self.num_seen
 
     @property
-    def answers(self) -> Triples:
+    def answers(self) -> Comparisons:
         """All votes of the seen users, for what chooses nothing by validation votes."""
         return join(self.train, self.validation)
 
@@ -72,9 +75,9 @@ class Model(NamedTuple):
     found: the fit, where the method is a basis and weights.
     """
 
-    predict: Callable[[Triples, int, Triples], Margins]
+    predict: Callable[[Comparisons, int, Comparisons], Margins]
     facts: dict[str, Any]
-    found: fit.Fit | None = None
+    found: bradley_terry.Fit | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,9 +100,9 @@ class PublishedConfig:
             raise UserError(f"{self}: recipe is reference or anchored, rank at least 1, steps at least 0")
 
 
-def join(*votes: Triples) -> Triples:
+def join(*votes: Comparisons) -> Comparisons:
     """One table of votes after the other."""
-    return Triples(*(np.concatenate(columns) for columns in zip(*votes, strict=True)))
+    return concatenate(votes)
 
 
 def margins(task: Task, model: Model) -> Margins:
@@ -119,17 +122,17 @@ def given(task: Task) -> Model:
     return Model(lambda context, count, test: (rewards[test.chosen] - rewards[test.rejected]).astype(np.float64), {})
 
 
-def shared(task: Task, config: fit.RegularisedConfig | None = None) -> Model:
+def shared(task: Task, config: bradley_terry.LoReConfig | None = None) -> Model:
     """One linear Bradley-Terry reward for everybody (K = 1)."""
-    return fitted(task, fit.shared(task.features, task.train, task.validation, task.num_seen, config=config))
+    return fitted(task, bradley_terry.shared(task.features, task.train, task.validation, task.num_seen, config=config))
 
 
-def hierarchical(task: Task, config: fit.RegularisedConfig | None = None) -> Model:
-    """LoRe as a population of tastes; `lore_jax.fit.regularised`."""
-    return fitted(task, fit.regularised(task.features, task.train, task.validation, task.num_seen, config=config))
+def hierarchical(task: Task, config: bradley_terry.LoReConfig | None = None) -> Model:
+    """LoRe as a population of tastes; `lore_jax.fitting.model_selection.regularised`."""
+    return fitted(task, model_selection.fit(task.features, task.train, task.validation, task.num_seen, config=config))
 
 
-def fixed_rank(config: fit.RegularisedConfig, rank: int) -> fit.RegularisedConfig:
+def fixed_rank(config: bradley_terry.LoReConfig, rank: int) -> bradley_terry.LoReConfig:
     """The config without a choice of how many basis rewards: shared reward and spread, or tastes, `rank` in all."""
     alone = rank == 1
     ranks, components = () if alone else (rank - 1,), () if alone else (rank,)
@@ -143,35 +146,38 @@ def published(task: Task, config: PublishedConfig, seed: int) -> Model:
         options["steps"] = config.steps
     if config.recipe == "anchored" and task.head is not None:
         recipe = config.recipe
-        found = fit.reference_anchored(task.features, task.answers, task.num_seen, anchor=task.head, **options)
+        found = fit_published_anchored(task.features, task.answers, task.num_seen, anchor=task.head, **options)
     else:
-        recipe, found = "reference", fit.reference(task.features, task.answers, task.num_seen, **options)
+        recipe, found = (
+            "reference",
+            fit_published(task.features, task.answers, task.num_seen, **options),
+        )
     model = fitted(task, found)
     return model._replace(facts={**model.facts, "recipe": recipe})
 
 
-def fitted(task: Task, found: fit.Fit) -> Model:
+def fitted(task: Task, found: bradley_terry.Fit) -> Model:
     """A fit of `lore_jax` to the task's seen users; unseen users' weights in the fit's own way."""
 
-    def predict(context: Triples, count: int, test: Triples) -> Margins:
-        unseen = fit.adapt(found, task.features, context, count)
+    def predict(context: Comparisons, count: int, test: Comparisons) -> Margins:
+        unseen = model_selection.adapt(found, task.features, context, count)
         weights = jnp.concatenate([found.weights[: task.num_seen], unseen])
-        return np.asarray(fit.predict(found, task.features, weights, test), np.float64)
+        return np.asarray(model_selection.predict(found, task.features, weights, test), np.float64)
 
     return Model(predict, _facts(found), found)
 
 
-def _facts(found: fit.Fit) -> dict[str, Any]:
+def _facts(found: bradley_terry.Fit) -> dict[str, Any]:
     return {"chosen": found.chosen, "candidates": list(found.candidates), "rank": int(found.basis.shape[1])}
 
 
-def per_group(task: Task, groups: np.ndarray, config: fit.RegularisedConfig | None = None) -> Model:
+def per_group(task: Task, groups: np.ndarray, config: bradley_terry.LoReConfig | None = None) -> Model:
     """The oracle: one linear reward a group; `groups` int [U] tells those of all users, unseen ones too."""
-    found = fit.per_group(task.features, task.train, task.validation, groups, config=config)
+    found = bradley_terry.per_group(task.features, task.train, task.validation, groups, config=config)
 
-    def predict(context: Triples, count: int, test: Triples) -> Margins:
+    def predict(context: Comparisons, count: int, test: Comparisons) -> Margins:
         del context, count
-        return np.asarray(fit.predict(found, task.features, found.weights, test), np.float64)
+        return np.asarray(model_selection.predict(found, task.features, found.weights, test), np.float64)
 
     return Model(predict, _facts(found))
 
@@ -189,7 +195,7 @@ def single(task: Task, variances: tuple[float, ...] = OWN_VARIANCES) -> Model:
     rows = np.unique(np.concatenate([task.answers.chosen, task.answers.rejected]))
     phi = standardise(fit_standardiser(task.features[rows]), jnp.asarray(task.features, jnp.float32))
 
-    def solved(votes: Triples, users: int, variance: float) -> jax.Array:
+    def solved(votes: Comparisons, users: int, variance: float) -> jax.Array:
         table = make_table(votes, None, users, len(phi))
         return _own_rewards(phi, table, jnp.float32(phi.shape[1] / variance))[:users]
 
@@ -201,7 +207,7 @@ def single(task: Task, variances: tuple[float, ...] = OWN_VARIANCES) -> Model:
     best = min(losses, key=lambda variance: losses[variance])
     known = solved(task.answers, task.num_seen, best)
 
-    def predict(context: Triples, count: int, test: Triples) -> Margins:
+    def predict(context: Comparisons, count: int, test: Comparisons) -> Margins:
         return _products(phi, jnp.concatenate([known, solved(context, count, best)]), test)
 
     tried = [{"variance": variance, "log_loss": value} for variance, value in losses.items()]
@@ -239,6 +245,6 @@ def _products_program(features, weights, user, chosen, rejected):
     return lax.map(product, (user, chosen, rejected), batch_size=BLOCK)
 
 
-def _products(features, weights, votes: Triples) -> Margins:
+def _products(features, weights, votes: Comparisons) -> Margins:
     """Margins [P] of votes by users with directions [U D]."""
     return np.asarray(_products_program(features, weights, *(jnp.asarray(x, jnp.int32) for x in votes)), np.float64)

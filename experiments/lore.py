@@ -4,19 +4,20 @@
     python -m experiments.lore --config=configs/lore_personalllm.py:cpu --workdir=runs/lore
 
 Beside it stand linear methods on the same features, those of `config.methods`; a config's section `studies` asks for
-the studies of `experiments.lore_studies` too.
+the studies of `experiments.studies.lore_studies` too.
 """
 
 from functools import partial
 from pathlib import Path
 
-from experiments import linear, lore_studies
-from experiments.cli import Config, launch
+from experiments import linear
 from experiments.embed import embed
 from experiments.lore_methods import FITS, HEAD, METHOD, ORACLE, PUBLISHED, SHARED, SINGLE, Models
 from experiments.prepare import prepare
-from experiments.stages import Run, runs, say, scored
-from experiments.summary import summarise
+from experiments.reporting.summary import summarise
+from experiments.runner.cli import Config, launch
+from experiments.runner.workspace import Run, log, runs, scored
+from experiments.studies import lore_studies
 from pref_jax.errors import UserError
 
 __all__ = ["FITS", "HEAD", "METHOD", "ORACLE", "PUBLISHED", "SHARED", "SINGLE", "lore", "run"]
@@ -44,7 +45,7 @@ def lore(run: Run, method: str = METHOD, models: Models | None = None) -> None:
     models = models or Models(run)
     if not models.able(method):
         lacking = "groups" if method == ORACLE else "score head that reads these features"
-        say(f"seed {run.seed}: {method} left out: there is no {lacking}")
+        log(f"seed {run.seed}: {method} left out: there is no {lacking}")
         return
     embed(run)
 

@@ -8,13 +8,13 @@ import numpy as np
 from experiments import linear
 from experiments.backbones import backbone_folder, load_backbone_config
 from experiments.baselines.oracle import group_numbers
-from experiments.cli import freeze
 from experiments.linear import Model, PublishedConfig, Task
-from experiments.stages import Run, context_pairs, load_data, load_features, test_pairs, votes_by_prompt
-from experiments.truth import load_truth, test_signs
-from lore_jax.fit import RegularisedConfig
-from lore_jax.votes import Triples
-from pref_jax.data.preferences import Pairs, Preferences
+from experiments.runner.cli import freeze
+from experiments.runner.test_labels import load_test_labels, test_signs
+from experiments.runner.workspace import Run, context_pairs, load_data, load_features, test_pairs, votes_by_prompt
+from lore_jax.fitting.bradley_terry import LoReConfig
+from pref_jax.comparisons import Comparisons
+from pref_jax.data.preferences import Preferences
 from pref_jax.lm import checkpoint
 
 METHOD, SHARED, ORACLE = "LoRe", "shared (features)", "oracle (features)"
@@ -43,7 +43,7 @@ class Models:
     @cached_property
     def truth(self) -> tuple[Preferences, np.ndarray]:
         """For studies, which score at once: the tables with test answers, and what turns margins as users answered."""
-        whole = load_truth(self.run, "studies")
+        whole = load_test_labels(self.run, "studies")
         return whole, test_signs(self.run, whole)
 
     @cached_property
@@ -52,9 +52,9 @@ class Models:
         return make_task(self.run, self.data)
 
     @property
-    def config(self) -> RegularisedConfig:
+    def config(self) -> LoReConfig:
         """How LoRe and the shared reward are fitted."""
-        return freeze(RegularisedConfig, self.run.config.lore, "lore")
+        return freeze(LoReConfig, self.run.config.lore, "lore")
 
     @property
     def recipe(self) -> PublishedConfig:
@@ -110,8 +110,8 @@ def make_task(run: Run, data: Preferences) -> Task:
     number = np.argsort(order)
     seen = data.seen[order]
 
-    def triples(pairs: Pairs, first: int = 0) -> Triples:
-        return Triples(number[pairs.user] - first, pairs.chosen, pairs.rejected)
+    def triples(pairs: Comparisons, first: int = 0) -> Comparisons:
+        return Comparisons(number[pairs.user] - first, pairs.chosen, pairs.rejected)
 
     train, validation = votes_by_prompt(run, data, fraction=0.2)
     return Task(

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import grain
 import numpy as np
 
-from experiments.stages import say
-from pref_jax.data.batches import pair_batches
-from pref_jax.data.episodes import episode_batches
-from pref_jax.data.preferences import Pairs
-from pref_jax.data.shared_prefix import shared_lengths, shared_rows
-from pref_jax.data.token_table import TokenTable
+from experiments.runner.workspace import log
+from pref_jax.comparisons import Comparisons
+from pref_jax.data.loaders.batches import pair_batches
+from pref_jax.data.loaders.episodes import episode_batches
+from pref_jax.data.text.shared_prefix import shared_lengths, shared_rows
+from pref_jax.data.text.token_table import TokenTable
 from pref_jax.lm.backbone import linear_shapes
 from pref_jax.lm.config import LMConfig
 
@@ -23,7 +23,7 @@ Texts = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
 
 
 def text_batches(
-    pairs: Pairs, tokens: TokenTable, length: int, *, shared: int | None = None, **how: int
+    pairs: Comparisons, tokens: TokenTable, length: int, *, shared: int | None = None, **how: int
 ) -> grain.MapDataset:
     """`pair_batches` with the responses' rows replaced by their tokens, as `reward.make_loss` takes them.
 
@@ -49,7 +49,7 @@ def with_texts(batches: grain.MapDataset, tokens: TokenTable, length: int, *, sh
 
 
 def text_episodes(
-    pairs: Pairs, tokens: TokenTable, length: int, *, shared: int | None = None, **how: int
+    pairs: Comparisons, tokens: TokenTable, length: int, *, shared: int | None = None, **how: int
 ) -> grain.MapDataset:
     """`episode_batches` with the responses' rows replaced by their tokens, as `deep.make_loss` takes them.
 
@@ -86,7 +86,7 @@ def rounded(length: int, lm: LMConfig) -> int:
     return max(length, min(-(-length // STEP) * STEP, lm.max_positions))
 
 
-def shared_length(lm: LMConfig, pairs: Pairs, tokens: TokenTable, length: int) -> int | None:
+def shared_length(lm: LMConfig, pairs: Comparisons, tokens: TokenTable, length: int) -> int | None:
     """Tokens of a row that both responses of a pair share, `rounded`; None where a row for each is better.
 
     For an encoder they always are, as it reads a prompt otherwise under each answer; for a decoder they are where
@@ -96,9 +96,9 @@ def shared_length(lm: LMConfig, pairs: Pairs, tokens: TokenTable, length: int) -
         return None
     shared = int(shared_lengths(tokens, pairs.chosen, pairs.rejected).max(initial=1))
     if _work(lm, shared) >= 2 * _work(lm, length):
-        say(f"  a row for each response: {2 * length} tokens a pair are less work than {shared} in one row")
+        log(f"  a row for each response: {2 * length} tokens a pair are less work than {shared} in one row")
         return None
-    say(f"  one row for both responses of a pair: {shared} tokens in place of {2 * length}")
+    log(f"  one row for both responses of a pair: {shared} tokens in place of {2 * length}")
     return rounded(shared, lm)
 
 

@@ -15,12 +15,13 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import linear
-from experiments.cli import Config, claim, freeze, launch
 from experiments.linear import Margins, Model, PublishedConfig
-from experiments.planted_world import PlantedConfig, World, draw
+from experiments.runner.cli import Config, check_workdir, freeze, launch
+from experiments.studies.planted_world import PlantedConfig, World, draw
 from pref_jax.errors import UserError
-from pref_jax.eval import plots, report, results
-from pref_jax.eval.accuracy import group_metrics
+from pref_jax.eval.figures import plots
+from pref_jax.eval.metrics import group_metrics
+from pref_jax.eval.reporting import report, results
 from pref_jax.files import write_text
 
 HEAD, SHARED, SINGLE, REFERENCE, LORE = "given head", "Bradley-Terry", "one model a user", "LoRe (published)", "LoRe"
@@ -37,7 +38,7 @@ MEANINGS = {
 
 def run(config: Config, workdir: Path) -> None:
     """Every world, seed and method that is not done yet; then tables and pictures."""
-    claim(workdir, config)
+    check_workdir(workdir, config)
     if unknown := sorted(set(config.methods) - set(METHODS)):
         raise UserError(f"config.methods: unknown {', '.join(unknown)}; known: {', '.join(METHODS)}")
     cells = {name: freeze(PlantedConfig, config.world, "world", **own) for name, own in _grid(config).items()}

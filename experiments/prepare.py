@@ -11,23 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from experiments.backbones import pretrain_folders, pretrain_settings
-from experiments.cli import Config, freeze, launch
-from experiments.stages import Run, runs, say, stage
-from experiments.truth import load_truth
+from experiments.runner.cli import Config, freeze, launch
+from experiments.runner.test_labels import load_test_labels
+from experiments.runner.workspace import Run, log, runs, stage
 from pref_jax.data import preferences
 from pref_jax.data.preferences import Preferences
-from pref_jax.data.sources import (
-    community_alignment,
-    crowdrag,
-    jsonl,
-    mt_bench,
-    personalllm,
-    prism,
-    tldr,
-    ultrafeedback,
-    world,
-)
-from pref_jax.data.tokens import tokenize_dialogues, train_tokenizer
+from pref_jax.data.sources import community_alignment, crowdrag, mt_bench, personalllm, prism, tldr, ultrafeedback
+from pref_jax.data.sources.jsonl import reader
+from pref_jax.data.sources.synthetic import world
+from pref_jax.data.text.tokenization import tokenize_dialogues, train_tokenizer
 from pref_jax.errors import UserError
 from pref_jax.files import write_json
 from pref_jax.lm import checkpoint, hub
@@ -38,7 +30,7 @@ from pref_jax.train.state import OptimizerConfig
 # Those of hub sets need no path.
 READERS: dict[str, Callable[..., Preferences]] = {
     module.__name__.rsplit(".", 1)[-1]: module.read
-    for module in (crowdrag, jsonl, ultrafeedback, tldr, personalllm, prism, community_alignment, mt_bench)
+    for module in (crowdrag, reader, ultrafeedback, tldr, personalllm, prism, community_alignment, mt_bench)
 }
 
 
@@ -46,15 +38,15 @@ def run(config: Config, workdir: Path) -> None:
     """Prepares every seed and prints what is in the tables."""
     for one in runs(config, workdir):
         prepare(one)
-        for name, value in preferences.summarise(load_truth(one, "counts of the tables")).items():
-            say(f"  {name}: {value}")
+        for name, value in preferences.summarise(load_test_labels(one, "counts of the tables")).items():
+            log(f"  {name}: {value}")
 
 
 def prepare(run: Run) -> None:
     """Tables, then the backbone if `backbone.name` is `pretrain`; what is there is left alone."""
 
     def tables(part: Path) -> None:
-        say(f"seed {run.seed}: tables from {run.config.source.name}")
+        log(f"seed {run.seed}: tables from {run.config.source.name}")
         preferences.save(_read(run), part)
 
     stage(run.folder / "data", tables)
@@ -86,7 +78,7 @@ def _read(run: Run) -> Preferences:
 def _pretrain(run: Run, folder: Path) -> None:
     """Trains tokenizer and decoder on the world's text and writes both in Hugging Face layout."""
     section = run.config.pretrain
-    say(f"seed {run.seed}: pretraining a small decoder")
+    log(f"seed {run.seed}: pretraining a small decoder")
     text = world.pretraining_text(
         dialogues=section.dialogues,
         glossaries=section.glossaries,

@@ -3,8 +3,8 @@
 python -m experiments.quickstart --workdir=runs/quickstart
 """
 
-from experiments.cli import launch
 from experiments.compare import run
+from experiments.runner.cli import launch
 
 if __name__ == "__main__":
     launch(run, __doc__ or "", default_config="configs/quickstart.py")

@@ -16,16 +16,17 @@ import numpy as np
 from absl import flags
 
 from experiments.backbones import tokenize
-from experiments.cli import Config, launch
 from experiments.embed import write_features
 from experiments.lore_methods import HEAD, METHOD, SHARED, Models, score_head
-from experiments.stages import Run, method_folder, needed, runs, say, stage
-from lore_jax.fit import Fit
+from experiments.runner.cli import Config, launch
+from experiments.runner.workspace import Run, log, method_folder, require, runs, stage
+from lore_jax.fitting.bradley_terry import Fit
 from lore_jax.reward import basis_rewards, standardise
 from pref_jax.data.sources import reward_bench_2
 from pref_jax.data.sources.reward_bench_2 import Bench
 from pref_jax.errors import UserError
-from pref_jax.eval import report, results, reward_bench
+from pref_jax.eval import reward_bench
+from pref_jax.eval.reporting import report, results
 from pref_jax.eval.reward_bench import OVERALL, Responses
 from pref_jax.files import read_json, write_json, write_text
 
@@ -58,7 +59,7 @@ def run(config: Config, workdir: Path, *, path: str = reward_bench_2.ID) -> None
     source = f"{len(bench.subset)} answers, {bench.source}. Trained on: {config.dataset}."
     parts = [f"# {TITLE}", source, report.table(found["rows"], names), *NOTES]
     write_text(workdir / "reward_bench.md", "\n\n".join(part.strip("\n") for part in parts) + "\n")
-    say(f"\n{report.table(found['rows'], names, style='plain')}\n\nscores and table: {workdir}/reward_bench.md")
+    log(f"\n{report.table(found['rows'], names, style='plain')}\n\nscores and table: {workdir}/reward_bench.md")
 
 
 def define(values: flags.FlagValues) -> None:
@@ -70,15 +71,15 @@ def define(values: flags.FlagValues) -> None:
 def _rows(run: Run, methods: list[str], bench: Bench, *, several: bool) -> list[dict[str, Any]]:
     """Rows of results of one seed, which are made unless they are there."""
     models = Models(run)
-    needed(run.folder / "features", "lore")
+    require(run.folder / "features", "lore")
     for name in methods:
         if models.able(name):
-            needed(method_folder(run, name) / "scores", "lore")
+            require(method_folder(run, name) / "scores", "lore")
     digest = hashlib.sha256(repr((bench.responses.to_pylist(), bench.subset, bench.correct.tolist())).encode())
     made_by = {"data": digest.hexdigest(), "methods": methods}
 
     def make(part: Path) -> None:
-        say(f"seed {run.seed}: {TITLE}")
+        log(f"seed {run.seed}: {TITLE}")
         start = time.perf_counter()
         write_features(run, tokenize(run, bench.responses), part)
         features = np.load(part / "features.npy", mmap_mode="r", allow_pickle=False)

@@ -14,17 +14,18 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from copl_jax import balance, gates, reward, store
-from copl_jax.experts import ExpertsConfig
-from copl_jax.gates import GateConfig
-from copl_jax.reward import RewardConfig
+from copl_jax.io import checkpoint
+from copl_jax.reward import load_balancing, reward_model, routing
+from copl_jax.reward.lora_experts import ExpertsConfig
+from copl_jax.reward.reward_model import RewardConfig
+from copl_jax.reward.routing import GateConfig
 from experiments.backbones import load_backbone, load_tokens
-from experiments.cli import freeze
 from experiments.pair_rows import rounded, shared_length, text_batches
-from experiments.stages import Run, context_pairs, load_data, stage, stopwatch, test_pairs, votes_by_prompt
-from experiments.truth import load_groups
-from pref_jax.data.preferences import Pairs
-from pref_jax.data.token_table import TokenTable
+from experiments.runner.cli import freeze
+from experiments.runner.test_labels import load_groups
+from experiments.runner.workspace import Run, context_pairs, load_data, stage, stopwatch, test_pairs, votes_by_prompt
+from pref_jax.comparisons import Comparisons
+from pref_jax.data.text.token_table import TokenTable
 from pref_jax.files import read_json, write_json
 from pref_jax.lm.config import LMConfig
 from pref_jax.train.loop import fit
@@ -98,7 +99,7 @@ def train(run: Run, part: Path, model: Opened, folder: Path, *, table: np.ndarra
 
     Args:
       run: the run.
-      part: gets `adapters/`, the model as `copl_jax.store` writes it, and `model.json` (facts).
+      part: gets `adapters/`, the model as `copl_jax.io.checkpoint` writes it, and `model.json` (facts).
       model: what to train.
       folder: gets checkpoints and logs; a killed training goes on from there.
       table: user embeddings float [U C] (routing `users`) or group numbers int [U] (`groups`); seen users' are read.
@@ -111,8 +112,8 @@ def train(run: Run, part: Path, model: Opened, folder: Path, *, table: np.ndarra
         frozen[config.routing] = jax.device_put(table, replicated(mesh))
     dim = table.shape[1] if table is not None and config.routing == "users" else 0
     plain = optimizer(freeze(OptimizerConfig, section.optimizer, "reward.optimizer"))
-    transform = balance.optimizer(config.gate, plain, num_steps=section.optimizer.num_steps)
-    params = reward.init(config, jax.random.key(run.seed), embedding_dim=dim)
+    transform = load_balancing.optimizer(config.gate, plain, num_steps=section.optimizer.num_steps)
+    params = reward_model.init(config, jax.random.key(run.seed), embedding_dim=dim)
     if config.lm.num_labels == 1:
         # A reward model's own head is a better beginning than noise.
         params["head"]["w"] = jnp.asarray(model.base["score"]["kernel"][:, 0], jnp.float32)
@@ -122,7 +123,7 @@ def train(run: Run, part: Path, model: Opened, folder: Path, *, table: np.ndarra
         name=folder.name,
         state=init_state(jax.device_put(params, replicated(mesh)), transform, run.seed),
         frozen=frozen,
-        step=make_step(reward.make_loss(config), transform, accumulate=section.accumulate),
+        step=make_step(reward_model.make_loss(config), transform, accumulate=section.accumulate),
         batches=text_batches(learn, model.tokens, model.length, shared=shared, **sizes, seed=run.seed),
         folder=folder,
         mesh=mesh,
@@ -130,7 +131,7 @@ def train(run: Run, part: Path, model: Opened, folder: Path, *, table: np.ndarra
         log_every=section.log_every,
         consume=True,
     )
-    store.save(part / "adapters", config, state.params, table)
+    checkpoint.save(part / "adapters", config, state.params, table)
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     facts = {"trainable_parameters": size, **spent()}
     write_json(part / "model.json", facts)
@@ -138,7 +139,7 @@ def train(run: Run, part: Path, model: Opened, folder: Path, *, table: np.ndarra
 
 def load_params(folder: Path, lm: LMConfig, mesh: Mesh) -> Any:
     """The parameters that `train` left in `folder`/model, a copy on each device of the mesh."""
-    return jax.device_put(store.load(folder / "model" / "adapters", lm).params, replicated(mesh))
+    return jax.device_put(checkpoint.load(folder / "model" / "adapters", lm).params, replicated(mesh))
 
 
 def evaluate(
@@ -178,10 +179,10 @@ def _trained(folder: Path) -> dict[str, Any]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _rewards(config: RewardConfig, params, base, tokens, mask, users):
-    return reward.rewards(config, params, base, tokens, mask, users)
+    return reward_model.rewards(config, params, base, tokens, mask, users)
 
 
-def score(model: Opened, params: Any, pairs: Pairs, table: np.ndarray | None, *, batch_size: int) -> np.ndarray:
+def score(model: Opened, params: Any, pairs: Comparisons, table: np.ndarray | None, *, batch_size: int) -> np.ndarray:
     """Reward margins float32 [P]; a response is read once for each user (or group, or at all) that it is scored for.
 
     `batch_size` rows at a time, over all devices; rounded up to a multiple of the parts that the mesh cuts them into.
@@ -199,7 +200,7 @@ def score(model: Opened, params: Any, pairs: Pairs, table: np.ndarray | None, *,
 
 
 def routed_margins(
-    model: Opened, pairs: Pairs, route: np.ndarray, rate: Callable[..., jax.Array], *, batch_size: int
+    model: Opened, pairs: Comparisons, route: np.ndarray, rate: Callable[..., jax.Array], *, batch_size: int
 ) -> np.ndarray:
     """Reward margins float32 [P]; a response is read once for each route that it is scored for.
 
@@ -242,7 +243,7 @@ def gate_facts(
       "gate_entropy": mean over users and gates, in nats; "num_gates"; "dead_experts_by_gate" and their sum
       "dead_experts": experts that no seen user is sent to.
     """
-    decisions = reward.route(config, params, jnp.asarray(table))
+    decisions = reward_model.route(config, params, jnp.asarray(table))
     if decisions is None:
         return {}
     names = np.array(["everybody" if name is None else name for name in groups])
@@ -252,7 +253,7 @@ def gate_facts(
     return {
         "expert_usage": {str(name): sent[:, names == name].mean(axis=1).tolist() for name in sorted(set(names))},
         "gates": [f"{target} {layer}" for target in decisions for layer in range(config.lm.num_layers)],
-        "gate_entropy": float(gates.entropy(decisions)),
+        "gate_entropy": float(routing.entropy(decisions)),
         "num_gates": len(dead),
         "dead_experts": int(dead.sum()),
         "dead_experts_by_gate": dead.tolist(),

@@ -4,8 +4,8 @@
     loss   = mean over users and splits of the query's mean of -log sigmoid(w_uᵀ (z_chosen - z_rejected))
 
 phi is the pooled state of a frozen transformer with LoRA adapters. In each step some pairs of each user of the batch
-are its support and the others its query (`pref_jax.data.episodes`). w_u is solved from the support in closed form
-(`lore_jax.solve`, the precision diagonal), and the query's loss is differentiated through the solution, by the
+are its support and the others its query (`pref_jax.data.loaders.episodes`). w_u is solved from the support in closed form
+(`lore_jax.weights.solve`, the precision diagonal), and the query's loss is differentiated through the solution, by the
 implicit function theorem, into adapters, heads v, mean and precision. A query pair enters no solve.
 
 After training users' weights, seen and unseen alike, come from all of their pairs by the same solver; without pairs
@@ -26,12 +26,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
-from lore_jax import solve
-from lore_jax.objective import Prior
 from lore_jax.reward import basis_rewards, bradley_terry_loss, differences
-from lore_jax.solve import Posterior
+from lore_jax.weights import solve
+from lore_jax.weights.objective import Prior
+from lore_jax.weights.solve import Posterior
 from pref_jax.errors import Faults
-from pref_jax.lm import backbone, lora, stored
+from pref_jax.lm import backbone, lora, parameter_files
 from pref_jax.lm.config import LMConfig
 from pref_jax.lm.pairs import pair_states
 from pref_jax.train import state
@@ -246,15 +246,15 @@ def optimizer(recipe: OptimizerConfig, *, prior_speed: float) -> optax.GradientT
 def save(folder: str | Path, config: DeepConfig, params: Mapping[str, Any]) -> None:
     """Writes adapters, heads and prior, in place of what was there; if killed, the folder is whole or absent.
 
-    Files are those of `pref_jax.lm.stored`.
+    Files are those of `pref_jax.lm.parameter_files`.
 
     Raises:
       UserError: if the parameters do not fit the config.
     """
-    tensors = stored.as_tensors(params)
-    stored.check(tensors, stored.kinds(_shapes(config)), where=f"Adapters for {folder}")
+    tensors = parameter_files.as_tensors(params)
+    parameter_files.check(tensors, parameter_files.kinds(_shapes(config)), where=f"Adapters for {folder}")
     own = {name: value for name, value in dataclasses.asdict(config).items() if name != "lm"}
-    stored.write(folder, {"model": own}, tensors)
+    parameter_files.write(folder, {"model": own}, tensors)
 
 
 def load(folder: str | Path, lm: LMConfig) -> tuple[DeepConfig, Params]:
@@ -264,13 +264,13 @@ def load(folder: str | Path, lm: LMConfig) -> tuple[DeepConfig, Params]:
       UserError: if a file is missing or damaged, with every field of the config and every tensor that does not fit.
     """
     folder, faults = Path(folder), Faults()
-    raw = stored.read_about(folder).get("model")
-    own = stored.fields(DeepConfig, raw, f"{folder / stored.CONFIG}: model", faults)
+    raw = parameter_files.read_about(folder).get("model")
+    own = parameter_files.fields(DeepConfig, raw, f"{folder / parameter_files.CONFIG}: model", faults)
     faults.raise_if_any("Adapters")
     config = DeepConfig(lm=lm, **own)
-    tensors = stored.read_tensors(folder)
-    stored.check(tensors, stored.kinds(_shapes(config)), where=str(folder / stored.TENSORS))
-    return config, stored.as_tree(tensors, _shapes(config))
+    tensors = parameter_files.read_tensors(folder)
+    parameter_files.check(tensors, parameter_files.kinds(_shapes(config)), where=str(folder / parameter_files.TENSORS))
+    return config, parameter_files.as_tree(tensors, _shapes(config))
 
 
 def _shapes(config: DeepConfig) -> Any:

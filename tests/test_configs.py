@@ -16,21 +16,21 @@ from jax.sharding import Mesh
 
 import configs
 from configs import common, compare_small, copl, embedded, lore_personalllm, lore_planted, lore_prism, lore_tldr
-from copl_jax import reward
-from copl_jax.experts import ExpertsConfig
-from copl_jax.gates import GateConfig
-from copl_jax.gcf import GCFConfig
-from copl_jax.reward import RewardConfig
-from experiments import lore_studies, planted
+from copl_jax.graph.gcf import GCFConfig
+from copl_jax.reward import reward_model
+from copl_jax.reward.lora_experts import ExpertsConfig
+from copl_jax.reward.reward_model import RewardConfig
+from copl_jax.reward.routing import GateConfig
+from experiments import planted
 from experiments.baselines.settings import BaselinesConfig
-from experiments.cli import freeze
 from experiments.compare import METHODS
 from experiments.linear import PublishedConfig
-from experiments.planted_world import PlantedConfig
+from experiments.runner.cli import freeze
+from experiments.studies.planted_world import PlantedConfig
 from lore_jax.deep import DeepConfig
-from lore_jax.fit import RegularisedConfig
+from lore_jax.fitting.bradley_terry import LoReConfig
 from pref_jax.data.sources import personalllm, prism, tldr, ultrafeedback
-from pref_jax.data.sources.world import WorldConfig
+from pref_jax.data.sources.synthetic.world import WorldConfig
 from pref_jax.errors import UserError
 from pref_jax.lm import backbone, hf_config, sharding
 from pref_jax.lm.config import LMConfig
@@ -73,7 +73,7 @@ def _fits(config: Any) -> None:
     freeze(GateConfig, config.reward.gate, "reward.gate")
     freeze(ExpertsConfig, config.reward.experts, "reward.experts")
     freeze(OptimizerConfig, config.reward.optimizer, "reward.optimizer")
-    freeze(RegularisedConfig, config.lore, "lore")
+    freeze(LoReConfig, config.lore, "lore")
     freeze(BaselinesConfig, config.get("baselines", {}), "baselines")
     freeze(DeepConfig, config.deep.model, "deep.model", lm=tiny.llama())
     freeze(OptimizerConfig, config.deep.optimizer, "deep.optimizer")
@@ -235,7 +235,7 @@ def test_full_size_models_need_the_memory_that_the_docstring_says(variant):
     mesh = make_mesh(**sizes, devices=jax.devices()[: math.prod(sizes.values())])
     weights = _bytes(backbone.shapes(lm, jnp.dtype(config.backbone.dtype)), mesh)
     model = RewardConfig(lm=lm, mixture=freeze(ExpertsConfig, config.reward.experts, "reward.experts"))
-    params = jax.eval_shape(lambda: reward.init(model, jax.random.key(0), embedding_dim=config.graph.dim))
+    params = jax.eval_shape(lambda: reward_model.init(model, jax.random.key(0), embedding_dim=config.graph.dim))
     trained = 4 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     rows = 2 * config.reward.batch_size // config.reward.accumulate // (sizes["data"] * sizes["fsdp"])
     inputs = rows * config.backbone.max_length * lm.hidden_size * 2 * lm.num_layers

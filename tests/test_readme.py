@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from configs import embedded
-from copl_jax.layers import LAYERS
-from pref_jax.eval import report, results
+from copl_jax.graph.message_passing import LAYERS
+from pref_jax.eval.reporting import report, results
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

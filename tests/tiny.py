@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-from pref_jax.data.sources import world
-from pref_jax.data.tokens import train_tokenizer
+from pref_jax.data.sources.synthetic import world
+from pref_jax.data.text.tokenization import train_tokenizer
 from pref_jax.lm import backbone, checkpoint
 from pref_jax.lm.config import LMConfig
 

@@ -5,10 +5,10 @@ No rival but a check: where it is far above chance, the data's answers can be to
 
 import numpy as np
 
-from experiments.stages import Run, load_data, scored, test_pairs
-from pref_jax.data import formatting
-from pref_jax.data.preferences import Pairs
-from pref_jax.data.validate import prompt_ids
+from experiments.runner.workspace import Run, load_data, scored, test_pairs
+from pref_jax.comparisons import Comparisons
+from pref_jax.data.checks import formatting
+from pref_jax.data.schema import prompt_ids
 
 METHOD = "formatting alone"
 
@@ -20,7 +20,7 @@ def formatting_alone(run: Run) -> None:
         data = load_data(run)
         table = formatting.features(data.responses["text"].to_pylist())
 
-        def differences(pairs: Pairs) -> np.ndarray:
+        def differences(pairs: Comparisons) -> np.ndarray:
             return table[pairs.chosen] - table[pairs.rejected]
 
         known = data.pairs(("train", "validation"), seen=True)

@@ -17,13 +17,13 @@ from experiments.baselines.heads import Head, Params
 from experiments.baselines.personal import States
 from experiments.baselines.settings import BaselinesConfig
 from experiments.embed import embed, embed_prompts
-from experiments.stages import (
+from experiments.runner.workspace import (
     Run,
     load_data,
     load_features,
     load_prompt_features,
+    log,
     method_folder,
-    say,
     scored,
     stage,
     stopwatch,
@@ -31,11 +31,12 @@ from experiments.stages import (
     votes_by_prompt,
 )
 from lore_jax.reward import Standardiser, fit_standardiser, standardise
-from pref_jax.data.contexts import context_batches
-from pref_jax.data.preferences import Pairs, Preferences
-from pref_jax.data.validate import prompt_ids
+from pref_jax.comparisons import Comparisons
+from pref_jax.data.loaders.contexts import context_batches
+from pref_jax.data.preferences import Preferences
+from pref_jax.data.schema import prompt_ids
 from pref_jax.files import read_json, write_json
-from pref_jax.lm import stored
+from pref_jax.lm import parameter_files
 from pref_jax.train.loop import fit
 from pref_jax.train.state import OptimizerConfig, init_state, make_step
 
@@ -73,7 +74,9 @@ def frozen_states(states: States, seen: np.ndarray) -> dict[str, Any]:
     return own | {"number": jnp.asarray(personal.seen_rows(seen))}
 
 
-def _fit(run: Run, head: Head, steps: int, votes: Pairs, states: States, seen: np.ndarray, folder: Path) -> Params:
+def _fit(
+    run: Run, head: Head, steps: int, votes: Comparisons, states: States, seen: np.ndarray, folder: Path
+) -> Params:
     """One candidate's parameters from these votes, by `pref_jax.train.loop.fit`."""
     config = settings.read(run)
     recipe = OptimizerConfig(
@@ -100,7 +103,7 @@ def _candidates(config: BaselinesConfig, method: str) -> list[tuple[Head, int]]:
 
 def _train(run: Run, part: Path, method: str, folder: Path, data: Preferences, states: States) -> None:
     """Writes the chosen candidate's parameters and `model.json` to `part`; `folder` gets checkpoints and logs."""
-    say(f"seed {run.seed}: {method}, training")
+    log(f"seed {run.seed}: {method}, training")
     spent = stopwatch(folder)
     seen = data.seen
     learn, held = votes_by_prompt(run, data, fraction=HELD_OUT)
@@ -114,7 +117,7 @@ def _train(run: Run, part: Path, method: str, folder: Path, data: Preferences, s
     best = int(np.argmin(np.nan_to_num(losses, nan=np.inf)))
     head, steps = candidates[best]
     params = _fit(run, head, steps, data.pairs(("train", "validation"), seen=True), states, seen, folder)
-    stored.write(part / "adapters", {"model": {"method": method}}, stored.as_tensors(params))
+    parameter_files.write(part / "adapters", {"model": {"method": method}}, parameter_files.as_tensors(params))
     facts = {
         "chosen": best,
         "candidates": [f"{candidate}, {count} steps" for candidate, count in candidates],
@@ -126,7 +129,14 @@ def _train(run: Run, part: Path, method: str, folder: Path, data: Preferences, s
 
 
 def _held_out_loss(
-    run: Run, head: Head, steps: int, learn: Pairs, held: Pairs, states: States, seen: np.ndarray, folder: Path
+    run: Run,
+    head: Head,
+    steps: int,
+    learn: Comparisons,
+    held: Comparisons,
+    states: States,
+    seen: np.ndarray,
+    folder: Path,
 ) -> float:
     """Mean loss on the held-out votes of users who are known by the other votes."""
     params = _fit(run, head, steps, learn, states, seen, folder)
@@ -143,7 +153,7 @@ def _score(run: Run, method: str, folder: Path, data: Preferences, states: State
     facts = read_json(folder / "model" / "model.json")
     head, _ = _candidates(config, method)[facts["chosen"]]
     shapes = jax.eval_shape(lambda: head.init(jax.random.key(0), states.features.shape[1], int(data.seen.sum())))
-    params = stored.as_tree(stored.read_tensors(folder / "model" / "adapters"), shapes)
+    params = parameter_files.as_tree(parameter_files.read_tensors(folder / "model" / "adapters"), shapes)
     known = data.pairs(("train", "validation"))
     users = personal.user_representations(head, params, states, known, data.seen, context=config.context, seed=run.seed)
     margins = personal.pair_margins(head, params, states, users, test_pairs(data))

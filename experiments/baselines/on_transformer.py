@@ -13,21 +13,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from copl_jax import experts
-from copl_jax.reward import RewardConfig
+from copl_jax.reward import lora_experts
+from copl_jax.reward.reward_model import RewardConfig
 from experiments import reward_model
 from experiments.backbones import read_each
 from experiments.baselines import on_features, personal, settings
 from experiments.baselines.heads import Head
-from experiments.cli import freeze
 from experiments.embed import embed, embed_prompts
 from experiments.pair_rows import shared_length, with_texts
 from experiments.reward_model import Opened
-from experiments.stages import Run, load_data, method_folder, say, scored, stage, stopwatch, test_pairs, votes_by_prompt
+from experiments.runner.cli import freeze
+from experiments.runner.workspace import (
+    Run,
+    load_data,
+    log,
+    method_folder,
+    scored,
+    stage,
+    stopwatch,
+    test_pairs,
+    votes_by_prompt,
+)
 from lore_jax.reward import standardise
-from pref_jax.data.contexts import context_batches
+from pref_jax.data.loaders.contexts import context_batches
 from pref_jax.files import read_json, write_json
-from pref_jax.lm import backbone, stored
+from pref_jax.lm import backbone, parameter_files
 from pref_jax.lm.pairs import pair_states
 from pref_jax.train.loop import fit
 from pref_jax.train.mesh import replicated
@@ -65,7 +75,7 @@ def open_model(run: Run) -> Opened:
 def fresh_adapters(model: Opened, seed: int) -> Any:
     """The shared reward's adapters before training."""
     lm = model.config.lm
-    return experts.init(model.config.mixture, jax.random.key(seed), backbone.linear_shapes(lm), lm.num_layers)
+    return lora_experts.init(model.config.mixture, jax.random.key(seed), backbone.linear_shapes(lm), lm.num_layers)
 
 
 def _head(run: Run, method: str) -> Head:
@@ -78,8 +88,8 @@ def make_loss(config: RewardConfig, head: Head) -> LossFn:
 
     def loss(params, frozen, batch, key):
         noise, dropout = jax.random.split(key)
-        adapters = experts.bind(params["experts"], None, dropout)
-        applied = experts.applied(config.mixture)
+        adapters = lora_experts.make_adapters(params["experts"], None, dropout)
+        applied = lora_experts.adapter_fn(config.mixture)
         states = pair_states(config.lm, frozen["base"], batch, adapters, applied, remat=config.remat)
         h = standardise(frozen["scale"], states.reshape(-1, states.shape[-1])).reshape(states.shape)
         return personal.batch_loss(head, params["personal"], frozen, batch, h, noise)
@@ -99,7 +109,7 @@ def train(run: Run, part: Path, model: Opened, folder: Path, params: Any, frozen
       frozen: what the loss reads beside them.
       loss: of batches as from `context_batches` with texts, and "row", the chosen responses.
     """
-    say(f"seed {run.seed}: {folder.name}, training")
+    log(f"seed {run.seed}: {folder.name}, training")
     spent = stopwatch(folder)
     section, config = run.config.reward, settings.read(run)
     learn, _ = votes_by_prompt(run, load_data(run), fraction=section.hold_out)
@@ -119,7 +129,9 @@ def train(run: Run, part: Path, model: Opened, folder: Path, params: Any, frozen
         checkpoint_every=section.checkpoint_every,
         log_every=section.log_every,
     )
-    stored.write(part / "adapters", {"model": {"method": folder.name}}, stored.as_tensors(state.params))
+    parameter_files.write(
+        part / "adapters", {"model": {"method": folder.name}}, parameter_files.as_tensors(state.params)
+    )
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     facts = {"trainable_parameters": size, **spent()}
     write_json(part / "model.json", facts)
@@ -131,12 +143,12 @@ def load_trained(folder: Path, model: Opened, like: Any) -> tuple[Any, dict[str,
     Raises:
       UserError: if a file is missing or damaged, or does not fit.
     """
-    tensors = stored.read_tensors(folder / "model" / "adapters")
-    stored.check(tensors, stored.kinds(like), where=str(folder / "model" / "adapters"))
+    tensors = parameter_files.read_tensors(folder / "model" / "adapters")
+    parameter_files.check(tensors, parameter_files.kinds(like), where=str(folder / "model" / "adapters"))
     facts = read_json(folder / "model" / "model.json")
     own = {"trainable_parameters": facts["trainable_parameters"], "stage_seconds": {"train": facts["seconds"]}}
     own |= {"taken_up": facts.get("taken_up", False)}
-    return jax.device_put(stored.as_tree(tensors, like), replicated(model.mesh)), own
+    return jax.device_put(parameter_files.as_tree(tensors, like), replicated(model.mesh)), own
 
 
 def _score(run: Run, model: Opened, head: Head, folder: Path, like: Any) -> tuple[np.ndarray, dict[str, Any]]:
@@ -155,8 +167,8 @@ def _score(run: Run, model: Opened, head: Head, folder: Path, like: Any) -> tupl
 
 @functools.partial(jax.jit, static_argnums=0)
 def _pooled(config: RewardConfig, adapters, base, tokens, mask):
-    applied = experts.applied(config.mixture)
-    hidden = backbone.hidden_states(config.lm, base, tokens, mask, experts.bind(adapters), applied)
+    applied = lora_experts.adapter_fn(config.mixture)
+    hidden = backbone.hidden_states(config.lm, base, tokens, mask, lora_experts.make_adapters(adapters), applied)
     return backbone.pool(config.lm, hidden, mask)
 
 

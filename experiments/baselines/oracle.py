@@ -7,8 +7,8 @@ CoPL could reach at best.
 import numpy as np
 
 from experiments import reward_model
-from experiments.stages import Run, method_folder, scored
-from experiments.truth import load_groups
+from experiments.runner.test_labels import load_groups
+from experiments.runner.workspace import Run, method_folder, scored
 
 METHOD = "group oracle"
 

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from copl_jax import experts
-from copl_jax.reward import RewardConfig
+from copl_jax.reward import lora_experts
+from copl_jax.reward.reward_model import RewardConfig
 from experiments import reward_model
 from experiments.baselines import on_transformer, personal, settings
 from experiments.reward_model import Opened
-from experiments.stages import Run, load_data, method_folder, scored, stage, test_pairs
+from experiments.runner.workspace import Run, load_data, method_folder, scored, stage, test_pairs
 from pref_jax.lm import backbone
 from pref_jax.lm.pairs import pair_states, soften
 from pref_jax.train.mesh import put_batch
@@ -79,7 +79,10 @@ def make_loss(config: RewardConfig, generic_share: float) -> LossFn:
         choice, dropout = jax.random.split(key)
         rows = frozen["number"][batch["user"]]
         soft = soft_prompts(params, rows, ~jax.random.bernoulli(choice, generic_share, rows.shape))
-        adapters, applied = experts.bind(params["experts"], None, dropout), experts.applied(config.mixture)
+        adapters, applied = (
+            lora_experts.make_adapters(params["experts"], None, dropout),
+            lora_experts.adapter_fn(config.mixture),
+        )
         states = pair_states(config.lm, frozen["base"], batch, adapters, applied, remat=config.remat, soft=soft)
         scores = states @ params["head"]["w"] + params["head"]["b"]
         margin = scores[:, 0] - scores[:, 1]
@@ -101,7 +104,7 @@ def rewards(
     """Rewards of texts for the users in `rows` of the table; -1 stands for everybody else."""
     soft = soft_prompts(params, rows, rows >= 0)
     tokens, mask = soften(tokens, mask, soft)
-    adapters, applied = experts.bind(params["experts"]), experts.applied(config.mixture)
+    adapters, applied = lora_experts.make_adapters(params["experts"]), lora_experts.adapter_fn(config.mixture)
     hidden = backbone.hidden_states(config.lm, base, tokens, mask, adapters, applied, soft=soft)
     return backbone.pool(config.lm, hidden, mask) @ params["head"]["w"] + params["head"]["b"]
 

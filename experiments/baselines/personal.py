@@ -15,8 +15,8 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from experiments.baselines.heads import Head, Known, Params
-from pref_jax.data.contexts import Context, contexts
-from pref_jax.data.preferences import Pairs
+from pref_jax.comparisons import Comparisons
+from pref_jax.data.loaders.contexts import Context, contexts
 from pref_jax.train import state
 from pref_jax.train.state import LossFn, Metrics, OptimizerConfig
 
@@ -56,7 +56,7 @@ def batch_loss(
       head: the head.
       params: its parameters.
       frozen: {"features": [N D], "prompts": [M D], "prompt": [N], "number": int [U], the table's row of each}.
-      batch: as from `pref_jax.data.contexts`, with "row" [B], the chosen responses.
+      batch: as from `pref_jax.data.loaders.contexts`, with "row" [B], the chosen responses.
       h: states of the chosen and the rejected texts.
       key: for the noise of training.
     """
@@ -74,7 +74,7 @@ def batch_loss(
 
 
 def feature_loss(head: Head) -> LossFn:
-    """`batch_loss` on frozen features alone, for `pref_jax.train`; batches as from `pref_jax.data.contexts`."""
+    """`batch_loss` on frozen features alone, for `pref_jax.train`; batches as from `pref_jax.data.loaders.contexts`."""
 
     def loss(params, frozen, batch, key):
         features = frozen["features"]
@@ -110,7 +110,7 @@ def user_representations(
     head: Head,
     params: Params,
     states: States,
-    known: Pairs,
+    known: Comparisons,
     seen: np.ndarray,
     *,
     context: int,
@@ -158,7 +158,7 @@ def _represent(head: Head, params, states: States, own, answers):
     return jax.lax.map(one, (own, *answers), batch_size=BLOCK)
 
 
-def pair_margins(head: Head, params: Params, states: States, users: Any, pairs: Pairs) -> np.ndarray:
+def pair_margins(head: Head, params: Params, states: States, users: Any, pairs: Comparisons) -> np.ndarray:
     """Margins float32 [P]; `users` from `user_representations`."""
     return np.asarray(_margins(head, params, states, users, pairs.user, pairs.chosen, pairs.rejected))
 

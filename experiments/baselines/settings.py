@@ -8,8 +8,8 @@ from experiments.baselines.heads import Head
 from experiments.baselines.i2e import I2E
 from experiments.baselines.pal import PALA, PALB
 from experiments.baselines.vpl import VPL
-from experiments.cli import freeze
-from experiments.stages import Run
+from experiments.runner.cli import freeze
+from experiments.runner.workspace import Run
 from pref_jax.errors import Faults
 
 

@@ -1,7 +1,7 @@
 """One reward for everybody: CoPL's transformer with plain LoRA, no experts, no users (Bradley-Terry)."""
 
 from experiments import reward_model
-from experiments.stages import Run, method_folder, scored
+from experiments.runner.workspace import Run, method_folder, scored
 
 METHOD = "shared reward"
 

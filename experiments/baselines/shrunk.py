@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments import copl as copl_experiment
 from experiments.baselines import shared
-from experiments.stages import Run, load_scores, method_folder, scored
+from experiments.runner.workspace import Run, load_scores, method_folder, scored
 from pref_jax.errors import UserError
 
 METHOD = "CoPL (shrunk)"

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from copl_jax import recipe
-from copl_jax.adapt import adapt
+from copl_jax.graph import training
+from copl_jax.graph.cold_start import cold_start
 from experiments.benchmarks.measure import Result, in_new_process, peak_bytes, result, timed
 from experiments.benchmarks.votes import VotesConfig, draw
-from pref_jax.data.preferences import Pairs
+from pref_jax.comparisons import Comparisons
 
 
 def adapt_unseen(sizes: tuple[int, ...] = (2_500, 5_000, 10_000), dim: int = 64, sample: int = 50) -> list[Result]:
@@ -27,8 +27,8 @@ class _Example(NamedTuple):
     users: np.ndarray
     responses: np.ndarray
     seen: np.ndarray
-    known: Pairs
-    context: Pairs
+    known: Comparisons
+    context: Comparisons
     unseen: np.ndarray
 
 
@@ -37,24 +37,22 @@ def _example(count: int, dim: int) -> _Example:
     pairs = votes.train
     rng = np.random.default_rng(1)
     centre = rng.normal(size=(2, dim))
-    users = recipe.normalised(centre[votes.camp] + 0.5 * rng.normal(size=(2 * count, dim))).astype(np.float32)
+    users = training.normalised(centre[votes.camp] + 0.5 * rng.normal(size=(2 * count, dim))).astype(np.float32)
     table = rng.normal(size=(votes.num_responses, dim)).astype(np.float32)
     is_seen = np.arange(2 * count) < count
-    known, context = (
-        Pairs(*(column[mask] for column in pairs)) for mask in (is_seen[pairs.user], ~is_seen[pairs.user])
-    )
+    known, context = (pairs.take(mask) for mask in (is_seen[pairs.user], ~is_seen[pairs.user]))
     return _Example(users, table, is_seen, known, context, np.flatnonzero(~is_seen))
 
 
 def _memory_of_a_call(count: int, dim: int) -> dict[str, float]:
     example = _example(count, dim)
-    return {"bytes": float(peak_bytes(lambda: adapt(**example._asdict()))), "pairs": float(7 * 2 * count)}
+    return {"bytes": float(peak_bytes(lambda: cold_start(**example._asdict()))), "pairs": float(7 * 2 * count)}
 
 
 def _one_size(count: int, dim: int, sample: int) -> Result:
     example = _example(count, dim)
     told = in_new_process(__name__, "_memory_of_a_call", count, dim)
-    first, seconds, found = timed(lambda: adapt(**example._asdict()), repeats=3)
+    first, seconds, found = timed(lambda: cold_start(**example._asdict()), repeats=3)
     start = time.perf_counter()
     apart = [
         float(np.abs(_adapt_one(example, user) - found.embeddings[i]).max())

@@ -13,11 +13,11 @@ import numpy as np
 
 from experiments.benchmarks.measure import Result, result, timed
 from experiments.benchmarks.tastes import World, accuracy, answered, interval, make_world
-from lore_jax import asking, draws, online
-from lore_jax import window as windows
+from lore_jax.online import acquisition, bayes_filter, posterior_sampling
+from lore_jax.online import sliding_window as windows
 
 # "posterior": information by draws from the exact posterior, the others by Laplace's Gaussian.
-Strategy = asking.Strategy | Literal["posterior"]
+Strategy = acquisition.Strategy | Literal["posterior"]
 STRATEGIES: tuple[Strategy, ...] = ("random", "information", "posterior", "d_optimal", "boundary", "thompson")
 # What a random questioner reaches with as many answers is what the others are to reach sooner.
 GOAL = 20
@@ -45,15 +45,17 @@ def questioned(key: jax.Array, world: World, strategy: Strategy, answers: int = 
 
     def answer(window, given):
         index, key = given
-        return windows.slide(window, answered(key, world.pool[index], world.truth), None), None
+        return windows.update(window, answered(key, world.pool[index], world.truth), None), None
 
     def step(carry, key):
         window, open = carry
         ask, reply = jax.random.split(key)
         if strategy == "posterior":
-            index = draws.ask(window, world.pool, open, ask).index
+            index = posterior_sampling.select_query(window, world.pool, open, ask).index
         else:
-            index = asking.choose(window.belief, world.pool, open, ask, strategy=strategy, count=batch).index
+            index = acquisition.select_queries(
+                window.belief, world.pool, open, ask, strategy=strategy, count=batch
+            ).index
         window, _ = jax.lax.scan(answer, window, (index.T, jax.random.split(reply, batch)))
         level = accuracy(window.belief.weights, world.truth, world.test)
         return (window, open.at[every[:, None], index].set(False)), level
@@ -102,20 +104,20 @@ def _drawing(world: World) -> float:
     """Seconds of one choice for all users by draws from the posterior."""
     window = windows.start(world.prior, len(world.truth), GOAL)
     for z in _three_answers(world):
-        window = windows.slide(window, z, None)
+        window = windows.update(window, z, None)
     open, key = jnp.ones((len(world.truth), len(world.pool)), bool), jax.random.key(0)
-    program = jax.jit(lambda window: draws.ask(window, world.pool, open, key).index)
+    program = jax.jit(lambda window: posterior_sampling.select_query(window, world.pool, open, key).index)
     return timed(lambda: program(window), repeats=5)[1]
 
 
 def _choosing(world: World, sample: int) -> tuple[float, float, float]:
     """Seconds of one choice for all users, of NumPy's for one user after another, share of equal choices."""
     users, key = len(world.truth), jax.random.key(0)
-    belief = online.start(world.prior, users)
+    belief = bayes_filter.start(world.prior, users)
     for z in _three_answers(world):
-        belief = online.observe(belief, z, None, online.start(world.prior, 1), online.Rule())
+        belief = bayes_filter.update(belief, z, None, bayes_filter.start(world.prior, 1), bayes_filter.UpdateRule())
     open = jnp.ones((users, len(world.pool)), bool)
-    program = jax.jit(lambda belief: asking.choose(belief, world.pool, open, key).index[:, 0])
+    program = jax.jit(lambda belief: acquisition.select_queries(belief, world.pool, open, key).index[:, 0])
     _, ours, found = timed(lambda: program(belief), repeats=5)
     pool, weights, factor = (np.asarray(x, np.float64) for x in (world.pool, belief.weights, belief.factor))
     begin = time.perf_counter()

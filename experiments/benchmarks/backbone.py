@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from copl_jax import experts, reward
-from copl_jax.experts import ExpertsConfig
-from copl_jax.reward import RewardConfig
+from copl_jax.reward import lora_experts, reward_model
+from copl_jax.reward.lora_experts import ExpertsConfig
+from copl_jax.reward.reward_model import RewardConfig
 from experiments.benchmarks import reference
 from experiments.benchmarks.measure import Result, in_turns, result
 from pref_jax.lm import backbone, checkpoint, sharding
@@ -141,7 +141,7 @@ def _texts(case: Case) -> tuple[np.ndarray, np.ndarray]:
 
 def _params(config: RewardConfig) -> dict[str, Any]:
     """Fresh trainable parameters, but LoRA's second factors are not zero: else nobody would see a wrong first one."""
-    params = reward.init(config, jax.random.key(0))
+    params = reward_model.init(config, jax.random.key(0))
     for target, own in params["experts"].items():
         shape = own["shared"]["b"].shape
         own["shared"]["b"] = 0.02 * jax.random.normal(jax.random.key(len(target)), shape)
@@ -165,7 +165,7 @@ def _ours(config: RewardConfig, base: Any, params: Any, tokens: np.ndarray, mask
     transform = optimizer(OptimizerConfig(lr=RATE, num_steps=1_000_000, weight_decay=DECAY))
     # The steps take the memory of the state they are given; the forward passes keep their own.
     state = init_state(jax.tree.map(jnp.copy, params), transform, seed=0)
-    compiled = jit_step(make_step(reward.make_loss(config), transform), state, frozen, mesh)
+    compiled = jit_step(make_step(reward_model.make_loss(config), transform), state, frozen, mesh)
     texts = put_batch((tokens, mask), mesh)
     (chosen, rejected), (chosen_mask, rejected_mask) = (np.split(array, 2) for array in (tokens, mask))
     batch = put_batch(
@@ -178,7 +178,7 @@ def _ours(config: RewardConfig, base: Any, params: Any, tokens: np.ndarray, mask
         },
         mesh,
     )
-    rewards = jax.jit(functools.partial(reward.rewards, config))
+    rewards = jax.jit(functools.partial(reward_model.rewards, config))
 
     def forward() -> jax.Array:
         return jax.block_until_ready(rewards(params, frozen["base"], *texts))
@@ -196,8 +196,10 @@ def _vectors(config: RewardConfig, params: Any, base: Any, tokens: jax.Array, ma
 
     @jax.jit
     def vectors(params, base, tokens, mask):
-        adapters = experts.bind(params["experts"])
-        hidden = backbone.hidden_states(config.lm, base, tokens, mask, adapters, experts.applied(config.mixture))
+        adapters = lora_experts.make_adapters(params["experts"])
+        hidden = backbone.hidden_states(
+            config.lm, base, tokens, mask, adapters, lora_experts.adapter_fn(config.mixture)
+        )
         return backbone.pool(config.lm, hidden, mask)
 
     return np.asarray(vectors(params, base, tokens, mask))

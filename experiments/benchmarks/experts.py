@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from copl_jax import experts, gates
-from copl_jax.experts import ExpertsConfig
-from copl_jax.reward import RewardConfig
+from copl_jax.reward import lora_experts, routing
+from copl_jax.reward.lora_experts import ExpertsConfig
+from copl_jax.reward.reward_model import RewardConfig
 from experiments.benchmarks.measure import Result, in_turns, result
 from experiments.benchmarks.training import ENCODER, SMALL, USERS, training_step
 from pref_jax.lm import backbone
@@ -75,8 +75,8 @@ def _dense_loss(config: RewardConfig) -> LossFn:
 
     def loss(params, frozen, batch, key):
         noise_key, dropout_key = jax.random.split(key)
-        decided = gates.decide(config.gate, params["gates"], frozen["users"][batch["user"]], noise_key)
-        adapters = experts.bind(params["experts"], gates.repeat(decided, 2), dropout_key)
+        decided = routing.route(config.gate, params["gates"], frozen["users"][batch["user"]], noise_key)
+        adapters = lora_experts.make_adapters(params["experts"], routing.repeat(decided, 2), dropout_key)
         tokens, mask = (
             jnp.stack([batch[f"chosen{part}"], batch[f"rejected{part}"]], axis=1).reshape(2 * len(batch["user"]), -1)
             for part in ("", "_mask")

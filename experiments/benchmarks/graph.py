@@ -8,27 +8,29 @@ from typing import Any
 import jax
 import numpy as np
 
-from copl_jax import graph, recipe
-from copl_jax.gcf import GCFConfig
-from copl_jax.graph import SignedGraph
-from copl_jax.layers import LAYERS
-from copl_jax.recipe import GCFResult
+from copl_jax.graph import signed_graph, training
+from copl_jax.graph.gcf import GCFConfig
+from copl_jax.graph.message_passing import LAYERS
+from copl_jax.graph.signed_graph import SignedGraph
+from copl_jax.graph.training import GCFResult
 from experiments.benchmarks.measure import Result, in_new_process, result, timed
 from experiments.benchmarks.votes import Votes, VotesConfig, best_accuracy, draw
-from pref_jax.data.preferences import Pairs
-from pref_jax.eval.accuracy import student_interval
+from pref_jax.comparisons import Comparisons
+from pref_jax.eval.metrics import student_interval
 
 
 def _build(votes: Votes) -> SignedGraph:
     pairs, users = votes.train, len(votes.camp)
-    return graph.build(pairs.user, pairs.chosen, pairs.rejected, num_users=users, num_responses=votes.num_responses)
+    return signed_graph.build(
+        pairs.user, pairs.chosen, pairs.rejected, num_users=users, num_responses=votes.num_responses
+    )
 
 
 def _fit(config: GCFConfig, votes: Votes, seed: int = 0) -> GCFResult:
-    return recipe.fit(config, _build(votes), votes.train, votes.validation, jax.random.key(seed))
+    return training.fit(config, _build(votes), votes.train, votes.validation, jax.random.key(seed))
 
 
-def _accuracy(found: GCFResult, pairs: Pairs) -> float:
+def _accuracy(found: GCFResult, pairs: Comparisons) -> float:
     """Share of pairs ranked right; a tie counts as wrong."""
     margins = np.einsum("pd,pd->p", found.users[pairs.user], found.responses[pairs.chosen])
     return float((margins > np.einsum("pd,pd->p", found.users[pairs.user], found.responses[pairs.rejected])).mean())
@@ -52,7 +54,7 @@ def gcf_recipe(users: int = 1000, dim: int = 64, seeds: int = 3) -> list[Result]
     Noise-free votes of two camps. `extra` holds, for each seed: validation accuracies at the end (reference) and of the
     checkpoint (ours), test accuracies, and the seconds of our whole fit.
     """
-    slow, fast = recipe.reference(dim=dim), recipe.fast(dim=dim)
+    slow, fast = training.paper_config(dim=dim), training.fast_config(dim=dim)
     rows: list[dict[str, Any]] = []
     for seed in range(seeds):
         votes = draw(VotesConfig(users=users, prompts=2 * users, seed=seed))
@@ -84,12 +86,12 @@ def gcf_paper_size(users: int = 10_000, prompts: int = 15_000, dim: int = 512, s
     rows, each = [], 0.0
     for layer, noise in itertools.product(("gcf", "normed"), (0.0, 0.1)):
         votes = draw(VotesConfig(users=users, prompts=prompts, noise=noise))
-        config = recipe.fast(layer=layer, dim=dim, epochs=24, evaluate_every=4)
+        config = training.fast_config(layer=layer, dim=dim, epochs=24, evaluate_every=4)
         start = time.perf_counter()
         found = _fit(config, votes)
         seconds = time.perf_counter() - start
         each = each or _reference_step(votes, dim, steps)
-        count = recipe.reference().epochs * (len(votes.train.user) // 1024)
+        count = training.paper_config().epochs * (len(votes.train.user) // 1024)
         rows.append(
             result(
                 "gcf_paper_size",
@@ -111,10 +113,10 @@ def gcf_paper_size(users: int = 10_000, prompts: int = 15_000, dim: int = 512, s
 
 def _reference_step(votes: Votes, dim: int, steps: int) -> float:
     """Seconds of one of the reference recipe's steps, evaluations left out as good as possible: one in `steps`."""
-    some = Pairs(*(column[: 1024 * steps] for column in votes.train))
-    none = Pairs(*(column[:0] for column in votes.train))
-    config = recipe.reference(dim=dim, epochs=2)
-    seconds = recipe.fit(config, _build(votes), some, none, jax.random.key(0)).history["seconds"]
+    some = votes.train.take(slice(1024 * steps))
+    none = votes.train.take(slice(0))
+    config = training.paper_config(dim=dim, epochs=2)
+    seconds = training.fit(config, _build(votes), some, none, jax.random.key(0)).history["seconds"]
     return float(seconds[1] - seconds[0]) / steps
 
 
@@ -152,9 +154,9 @@ def _steps(edges: int, dim: int, rounds: int = 3, each: int = 4) -> dict[str, fl
     start = time.perf_counter()
     signed = _build(votes)
     built = time.perf_counter() - start
-    config = recipe.fast(dim=dim, epochs=rounds * each, evaluate_every=each, patience=None)
-    none = Pairs(*(column[:0] for column in votes.train))
-    seconds = recipe.fit(config, signed, votes.train, none, jax.random.key(0)).history["seconds"]
+    config = training.fast_config(dim=dim, epochs=rounds * each, evaluate_every=each, patience=None)
+    none = votes.train.take(slice(0))
+    seconds = training.fit(config, signed, votes.train, none, jax.random.key(0)).history["seconds"]
     # The first round holds the compilation; the least of the others counts.
     return {"seconds": float(np.diff(seconds).min()) / each, "build": built, "nodes": 2.0 * users}
 
@@ -180,7 +182,7 @@ def gcf_layers(users: int = 500, prompts: int = 500, dim: int = 64, seeds: tuple
             seconds, scores, validation = [], [], []
             for seed in seeds:
                 drawn = draw(dataclasses.replace(votes, seed=seed))
-                config = recipe.fast(layer=layer, dim=dim)
+                config = training.fast_config(layer=layer, dim=dim)
                 _, spent, found = timed(lambda config=config, drawn=drawn, seed=seed: _fit(config, drawn, seed))
                 seconds.append(spent)
                 scores.append(_accuracy(found, drawn.test))

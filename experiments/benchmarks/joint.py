@@ -15,8 +15,8 @@ from jax import lax
 
 from experiments.benchmarks import reference
 from experiments.benchmarks.measure import Result, result, timed
-from lore_jax import fit
-from lore_jax.votes import Triples
+from lore_jax.fitting import variable_projection
+from pref_jax.comparisons import Comparisons
 
 RATE = 0.5
 
@@ -39,7 +39,7 @@ class World(NamedTuple):
     """
 
     features: jax.Array
-    votes: Triples
+    votes: Comparisons
     fresh: np.ndarray
     better: np.ndarray
 
@@ -56,7 +56,7 @@ def make_world(case: Case, *, fresh: int = 20, seed: int = 0) -> World:
     pairs = np.arange(len(features)).reshape(-1, 2)
     chosen, rejected = np.where(first, pairs.T, pairs.T[::-1])
     later = rng.standard_normal((case.users, fresh, case.features), np.float32)
-    votes = Triples(np.repeat(np.arange(case.users), case.votes), chosen, rejected)
+    votes = Comparisons(np.repeat(np.arange(case.users), case.votes), chosen, rejected)
     return World(
         jnp.asarray(features), votes, later, np.einsum("umd,dk,uk->um", later, basis, tastes, optimize=True) > 0
     )
@@ -74,7 +74,7 @@ def _case(case: Case, steps: int, sample: int) -> list[Result]:
     params = _start(case)
     looped = _looped_step_seconds(np.asarray(differences), params, sample) * steps
     compiling, jitted, (params, goal) = _compiled_then_run(differences, params, steps)
-    run = partial(fit.fast, world.features, world.votes, case.users, rank=case.rank)
+    run = partial(variable_projection.fit_varpro, world.features, world.votes, case.users, rank=case.rank)
     compile_and_run, ours, found = timed(lambda: run(goal=goal), repeats=2)
     whole_seconds, whole = timed(run, repeats=1)[1:]
     shared = {

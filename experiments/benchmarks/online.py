@@ -12,9 +12,10 @@ import numpy as np
 
 from experiments.benchmarks.measure import Result, in_turns, result
 from experiments.benchmarks.tastes import World, accuracy, answered, interval, make_world
-from lore_jax import drift, online, solve
-from lore_jax import window as windows
-from lore_jax.objective import Prior
+from lore_jax.online import bayes_filter, change_detection
+from lore_jax.online import sliding_window as windows
+from lore_jax.weights import solve
+from lore_jax.weights.objective import Prior
 
 # How far below the level before the change an accuracy still counts as recovered.
 TOLERANCE = 0.05
@@ -37,23 +38,27 @@ def _update(users: int, rank: int, *, rounds: int, each: int, past: int = 50, wi
     rng = np.random.default_rng(0)
     prior = Prior(jnp.full(rank, 0.5), jnp.eye(rank))
     answers = jnp.asarray(rng.normal(size=(users, past, rank)), jnp.float32)
-    z, origin = answers[:, -1], online.start(prior, 1)
+    z, origin = answers[:, -1], bayes_filter.start(prior, 1)
     events = jnp.asarray(rng.permutation(users), jnp.int32)
-    logistic, ridge, fading = online.Rule(), online.Rule(likelihood="ridge"), online.Rule(retain=0.98)
+    logistic, ridge, fading = (
+        bayes_filter.UpdateRule(),
+        bayes_filter.UpdateRule(likelihood="ridge"),
+        bayes_filter.UpdateRule(retain=0.98),
+    )
     observe = {
-        "logistic": jax.jit(lambda state, z: online.observe(state, z, None, origin, logistic)),
-        "ridge": jax.jit(lambda state, z: online.observe(state, z, None, origin, ridge)),
-        "forgetting": jax.jit(lambda state, z: online.observe(state, z, None, origin, fading)),
+        "logistic": jax.jit(lambda state, z: bayes_filter.update(state, z, None, origin, logistic)),
+        "ridge": jax.jit(lambda state, z: bayes_filter.update(state, z, None, origin, ridge)),
+        "forgetting": jax.jit(lambda state, z: bayes_filter.update(state, z, None, origin, fading)),
     }
-    track = jax.jit(lambda state, z: drift.track(state, z, None, origin, logistic))
-    slide = jax.jit(lambda state, z: windows.slide(state, z, None))
+    track = jax.jit(lambda state, z: change_detection.track(state, z, None, origin, logistic))
+    slide = jax.jit(lambda state, z: windows.update(state, z, None))
     arrive = jax.jit(
-        lambda state, user, z: online.in_order(
-            lambda rows, z, mask: online.observe(rows, z, mask, origin, logistic), state, user, z
+        lambda state, user, z: bayes_filter.in_order(
+            lambda rows, z, mask: bayes_filter.update(rows, z, mask, origin, logistic), state, user, z
         )
     )
     refit = jax.jit(lambda z: solve.logistic(z, None, prior).weights)
-    belief, watched = online.start(prior, users), drift.start_tracker(prior, users)
+    belief, watched = bayes_filter.start(prior, users), change_detection.start_tracker(prior, users)
     kept = windows.start(prior, users, window)
     for step in range(past):
         belief, watched = observe["logistic"](belief, answers[:, step]), track(watched, answers[:, step])
@@ -73,29 +78,31 @@ def _update(users: int, rank: int, *, rounds: int, each: int, past: int = 50, wi
 
 
 @partial(jax.jit, static_argnames=("rule",))
-def run_watched(world: World, answers: jax.Array, truth: jax.Array, rule: online.Rule) -> tuple[jax.Array, jax.Array]:
+def run_watched(
+    world: World, answers: jax.Array, truth: jax.Array, rule: bayes_filter.UpdateRule
+) -> tuple[jax.Array, jax.Array]:
     """Accuracy after each answer [S], watched and updated by one step each, and alarms [S] so far."""
-    origin = online.start(world.prior, 1)
+    origin = bayes_filter.start(world.prior, 1)
 
     def step(state, given):
         z, now = given
-        state = drift.track(state, z, None, origin, rule)
+        state = change_detection.track(state, z, None, origin, rule)
         return state, (accuracy(state.belief.weights, now, world.test), state.alarms.mean())
 
-    return jax.lax.scan(step, drift.start_tracker(world.prior, answers.shape[1]), (answers, truth))[1]
+    return jax.lax.scan(step, change_detection.start_tracker(world.prior, answers.shape[1]), (answers, truth))[1]
 
 
 @partial(jax.jit, static_argnames=("rule",))
-def run_fading(world: World, answers: jax.Array, truth: jax.Array, rule: online.Rule) -> jax.Array:
+def run_fading(world: World, answers: jax.Array, truth: jax.Array, rule: bayes_filter.UpdateRule) -> jax.Array:
     """Accuracy after each answer [S] with forgetting and nothing watched."""
-    origin = online.start(world.prior, 1)
+    origin = bayes_filter.start(world.prior, 1)
 
     def step(state, given):
         z, now = given
-        state = online.observe(state, z, None, origin, rule)
+        state = bayes_filter.update(state, z, None, origin, rule)
         return state, accuracy(state.weights, now, world.test)
 
-    return jax.lax.scan(step, online.start(world.prior, answers.shape[1]), (answers, truth))[1]
+    return jax.lax.scan(step, bayes_filter.start(world.prior, answers.shape[1]), (answers, truth))[1]
 
 
 @jax.jit
@@ -126,7 +133,7 @@ def answer_stream(key: jax.Array, world: World, truth: jax.Array, pairs: int) ->
 
 def _changing(trials: int, users: int, rank: int, change: int, after: int, *, turned: bool) -> Result:
     """Populations whose tastes all turn round, or are drawn anew, after `change` answers to random pairs."""
-    logistic, fading = online.Rule(), online.Rule(retain=0.95)
+    logistic, fading = bayes_filter.UpdateRule(), bayes_filter.UpdateRule(retain=0.95)
     curves: dict[str, list[np.ndarray]] = {name: [] for name in ("watched", "forgetting", "refit")}
     steady: dict[str, list[float]] = {"watched": [], "refit": [], "false_alarms": []}
     seconds = {"watched": 0.0, "refit": 0.0}

@@ -10,14 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from copl_jax import reward
-from copl_jax.reward import RewardConfig
+from copl_jax.reward import reward_model
+from copl_jax.reward.reward_model import RewardConfig
 from experiments.benchmarks.measure import Result, in_turns, result
 from experiments.benchmarks.training import DIM, LARGER, SMALL, USERS, frozen_parts, training_step, working
 from experiments.pair_rows import text_batches
-from pref_jax.data.preferences import Pairs
-from pref_jax.data.shared_prefix import shared_lengths
-from pref_jax.data.token_table import TokenTable
+from pref_jax.comparisons import Comparisons
+from pref_jax.data.text.shared_prefix import shared_lengths
+from pref_jax.data.text.token_table import TokenTable
 from pref_jax.lm.config import LMConfig
 
 # Of the tokens of a shared row; the first makes 60 % of the tokens of two separate rows.
@@ -69,8 +69,8 @@ def _compare(case: Case, share: float, rounds: int, each: int, size: int) -> Res
         for layout in (None, shared)
     ]
     config = RewardConfig(lm=case.lm)
-    params, frozen = working(reward.init(config, jax.random.key(0), embedding_dim=DIM)), frozen_parts(config)
-    rewards = jax.jit(functools.partial(reward.pair_rewards, config))
+    params, frozen = working(reward_model.init(config, jax.random.key(0), embedding_dim=DIM)), frozen_parts(config)
+    rewards = jax.jit(functools.partial(reward_model.pair_rewards, config))
     apart, together = (
         np.asarray(rewards(params, frozen["base"], batch, frozen["users"][batch["user"]])) for batch in batches
     )
@@ -97,7 +97,7 @@ def _compare(case: Case, share: float, rounds: int, each: int, size: int) -> Res
     )
 
 
-def _texts(case: Case, share: float, size: int) -> tuple[TokenTable, Pairs]:
+def _texts(case: Case, share: float, size: int) -> tuple[TokenTable, Comparisons]:
     """Random pairs whose prompt is `share` of the tokens of both in one row; answers of different lengths."""
     rng = np.random.default_rng(0)
     whole = rng.integers(case.length // 2, case.length + 1, size)
@@ -113,5 +113,7 @@ def _texts(case: Case, share: float, size: int) -> tuple[TokenTable, Pairs]:
     table = TokenTable(np.concatenate(texts).astype(np.int32), offsets.astype(np.int64), 0)
     user = rng.integers(0, USERS, size).astype(np.int32)
     row = np.arange(size)
-    pairs = Pairs(user, (2 * row).astype(np.int32), (2 * row + 1).astype(np.int32), np.full(size, -1, np.int8), row)
+    pairs = Comparisons(
+        user, (2 * row).astype(np.int32), (2 * row + 1).astype(np.int32), np.full(size, -1, np.int8), row
+    )
     return table, pairs

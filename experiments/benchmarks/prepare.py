@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 
 from experiments.benchmarks.measure import Result, forget_peak, in_new_process, result
 from pref_jax.data import preferences
-from pref_jax.data.sources import tldr, world
-from pref_jax.data.sources.world import WorldConfig
+from pref_jax.data.sources import tldr
+from pref_jax.data.sources.synthetic import world
+from pref_jax.data.sources.synthetic.world import WorldConfig
 
 # Sizes of the real comparisons of TL;DR, roughly: characters of a post and of a summary, votes a post, workers.
 _POST, _SUMMARY, _VOTES_A_POST, _WORKERS = 1200, 150, 8, 80

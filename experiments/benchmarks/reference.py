@@ -80,7 +80,7 @@ def load(folder: Path, params: Mapping[str, Any], *, rank: int, alpha: float, po
 
     Args:
       folder: the checkpoint.
-      params: of `copl_jax.reward` without experts.
+      params: of `copl_jax.reward.reward_model` without experts.
       rank: R.
       alpha: LoRA's products are scaled by alpha / R.
       pooling: "last" or "mean".

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.measure import Result, in_new_process, memory, result, timed
-from lore_jax import solve
-from lore_jax.objective import Prior
-from lore_jax.stream import in_blocks, over_users, solve_stream
-from lore_jax.votes import Triples
+from lore_jax.weights import solve
+from lore_jax.weights.objective import Prior
+from lore_jax.weights.streaming import in_blocks, over_users, solve_stream
+from pref_jax.comparisons import Comparisons
 from pref_jax.train.mesh import make_mesh
 
 SCALES = (10**3, 10**4, 10**5, 10**6)
@@ -103,7 +103,7 @@ def from_disk(users: int, pairs: int, rank: int) -> dict[str, float]:
 
         rewards = on_disk("rewards", (20_000, rank), np.float32)
         rewards[:] = rng.standard_normal(rewards.shape, np.float32)
-        votes = Triples(*(on_disk(name, (users * pairs,), np.int32) for name in Triples._fields))
+        votes = Comparisons(*(on_disk(name, (users * pairs,), np.int32) for name in Comparisons._fields))
         part = 10_000 * pairs
         for low in range(0, users * pairs, part):
             here = slice(low, min(low + part, users * pairs))
@@ -111,7 +111,7 @@ def from_disk(users: int, pairs: int, rank: int) -> dict[str, float]:
             for side in (votes.chosen, votes.rejected):
                 side[here] = rng.integers(0, len(rewards), here.stop - here.start)
         out = on_disk("weights", (users, rank), np.float32)
-        small = Triples(*(values[: 2000 * pairs] for values in votes))
+        small = Comparisons(*(values[: 2000 * pairs] for values in votes))
         for _ in solve_stream(rewards, small, 2000, _prior(rank), mesh=mesh):
             pass
         before = anonymous = memory().get("RssAnon", 0)

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lore_jax import solve
-from lore_jax.objective import Prior
-from pref_jax.eval.accuracy import student_interval
+from lore_jax.weights import solve
+from lore_jax.weights.objective import Prior
+from pref_jax.eval.metrics import student_interval
 
 
 class World(NamedTuple):

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from copl_jax import reward
-from copl_jax.reward import RewardConfig
+from copl_jax.reward import reward_model
+from copl_jax.reward.reward_model import RewardConfig
 from pref_jax.lm import backbone
 from pref_jax.lm.config import LMConfig
 from pref_jax.train.loop import jit_step
@@ -79,9 +79,9 @@ def training_step(
     everywhere = replicated(mesh)
     frozen = jax.device_put(frozen_parts(config), everywhere)
     transform = optimizer(OptimizerConfig(lr=1e-4, num_steps=1_000_000, weight_decay=1e-3, clip=1.0))
-    params = working(reward.init(config, jax.random.key(1), embedding_dim=DIM))
+    params = working(reward_model.init(config, jax.random.key(1), embedding_dim=DIM))
     state = init_state(jax.device_put(params, everywhere), transform, seed=0)
-    compiled = jit_step(make_step(loss or reward.make_loss(config), transform), state, frozen, mesh)
+    compiled = jit_step(make_step(loss or reward_model.make_loss(config), transform), state, frozen, mesh)
     placed = put_batch(dict(batch), mesh)
 
     def step() -> jax.Array:

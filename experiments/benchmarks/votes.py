@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from pref_jax.data.preferences import Pairs
+from pref_jax.comparisons import Comparisons
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,9 +36,9 @@ class VotesConfig:
 class Votes(NamedTuple):
     """Votes in three parts, rows of U users and `num_responses` responses, and each user's camp."""
 
-    train: Pairs
-    validation: Pairs
-    test: Pairs
+    train: Comparisons
+    validation: Comparisons
+    test: Comparisons
     camp: Int[np.ndarray, " U"]
     num_responses: int
 
@@ -54,10 +54,9 @@ def draw(config: VotesConfig) -> Votes:
     second = _likes_second(config, rng, user, prompt, camp)
     second ^= (rng.random(len(user)) < config.noise) & (number < config.each)
     chosen, rejected = ((2 * prompt + side).astype(np.int32) for side in (second, ~second))
-    pairs = Pairs(user, chosen, rejected, np.full(len(user), -1, np.int8), np.arange(len(user)))
+    pairs = Comparisons(user, chosen, rejected, np.full(len(user), -1, np.int8), np.arange(len(user)))
     train, validation, test = (
-        Pairs(*(column[part] for column in pairs))
-        for part in (number < config.each - 1, number == config.each - 1, number >= config.each)
+        pairs.take(part) for part in (number < config.each - 1, number == config.each - 1, number >= config.each)
     )
     return Votes(train, validation, test, camp, 2 * config.prompts)
 

@@ -16,37 +16,20 @@ Axis letters: U users, N responses, P pairs.
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.feather as feather
-from jaxtyping import Bool, Int, Int8, Int32, Int64
+from jaxtyping import Bool, Int
 
-from pref_jax.data.validate import SCHEMAS, SPLITS, check_tables, in_splits, prompt_ids
+from pref_jax.comparisons import Comparisons
+from pref_jax.data.schema import SCHEMAS, SPLITS, check_tables, in_splits, prompt_ids
 from pref_jax.errors import UserError
 from pref_jax.files import atomic_folder, read_json, write_json
 
 FORMAT_VERSION = 1
 _ROWS_PER_BATCH = 1 << 16
-
-
-class Pairs(NamedTuple):
-    """Some comparisons as arrays.
-
-    Attributes:
-      user: int32 [P] row in users.
-      chosen: int32 [P] row in responses.
-      rejected: int32 [P] row in responses.
-      controversial: int8 [P], 1 where users disagree on the pair, 0 where they agree, -1 unknown.
-      row: int64 [P] row in comparisons.
-    """
-
-    user: Int32[np.ndarray, "P"]
-    chosen: Int32[np.ndarray, "P"]
-    rejected: Int32[np.ndarray, "P"]
-    controversial: Int8[np.ndarray, "P"]
-    row: Int64[np.ndarray, "P"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +61,7 @@ class Preferences:
         """Group of each user, for evaluation only."""
         return self.users["group"].to_pylist()
 
-    def pairs(self, split: str | tuple[str, ...], seen: bool | None = None) -> Pairs:
+    def pairs(self, split: str | tuple[str, ...], seen: bool | None = None) -> Comparisons:
         """The comparisons of one split or several, in table order.
 
         Args:
@@ -97,7 +80,7 @@ class Preferences:
             mask = mask & (self.seen[user] == seen)
         row = np.flatnonzero(mask)
         known = self.comparisons["controversial"].cast(pa.int8())
-        return Pairs(
+        return Comparisons(
             user=user[row],
             chosen=self.comparisons["chosen"].to_numpy()[row],
             rejected=self.comparisons["rejected"].to_numpy()[row],
@@ -110,7 +93,7 @@ def build(users: pa.Table, responses: pa.Table, comparisons: pa.Table, meta: dic
     """Makes checked preferences from tables.
 
     Harmless differences of type are mended (other integer widths, large or dictionary-coded strings); further columns
-    are kept. The schemas stand in `pref_jax.data.validate`.
+    are kept. The schemas stand in `pref_jax.data.schema`.
 
     Args:
       users: U rows.

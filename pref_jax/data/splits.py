@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from pref_jax.errors import Faults, UserError
+from pref_jax.ragged import starts
 
 
 class Drawn(NamedTuple):
@@ -121,7 +122,7 @@ def draw_pairs(counts: Int[np.ndarray, "U"], pool: int, rng: np.random.Generator
         raise UserError(f"{mend}: a user is to answer {counts.max()} of a pool of {pool} pairs")
     user = np.repeat(np.arange(len(counts)), counts)
     pick = rng.integers(pool, size=len(user))
-    start = np.cumsum(counts) - counts
+    start = starts(counts)
     for one in np.flatnonzero(4 * counts > 3 * pool):  # what is free would be hit ever more seldom by redrawing
         pick[start[one] : start[one] + counts[one]] = rng.permutation(pool)[: counts[one]]
     while True:  # redraw what a user has twice: geometric, so linear in all

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float32, Int, Int32
 from tqdm import tqdm
 
-from pref_jax.data.token_table import Packing, TokenTable, bucket_length, pack
+from pref_jax.data.text.token_table import Packing, TokenTable, bucket_length, pack
 from pref_jax.errors import UserError
 from pref_jax.files import read_json, write_json
 from pref_jax.lm import backbone

@@ -32,7 +32,7 @@ def pair_states(
       params: its parameters.
       batch: {"chosen": int32 [B L], "chosen_mask": bool [B L], "rejected", "rejected_mask"}; or, for decoders,
         {"tokens": int32 [B L], "parts": int32 [B L]} with rows that both texts of a pair share, as from
-        `pref_jax.data.shared_prefix`. Both give the same. Other entries are not read.
+        `pref_jax.data.text.shared_prefix`. Both give the same. Other entries are not read.
       adapters: as for `backbone.hidden_states`. What is bound to rows is bound to B of them if the texts share rows,
         else to 2B, those of chosen and rejected in turn.
       apply_adapter: as there.

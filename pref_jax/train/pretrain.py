@@ -14,8 +14,8 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32
 
-from pref_jax.data.batches import index_batches
-from pref_jax.data.tokens import TokenTable
+from pref_jax.data.loaders.batches import index_batches
+from pref_jax.data.text.tokenization import TokenTable
 from pref_jax.lm import backbone
 from pref_jax.lm.config import LMConfig
 from pref_jax.train.loop import fit

@@ -6,22 +6,22 @@ import jax
 import numpy as np
 import pytest
 
-from copl_jax import adapt as adapting
-from copl_jax import graph, recipe
-from pref_jax.data.preferences import Pairs
+from copl_jax.graph import cold_start as adapting
+from copl_jax.graph import signed_graph, training
+from pref_jax.comparisons import Comparisons, concatenate
 from pref_jax.errors import UserError
 
 
-def adapt(**inputs: Any) -> adapting.Adapted:
-    return adapting.adapt(**inputs)
+def adapt(**inputs: Any) -> adapting.ColdStart:
+    return adapting.cold_start(**inputs)
 
 
-def as_pairs(user, chosen, rejected) -> Pairs:
+def as_pairs(user, chosen, rejected) -> Comparisons:
     user, chosen, rejected = (np.asarray(rows, np.int32) for rows in (user, chosen, rejected))
-    return Pairs(user, chosen, rejected, np.full(len(user), -1, np.int8), np.arange(len(user)))
+    return Comparisons(user, chosen, rejected, np.full(len(user), -1, np.int8), np.arange(len(user)))
 
 
-def random_pairs(rng, users, count, num_responses) -> Pairs:
+def random_pairs(rng, users, count, num_responses) -> Comparisons:
     chosen = rng.integers(0, num_responses, count)
     rejected = (chosen + rng.integers(1, num_responses, count)) % num_responses
     return as_pairs(rng.choice(users, count), chosen, rejected)
@@ -81,7 +81,7 @@ def test_seen_users_are_refreshed_and_answers_may_come_later():
     seen = np.flatnonzero(inputs["seen"])
     rows = np.concatenate([rng.permutation(seen)[:9], inputs["unseen"][:5]])
     first, later = (random_pairs(rng, rows, count, 60) for count in (30, 40))
-    every = Pairs(*(np.concatenate(columns) for columns in zip(first, later, strict=True)))
+    every = concatenate([first, later])
     # What is asked for last is what counts: earlier answers leave nothing behind.
     with jax.enable_x64(True):
         for context in (first, every):
@@ -92,8 +92,8 @@ def test_seen_users_are_refreshed_and_answers_may_come_later():
             np.testing.assert_array_equal(got.num_neighbours, sizes)
             np.testing.assert_array_equal(got.widened, widened)
     # Contradictory answers cancel out: nobody explains one half of them better without losing on the other.
-    back = Pairs(first.user, first.rejected, first.chosen, first.controversial, first.row)
-    both = Pairs(*(np.concatenate(columns) for columns in zip(first, back, strict=True)))
+    back = Comparisons(first.user, first.rejected, first.chosen, first.controversial, first.row)
+    both = concatenate([first, back])
     assert np.isfinite(adapt(**{**inputs, "unseen": rows, "context": both}).embeddings).all()
 
 
@@ -103,7 +103,7 @@ def test_refreshed_users_are_the_formula_on_their_own_answers(seed):
     del inputs["context"], inputs["unseen"]
     who = np.flatnonzero(inputs["seen"])
     with jax.enable_x64(True):
-        fresh = adapting.refresh(**inputs)
+        fresh = adapting.reembed_seen_users(**inputs)
     expected, *_ = reference(**inputs, context=inputs["known"], unseen=who, temperature=0.07)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(fresh[who], expected, rtol=1e-9, atol=1e-12)
@@ -115,13 +115,13 @@ def test_refreshing_brings_strays_back_to_their_like():
     rng = np.random.default_rng(6)
     camp, stray = rng.integers(0, 2, 200), rng.random(200) < 0.1
     centres = np.array([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]])
-    users = recipe.normalised(centres[camp ^ stray] + 0.3 * rng.standard_normal((200, 3)))
+    users = training.normalised(centres[camp ^ stray] + 0.3 * rng.standard_normal((200, 3)))
     responses = rng.standard_normal((80, 3))
     draws = random_pairs(rng, np.arange(200), 1600, 80)
     first, second = np.minimum(draws.chosen, draws.rejected), np.maximum(draws.chosen, draws.rejected)
     wins = np.sum(centres[camp[draws.user]] * (responses[first] - responses[second]), axis=1) > 0
     known = as_pairs(draws.user, np.where(wins, first, second), np.where(wins, second, first))
-    fresh = adapting.refresh(users=users, responses=responses, seen=np.ones(200, bool), known=known)
+    fresh = adapting.reembed_seen_users(users=users, responses=responses, seen=np.ones(200, bool), known=known)
     assert (np.argmax(users @ centres.T, axis=1) == camp).mean() < 0.95
     assert (np.argmax(fresh @ centres.T, axis=1) == camp).mean() > 0.98
 
@@ -181,7 +181,7 @@ def test_order_of_users_and_pairs_is_of_no_matter():
     inputs = example(4)
     rng = np.random.default_rng(0)
     order, mix = rng.permutation(17), rng.permutation(60)
-    context = Pairs(*(column[mix] for column in inputs["context"]))
+    context = Comparisons(*(column[mix] for column in inputs["context"]))
     before = adapt(**inputs)
     after = adapt(**inputs | {"context": context, "unseen": inputs["unseen"][order]})
     np.testing.assert_allclose(after.embeddings, before.embeddings[order], rtol=1e-4, atol=1e-5)
@@ -200,8 +200,8 @@ def test_unseen_users_land_among_their_like():
         return as_pairs(user, 2 * prompt + best, 2 * prompt + 1 - best)
 
     train, validation = draw(np.arange(300), 7), draw(np.arange(300), 1)
-    made = graph.build(train.user, train.chosen, train.rejected, num_users=300, num_responses=300)
-    fitted = recipe.fit(recipe.fast(dim=32, num_layers=3), made, train, validation, jax.random.key(0))
+    made = signed_graph.build(train.user, train.chosen, train.rejected, num_users=300, num_responses=300)
+    fitted = training.fit(training.fast_config(dim=32, num_layers=3), made, train, validation, jax.random.key(0))
     users = np.concatenate([fitted.users, np.full((60, 32), np.nan, np.float32)])  # not to be read
     unseen = np.arange(300, 360)
     got = adapt(

@@ -10,14 +10,14 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from copl_jax import balance, gates
+from copl_jax.reward import load_balancing, routing
 from pref_jax.train.checkpoint import Checkpoints
 from pref_jax.train.mesh import make_mesh
 from pref_jax.train.state import OptimizerConfig, init_state, make_step, optimizer
 
 TARGETS = ("q_proj", "v_proj")
 LAYERS, DIM, EXPERTS = 2, 6, 4
-BIAS = gates.GateConfig(hidden=8, noise=0.0, balance="bias", balance_rate=0.05)
+BIAS = routing.GateConfig(hidden=8, noise=0.0, balance="bias", balance_rate=0.05)
 PLAIN = dataclasses.replace(BIAS, balance="none")
 LOSS = dataclasses.replace(BIAS, balance="loss", balance_weight=0.5)
 OPTIMIZER = OptimizerConfig(lr=3e-3, num_steps=1000, weight_decay=0.1, clip=0.5)
@@ -25,7 +25,7 @@ OPTIMIZER = OptimizerConfig(lr=3e-3, num_steps=1000, weight_decay=0.1, clip=0.5)
 
 def start(config, seed=0, skew=0.0):
     """Gates, their first expert preferred by `skew`, and normalised users."""
-    params = gates.init(config, jax.random.key(seed), TARGETS, num_layers=LAYERS, dim=DIM, num_experts=EXPERTS)
+    params = routing.init(config, jax.random.key(seed), TARGETS, num_layers=LAYERS, dim=DIM, num_experts=EXPERTS)
     for own in params.values():
         own["out"]["bias"] = own["out"]["bias"].at[:, 0].add(skew)
     users = np.random.default_rng(seed).standard_normal((64, DIM))
@@ -36,9 +36,9 @@ def make_loss(config):
     """What the experts give the gates: a better score for a higher weight, whoever is chosen."""
 
     def loss(params, frozen, batch, key):
-        decided = gates.decide(config, params, frozen[batch["user"]])
+        decided = routing.route(config, params, frozen[batch["user"]])
         gain = sum(jnp.mean(gate.weight) for gate in decided.values())
-        return balance.penalty(config, params, decided) - 0.1 * gain, {}
+        return load_balancing.auxiliary_loss(config, params, decided) - 0.1 * gain, {}
 
     return loss
 
@@ -46,7 +46,7 @@ def make_loss(config):
 @functools.cache
 def compiled(config, accumulate=1):
     """The optimizer and the step."""
-    transform = balance.optimizer(config, optimizer(OPTIMIZER), num_steps=OPTIMIZER.num_steps)
+    transform = load_balancing.optimizer(config, optimizer(OPTIMIZER), num_steps=OPTIMIZER.num_steps)
     return transform, jax.jit(make_step(make_loss(config), transform, accumulate=accumulate))
 
 
@@ -66,12 +66,12 @@ def test_the_loss_is_equation_4_and_its_gradient_flows_through_probabilities_onl
         params, users = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (params, users))
 
         def penalty(params):
-            return balance.penalty(config, params, gates.decide(config, params, users))
+            return load_balancing.auxiliary_loss(config, params, routing.route(config, params, users))
 
         def reference(params):
             found = []
             for target in TARGETS:
-                gate = gates.decide(config, params, users)[target]
+                gate = routing.route(config, params, users)[target]
                 counts = np.zeros((LAYERS, EXPERTS))
                 for (layer, _, _), expert in np.ndenumerate(np.asarray(chosen[target])):
                     counts[layer, expert] += 1
@@ -80,7 +80,7 @@ def test_the_loss_is_equation_4_and_its_gradient_flows_through_probabilities_onl
                 found += [EXPERTS * (f[z] * gate.probabilities[z].mean(axis=0)).sum() for z in range(LAYERS)]
             return 0.5 * sum(found) / len(found)
 
-        chosen = {target: gate.choice for target, gate in gates.decide(config, params, users).items()}
+        chosen = {target: gate.choice for target, gate in routing.route(config, params, users).items()}
         (got, ours), (expected, theirs) = (jax.value_and_grad(f)(params) for f in (penalty, reference))
     np.testing.assert_allclose(got, expected, rtol=1e-10)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-14), ours, theirs)
@@ -88,10 +88,10 @@ def test_the_loss_is_equation_4_and_its_gradient_flows_through_probabilities_onl
 
 
 def test_even_use_costs_one_and_one_expert_for_all_costs_as_many_as_there_are():
-    even = gates.fixed(jnp.arange(8) % 4, TARGETS, num_layers=2, num_experts=4)
-    one = gates.fixed(jnp.zeros(8, jnp.int32), TARGETS, num_layers=2, num_experts=4)
-    assert balance.imbalance(even) == 1
-    assert balance.imbalance(one) == 4
+    even = routing.one_hot_routing(jnp.arange(8) % 4, TARGETS, num_layers=2, num_experts=4)
+    one = routing.one_hot_routing(jnp.zeros(8, jnp.int32), TARGETS, num_layers=2, num_experts=4)
+    assert load_balancing.imbalance(even) == 1
+    assert load_balancing.imbalance(one) == 4
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
@@ -100,7 +100,7 @@ def test_the_bias_moves_by_the_sign_of_what_is_missing_less_each_time(accumulate
     expected = {target: np.zeros((LAYERS, EXPERTS)) for target in TARGETS}
     before = params
     for count in range(1, 4):
-        for target, gate in gates.decide(BIAS, before, users).items():
+        for target, gate in routing.route(BIAS, before, users).items():
             loads = np.stack([np.bincount(row.ravel(), minlength=EXPERTS) for row in np.asarray(gate.choice)])
             size = 0.05 * (1 - (count - 1) / OPTIMIZER.num_steps) ** 3
             expected[target] += size * np.sign(loads.mean(axis=1, keepdims=True) - loads)
@@ -124,7 +124,7 @@ def test_nothing_else_feels_the_bias_and_the_bias_feels_nothing_else():
         both.append(({t: {k: v for k, v in o.items() if k != "balance"} for t, o in state.params.items()}, metrics))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-8), *both)
     rest = optimizer(OPTIMIZER)
-    assert balance.optimizer(PLAIN, rest, num_steps=10) is rest
+    assert load_balancing.optimizer(PLAIN, rest, num_steps=10) is rest
 
 
 def test_a_step_that_is_not_finite_moves_no_bias():
@@ -170,7 +170,7 @@ def test_a_checkpoint_holds_the_bias_and_training_goes_on_in_the_same_bits(tmp_p
 
 
 def dead(config, params, users):
-    return int(np.sum(np.asarray(gates.usage(gates.decide(config, params, users))) == 0))
+    return int(np.sum(np.asarray(routing.usage(routing.route(config, params, users))) == 0))
 
 
 @pytest.mark.parametrize(("config", "alive"), [(PLAIN, False), (LOSS, True), (BIAS, True)])
@@ -183,7 +183,7 @@ def test_experts_that_start_dead_come_alive_with_balance_only(config, alive):
 
 def test_labels_are_by_name_wherever_the_leaf_stands():
     tree = {"gates": {"q_proj": {"balance": jnp.ones(3), "out": jnp.ones(3)}}, "head": jnp.ones(3)}
-    transform = balance.optimizer(BIAS, optax.set_to_zero(), num_steps=10)
+    transform = load_balancing.optimizer(BIAS, optax.set_to_zero(), num_steps=10)
     updates, _ = transform.update(tree, transform.init(tree), tree)
     expected = {"gates": {"q_proj": {"balance": np.full(3, -0.05), "out": np.zeros(3)}}, "head": np.zeros(3)}
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), updates, expected)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from copl_jax import experts, gates
+from copl_jax.reward import lora_experts, routing
 from pref_jax.errors import UserError
 from pref_jax.lm import lora
 
@@ -21,20 +21,20 @@ LAYERS = 2
 @functools.partial(jax.jit, static_argnums=0)
 def outputs(config, params, decided, x, key=None):
     """{target: [layer, B, L, F]}; what the transformer's scan would do."""
-    adapters = experts.bind(params, decided, key)
-    apply = experts.applied(config)
+    adapters = lora_experts.make_adapters(params, decided, key)
+    apply = lora_experts.adapter_fn(config)
     return {name: jnp.stack([apply(at_layer(a, z), x) for z in range(LAYERS)]) for name, a in adapters.items()}
 
 
 def example(num_experts=3, rank=2, seed=0, dtype=jnp.float32, top_k=1, **changes):
     """Config, params with B away from zero, gates of 5 examples, and an input."""
-    config = experts.ExpertsConfig(num_experts=num_experts, rank=rank, alpha=3.0, dropout=0.0, **changes)
-    made = jax.eval_shape(lambda: experts.init(config, jax.random.key(seed), SHAPES, LAYERS))
+    config = lora_experts.ExpertsConfig(num_experts=num_experts, rank=rank, alpha=3.0, dropout=0.0, **changes)
+    made = jax.eval_shape(lambda: lora_experts.init(config, jax.random.key(seed), SHAPES, LAYERS))
     rng = np.random.default_rng(seed)
     everyone = np.broadcast_to(np.arange(max(num_experts, 1)), (LAYERS, 5, max(num_experts, 1)))
     params = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), dtype), made)
     decided = {
-        target: gates.Gate(
+        target: routing.Gate(
             choice=jnp.asarray(rng.permuted(everyone, axis=-1)[..., :top_k], jnp.int32),
             weight=jnp.asarray(rng.random((LAYERS, 5, top_k)), dtype),
             probabilities=jnp.zeros((LAYERS, 5, max(num_experts, 1)), dtype),
@@ -96,14 +96,14 @@ def test_gradients_are_the_dense_formulas_and_reach_the_chosen_only(top_k):
 
 def test_no_experts_is_plain_lora():
     config, params, _, x = example(num_experts=0)
-    assert set(experts.bind(params)["q_proj"]) == {"shared"}
+    assert set(lora_experts.make_adapters(params)["q_proj"]) == {"shared"}
     expected = lora.apply(at_layer(params["q_proj"]["shared"], 0), x, scale=1.5)
     np.testing.assert_allclose(outputs(config, params, None, x)["q_proj"][0], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_fresh_experts_change_nothing_and_have_these_shapes():
-    config = experts.ExpertsConfig(num_experts=4, rank=2, targets=("o_proj",))
-    params = jax.jit(lambda: experts.init(config, jax.random.key(0), SHAPES, LAYERS))()
+    config = lora_experts.ExpertsConfig(num_experts=4, rank=2, targets=("o_proj",))
+    params = jax.jit(lambda: lora_experts.init(config, jax.random.key(0), SHAPES, LAYERS))()
     assert jax.tree.map(jnp.shape, params) == {
         "o_proj": {
             "shared": {"a": (2, 8, 2), "b": (2, 2, 6)},
@@ -111,7 +111,7 @@ def test_fresh_experts_change_nothing_and_have_these_shapes():
         }
     }
     assert config.scale == 2
-    decided = gates.fixed(jnp.array([3, 1]), ("o_proj",), num_layers=2, num_experts=4)
+    decided = routing.one_hot_routing(jnp.array([3, 1]), ("o_proj",), num_layers=2, num_experts=4)
     np.testing.assert_array_equal(outputs(config, params, decided, jnp.ones((2, 3, 8)))["o_proj"], 0)
     assert np.std(params["o_proj"]["experts"]["a"]) == pytest.approx(8**-0.5, rel=0.2)
 
@@ -130,14 +130,14 @@ def test_examples_may_be_shuffled():
 def test_one_users_experts_fold_into_one_lora(num_experts, top_k, row):
     config, params, decided, x = example(num_experts=num_experts, top_k=top_k, seed=7)
     of_one = jax.tree.map(lambda leaf: leaf[:, row : row + 1], decided) if num_experts else None
-    folded = experts.fold(params, of_one, scale=config.scale)
+    folded = lora_experts.to_single_lora(params, of_one, scale=config.scale)
     assert folded["v_proj"]["a"].shape == (LAYERS, 6, 2 * (1 + top_k) if num_experts else 2)
     expected = outputs(config, params, decided if num_experts else None, x)["v_proj"][:, row]
     for z in range(LAYERS):
         got = lora.apply(at_layer(folded["v_proj"], z), x[row])
         np.testing.assert_allclose(got, expected[z], rtol=1e-5, atol=1e-5)
     base = {"blocks": {name: {"kernel": jnp.ones((LAYERS, *SHAPES[name]))} for name in SHAPES}}
-    merged = experts.merge(base, params, of_one, scale=config.scale)["blocks"]
+    merged = lora_experts.merge(base, params, of_one, scale=config.scale)["blocks"]
     np.testing.assert_allclose(x[row] @ (merged["v_proj"]["kernel"][0] - 1), expected[0], rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(merged["o_proj"]["kernel"], base["blocks"]["o_proj"]["kernel"])
 
@@ -145,9 +145,9 @@ def test_one_users_experts_fold_into_one_lora(num_experts, top_k, row):
 def test_several_users_do_not_fold_into_one():
     config, params, decided, _ = example()
     with pytest.raises(UserError, match="gates for 5 rows"):
-        experts.fold(params, decided, scale=config.scale)
+        lora_experts.to_single_lora(params, decided, scale=config.scale)
     with pytest.raises(UserError, match="need gates"):
-        experts.fold(params, scale=config.scale)
+        lora_experts.to_single_lora(params, scale=config.scale)
 
 
 def test_dropout_keeps_the_mean_and_differs_between_layers_and_targets():
@@ -159,7 +159,7 @@ def test_dropout_keeps_the_mean_and_differs_between_layers_and_targets():
     error = np.abs(np.mean(draws, 0) - calm) / (np.std(draws, 0) / 2000**0.5 + 1e-6)
     assert np.mean(error) < 1.2
     assert np.max(error) < 6
-    keys = experts.bind(params, decided, jax.random.key(0))
+    keys = lora_experts.make_adapters(params, decided, jax.random.key(0))
     data = np.concatenate([np.asarray(jax.random.key_data(keys[target]["key"])) for target in config.targets])
     assert len(np.unique(data, axis=0)) == LAYERS * len(config.targets)
 
@@ -174,10 +174,10 @@ def test_bfloat16_inputs_get_bfloat16_updates():
 
 def test_mistakes_are_told():
     with pytest.raises(UserError, match=r"no linears named \['w'\]"):
-        experts.init(experts.ExpertsConfig(targets=("w",)), jax.random.key(0), SHAPES, 1)
+        lora_experts.init(lora_experts.ExpertsConfig(targets=("w",)), jax.random.key(0), SHAPES, 1)
     with pytest.raises(UserError, match="need gates"):
-        experts.bind(example()[1])
+        lora_experts.make_adapters(example()[1])
     wrongs: list[dict[str, Any]] = [{"num_experts": -1}, {"rank": 0}, {"dropout": 1.0}, {"targets": ()}]
     for wrong in wrongs:
         with pytest.raises(UserError, match="targets name some linear"):
-            experts.ExpertsConfig(**wrong)
+            lora_experts.ExpertsConfig(**wrong)

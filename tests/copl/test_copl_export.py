@@ -12,10 +12,11 @@ import safetensors
 import safetensors.numpy
 import tiny
 
-from copl_jax import experts, export, reward
-from copl_jax.experts import ExpertsConfig
-from copl_jax.gates import GateConfig
-from copl_jax.reward import RewardConfig
+from copl_jax.io import peft
+from copl_jax.reward import lora_experts, reward_model
+from copl_jax.reward.lora_experts import ExpertsConfig
+from copl_jax.reward.reward_model import RewardConfig
+from copl_jax.reward.routing import GateConfig
 from pref_jax.errors import UserError
 from pref_jax.lm import backbone, checkpoint
 from pref_jax.lm.config import LMConfig
@@ -39,7 +40,7 @@ def example(lm: LMConfig, targets=TARGETS, top_k=1):
     """A model with working experts, its base, and one user's embedding."""
     mixture = ExpertsConfig(num_experts=3, rank=2, alpha=3.0, targets=targets)
     config = RewardConfig(lm=lm, mixture=mixture, gate=GateConfig(hidden=4, top_k=top_k))
-    params = reward.init(config, jax.random.key(0), embedding_dim=DIM)
+    params = reward_model.init(config, jax.random.key(0), embedding_dim=DIM)
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32), params)
     base = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape), backbone.init(lm, jax.random.key(2)))
@@ -71,7 +72,7 @@ def test_rewards_of_decoders(tmp_path, family, top_k):
     lm = DECODERS[family]
     config, params, base, user = example(lm, top_k=top_k)
     checkpoint.save(tmp_path / "base", lm, base)
-    export.save_peft(tmp_path / "user", config, params, user, base_name="somewhere/base")
+    peft.save_peft(tmp_path / "user", config, params, user, base_name="somewhere/base")
     model = opened(tmp_path / "user", tmp_path / "base", "AutoModelForSequenceClassification")
     tokens, mask = texts(lm)
     inputs = {"input_ids": torch.from_numpy(tokens).long(), "attention_mask": torch.from_numpy(mask).long()}
@@ -83,7 +84,7 @@ def test_rewards_of_decoders(tmp_path, family, top_k):
         bias = float(file.metadata()["head_bias"])
     assert bias == params["head"]["b"] != 0
     users = jnp.tile(user.astype(jnp.float32)[None], (len(tokens), 1))
-    ours = np.asarray(reward.rewards(config, params, base, jnp.asarray(tokens), jnp.asarray(mask), users))
+    ours = np.asarray(reward_model.rewards(config, params, base, jnp.asarray(tokens), jnp.asarray(mask), users))
     np.testing.assert_allclose(theirs + bias, ours, rtol=1e-5, atol=1e-5 * np.abs(ours).max())
     assert np.abs(plain - theirs).max() > 1e-2
     found = json.loads((tmp_path / "user" / "adapter_config.json").read_text())
@@ -99,17 +100,17 @@ def test_hidden_states_where_the_mean_is_read(tmp_path, name, targets):
     lm = ENCODERS[name]
     config, params, base, user = example(lm, targets)
     checkpoint.save(tmp_path / "base", lm, base)
-    export.save_peft(tmp_path / "user", config, params, user)
+    peft.save_peft(tmp_path / "user", config, params, user)
     model = opened(tmp_path / "user", tmp_path / "base", "AutoModel")
     tokens, mask = texts(lm)
     inputs = {"input_ids": torch.from_numpy(tokens).long(), "attention_mask": torch.from_numpy(mask).long()}
     with torch.no_grad():
         theirs = model(**inputs).last_hidden_state.numpy()
-    decided = reward.route(config, params, user.astype(jnp.float32)[None])
-    merged = experts.merge(base, params["experts"], decided, scale=config.mixture.scale)
+    decided = reward_model.route(config, params, user.astype(jnp.float32)[None])
+    merged = lora_experts.merge(base, params["experts"], decided, scale=config.mixture.scale)
     ours = np.asarray(backbone.hidden_states(lm, merged, jnp.asarray(tokens), jnp.asarray(mask)))
     np.testing.assert_allclose(theirs[mask], ours[mask], rtol=1e-5, atol=1e-5 * np.abs(ours).max())
-    head = safetensors.numpy.load_file(tmp_path / "user" / export.HEAD)
+    head = safetensors.numpy.load_file(tmp_path / "user" / peft.HEAD)
     np.testing.assert_array_equal(head["score.weight"][0], params["head"]["w"])
     np.testing.assert_array_equal(head["score.bias"], [params["head"]["b"]])
 
@@ -119,21 +120,21 @@ def test_plain_lora_needs_no_user_and_groups_a_number(tmp_path):
     config, params, _, user = example(lm)
     alone = {target: {"shared": own["shared"]} for target, own in params["experts"].items()}
     none = dataclasses.replace(config, routing="none", mixture=dataclasses.replace(config.mixture, num_experts=0))
-    export.save_peft(tmp_path / "none", none, {**params, "experts": alone, "gates": {}})
+    peft.save_peft(tmp_path / "none", none, {**params, "experts": alone, "gates": {}})
     key = "base_model.model.model.layers.1.self_attn.q_proj.lora_{}.weight"
     found = safetensors.numpy.load_file(tmp_path / "none" / "adapter_model.safetensors")
     product = found[key.format("B")] @ found[key.format("A")]
     shared = alone["q_proj"]["shared"]
     np.testing.assert_allclose(product, 1.5 * (shared["a"][1] @ shared["b"][1]).T, rtol=1e-5, atol=1e-6)
     groups = dataclasses.replace(config, routing="groups")
-    export.save_peft(tmp_path / "groups", groups, {**params, "gates": {}}, jnp.asarray(2))
+    peft.save_peft(tmp_path / "groups", groups, {**params, "gates": {}}, jnp.asarray(2))
     found = safetensors.numpy.load_file(tmp_path / "groups" / "adapter_model.safetensors")
     product = found[key.format("B")] @ found[key.format("A")]
     own = jax.tree.map(lambda leaf: leaf[1, 2], params["experts"]["q_proj"]["experts"])
     both = shared["a"][1] @ shared["b"][1] + own["a"] @ own["b"]
     np.testing.assert_allclose(product, 1.5 * both.T, rtol=1e-5, atol=1e-6)
     with pytest.raises(UserError, match="needs embeddings"):
-        export.save_peft(tmp_path / "wrong", config, params)
+        peft.save_peft(tmp_path / "wrong", config, params)
     with pytest.raises(UserError, match="needs group numbers"):
-        export.save_peft(tmp_path / "wrong", groups, params, user.astype(jnp.float32))
+        peft.save_peft(tmp_path / "wrong", groups, params, user.astype(jnp.float32))
     assert not (tmp_path / "wrong").exists()

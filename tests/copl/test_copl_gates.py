@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from copl_jax import gates
+from copl_jax.reward import routing
 from pref_jax.errors import UserError
 
 TARGETS = ("q_proj", "v_proj")
 # Compiled, because op by op the same takes several times longer.
-init = jax.jit(gates.init, static_argnums=(0, 2), static_argnames=("num_layers", "dim", "num_experts"))
-decide = jax.jit(gates.decide, static_argnums=0)
-fix = jax.jit(gates.fixed, static_argnums=1, static_argnames=("num_layers", "num_experts"))
+init = jax.jit(routing.init, static_argnums=(0, 2), static_argnames=("num_layers", "dim", "num_experts"))
+decide = jax.jit(routing.route, static_argnums=0)
+fix = jax.jit(routing.one_hot_routing, static_argnums=1, static_argnames=("num_layers", "num_experts"))
 SIZES = {"num_layers": 3, "dim": 5, "num_experts": 4}
 
 
 def example(seed, batch=7, hidden=6, **changes):
-    config = gates.GateConfig(hidden=hidden, temperature=0.7, **changes)
+    config = routing.GateConfig(hidden=hidden, temperature=0.7, **changes)
     params = init(config, jax.random.key(seed), TARGETS, **SIZES)
     rows = np.random.default_rng(seed).standard_normal((batch, SIZES["dim"]))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -51,7 +51,7 @@ def test_decisions_follow_the_formula(top_k, balance):
 
 def test_only_training_is_noisy():
     config, params, users = example(1)
-    logits = jax.jit(jax.vmap(lambda key: jnp.log(gates.decide(config, params, users, key)["v_proj"].probabilities)))(
+    logits = jax.jit(jax.vmap(lambda key: jnp.log(routing.route(config, params, users, key)["v_proj"].probabilities)))(
         jax.random.split(jax.random.key(9), 3000)
     )
     calm = np.log(decide(config, params, users)["v_proj"].probabilities)
@@ -83,16 +83,16 @@ def test_the_chosen_weight_trains_the_gate():
 
 
 def test_initial_gates_spread_users_over_experts():
-    config = gates.GateConfig()
+    config = routing.GateConfig()
     params = init(config, jax.random.key(0), TARGETS, num_layers=4, dim=64, num_experts=8)
     rows = np.random.default_rng(1).standard_normal((500, 64))
     users = jnp.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), jnp.float32)
     decided = decide(config, params, users)
-    usage = gates.usage(decided)
+    usage = routing.usage(decided)
     assert usage.shape == (2 * 4, 8)
     np.testing.assert_allclose(usage.sum(1), 1, rtol=1e-5)
     assert usage.min() > 0.03
-    assert 0.3 < gates.entropy(decided) < np.log(8)
+    assert 0.3 < routing.entropy(decided) < np.log(8)
     noisy = decide(config, params, users, jax.random.key(2))
     same = np.mean(noisy["q_proj"].choice == decided["q_proj"].choice)
     assert same > 0.8  # the user decides, not the noise
@@ -102,17 +102,17 @@ def test_fixed_gates():
     fixed = fix(jnp.array([2, 0, 2]), TARGETS, num_layers=3, num_experts=4)
     np.testing.assert_array_equal(fixed["v_proj"].choice[..., 0], [[2, 0, 2]] * 3)
     np.testing.assert_array_equal(fixed["q_proj"].weight, np.ones((3, 3, 1)))
-    assert gates.entropy(fixed) == 0
-    np.testing.assert_allclose(gates.usage(fixed), [[1 / 3, 0, 2 / 3, 0]] * 6, rtol=1e-6)
-    np.testing.assert_array_equal(gates.repeat(fixed, 2)["q_proj"].choice[0, :, 0], [2, 2, 0, 0, 2, 2])
+    assert routing.entropy(fixed) == 0
+    np.testing.assert_allclose(routing.usage(fixed), [[1 / 3, 0, 2 / 3, 0]] * 6, rtol=1e-6)
+    np.testing.assert_array_equal(routing.repeat(fixed, 2)["q_proj"].choice[0, :, 0], [2, 2, 0, 0, 2, 2])
 
 
 def test_loads_count_every_choice():
     choice = jnp.array([[[0, 1], [0, 2], [1, 0]], [[2, 1], [2, 0], [2, 1]]], jnp.int32)
-    gate = gates.Gate(choice, jnp.ones((2, 3, 2)), jnp.zeros((2, 3, 4)))
+    gate = routing.Gate(choice, jnp.ones((2, 3, 2)), jnp.zeros((2, 3, 4)))
     expected = np.array([[3, 2, 1, 0], [1, 2, 3, 0]]) / 6
-    np.testing.assert_allclose(gates.load(gate), expected, rtol=1e-6)
-    np.testing.assert_allclose(gates.usage({"q": gate, "v": gate}), np.tile(expected, (2, 1)), rtol=1e-6)
+    np.testing.assert_allclose(routing.expert_load(gate), expected, rtol=1e-6)
+    np.testing.assert_allclose(routing.usage({"q": gate, "v": gate}), np.tile(expected, (2, 1)), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -128,4 +128,4 @@ def test_loads_count_every_choice():
 )
 def test_bad_configs(wrong, words):
     with pytest.raises(UserError, match=words):
-        gates.GateConfig(**wrong)
+        routing.GateConfig(**wrong)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from graphs import as_pairs, build, random_pairs
 
-from copl_jax import gcf, graph, recipe
-from copl_jax.layers import LAYERS
+from copl_jax.graph import gcf, signed_graph, training
+from copl_jax.graph.message_passing import LAYERS
 from pref_jax.errors import UserError
 from pref_jax.train.mesh import make_mesh
 
@@ -94,7 +94,7 @@ def test_forward_loss_and_gradients(layer):
         params = init(config, jax.random.key(0), made, jnp.float64)
         # Larger embeddings than at the start, so that the products z * e matter.
         params["nodes"] = params["nodes"] * 3
-        batch = graph.batch_of(pairs, made)
+        batch = signed_graph.batch_of(pairs, made)
         (value, parts), grads = jax.jit(jax.value_and_grad(functools.partial(gcf.loss, config), has_aux=True))(
             params, made, batch
         )
@@ -126,7 +126,7 @@ def test_float32_is_close_to_float64(layer):
     made = build(pairs, 12, 20)
     params = init(config, jax.random.key(1), made)
     host = jax.tree.map(lambda x: np.array(x, np.float64), params)
-    value, _ = jax.jit(gcf.loss, static_argnums=0)(config, params, made, graph.batch_of(pairs, made))
+    value, _ = jax.jit(gcf.loss, static_argnums=0)(config, params, made, signed_graph.batch_of(pairs, made))
     np.testing.assert_allclose(value, reference_loss(config, host, pairs, 12, 20)[0], rtol=2e-6)
 
 
@@ -155,13 +155,13 @@ def test_edge_dropout_keeps_the_mean_and_draws_anew():
     nodes = jnp.asarray(rng.standard_normal((len(made.positive.nodes["degree"]), 1)), jnp.float32)
 
     def once(key):
-        keep = graph.edge_dropout(config.edge_dropout, key, made.positive)
-        return keep * made.positive.edges["weight"], graph.aggregate(made.positive, nodes, keep)
+        keep = signed_graph.edge_dropout(config.edge_dropout, key, made.positive)
+        return keep * made.positive.edges["weight"], signed_graph.aggregate(made.positive, nodes, keep)
 
     weights, sums = jax.jit(jax.vmap(once))(jax.random.split(jax.random.key(3), 4000))
     own = made.positive.edges["weight"]
     np.testing.assert_allclose(np.mean(weights, 0), own, atol=5 * 0.5 * (0.3 / 0.7) ** 0.5 / 4000**0.5)
-    np.testing.assert_allclose(np.mean(sums, 0), graph.aggregate(made.positive, nodes), atol=0.05)
+    np.testing.assert_allclose(np.mean(sums, 0), signed_graph.aggregate(made.positive, nodes), atol=0.05)
     kept = np.asarray(weights)[:, own > 0] > 0
     assert abs(kept.mean() - 0.7) < 0.01
     # The two directions of an edge are independent draws.
@@ -182,7 +182,7 @@ def test_edges_are_dropped_anew_in_each_layer_and_sign(monkeypatch):
 
     def watched(rate, key, sign):
         jax.debug.callback(lambda bits: drawn.append(tuple(np.asarray(bits).tolist())), jax.random.key_data(key))
-        return graph.edge_dropout(rate, key, sign)
+        return signed_graph.edge_dropout(rate, key, sign)
 
     monkeypatch.setattr(gcf, "edge_dropout", watched)
     jax.block_until_ready(gcf.propagate(deep, init(deep, jax.random.key(4), made), made, jax.random.key(5)))
@@ -208,13 +208,13 @@ def test_no_device_holds_all_edges():
     mesh = make_mesh()
     config = gcf.GCFConfig(dim=16, num_layers=2)
     with jax.set_mesh(mesh):
-        data, batch = (recipe._place(part, mesh) for part in (made, graph.batch_of(pairs, made)))
-        params = recipe._place(init(config, jax.random.key(0), made), mesh)
+        data, batch = (training._place(part, mesh) for part in (made, signed_graph.batch_of(pairs, made)))
+        params = training._place(init(config, jax.random.key(0), made), mesh)
         step = jax.jit(jax.grad(functools.partial(gcf.loss, config), has_aux=True))
         text = str(step.lower(params, data, batch, jax.random.key(1)).compile().as_text())
     edges = len(made.positive.senders)
-    assert f"[{edges // graph.FAN_IN // 8},16]" in text
-    assert f"[{edges // graph.FAN_IN},16]" not in text
+    assert f"[{edges // signed_graph.GROUP_SIZE // 8},16]" in text
+    assert f"[{edges // signed_graph.GROUP_SIZE},16]" not in text
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import jraph
 import numpy as np
 import pytest
 
-from copl_jax import graph as graphs
+from copl_jax.graph import signed_graph as graphs
 from pref_jax.errors import UserError
 
 
@@ -124,7 +124,7 @@ def test_buckets_are_few_tight_and_whole():
     assert (padded >= sizes).all()
     assert (padded[sizes >= 32] <= 1.125 * sizes[sizes >= 32] + 1).all()
     assert len(np.unique(padded)) < 70
-    assert (padded % graphs.FAN_IN == 0).all()
+    assert (padded % graphs.GROUP_SIZE == 0).all()
     np.testing.assert_array_equal([graphs.bucket(int(size)) for size in padded], padded)
 
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import tiny
 
-from copl_jax import experts, gates, reward
-from copl_jax.reward import RewardConfig
-from pref_jax.data.shared_prefix import shared_lengths, shared_rows
-from pref_jax.data.token_table import TokenTable
+from copl_jax.reward import lora_experts, reward_model, routing
+from copl_jax.reward.reward_model import RewardConfig
+from pref_jax.data.text.shared_prefix import shared_lengths, shared_rows
+from pref_jax.data.text.token_table import TokenTable
 from pref_jax.errors import UserError
 from pref_jax.lm import backbone
 
-MIXTURE = experts.ExpertsConfig(num_experts=3, rank=2, targets=("q_proj", "v_proj", "down_proj"))
-LLAMA = RewardConfig(lm=tiny.llama(), mixture=MIXTURE, gate=gates.GateConfig(hidden=8))
+MIXTURE = lora_experts.ExpertsConfig(num_experts=3, rank=2, targets=("q_proj", "v_proj", "down_proj"))
+LLAMA = RewardConfig(lm=tiny.llama(), mixture=MIXTURE, gate=routing.GateConfig(hidden=8))
 GEMMA = tiny.llama(
     family="gemma3_text", head_dim=6, sliding_layers=(True, False), window=3, local_rope_theta=20.0, num_layers=2
 )
@@ -70,7 +70,7 @@ def batches(seed):
 def model(name):
     """Config, trainable parameters with experts at work, and what is frozen."""
     config, rng = CONFIGS[name], np.random.default_rng(len(name))
-    params = jax.jit(lambda: reward.init(config, jax.random.key(0), embedding_dim=DIM))()
+    params = jax.jit(lambda: reward_model.init(config, jax.random.key(0), embedding_dim=DIM))()
     params["experts"] = jax.tree.map(
         lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32), params["experts"]
     )
@@ -86,8 +86,8 @@ def model(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_shared_rows_equal_separate_rows(name):
     config, params, frozen = model(name)
-    loss = jax.jit(jax.value_and_grad(reward.make_loss(config), has_aux=True))
-    rewards = jax.jit(functools.partial(reward.pair_rewards, config))
+    loss = jax.jit(jax.value_and_grad(reward_model.make_loss(config), has_aux=True))
+    rewards = jax.jit(functools.partial(reward_model.pair_rewards, config))
     for seed in (0, 1):
         users = None if config.routing == "none" else frozen[config.routing][batches(seed)[0]["user"]]
         found = [rewards(params, frozen["base"], batch, users) for batch in batches(seed)]
@@ -108,16 +108,16 @@ def test_rewards_are_those_of_the_texts():
     config, params, frozen = model("llama")
     apart, shared = batches(2)
     users = frozen["users"][apart["user"]]
-    rewards = jax.jit(functools.partial(reward.rewards, config))
+    rewards = jax.jit(functools.partial(reward_model.rewards, config))
     sides = [rewards(params, frozen["base"], apart[s], apart[f"{s}_mask"], users) for s in ("chosen", "rejected")]
-    found = jax.jit(functools.partial(reward.pair_rewards, config))(params, frozen["base"], shared, users)
+    found = jax.jit(functools.partial(reward_model.pair_rewards, config))(params, frozen["base"], shared, users)
     np.testing.assert_allclose(found, np.stack(sides, axis=1), atol=1e-5)
     np.testing.assert_allclose(found[1, 0], found[1, 1], atol=1e-6)  # the pair of twice the same text
 
 
 def test_dropout_and_noise_work_on_shared_rows():
     config, params, frozen = model("llama")
-    loss, shared = jax.jit(reward.make_loss(config)), batches(0)[1]
+    loss, shared = jax.jit(reward_model.make_loss(config)), batches(0)[1]
     calm, noisy = (float(loss(params, frozen, shared, key)[0]) for key in (None, jax.random.key(0)))
     assert np.isfinite(noisy)
     assert abs(calm - noisy) > 1e-3
@@ -126,6 +126,8 @@ def test_dropout_and_noise_work_on_shared_rows():
 def test_an_encoder_cannot_share():
     lm = tiny.bert()
     config = dataclasses.replace(LLAMA, lm=lm, mixture=dataclasses.replace(MIXTURE, targets=("q_proj",)))
-    params = jax.eval_shape(lambda: reward.init(config, jax.random.key(0), embedding_dim=DIM))
+    params = jax.eval_shape(lambda: reward_model.init(config, jax.random.key(0), embedding_dim=DIM))
     with pytest.raises(UserError, match=r"a bert model reads a prompt otherwise .*share_prefix=False"):
-        jax.eval_shape(functools.partial(reward.pair_rewards, config), params, {}, batches(0)[1], jnp.ones((16, DIM)))
+        jax.eval_shape(
+            functools.partial(reward_model.pair_rewards, config), params, {}, batches(0)[1], jnp.ones((16, DIM))
+        )

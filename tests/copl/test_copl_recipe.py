@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from graphs import as_pairs, build, random_pairs
 
-from copl_jax import gcf, graph, recipe
-from copl_jax.layers import LAYERS
+from copl_jax.graph import gcf, signed_graph, training
+from copl_jax.graph.message_passing import LAYERS
 from pref_jax.errors import UserError
 from pref_jax.train.mesh import make_mesh
 
@@ -43,8 +43,8 @@ def accuracy(result, pairs) -> float:
 def test_fit_learns_two_tastes():
     rng = np.random.default_rng(11)
     _, train, validation, test = two_tastes(rng, num_users=300, pairs_each=8, prompts=150)
-    config = recipe.fast(dim=32, num_layers=3)
-    result = recipe.fit(config, build(train, 300, 300), train, validation, jax.random.key(0))
+    config = training.fast_config(dim=32, num_layers=3)
+    result = training.fit(config, build(train, 300, 300), train, validation, jax.random.key(0))
     assert accuracy(result, test) > 0.9
     np.testing.assert_allclose(np.linalg.norm(result.users, axis=1), 1, rtol=1e-5)
     assert result.users.shape == (300, 32)
@@ -58,15 +58,15 @@ def test_fit_learns_two_tastes():
     made = build(train, 300, 300)
     nodes = propagate(config, result.params, made)
     np.testing.assert_allclose(nodes[300:600], result.responses, rtol=1e-4, atol=1e-5)
-    again = recipe.fit(config, made, train, validation, jax.random.key(0))
+    again = training.fit(config, made, train, validation, jax.random.key(0))
     np.testing.assert_array_equal(again.users, result.users)
 
 
 def test_fit_in_batches_with_patience_stops_early():
     rng = np.random.default_rng(12)
     _, train, validation, _ = two_tastes(rng, num_users=60, pairs_each=8, prompts=20, tests_each=1)
-    config = recipe.reference(dim=8, num_layers=2, batch_size=100, epochs=60, learning_rate=3e-2, patience=3)
-    result = recipe.fit(config, build(train, 60, 40), train, validation, jax.random.key(0))
+    config = training.paper_config(dim=8, num_layers=2, batch_size=100, epochs=60, learning_rate=3e-2, patience=3)
+    result = training.fit(config, build(train, 60, 40), train, validation, jax.random.key(0))
     made = len(result.history["validation_accuracy"])
     assert made < 60
     assert result.best_step == (made - 3) * (len(train.user) // 100)  # four whole batches an epoch
@@ -75,39 +75,41 @@ def test_fit_in_batches_with_patience_stops_early():
 
 def test_fit_compiles_once_within_a_bucket():
     rng = np.random.default_rng(13)
-    config = recipe.fast(dim=4, num_layers=1, epochs=2, evaluate_every=1)
-    program: Any = recipe._round
+    config = training.fast_config(dim=4, num_layers=1, epochs=2, evaluate_every=1)
+    program: Any = training._round
     before = program._cache_size()
     for count in (100, 101, 103):
         # Every edge is of its own nodes: sizes grow with the pairs, all within one bucket.
         user = np.arange(count) % 30
         train = as_pairs(user, np.arange(count) % 53, np.arange(count) % 53 + 53)
-        recipe.fit(config, build(train, 30, 106), train, random_pairs(rng, count // 10, 30, 106), jax.random.key(count))
+        training.fit(
+            config, build(train, 30, 106), train, random_pairs(rng, count // 10, 30, 106), jax.random.key(count)
+        )
     assert program._cache_size() == before + 1
 
 
 def test_degenerate_fits():
-    config = recipe.fast(dim=4, num_layers=2, epochs=4)
+    config = training.fast_config(dim=4, num_layers=2, epochs=4)
     none = as_pairs([], [], [])
     one = as_pairs([0], [0], [1])
-    result = recipe.fit(config, build(one, 1, 2), one, none, jax.random.key(0))
+    result = training.fit(config, build(one, 1, 2), one, none, jax.random.key(0))
     assert result.best_step == 4  # nothing to choose by: the last
     assert result.best_accuracy == 0
     assert np.isfinite(result.users).all()
     assert np.isfinite(result.responses).all()
-    isolated = recipe.fit(config, build(one, 3, 4), one, as_pairs([2], [3], [2]), jax.random.key(0))
+    isolated = training.fit(config, build(one, 3, 4), one, as_pairs([2], [3], [2]), jax.random.key(0))
     assert np.isfinite(isolated.users).all()
     assert all(np.isfinite(values).all() for values in isolated.history.values())
     with pytest.raises(UserError, match="no training pairs"):
-        recipe.fit(config, build(none, 3, 4), none, one, jax.random.key(0))
+        training.fit(config, build(none, 3, 4), none, one, jax.random.key(0))
 
 
 def test_a_training_that_diverged_is_told(tmp_path):
-    config = dataclasses.replace(recipe.fast(dim=4, num_layers=2, epochs=4), learning_rate=float("inf"))
+    config = dataclasses.replace(training.fast_config(dim=4, num_layers=2, epochs=4), learning_rate=float("inf"))
     one = as_pairs([0], [0], [1])
     for validation in (one, as_pairs([], [], [])):
         with pytest.raises(UserError, match="diverged, no loss was finite; lower its learning_rate"):
-            recipe.fit(config, build(one, 1, 2), one, validation, jax.random.key(0))
+            training.fit(config, build(one, 1, 2), one, validation, jax.random.key(0))
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -123,9 +125,9 @@ def test_a_training_that_diverged_is_told(tmp_path):
 )
 def test_degenerate_graphs_train(layer, votes):
     pairs = as_pairs(*votes)
-    config = recipe.fast(layer=layer, dim=4, num_layers=2, epochs=8)
+    config = training.fast_config(layer=layer, dim=4, num_layers=2, epochs=8)
     # Two users and two responses more, which nobody knows.
-    result = recipe.fit(config, build(pairs, 6, 4), pairs, pairs, jax.random.key(0))
+    result = training.fit(config, build(pairs, 6, 4), pairs, pairs, jax.random.key(0))
     for values in (result.users, result.responses, *jax.tree.leaves(result.params), *result.history.values()):
         assert np.isfinite(values).all()
     lengths = np.linalg.norm(result.users, axis=1)
@@ -137,17 +139,17 @@ def test_graph_without_negative_edges_trains():
     made = build(pairs, 3, 2)
     bare = build(as_pairs([], [], []), 3, 2)
     made = made._replace(negative=bare.negative)
-    result = recipe.fit(recipe.fast(dim=4, num_layers=2, epochs=4), made, pairs, pairs, jax.random.key(0))
+    result = training.fit(training.fast_config(dim=4, num_layers=2, epochs=4), made, pairs, pairs, jax.random.key(0))
     assert np.isfinite(result.users).all()
 
 
 def test_a_killed_fit_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     rng = np.random.default_rng(14)
     _, train, validation, _ = two_tastes(rng, num_users=40, pairs_each=8, prompts=20, tests_each=1)
-    config = recipe.fast(dim=8, num_layers=2, epochs=12, evaluate_every=2)
+    config = training.fast_config(dim=8, num_layers=2, epochs=12, evaluate_every=2)
     arguments = config, build(train, 40, 40), train, validation, jax.random.key(0)
-    whole = recipe.fit(*arguments)
-    rounds: Any = recipe._round
+    whole = training.fit(*arguments)
+    rounds: Any = training._round
     calls = []
 
     def killed(*args):
@@ -156,11 +158,11 @@ def test_a_killed_fit_goes_on_to_the_same_bits(tmp_path, monkeypatch):
         calls.append(None)
         return rounds(*args)
 
-    monkeypatch.setattr(recipe, "_round", killed)
+    monkeypatch.setattr(training, "_round", killed)
     with pytest.raises(KeyboardInterrupt):
-        recipe.fit(*arguments, folder=tmp_path, checkpoint_every=2)
-    monkeypatch.setattr(recipe, "_round", rounds)
-    resumed = recipe.fit(*arguments, folder=tmp_path, checkpoint_every=2)
+        training.fit(*arguments, folder=tmp_path, checkpoint_every=2)
+    monkeypatch.setattr(training, "_round", rounds)
+    resumed = training.fit(*arguments, folder=tmp_path, checkpoint_every=2)
     assert resumed.best_step == whole.best_step
     np.testing.assert_array_equal(resumed.users, whole.users)
     np.testing.assert_array_equal(resumed.responses, whole.responses)
@@ -168,8 +170,8 @@ def test_a_killed_fit_goes_on_to_the_same_bits(tmp_path, monkeypatch):
         np.testing.assert_array_equal(resumed.history[name], whole.history[name])
     assert (np.diff(resumed.history["seconds"]) > 0).all()
     # Once more: nothing is left to do.
-    monkeypatch.setattr(recipe, "_round", None)
-    np.testing.assert_array_equal(recipe.fit(*arguments, folder=tmp_path).users, whole.users)
+    monkeypatch.setattr(training, "_round", None)
+    np.testing.assert_array_equal(training.fit(*arguments, folder=tmp_path).users, whole.users)
     # What is there is of these pairs, this config and this key alone.
     turned = train._replace(chosen=train.rejected, rejected=train.chosen)
     faster, made = dataclasses.replace(config, learning_rate=0.02), build(turned, 40, 40)
@@ -179,18 +181,18 @@ def test_a_killed_fit_goes_on_to_the_same_bits(tmp_path, monkeypatch):
         (*arguments[:-1], jax.random.key(1)),
     ):
         with pytest.raises(UserError, match="holds a fit to other pairs or by other settings"):
-            recipe.fit(*other, folder=tmp_path)
+            training.fit(*other, folder=tmp_path)
 
 
 @pytest.mark.parametrize("layer", ["gcf", "attention"])
 def test_edges_cut_over_devices_give_the_same_embeddings(layer):
     rng = np.random.default_rng(15)
     _, train, validation, _ = two_tastes(rng, num_users=90, pairs_each=8, prompts=60, tests_each=1)
-    config = recipe.fast(layer=layer, dim=8, num_layers=2, epochs=4)
+    config = training.fast_config(layer=layer, dim=8, num_layers=2, epochs=4)
     made = build(train, 90, 120)
-    assert len(made.positive.senders) % (8 * graph.FAN_IN) == 0
+    assert len(made.positive.senders) % (8 * signed_graph.GROUP_SIZE) == 0
     alone, together = (
-        recipe.fit(config, made, train, validation, jax.random.key(0), mesh=make_mesh(devices=jax.devices()[:count]))
+        training.fit(config, made, train, validation, jax.random.key(0), mesh=make_mesh(devices=jax.devices()[:count]))
         for count in (1, 8)
     )
     np.testing.assert_allclose(together.users, alone.users, atol=2e-5)
@@ -202,9 +204,9 @@ def test_edges_cut_over_devices_give_the_same_embeddings(layer):
 def test_a_fit_that_stalled_is_not_repeated(tmp_path, monkeypatch):
     """Its last checkpoint is of the last evaluation, though it ended between two checkpoints."""
     pairs = random_pairs(np.random.default_rng(17), 60, 10, 12)
-    config = recipe.fast(dim=4, num_layers=1, epochs=40, evaluate_every=1, patience=1)
+    config = training.fast_config(dim=4, num_layers=1, epochs=40, evaluate_every=1, patience=1)
     arguments = config, build(pairs, 10, 12), pairs, pairs, jax.random.key(0)
-    first = recipe.fit(*arguments, folder=tmp_path, checkpoint_every=30)
+    first = training.fit(*arguments, folder=tmp_path, checkpoint_every=30)
     assert len(first.history["step"]) < 30
-    monkeypatch.setattr(recipe, "_round", None)
-    np.testing.assert_array_equal(recipe.fit(*arguments, folder=tmp_path).users, first.users)
+    monkeypatch.setattr(training, "_round", None)
+    np.testing.assert_array_equal(training.fit(*arguments, folder=tmp_path).users, first.users)

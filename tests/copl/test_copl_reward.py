@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from copl_jax import experts, gates, reward
+from copl_jax.reward import lora_experts, reward_model, routing
 from pref_jax.errors import UserError
 from pref_jax.lm import backbone
 from pref_jax.lm.config import LMConfig
@@ -18,19 +18,19 @@ from pref_jax.train.state import OptimizerConfig, init_state, make_step, optimiz
 LM = LMConfig(
     family="llama", vocab_size=23, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=2, max_positions=32
 )
-MIXTURE = experts.ExpertsConfig(num_experts=4, rank=2, dropout=0.1)
-CONFIG = reward.RewardConfig(lm=LM, mixture=MIXTURE, gate=gates.GateConfig(hidden=8))
+MIXTURE = lora_experts.ExpertsConfig(num_experts=4, rank=2, dropout=0.1)
+CONFIG = reward_model.RewardConfig(lm=LM, mixture=MIXTURE, gate=routing.GateConfig(hidden=8))
 ORACLE = dataclasses.replace(CONFIG, routing="groups")
 SHARED = dataclasses.replace(CONFIG, routing="none", mixture=dataclasses.replace(MIXTURE, num_experts=0))
 DIM = 5
-rewards = jax.jit(reward.rewards, static_argnums=0)
-init = jax.jit(reward.init, static_argnums=0, static_argnames="embedding_dim")
+rewards = jax.jit(reward_model.rewards, static_argnums=0)
+init = jax.jit(reward_model.init, static_argnums=0, static_argnames="embedding_dim")
 
 
 @functools.cache
 def loss_of(config):
     """The compiled loss, and its gradient."""
-    loss = reward.make_loss(config)
+    loss = reward_model.make_loss(config)
     return jax.jit(loss), jax.jit(jax.grad(loss, has_aux=True))
 
 
@@ -87,7 +87,7 @@ def test_loss_is_bradley_terry_of_the_rewards(config):
 def test_reward_is_head_on_the_last_token_of_the_adapted_transformer():
     params, frozen, batch = example(CONFIG, seed=1)
     users = rows_of(CONFIG, frozen, batch)
-    decided = gates.decide(CONFIG.gate, params["gates"], users)
+    decided = routing.route(CONFIG.gate, params["gates"], users)
     tokens, mask = batch["chosen"], batch["chosen_mask"]
     got = rewards(CONFIG, params, frozen["base"], tokens, mask, users)
     hidden_states = jax.jit(backbone.hidden_states, static_argnums=0)
@@ -110,12 +110,15 @@ def test_reward_is_head_on_the_last_token_of_the_adapted_transformer():
 
 @pytest.mark.parametrize("top_k", [1, 3])
 def test_merged_into_the_base_one_users_rewards_are_the_same(top_k):
-    config = dataclasses.replace(CONFIG, gate=gates.GateConfig(hidden=8, top_k=top_k))
+    config = dataclasses.replace(CONFIG, gate=routing.GateConfig(hidden=8, top_k=top_k))
     params, frozen, batch = example(config, seed=6)
     tokens, mask = batch["chosen"], batch["chosen_mask"]
     for user in frozen["users"][:2]:
-        merged = experts.merge(
-            frozen["base"], params["experts"], reward.route(config, params, user[None]), scale=config.mixture.scale
+        merged = lora_experts.merge(
+            frozen["base"],
+            params["experts"],
+            reward_model.route(config, params, user[None]),
+            scale=config.mixture.scale,
         )
         pooled = backbone.pool(LM, backbone.hidden_states(LM, merged, tokens, mask), mask)
         users = jnp.tile(user[None], (4, 1))
@@ -169,7 +172,7 @@ def test_learns_opposite_tastes_that_one_reward_cannot():
     config = dataclasses.replace(
         CONFIG, mixture=dataclasses.replace(MIXTURE, dropout=0.0, targets=("v_proj", "o_proj"))
     )
-    params = jax.jit(lambda: reward.init(config, jax.random.key(0), embedding_dim=2))()
+    params = jax.jit(lambda: reward_model.init(config, jax.random.key(0), embedding_dim=2))()
     frozen = {"base": example(config)[1]["base"], "users": jnp.asarray(np.tile(np.eye(2), (8, 1)), jnp.float32)}
 
     def batch():
@@ -183,7 +186,7 @@ def test_learns_opposite_tastes_that_one_reward_cannot():
         )
 
     adam = optimizer(OptimizerConfig(lr=2e-2, num_steps=80, warmup_fraction=0.1, clip=1.0))
-    step = jax.jit(make_step(reward.make_loss(config), adam))
+    step = jax.jit(make_step(reward_model.make_loss(config), adam))
     state, metrics = init_state(params, adam, 0), {}
     for _ in range(80):
         state, metrics = step(state, frozen, batch())
@@ -194,13 +197,13 @@ def test_mistakes_are_told():
     with pytest.raises(UserError, match="goes with num_experts=0"):
         dataclasses.replace(CONFIG, routing="none")
     with pytest.raises(UserError, match="top_k=5 of 4 experts"):
-        dataclasses.replace(CONFIG, gate=gates.GateConfig(top_k=5))
+        dataclasses.replace(CONFIG, gate=routing.GateConfig(top_k=5))
     with pytest.raises(UserError, match="embedding_dim is 0"):
-        reward.init(CONFIG, jax.random.key(0))
+        reward_model.init(CONFIG, jax.random.key(0))
     params, frozen, batch = example(CONFIG)
     with pytest.raises(UserError, match="needs embeddings"):
-        reward.rewards(CONFIG, params, frozen["base"], batch["chosen"], batch["chosen_mask"])
+        reward_model.rewards(CONFIG, params, frozen["base"], batch["chosen"], batch["chosen_mask"])
     with pytest.raises(UserError, match="needs group numbers"):
-        reward.rewards(
+        reward_model.rewards(
             ORACLE, params, frozen["base"], batch["chosen"], batch["chosen_mask"], frozen["users"][batch["user"]]
         )

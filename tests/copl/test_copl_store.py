@@ -12,10 +12,11 @@ import pytest
 import safetensors.numpy
 import tiny
 
-from copl_jax import reward, store
-from copl_jax.experts import ExpertsConfig
-from copl_jax.gates import GateConfig
-from copl_jax.reward import RewardConfig
+from copl_jax.io import checkpoint
+from copl_jax.reward import reward_model
+from copl_jax.reward.lora_experts import ExpertsConfig
+from copl_jax.reward.reward_model import RewardConfig
+from copl_jax.reward.routing import GateConfig
 from pref_jax.errors import UserError
 
 LM = tiny.llama()
@@ -35,7 +36,7 @@ TABLES = {
 
 
 def trained(config):
-    params = reward.init(config, jax.random.key(0), embedding_dim=DIM)
+    params = reward_model.init(config, jax.random.key(0), embedding_dim=DIM)
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), jnp.float32), params)
 
@@ -45,8 +46,8 @@ def trained(config):
 def test_what_comes_back_is_the_same_in_every_bit(tmp_path, config, with_table):
     params, table = trained(config), TABLES[config.routing] if with_table else None
     for _ in range(2):  # the second one takes the first one's place
-        store.save(tmp_path / "adapters", config, params, table)
-    found = store.load(tmp_path / "adapters", LM)
+        checkpoint.save(tmp_path / "adapters", config, params, table)
+    found = checkpoint.load(tmp_path / "adapters", LM)
     assert found.config == config
     assert jax.tree.structure(found.params) == jax.tree.structure(params)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.view(jnp.int32), b.view(jnp.int32)), found.params, params)
@@ -56,25 +57,25 @@ def test_what_comes_back_is_the_same_in_every_bit(tmp_path, config, with_table):
         assert found.table is not None
         np.testing.assert_array_equal(found.table, table)
         assert found.table.dtype == table.dtype
-    assert {path.name for path in (tmp_path / "adapters").iterdir()} == {store.TENSORS, store.CONFIG}
+    assert {path.name for path in (tmp_path / "adapters").iterdir()} == {checkpoint.TENSORS, checkpoint.CONFIG}
 
 
 def test_only_the_folders_config_is_json_and_it_holds_no_transformer(tmp_path):
-    store.save(tmp_path / "a", USERS, trained(USERS))
-    raw = json.loads((tmp_path / "a" / store.CONFIG).read_text())
+    checkpoint.save(tmp_path / "a", USERS, trained(USERS))
+    raw = json.loads((tmp_path / "a" / checkpoint.CONFIG).read_text())
     assert raw["format"] == 1
     assert raw["embedding_dim"] == DIM
     assert set(raw["model"]) == {"routing", "mixture", "gate", "remat"}
 
 
 def damage(folder, change):
-    tensors = safetensors.numpy.load_file(folder / store.TENSORS)
+    tensors = safetensors.numpy.load_file(folder / checkpoint.TENSORS)
     change(tensors)
-    safetensors.numpy.save_file(tensors, folder / store.TENSORS)
+    safetensors.numpy.save_file(tensors, folder / checkpoint.TENSORS)
 
 
 def test_all_wrong_tensors_are_told_together(tmp_path):
-    store.save(tmp_path / "a", USERS, trained(USERS), TABLES["users"])
+    checkpoint.save(tmp_path / "a", USERS, trained(USERS), TABLES["users"])
 
     def change(tensors):
         del tensors["head/w"]
@@ -85,20 +86,20 @@ def test_all_wrong_tensors_are_told_together(tmp_path):
 
     damage(tmp_path / "a", change)
     with pytest.raises(UserError, match="5 faults") as error:
-        store.load(tmp_path / "a", LM)
+        checkpoint.load(tmp_path / "a", LM)
     for words in ("head/w: missing", "more: the config knows no such", "head/b: is float16", "[2, 3, 2]", "[7, 2]"):
         assert words in str(error.value)
 
 
 def test_another_transformer_is_told(tmp_path):
-    store.save(tmp_path / "a", USERS, trained(USERS))
+    checkpoint.save(tmp_path / "a", USERS, trained(USERS))
     with pytest.raises(UserError, match=r"experts/down_proj/shared/a: is float32 \[2, 24, 2\], where .*\[3, 24, 2\]"):
-        store.load(tmp_path / "a", tiny.llama(num_layers=3))
+        checkpoint.load(tmp_path / "a", tiny.llama(num_layers=3))
 
 
 def test_all_wrong_fields_are_told_together(tmp_path):
-    store.save(tmp_path / "a", USERS, trained(USERS))
-    path = tmp_path / "a" / store.CONFIG
+    checkpoint.save(tmp_path / "a", USERS, trained(USERS))
+    path = tmp_path / "a" / checkpoint.CONFIG
     raw = json.loads(path.read_text())
     raw["embedding_dim"] = -1
     raw["model"]["gate"]["hiden"] = raw["model"]["gate"].pop("hidden")
@@ -106,54 +107,54 @@ def test_all_wrong_fields_are_told_together(tmp_path):
     raw["model"]["remat"] = 0
     path.write_text(json.dumps(raw))
     with pytest.raises(UserError, match="8 faults") as error:
-        store.load(tmp_path / "a", LM)
+        checkpoint.load(tmp_path / "a", LM)
     for words in ("gate.hiden: unknown", "gate.hidden: is missing", "mixture.rank: is '2'", "model.remat: is 0"):
         assert words in str(error.value)
 
 
 @pytest.mark.parametrize("raw", ["[]", '{"format": 2}', "{", '{"format": 1}', '{"format": 1, "model": {"gate": 3}}'])
 def test_no_config_of_ours_is_told(tmp_path, raw):
-    store.save(tmp_path / "a", USERS, trained(USERS))
-    (tmp_path / "a" / store.CONFIG).write_text(raw)
+    checkpoint.save(tmp_path / "a", USERS, trained(USERS))
+    (tmp_path / "a" / checkpoint.CONFIG).write_text(raw)
     with pytest.raises(UserError, match=r"adapters\.json"):
-        store.load(tmp_path / "a", LM)
+        checkpoint.load(tmp_path / "a", LM)
 
 
 def test_values_out_of_range_are_told(tmp_path):
-    store.save(tmp_path / "a", USERS, trained(USERS))
-    path = tmp_path / "a" / store.CONFIG
+    checkpoint.save(tmp_path / "a", USERS, trained(USERS))
+    path = tmp_path / "a" / checkpoint.CONFIG
     path.write_text(path.read_text().replace('"top_k": 2', '"top_k": 4'))
     with pytest.raises(UserError, match="top_k=4 of 3 experts"):
-        store.load(tmp_path / "a", LM)
+        checkpoint.load(tmp_path / "a", LM)
 
 
 def test_missing_and_cut_files_are_told(tmp_path):
     with pytest.raises(UserError, match=r"adapters\.json: no such file"):
-        store.load(tmp_path / "nowhere", LM)
-    store.save(tmp_path / "a", USERS, trained(USERS))
-    file = tmp_path / "a" / store.TENSORS
+        checkpoint.load(tmp_path / "nowhere", LM)
+    checkpoint.save(tmp_path / "a", USERS, trained(USERS))
+    file = tmp_path / "a" / checkpoint.TENSORS
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(UserError, match=r"adapters\.safetensors: cut short or damaged"):
-        store.load(tmp_path / "a", LM)
+        checkpoint.load(tmp_path / "a", LM)
     file.unlink()
     with pytest.raises(UserError, match=r"adapters\.safetensors: no such file"):
-        store.load(tmp_path / "a", LM)
+        checkpoint.load(tmp_path / "a", LM)
 
 
 def test_what_does_not_fit_is_not_written(tmp_path):
     params = trained(USERS)
     with pytest.raises(UserError, match="head/w: is float32"):
-        store.save(tmp_path / "a", USERS, params | {"head": {"w": jnp.zeros(3), "b": jnp.zeros(())}})
+        checkpoint.save(tmp_path / "a", USERS, params | {"head": {"w": jnp.zeros(3), "b": jnp.zeros(())}})
     with pytest.raises(UserError, match="table: is int32"):
-        store.save(tmp_path / "a", USERS, params, TABLES["groups"])
+        checkpoint.save(tmp_path / "a", USERS, params, TABLES["groups"])
     with pytest.raises(UserError, match="table: the config knows no such"):
-        store.save(tmp_path / "a", NONE, trained(NONE), TABLES["groups"])
+        checkpoint.save(tmp_path / "a", NONE, trained(NONE), TABLES["groups"])
     assert not list(tmp_path.iterdir())
 
 
 def test_killed_while_writing_the_old_folder_stays(tmp_path):
-    store.save(tmp_path / "a", USERS, trained(USERS))
-    before = (tmp_path / "a" / store.TENSORS).read_bytes()
+    checkpoint.save(tmp_path / "a", USERS, trained(USERS))
+    before = (tmp_path / "a" / checkpoint.TENSORS).read_bytes()
     script = f"""
 import os
 from pathlib import Path
@@ -165,6 +166,6 @@ with files.atomic_folder({str(tmp_path / "a")!r}) as part:
     store.write_json()
 """
     assert subprocess.run([sys.executable, "-c", script], check=False, cwd=".").returncode == 9
-    assert (tmp_path / "a" / store.TENSORS).read_bytes() == before
-    store.save(tmp_path / "a", USERS, trained(USERS))
+    assert (tmp_path / "a" / checkpoint.TENSORS).read_bytes() == before
+    checkpoint.save(tmp_path / "a", USERS, trained(USERS))
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
 
-from pref_jax.data.batches import index_batches, pair_batches
-from pref_jax.data.preferences import Pairs
+from pref_jax.comparisons import Comparisons
+from pref_jax.data.loaders.batches import index_batches, pair_batches
 from pref_jax.errors import UserError
 
 
 def make_pairs(count, seed=0):
     rng = np.random.default_rng(seed)
     user, chosen, rejected = rng.integers(0, 50, (3, count)).astype(np.int32)
-    return Pairs(user, chosen, rejected, np.full(count, -1, np.int8), np.arange(count, dtype=np.int64))
+    return Comparisons(user, chosen, rejected, np.full(count, -1, np.int8), np.arange(count, dtype=np.int64))
 
 
 @pytest.mark.parametrize(("rows", "size"), [(12, 4), (13, 4), (4, 4), (1, 1), (101, 10)])

@@ -5,15 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pref_jax.data.batches import pair_batches
-from pref_jax.data.contexts import context_batches, contexts
-from pref_jax.data.preferences import Pairs
+from pref_jax.comparisons import Comparisons
+from pref_jax.data.loaders.batches import pair_batches
+from pref_jax.data.loaders.contexts import context_batches, contexts
 from pref_jax.errors import UserError
 
 SIZES = {"batch_size": 6, "num_steps": 50, "seed": 2}
 
 
-def ragged() -> Pairs:
+def ragged() -> Comparisons:
     """Users 0, 2 and 3 with 1, 4 and 9 pairs, in mixed order; user 2 voted twice, both ways, on one pair."""
     rng = np.random.default_rng(0)
     user = rng.permutation(np.repeat([0, 2, 3], [1, 4, 9])).astype(np.int32)
@@ -21,7 +21,7 @@ def ragged() -> Pairs:
     rejected = chosen + 1
     first, second = np.flatnonzero(user == 2)[:2]
     chosen[second], rejected[second] = rejected[first], chosen[first]
-    return Pairs(user, chosen, rejected, np.full(len(user), -1, np.int8), np.arange(len(user)))
+    return Comparisons(user, chosen, rejected, np.full(len(user), -1, np.int8), np.arange(len(user)))
 
 
 def test_batches_are_those_of_pairs_with_a_context_each():
@@ -70,7 +70,7 @@ def test_contexts_hold_all_that_is_known_up_to_their_size():
         assert len(taken) == found.mask[u].sum()
     other = contexts(pairs, 5, 6, 1)
     assert (other.chosen[3] != found.chosen[3]).any(), "which answers are taken is drawn"
-    nothing = contexts(Pairs(*(column[:0] for column in pairs)), 3, 2, 0)
+    nothing = contexts(pairs.take(slice(0)), 3, 2, 0)
     assert nothing.chosen.shape == (3, 2)
     assert not nothing.mask.any()
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pref_jax.data import preferences as tables
-from pref_jax.data.majority import majority_margins
+from pref_jax.data.checks.majority import majority_margins
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources import crowdrag
 from pref_jax.errors import UserError

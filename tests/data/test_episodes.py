@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pref_jax.data.episodes import episode_batches
-from pref_jax.data.preferences import Pairs
+from pref_jax.comparisons import Comparisons
+from pref_jax.data.loaders.episodes import episode_batches
 from pref_jax.errors import UserError
 
 SIZES = {"users_per_batch": 4, "pairs_per_user": 5, "splits": 3, "num_steps": 60, "seed": 1}
@@ -14,7 +14,7 @@ SIZES = {"users_per_batch": 4, "pairs_per_user": 5, "splits": 3, "num_steps": 60
 
 def make_pairs(user, chosen, rejected):
     user, chosen, rejected = (np.asarray(column, np.int32) for column in (user, chosen, rejected))
-    return Pairs(user, chosen, rejected, np.full(len(user), -1, np.int8), np.arange(len(user)))
+    return Comparisons(user, chosen, rejected, np.full(len(user), -1, np.int8), np.arange(len(user)))
 
 
 def ragged(seed=0):

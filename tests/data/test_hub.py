@@ -9,16 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pref_jax.data.sources import (
-    community_alignment,
-    hub,
-    mt_bench,
-    personalllm,
-    prism,
-    reward_bench_2,
-    tldr,
-    ultrafeedback,
-)
+from pref_jax.data.sources import community_alignment, mt_bench, personalllm, prism, reward_bench_2, tldr, ultrafeedback
+from pref_jax.data.sources.common import hub
 from pref_jax.errors import UserError
 
 SCHEMA = {

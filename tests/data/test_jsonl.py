@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pref_jax.data import preferences as tables
 from pref_jax.data.preferences import Preferences
-from pref_jax.data.sources import jsonl, jsonl_rows
+from pref_jax.data.sources.jsonl import reader, rows
 from pref_jax.errors import UserError
 
 
@@ -60,7 +60,7 @@ def test_all_forms_of_one_pair_are_one_pair(tmp_path: Path):
         {"user": "u", "prompt": None, "chosen": said("p", "yes"), "rejected": said("p", "no"), "split": None},
     ]
     file = write(tmp_path / "a.jsonl", [*forms, row(prompt="q", split="test", chosen="no", rejected="yes")])
-    data = jsonl.read(file, validation_fraction=0, test_fraction=0, unseen_fraction=0)
+    data = reader.read(file, validation_fraction=0, test_fraction=0, unseen_fraction=0)
     assert data.responses.to_pylist() == [
         {"response_id": "r0", "prompt": said("p"), "text": "no"},
         {"response_id": "r1", "prompt": said("p"), "text": "yes"},
@@ -77,7 +77,7 @@ def test_the_order_of_rows_does_not_tell_who_was_chosen(tmp_path: Path):
     votes = [row("u", f"p{i}", one, two, split=split) for i, (one, two, split) in enumerate(sides)]
     turned = [{**vote, "chosen": vote["rejected"], "rejected": vote["chosen"]} for vote in votes]
     ours, theirs = (
-        jsonl.read(write(tmp_path / name, rows), test_fraction=0, unseen_fraction=0)
+        reader.read(write(tmp_path / name, rows), test_fraction=0, unseen_fraction=0)
         for name, rows in (("a.jsonl", votes), ("b.jsonl", turned))
     )
     assert ours.responses.equals(theirs.responses)
@@ -90,7 +90,7 @@ def test_longer_dialogues(tmp_path: Path):
         {"user": "u", "chosen": system + said("a", "b", "c", "d"), "rejected": system + said("a", "b", "c", "e")},
         row(prompt=said("a", "b", "c"), split="test"),
     ]
-    data = jsonl.read(write(tmp_path / "a.jsonl", rows), test_fraction=0, unseen_fraction=0)
+    data = reader.read(write(tmp_path / "a.jsonl", rows), test_fraction=0, unseen_fraction=0)
     assert spelled(data) == [
         ("u", ["be brief", "a", "b", "c"], "d", "e", "train"),
         ("u", ["a", "b", "c"], "yes", "no", "test"),
@@ -104,7 +104,7 @@ def test_optional_fields_are_kept(tmp_path: Path):
         row("bob", split="train", seen=False, score=1),
         row("bob", prompt="q", split="validation", group="y"),
     ]
-    data = jsonl.read(write(tmp_path / "a.jsonl", rows), unseen_fraction=0)
+    data = reader.read(write(tmp_path / "a.jsonl", rows), unseen_fraction=0)
     assert data.users.to_pylist() == [
         {"user_id": "ann", "group": "x", "seen": True},
         {"user_id": "bob", "group": "y", "seen": False},
@@ -121,11 +121,11 @@ def test_blank_lines_byte_order_mark_and_gzip(tmp_path: Path):
     raw = b"\xef\xbb\xbf" + "\r\n".join(lines).encode()
     (tmp_path / "a.jsonl").write_bytes(raw)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(raw))
-    plain, packed = (jsonl.read(tmp_path / name) for name in ("a.jsonl", "a.jsonl.gz"))
+    plain, packed = (reader.read(tmp_path / name) for name in ("a.jsonl", "a.jsonl.gz"))
     assert spelled(plain) == spelled(packed) == [("u", ["p"], "yes", "no", "train"), ("u", ["ü"], "yes", "no", "test")]
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(raw)[:-9])
     with pytest.raises(UserError, match="cut short or not gzip"):
-        jsonl.read(tmp_path / "a.jsonl.gz")
+        reader.read(tmp_path / "a.jsonl.gz")
 
 
 BAD_ROWS = [
@@ -170,7 +170,7 @@ def test_one_bad_row(tmp_path: Path, place: int):
     file = tmp_path / "a.jsonl"
     file.write_bytes(b"\n".join([json.dumps(row(prompt="a")).encode(), raw, json.dumps(row(prompt="b")).encode()]))
     with pytest.raises(UserError) as caught:
-        jsonl.read(file)
+        reader.read(file)
     where = f"{file}:2" + (f", field {field!r}" if field else "")
     assert f"{where}: " in str(caught.value)
     assert message in str(caught.value)
@@ -182,7 +182,7 @@ def test_all_bad_rows_at_once(tmp_path: Path):
     bad = [bad if isinstance(bad, bytes) else json.dumps(bad).encode() for bad, _, _ in BAD_ROWS[:15]]
     file.write_bytes(b"\n".join([*bad, json.dumps(row(user="", chosen=[], split="x")).encode()]))
     with pytest.raises(UserError) as caught:
-        jsonl.read(file)
+        reader.read(file)
     for line in range(1, 16):
         assert f"{file}:{line}" in str(caught.value)
     for field in ("user", "chosen", "split"):
@@ -197,12 +197,12 @@ VALUES = st.recursive(
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(VALUES | st.dictionaries(st.sampled_from(jsonl_rows.FIELDS), VALUES, min_size=3), max_size=4))
+@given(st.lists(VALUES | st.dictionaries(st.sampled_from(rows.FIELDS), VALUES, min_size=3), max_size=4))
 def test_any_json_is_read_or_explained(tmp_path_factory: pytest.TempPathFactory, rows: list):
     file = write(tmp_path_factory.mktemp("any") / "a.jsonl", [row("x", "p"), row("x", "q"), *rows])
     # Anything but a UserError fails here.
     with contextlib.suppress(UserError):
-        assert jsonl.read(file).comparisons.num_rows >= 2
+        assert reader.read(file).comparisons.num_rows >= 2
 
 
 def test_contradictions_about_users(tmp_path: Path):
@@ -216,7 +216,7 @@ def test_contradictions_about_users(tmp_path: Path):
     ]
     file = write(tmp_path / "a.jsonl", rows)
     with pytest.raises(UserError) as caught:
-        jsonl.read(file)
+        reader.read(file)
     assert f"{file}:2, field 'group': 'y' for user 'ann', but 'x' at line 1; give a user one value" in str(caught.value)
     assert f"{file}:4, field 'seen': False for user 'bob', but True at line 3" in str(caught.value)
     assert f"{file}:5, field 'split': user 'cem' has no training pair; give the user a row" in str(caught.value)
@@ -224,13 +224,13 @@ def test_contradictions_about_users(tmp_path: Path):
 
 def test_no_file_no_rows_bad_options(tmp_path: Path):
     with pytest.raises(UserError, match=r"a\.jsonl: no such file; check the path"):
-        jsonl.read(tmp_path / "a.jsonl")
+        reader.read(tmp_path / "a.jsonl")
     with pytest.raises(UserError, match=r"one \.jsonl file is wanted, not a folder"):
-        jsonl.read(tmp_path)
+        reader.read(tmp_path)
     with pytest.raises(UserError, match="no rows; give one JSON object a line"):
-        jsonl.read(write(tmp_path / "a.jsonl", []))
+        reader.read(write(tmp_path / "a.jsonl", []))
     with pytest.raises(UserError) as caught:
-        jsonl.read(tmp_path / "a.jsonl", test_fraction=1.0, unseen_fraction=float("nan"))
+        reader.read(tmp_path / "a.jsonl", test_fraction=1.0, unseen_fraction=float("nan"))
     assert "test_fraction: is 1.0" in str(caught.value)
     assert "unseen_fraction: is nan" in str(caught.value)
 
@@ -238,13 +238,13 @@ def test_no_file_no_rows_bad_options(tmp_path: Path):
 def test_nothing_to_test_on_is_said(tmp_path: Path):
     file = write(tmp_path / "a.jsonl", [row("ann"), row("bob", chosen="no", rejected="yes")])
     with pytest.raises(UserError, match="no pair has split 'test'"):
-        jsonl.read(file)
+        reader.read(file)
 
 
 def test_open_rows_follow_given_test_prompts(tmp_path: Path):
     rows = [row("ann", prompt="a", split="test"), row("ann", prompt="b", split="train"), row("bob", prompt="b")]
     rows += [row("bob", prompt="a"), row("bob", prompt="c", split="train"), row("ann", prompt="c")]
-    data = jsonl.read(write(tmp_path / "a.jsonl", rows), validation_fraction=0, unseen_fraction=0)
+    data = reader.read(write(tmp_path / "a.jsonl", rows), validation_fraction=0, unseen_fraction=0)
     assert data.comparisons["split"].to_pylist() == ["test", "train", "train", "test", "train", "train"]
 
 
@@ -272,7 +272,7 @@ def test_the_rule(
         "unseen_fraction": unseen_fraction,
         "seed": seed,
     }
-    data = jsonl.read(file, **options)
+    data = reader.read(file, **options)
     out = spelled(data)
     assert [one[0] for one in out] == [one["user"] for one in rows]
     prompts = {word: {one[1][0] for one in out if one[4] == word} for word in tables.SPLITS}
@@ -290,13 +290,13 @@ def test_the_rule(
     counts = data.meta["assigned"]
     assert counts["prompts_drawn_for_test"] == len(prompts["test"] - {"z"})
     assert (counts["rows_with_given_split"], counts["rows_assigned"]) == (1, len(rows) - 1)
-    assert spelled(jsonl.read(file, **options)) == out
+    assert spelled(reader.read(file, **options)) == out
 
 
 def test_fractions_are_met_on_plenty(tmp_path: Path):
     rows = [row(f"u{u}", f"p{(u * 7 + place) % 100}") for u in range(50) for place in range(20)]
     file = write(tmp_path / "a.jsonl", rows)
-    data = jsonl.read(file, validation_fraction=0.1, test_fraction=0.2, unseen_fraction=0.2, seed=1)
+    data = reader.read(file, validation_fraction=0.1, test_fraction=0.2, unseen_fraction=0.2, seed=1)
     summary = tables.summarise(data)
     assert summary["users"] == {"total": 50, "seen": 40, "unseen": 10}
     assert data.meta["assigned"]["prompts_drawn_for_test"] == 20
@@ -304,5 +304,5 @@ def test_fractions_are_met_on_plenty(tmp_path: Path):
     kept = 800 - len(data.pairs("test", seen=True).user)
     assert summary["pairs"]["validation"] == round(0.1 * kept)
     assert summary["sharing"]["shared"] == 1
-    other = jsonl.read(file, validation_fraction=0.1, test_fraction=0.2, unseen_fraction=0.2, seed=2)
+    other = reader.read(file, validation_fraction=0.1, test_fraction=0.2, unseen_fraction=0.2, seed=2)
     assert other.comparisons["split"] != data.comparisons["split"]

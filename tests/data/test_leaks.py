@@ -9,10 +9,11 @@ import pyarrow as pa
 import pytest
 from scipy import optimize
 
-from pref_jax.data import formatting, leaks, preferences
-from pref_jax.data.blind import blind, signs
+from pref_jax.data import preferences
+from pref_jax.data.checks import formatting, leakage
+from pref_jax.data.label_masking import label_signs, mask_labels
 from pref_jax.data.preferences import Preferences
-from pref_jax.data.sources.world import WorldConfig, generate
+from pref_jax.data.sources.synthetic.world import WorldConfig, generate
 from pref_jax.errors import UserError
 
 WORLD = WorldConfig(seen_users=20, unseen_users=5, pairs_per_user=6, train_prompts=12, test_prompts=8, seed=3)
@@ -44,8 +45,8 @@ def _tables(prompts: list[str], rows: list[tuple[int, int, int, str]], seen: lis
     )
 
 
-def _check(data: Preferences) -> dict[str, leaks.Leak]:
-    return {leak.name: leak for leak in leaks.check(data, data.pairs("train", seen=True), seed=0)}
+def _check(data: Preferences) -> dict[str, leakage.Leak]:
+    return {leak.name: leak for leak in leakage.check(data, data.pairs("train", seen=True), seed=0)}
 
 
 def test_a_clean_table_passes():
@@ -69,7 +70,7 @@ def test_prompts_on_both_sides_are_counted_by_normalised_text_too():
 def test_a_users_test_pair_in_training_is_refused_either_way_round():
     rows = [(0, 0, 1, "train"), (0, 3, 2, "train"), (1, 2, 3, "train"), (0, 2, 3, "test"), (1, 1, 0, "test")]
     data = _tables(["a", "b"], rows, [True, True])
-    assert leaks.answered_before(data).tolist() == [True, False]
+    assert leakage.answered_before(data).tolist() == [True, False]
     with pytest.raises(UserError, match=r"rows 3: 1 test pairs are among the same user's training"):
         _check(data)
 
@@ -88,7 +89,7 @@ def test_rows_numbered_by_answers_are_told(first):
 def test_an_unseen_users_edge_is_refused():
     data = _world()
     with pytest.raises(UserError, match=r"graph: 30 edges are of unseen users"):
-        leaks.check(data, data.pairs("train"), seed=0)
+        leakage.check(data, data.pairs("train"), seed=0)
 
 
 # --- what methods are shown ---
@@ -96,14 +97,14 @@ def test_an_unseen_users_edge_is_refused():
 
 def test_methods_are_shown_neither_groups_nor_test_answers():
     data = _world()
-    shown = blind(data, 5)
+    shown = mask_labels(data, 5)
     preferences.validate(shown)
     assert set(shown.groups) == {None}
     assert set(data.groups) == {"helpfulness", "honesty"}
     for split in ("train", "validation"):
         for ours, theirs in zip(shown.pairs(split), data.pairs(split), strict=True):
             np.testing.assert_array_equal(ours, theirs)
-    turn, test, real = signs(shown, data), shown.pairs("test"), data.pairs("test")
+    turn, test, real = label_signs(shown, data), shown.pairs("test"), data.pairs("test")
     assert 0.4 < (turn > 0).mean() < 0.6
     np.testing.assert_array_equal(np.where(turn > 0, test.chosen, test.rejected), real.chosen)
     np.testing.assert_array_equal(np.where(turn > 0, test.rejected, test.chosen), real.rejected)
@@ -119,11 +120,11 @@ def test_turning_test_answers_round_shows_methods_the_same_tables():
     other = dataclasses.replace(
         data, comparisons=pa.Table.from_pandas(table, schema=data.comparisons.schema, preserve_index=False)
     )
-    ours, theirs = blind(data, 1), blind(other, 1)
+    ours, theirs = mask_labels(data, 1), mask_labels(other, 1)
     assert ours.comparisons.equals(theirs.comparisons)
-    assert not np.array_equal(signs(ours, data), signs(theirs, other))
+    assert not np.array_equal(label_signs(ours, data), label_signs(theirs, other))
     with pytest.raises(ValueError, match="same data set"):
-        signs(ours, _world(seed=4))
+        label_signs(ours, _world(seed=4))
 
 
 # --- formatting ---

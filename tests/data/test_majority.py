@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pref_jax.data import validate as checks
-from pref_jax.data.majority import majority_margins
+from pref_jax.data import schema as checks
+from pref_jax.data.checks.majority import majority_margins
 from pref_jax.data.preferences import SPLITS, Preferences, build
 
 

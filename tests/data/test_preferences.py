@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pref_jax.data import preferences as tables
-from pref_jax.data import validate as checks
+from pref_jax.data import schema as checks
 from pref_jax.data.preferences import Preferences
 from pref_jax.errors import UserError
 from pref_jax.files import read_json, write_json

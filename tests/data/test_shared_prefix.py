@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pref_jax.data.shared_prefix import common_prefix, shared_lengths, shared_rows
-from pref_jax.data.token_table import TokenTable
+from pref_jax.data.text.shared_prefix import common_prefix, shared_lengths, shared_rows
+from pref_jax.data.text.token_table import TokenTable
 from pref_jax.errors import UserError
 
 # Few different tokens, 0 among them, so that beginnings often agree; 0 is also what stands at padding.

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pref_jax.data.sources.simulated import Survey, tastes
+from pref_jax.data.sources.common.simulated_users import SimulationConfig, tastes
 from pref_jax.data.splits import draw_pairs
 from pref_jax.errors import UserError
 
@@ -33,7 +33,7 @@ def test_everybody_answers_everything():
 
 
 def test_tastes_are_as_many_of_each_among_seen_and_unseen_users():
-    survey = Survey(seen_users=10, unseen_users=7, pairs_per_user=2)
+    survey = SimulationConfig(seen_users=10, unseen_users=7, pairs_per_user=2)
     drawn = [tastes(survey, 4, np.random.default_rng(seed)) for seed in range(20)]
     for one in drawn:
         assert np.bincount(one[:10]).tolist() == [3, 3, 2, 2]

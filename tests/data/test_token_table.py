@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pref_jax.data.token_table import TokenTable, bucket_length, pack
+from pref_jax.data.text.token_table import TokenTable, bucket_length, pack
 from pref_jax.errors import UserError
 
 LENGTHS = st.lists(st.integers(0, 40), max_size=60).map(lambda found: np.array(found, np.int64))

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from pref_jax.data import tokens
-from pref_jax.data.validate import RESPONSES
+from pref_jax.data.schema import RESPONSES
+from pref_jax.data.text import tokenization
 from pref_jax.errors import UserError
 
 DIALOGUES = [("how are you ?", "very well , thank you .", "good"), ("what is this ?", "a test .")]
@@ -17,7 +17,7 @@ DIALOGUES = [("how are you ?", "very well , thank you .", "good"), ("what is thi
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return tokens.train_tokenizer([" ".join(turns) for turns in DIALOGUES], vocab_size=320)
+    return tokenization.train_tokenizer([" ".join(turns) for turns in DIALOGUES], vocab_size=320)
 
 
 CLS, SEP = 1, 2
@@ -55,7 +55,7 @@ def _responses(*rows: tuple[str, str]) -> pa.Table:
 
 
 def test_a_dialogue_ends_with_the_answers_token(tokenizer):
-    table = tokens.tokenize_responses(tokenizer, _responses(("what is this ?", "a test .")), max_length=50)
+    table = tokenization.tokenize_responses(tokenizer, _responses(("what is this ?", "a test .")), max_length=50)
     assert table.flat[-1] == tokenizer.eos_token_id
     text = tokenizer.decode(table.flat)
     assert text == " what is this ?<|end_of_user|> a test .<|end_of_assistant|>"
@@ -63,18 +63,18 @@ def test_a_dialogue_ends_with_the_answers_token(tokenizer):
 
 def test_rendering_does_not_depend_on_the_neighbours(tokenizer):
     rows = [("how are you ?", "well ."), ("what is this ?", "a test , very well .")]
-    together = tokens.tokenize_responses(tokenizer, _responses(*rows), max_length=60)
+    together = tokenization.tokenize_responses(tokenizer, _responses(*rows), max_length=60)
     for i, row in enumerate(rows):
-        alone = tokens.tokenize_responses(tokenizer, _responses(row), max_length=60, chunk=1)
+        alone = tokenization.tokenize_responses(tokenizer, _responses(row), max_length=60, chunk=1)
         np.testing.assert_array_equal(together.flat[together.offsets[i] : together.offsets[i + 1]], alone.flat)
 
 
 def test_long_dialogues_lose_their_beginning_and_are_counted(tokenizer):
-    whole = tokens.tokenize_dialogues(tokenizer, DIALOGUES, max_length=100)
-    cut = tokens.tokenize_dialogues(tokenizer, DIALOGUES, max_length=5)
+    whole = tokenization.tokenize_dialogues(tokenizer, DIALOGUES, max_length=100)
+    cut = tokenization.tokenize_dialogues(tokenizer, DIALOGUES, max_length=5)
     for none in (0, -5):
         with pytest.raises(UserError, match=f"max_length is {none}; a text keeps one token at least"):
-            tokens.tokenize_dialogues(tokenizer, DIALOGUES, max_length=none)
+            tokenization.tokenize_dialogues(tokenizer, DIALOGUES, max_length=none)
     assert cut.truncated == 2
     assert whole.truncated == 0
     for i in range(2):
@@ -85,18 +85,18 @@ def test_long_dialogues_lose_their_beginning_and_are_counted(tokenizer):
 
 def test_a_saved_tokenizer_opens_again_with_its_template(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
-    again = tokens.load_tokenizer(tmp_path)
-    first, second = (tokens.tokenize_dialogues(t, DIALOGUES, max_length=50) for t in (tokenizer, again))
+    again = tokenization.load_tokenizer(tmp_path)
+    first, second = (tokenization.tokenize_dialogues(t, DIALOGUES, max_length=50) for t in (tokenizer, again))
     np.testing.assert_array_equal(first.flat, second.flat)
     assert again.pad_token_id == 0
 
 
 def test_missing_and_broken_tokenizers_are_user_errors(tmp_path):
     with pytest.raises(UserError, match=r"no tokenizer\.json"):
-        tokens.load_tokenizer(tmp_path)
+        tokenization.load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="does not open"):
-        tokens.load_tokenizer(tmp_path)
+        tokenization.load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_missing_and_broken_tokenizers_are_user_errors(tmp_path):
 )
 def test_long_text_pairs_keep_the_responses_end_and_their_special_tokens(prompt, answer, want):
     rows = _responses((_words(0, prompt), _words(50, answer)), ("w1", "w2"))
-    table = tokens.tokenize_responses(ENCODER, rows, max_length=10, pairs=True)
+    table = tokenization.tokenize_responses(ENCODER, rows, max_length=10, pairs=True)
     assert table.flat[: table.offsets[1]].tolist() == want
     assert table.flat[table.offsets[1] :].tolist() == [CLS, 11, SEP, 12, SEP]
     assert table.truncated == (prompt + answer > 7)
@@ -121,7 +121,7 @@ def test_long_text_pairs_keep_the_responses_end_and_their_special_tokens(prompt,
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=12), st.integers(4, 20), st.integers(1, 5))
 def test_text_pairs_are_cut_and_counted_exactly(sizes, max_length, chunk):
     rows = _responses(*((_words(0, prompt), _words(50, answer)) for prompt, answer in sizes))
-    table = tokens.tokenize_responses(ENCODER, rows, max_length=max_length, pairs=True, chunk=chunk)
+    table = tokenization.tokenize_responses(ENCODER, rows, max_length=max_length, pairs=True, chunk=chunk)
     room = max_length - 3
     want = [(max(0, min(p, room - a)), min(a, room)) for p, a in sizes]
     np.testing.assert_array_equal(table.lengths, [3 + p + a for p, a in want])
@@ -134,30 +134,30 @@ def test_text_pairs_are_cut_and_counted_exactly(sizes, max_length, chunk):
 
 def test_a_literal_special_token_in_a_text_is_text():
     row = _responses(("w1 [SEP] w2", "w3 w4"))
-    table = tokens.tokenize_responses(ENCODER, row, max_length=6, pairs=True)
+    table = tokenization.tokenize_responses(ENCODER, row, max_length=6, pairs=True)
     assert table.flat.tolist() == [CLS, 12, SEP, 13, 14, SEP]
 
 
 def test_no_room_for_text_is_told():
     with pytest.raises(UserError, match=r"max_length=3 .* 3 special tokens; set it to at least 4"):
-        tokens.tokenize_responses(ENCODER, _responses(("w1", "w2")), max_length=3, pairs=True)
+        tokenization.tokenize_responses(ENCODER, _responses(("w1", "w2")), max_length=3, pairs=True)
 
 
 def test_a_decoder_without_chat_template_is_told_with_the_mend(tmp_path):
     ENCODER.save_pretrained(tmp_path)
-    bare = tokens.load_tokenizer(tmp_path)
+    bare = tokenization.load_tokenizer(tmp_path)
     with pytest.raises(UserError, match=r"no chat template.*instruction-tuned.*--config\.backbone\.chat_template=FILE"):
-        tokens.tokenize_responses(bare, _responses(("w1", "w2")), max_length=9)
+        tokenization.tokenize_responses(bare, _responses(("w1", "w2")), max_length=9)
     with pytest.raises(UserError, match=f"{tmp_path}.*no chat template"):
-        tokens.tokenize_dialogues(bare, DIALOGUES, max_length=9)
+        tokenization.tokenize_dialogues(bare, DIALOGUES, max_length=9)
 
 
 def test_a_chat_template_of_the_users_own_takes_the_place_of_the_tokenizers(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     file = tmp_path / "own.jinja"
     file.write_text("{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}")
-    own = tokens.load_tokenizer(tmp_path, chat_template=str(file))
-    table = tokens.tokenize_responses(own, _responses(("a", "b")), max_length=50)
+    own = tokenization.load_tokenizer(tmp_path, chat_template=str(file))
+    table = tokenization.tokenize_responses(own, _responses(("a", "b")), max_length=50)
     assert own.decode(table.flat) == " user:a;assistant:b;"
 
 
@@ -166,9 +166,9 @@ def test_the_same_text_gives_the_same_tokens_on_any_day(tokenizer, tmp_path):
     file = tmp_path / "own.jinja"
     # As in Llama 3.2's.
     file.write_text("{% if not date_string is defined %}{{ strftime_now('%f') }}{% else %}{{ date_string }}{% endif %}")
-    own = tokens.load_tokenizer(tmp_path, chat_template=file)
-    table = tokens.tokenize_responses(own, _responses(("a", "b")), max_length=50)
-    assert own.decode(table.flat) == f" {tokens.DATE}"
+    own = tokenization.load_tokenizer(tmp_path, chat_template=file)
+    table = tokenization.tokenize_responses(own, _responses(("a", "b")), max_length=50)
+    assert own.decode(table.flat) == f" {tokenization.DATE}"
 
 
 @pytest.mark.parametrize(
@@ -180,6 +180,8 @@ def test_a_chat_template_that_fails_is_told(tokenizer, tmp_path, template, words
     file = tmp_path / "own.jinja"
     file.write_text(template)
     with pytest.raises(UserError, match=f"(?s){words}.*mend the roles"):
-        tokens.tokenize_dialogues(tokens.load_tokenizer(tmp_path, chat_template=file), DIALOGUES, max_length=9)
+        tokenization.tokenize_dialogues(
+            tokenization.load_tokenizer(tmp_path, chat_template=file), DIALOGUES, max_length=9
+        )
     with pytest.raises(UserError, match=r"none\.jinja: no readable chat template"):
-        tokens.load_tokenizer(tmp_path, chat_template=tmp_path / "none.jinja")
+        tokenization.load_tokenizer(tmp_path, chat_template=tmp_path / "none.jinja")

@@ -12,7 +12,7 @@ import pytest
 from votes import check_seeds, votes
 
 from pref_jax.data.sources import ultrafeedback
-from pref_jax.data.tokens import train_tokenizer
+from pref_jax.data.text.tokenization import train_tokenizer
 from pref_jax.errors import UserError
 
 ATTRIBUTES = ("helpfulness", "honesty", "instruction_following", "truthfulness")

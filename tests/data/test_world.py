@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pref_jax.data import preferences
-from pref_jax.data.sources import lexicon, world
-from pref_jax.data.sources.world import WorldConfig
+from pref_jax.data.sources.synthetic import lexicon, world
+from pref_jax.data.sources.synthetic.world import WorldConfig
 from pref_jax.errors import UserError
 
 SMALL = WorldConfig(seen_users=30, unseen_users=8, train_prompts=20, test_prompts=10, pairs_per_user=6)

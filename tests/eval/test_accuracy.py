@@ -8,10 +8,10 @@ import pytest
 from scipy import stats
 
 from pref_jax.errors import UserError
-from pref_jax.eval import accuracy
+from pref_jax.eval import metrics
 
 
-def _ends(interval: accuracy.Interval) -> np.ndarray:
+def _ends(interval: metrics.Interval) -> np.ndarray:
     return np.array([interval.mean, interval.low, interval.high], dtype=np.float64)
 
 
@@ -44,7 +44,7 @@ def _reference_means(data, keep) -> list[float]:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_group_metrics_match_the_reference(seed):
     data = _pairs(seed)
-    found = accuracy.group_metrics(**data)
+    found = metrics.group_metrics(**data)
     keeps = {
         "accuracy": lambda p, u: True,
         "common": lambda p, u: data["controversial"][p] == 0,
@@ -65,12 +65,12 @@ def test_group_metrics_match_the_reference(seed):
         loss = [-stats.logistic.logcdf(m) for m in data["margins"][mask]]
         np.testing.assert_allclose(found[f"{side}/log_loss"].mean, np.mean(loss))
         assert found[f"{side}/log_loss"].n == mask.sum()
-        assert found[f"{side}/calibration_error"].mean == accuracy.calibration_error(data["margins"][mask])
+        assert found[f"{side}/calibration_error"].mean == metrics.calibration_error(data["margins"][mask])
 
 
 def test_users_without_pairs_are_left_out_and_counted():
     data = _pairs(2)
-    found = accuracy.group_metrics(**data)
+    found = metrics.group_metrics(**data)
     for side, members in (("seen", data["seen"]), ("unseen", ~data["seen"])):
         interval = found[f"{side}/accuracy"]
         assert interval.n + interval.left_out == members.sum()
@@ -81,7 +81,7 @@ def test_users_without_pairs_are_left_out_and_counted():
 
 
 def test_user_accuracy_takes_device_arrays():
-    found = accuracy.user_accuracy(jnp.array([1.0, 0.0, -2.0, 3.0], jnp.bfloat16), jnp.array([0, 0, 2, 2]), 3)
+    found = metrics.user_accuracy(jnp.array([1.0, 0.0, -2.0, 3.0], jnp.bfloat16), jnp.array([0, 0, 2, 2]), 3)
     np.testing.assert_array_equal(found.accuracy, [0.75, 0.5, 0.5])
     np.testing.assert_array_equal(found.pairs, [2, 0, 2])
 
@@ -90,14 +90,14 @@ def _one(margins, user=None, **changes):
     margins = np.asarray(margins, np.float64)
     user = np.zeros(len(margins), np.int32) if user is None else np.asarray(user, np.int32)
     given = {"controversial": np.zeros(len(margins), np.int8), "seen": np.array([True]), "groups": [None]}
-    return accuracy.group_metrics(margins, user, **{**given, **changes})
+    return metrics.group_metrics(margins, user, **{**given, **changes})
 
 
 def test_nobody_gives_no_numbers():
     assert _one([]) == {}
     assert _one([], seen=np.zeros(0, bool), groups=[]) == {}
-    assert accuracy.over_seeds([]) == {}
-    assert accuracy.paired_difference(np.zeros(0), np.zeros(0)) is None
+    assert metrics.over_seeds([]) == {}
+    assert metrics.paired_difference(np.zeros(0), np.zeros(0)) is None
 
 
 def test_one_user_has_no_interval():
@@ -121,7 +121,7 @@ def test_huge_margins_stay_finite(size):
     found = _one([size, -size, -size, -size])
     assert found["seen/accuracy"].mean == 0.25
     np.testing.assert_allclose(found["seen/log_loss"].mean, 0.75 * size)
-    seeds = accuracy.over_seeds([found, found, _one([1.0])])
+    seeds = metrics.over_seeds([found, found, _one([1.0])])
     assert np.isfinite(seeds["seen/log_loss"].mean)
 
 
@@ -138,43 +138,43 @@ def test_faults_are_named_together():
 
 def test_over_seeds_matches_scipy():
     values = np.random.default_rng(3).random(5)
-    runs = [{"a": float(v), "b": accuracy.student_interval([v, v + 1], over="users")} for v in values]
+    runs = [{"a": float(v), "b": metrics.student_interval([v, v + 1], over="users")} for v in values]
     runs[0]["only"] = 0.25
-    found = accuracy.over_seeds(runs)
+    found = metrics.over_seeds(runs)
     low, high = stats.t.interval(0.95, 4, loc=values.mean(), scale=stats.sem(values))
     np.testing.assert_allclose(_ends(found["a"]), (values.mean(), low, high))
     np.testing.assert_allclose(found["b"].mean, values.mean() + 0.5)
     assert (found["a"].n, found["a"].over) == (5, "seeds")
-    assert found["only"] == accuracy.Interval(mean=0.25, low=None, high=None, n=1, over="seeds")
+    assert found["only"] == metrics.Interval(mean=0.25, low=None, high=None, n=1, over="seeds")
 
 
 def test_paired_difference_matches_scipys_bootstrap():
     rng = np.random.default_rng(4)
     hard = rng.normal(0.6, 0.2, 80)
     a, b = hard + rng.normal(0.05, 0.05, 80), hard
-    found = accuracy.paired_difference(a, b, resamples=20_000)
+    found = metrics.paired_difference(a, b, resamples=20_000)
     assert found is not None
     reference = stats.bootstrap((a - b,), np.mean, method="percentile", n_resamples=20_000, rng=rng)
     np.testing.assert_allclose(found.mean, (a - b).mean())
     low, high = reference.confidence_interval
     np.testing.assert_allclose(_ends(found)[1:], (low, high), atol=4e-4)
-    assert found == accuracy.paired_difference(a, b, resamples=20_000)
-    assert found != accuracy.paired_difference(a, b, resamples=20_000, seed=1)
+    assert found == metrics.paired_difference(a, b, resamples=20_000)
+    assert found != metrics.paired_difference(a, b, resamples=20_000, seed=1)
 
 
 def test_paired_difference_degenerate(monkeypatch):
-    one = accuracy.paired_difference(np.array([0.75]), np.array([0.5]))
-    assert one == accuracy.Interval(mean=0.25, low=None, high=None, n=1, over="users")
-    same = accuracy.paired_difference(np.full(9, 0.5), np.full(9, 0.5))
+    one = metrics.paired_difference(np.array([0.75]), np.array([0.5]))
+    assert one == metrics.Interval(mean=0.25, low=None, high=None, n=1, over="users")
+    same = metrics.paired_difference(np.full(9, 0.5), np.full(9, 0.5))
     assert same is not None
     assert (same.mean, same.low, same.high) == (0.0, 0.0, 0.0)
     # Drawn in blocks of one resample or all at once: the same draw.
     a, b = np.random.default_rng(5).random((2, 7))
-    whole = accuracy.paired_difference(a, b, resamples=50)
-    monkeypatch.setattr(accuracy, "_BLOCK", 1)
-    assert accuracy.paired_difference(a, b, resamples=50) == whole
+    whole = metrics.paired_difference(a, b, resamples=50)
+    monkeypatch.setattr(metrics, "_BLOCK", 1)
+    assert metrics.paired_difference(a, b, resamples=50) == whole
     with pytest.raises(UserError, match="accuracy_b: 1 of 2 are NaN"):
-        accuracy.paired_difference(np.zeros(2), np.array([np.nan, 0.0]))
+        metrics.paired_difference(np.zeros(2), np.array([np.nan, 0.0]))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -189,14 +189,14 @@ def test_calibration_error_matches_the_definition(seed, count):
         sure = [1 / (1 + np.exp(-abs(margins[i]))) for i in ranked[low:high]]
         right = [1.0 if margins[i] > 0 else 0.5 if margins[i] == 0 else 0.0 for i in ranked[low:high]]
         total += abs(sum(sure) - sum(right))
-    np.testing.assert_allclose(accuracy.calibration_error(margins), total / count, rtol=1e-12)
+    np.testing.assert_allclose(metrics.calibration_error(margins), total / count, rtol=1e-12)
 
 
 def test_calibration_of_who_knows_and_who_boasts():
     rng = np.random.default_rng(4)
     truth = rng.normal(0, 2, 20_000)
     answered = np.where(rng.random(20_000) < 1 / (1 + np.exp(-truth)), truth, -truth)
-    assert accuracy.calibration_error(answered) < 0.02
-    assert accuracy.calibration_error(20 * answered) > 0.1  # all but certain, wrong as often as before
-    assert accuracy.calibration_error(np.zeros(0)) == 0
-    assert accuracy.calibration_error(np.array([-1e300, 1e300])) == 0.5
+    assert metrics.calibration_error(answered) < 0.02
+    assert metrics.calibration_error(20 * answered) > 0.1  # all but certain, wrong as often as before
+    assert metrics.calibration_error(np.zeros(0)) == 0
+    assert metrics.calibration_error(np.array([-1e300, 1e300])) == 0.5

@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from pref_jax.eval import canvas, plots, results
-from pref_jax.eval.accuracy import Interval
-from pref_jax.eval.maps import principal_plane
+from pref_jax.eval.figures import canvas, plots
+from pref_jax.eval.figures.maps import principal_plane
+from pref_jax.eval.metrics import Interval
+from pref_jax.eval.reporting import results
 
 NAMES = ["a", "VPL $z$", "_private", "a very long name of a method that nobody would want to read in a legend", "x_{"]
 KINDS = ("accuracy", "common", "controversial")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from pref_jax.errors import UserError
-from pref_jax.eval import plots, report, results
-from pref_jax.eval.accuracy import Interval
+from pref_jax.eval.figures import plots
+from pref_jax.eval.metrics import Interval
+from pref_jax.eval.reporting import report, results
 
 
 def _interval(mean, half=0.02, over="users"):

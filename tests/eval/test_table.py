@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from pref_jax.eval import canvas, paired, report, table, table_plots
-from pref_jax.eval.accuracy import Interval
-from pref_jax.eval.table import Block, Gap, Row
+from pref_jax.eval import bootstrap
+from pref_jax.eval.figures import canvas, table_plots
+from pref_jax.eval.metrics import Interval
+from pref_jax.eval.reporting import report, table
+from pref_jax.eval.reporting.table import Block, Gap, Row
 
 
 def _draw_by_hand(seeds: list[np.ndarray], users: list[list[str]], resamples: int, seed: int) -> np.ndarray:
@@ -60,9 +62,9 @@ def test_comparison_equals_one_worked_out_by_hand():
 
 def test_blocks_of_draws_are_one_draw(monkeypatch):
     seeds, users = [np.random.default_rng(1).random((3, 11))], [np.arange(11)]
-    whole = paired.resampled_means(seeds, users, resamples=50, seed=2)
-    monkeypatch.setattr(paired, "_BLOCK", 40)
-    np.testing.assert_allclose(paired.resampled_means(seeds, users, resamples=50, seed=2), whole, rtol=1e-12)
+    whole = bootstrap.resampled_means(seeds, users, resamples=50, seed=2)
+    monkeypatch.setattr(bootstrap, "_BLOCK", 40)
+    np.testing.assert_allclose(bootstrap.resampled_means(seeds, users, resamples=50, seed=2), whole, rtol=1e-12)
 
 
 @pytest.mark.parametrize("people", ["others in each seed", "the same in all", "some in several"])
@@ -105,22 +107,22 @@ def test_the_same_people_in_three_seeds_are_no_three_times_as_many():
 
 def test_a_resample_without_anybody_of_a_seed_is_the_others():
     seeds = [np.array([[1.0]]), np.array([[0.0, 0.0, 0.0]])]
-    draws = paired.resampled_means(seeds, [np.array(["x"]), np.array(["p", "q", "r"])], resamples=4000)
+    draws = bootstrap.resampled_means(seeds, [np.array(["x"]), np.array(["p", "q", "r"])], resamples=4000)
     assert set(draws[:, 0].tolist()) == {0.0, 0.5, 1.0}
 
 
 def test_rounding_is_no_difference():
-    assert paired.two_sided(np.array([1e-17, 3e-17, 0.0, 1e-16])) == 1
-    assert paired.two_sided(np.full(99, 0.01)) == 0.02
+    assert bootstrap.two_sided(np.array([1e-17, 3e-17, 0.0, 1e-16])) == 1
+    assert bootstrap.two_sided(np.full(99, 0.01)) == 0.02
 
 
 def test_holm_by_hand():
-    found = paired.holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005, "e": 0.9})
+    found = bootstrap.holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005, "e": 0.9})
     # Sorted: d 0.005 x 5, a 0.01 x 4, c 0.03 x 3, b 0.04 x 2 (not below c's), e 0.9 x 1.
     assert found == pytest.approx({"a": 0.04, "b": 0.09, "c": 0.09, "d": 0.025, "e": 0.9})
     assert list(found) == list("abcde")
-    assert paired.holm({}) == {}
-    assert paired.holm({"a": 0.4, "b": 0.5}) == {"a": 0.8, "b": 0.8}
+    assert bootstrap.holm({}) == {}
+    assert bootstrap.holm({"a": 0.4, "b": 0.5}) == {"a": 0.8, "b": 0.8}
 
 
 def test_one_user_has_no_interval_and_nothing_significant():

@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from experiments import answers, lore, stages
-from experiments.answers import Learned
+from experiments import lore
 from experiments.benchmarks.tastes import World
 from experiments.prepare import prepare
-from experiments.stages import load_scores, runs
-from lore_jax import online
-from lore_jax.fit import Fit
-from lore_jax.objective import Prior
+from experiments.runner import workspace
+from experiments.runner.workspace import load_scores, runs
+from experiments.studies import answers
+from experiments.studies.answers import Learned
+from lore_jax.fitting.bradley_terry import Fit
+from lore_jax.online import bayes_filter
 from lore_jax.reward import identity_standardiser
-from pref_jax.data.sources.world import WorldConfig, generate
+from lore_jax.weights.objective import Prior
+from pref_jax.data.sources.synthetic.world import WorldConfig, generate
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +58,18 @@ def test_beliefs_are_those_of_one_answer_after_another(found):
     assert set(counts.tolist()) == {5, 8}
     prior = Prior(found.fit.mean, found.fit.precision)
     for place in (int(counts.argmax()), int(counts.argmin())):
-        alone = online.start(prior, 1)
+        alone = bayes_filter.start(prior, 1)
         rows = np.flatnonzero(context.user == unseen[place])
         for step in range(len(belief.weights)):
             mean, deviation = answers.weight_path(belief, place)
             np.testing.assert_allclose(mean[step], alone.weights[0], atol=1e-5)
-            variance = np.diagonal(np.asarray(online.covariance(alone))[0])
+            variance = np.diagonal(np.asarray(bayes_filter.covariance(alone))[0])
             np.testing.assert_allclose(deviation[step], np.sqrt(variance), rtol=1e-4)
             if step < len(rows):
                 z = found.rewards[context.chosen[rows[step]]] - found.rewards[context.rejected[rows[step]]]
-                alone = online.observe(alone, jnp.asarray(z)[None], None, online.start(prior, 1), online.Rule())
+                alone = bayes_filter.update(
+                    alone, jnp.asarray(z)[None], None, bayes_filter.start(prior, 1), bayes_filter.UpdateRule()
+                )
         assert np.asarray(belief.answers)[:, place].tolist() == [min(s, len(rows)) for s in range(len(belief.weights))]
 
 
@@ -155,7 +159,7 @@ def test_the_fit_is_the_one_that_was_scored(tmp_path):
     lore.lore(run)
     found = answers.learned(run)
     margins, facts = load_scores(run, lore.METHOD)
-    pairs = stages.test_pairs(stages.load_data(run))
+    pairs = workspace.test_pairs(workspace.load_data(run))
     z = found.rewards[pairs.chosen] - found.rewards[pairs.rejected]
     np.testing.assert_allclose(np.sum(z * found.weights[pairs.user], axis=1), margins, rtol=1e-3, atol=1e-4)
     # Users are numbered in another order there, which moves the last digits of sums.

@@ -18,8 +18,8 @@ from experiments.baselines.pal import PALA, PALB
 from experiments.baselines.personal import States
 from experiments.baselines.settings import BaselinesConfig
 from experiments.baselines.vpl import VPL
-from experiments.stages import Run
-from pref_jax.data.preferences import Pairs
+from experiments.runner.workspace import Run
+from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
 
 D, U, B, N, SIDES = 5, 6, 4, 3, 2
@@ -373,7 +373,7 @@ def test_gradients_reach_every_parameter(name):
             assert np.abs(leaf).max() > 0, where
 
 
-def camps(rng: np.random.Generator) -> tuple[States, Pairs, Pairs, Pairs, np.ndarray]:
+def camps(rng: np.random.Generator) -> tuple[States, Comparisons, Comparisons, Comparisons, np.ndarray]:
     """Two camps of 120 users with opposite tastes on 8 features; learning, context and test pairs; 180 are seen."""
     users, responses, dim = 240, 400, 8
     features = rng.normal(size=(responses, dim)).astype(np.float32)
@@ -386,10 +386,10 @@ def camps(rng: np.random.Generator) -> tuple[States, Pairs, Pairs, Pairs, np.nda
         first = ((features[one] - features[two]) * taste[user]).sum(1) > 0
         chosen, rejected = np.where(first, one, two), np.where(first, two, one)
         user, chosen, rejected = (np.asarray(column, np.int32) for column in (user, chosen, rejected))
-        return Pairs(user, chosen, rejected, np.full(len(user), -1, np.int8), np.arange(len(user)))
+        return Comparisons(user, chosen, rejected, np.full(len(user), -1, np.int8), np.arange(len(user)))
 
     known, test = ask(8), ask(10)
-    learn = Pairs(*(column[seen[known.user]] for column in known))
+    learn = Comparisons(*(column[seen[known.user]] for column in known))
     texts = jnp.asarray(features)
     return States(texts, texts, texts[:4], jnp.asarray(np.arange(responses) % 4, jnp.int32)), learn, known, test, seen
 

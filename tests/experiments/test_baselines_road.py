@@ -9,14 +9,16 @@ import pytest
 import tiny
 
 from configs import quickstart
-from copl_jax import experts
-from copl_jax.experts import ExpertsConfig
-from copl_jax.reward import RewardConfig
-from experiments import compare, stages, summary
+from copl_jax.reward import lora_experts
+from copl_jax.reward.lora_experts import ExpertsConfig
+from copl_jax.reward.reward_model import RewardConfig
+from experiments import compare
 from experiments.baselines import on_features, on_transformer, p_rlhf, personal, settings
 from experiments.prepare import prepare
-from experiments.stages import Run, load_data, load_scores, method_folder, runs
-from pref_jax.eval.results import read_results
+from experiments.reporting import summary
+from experiments.runner import workspace
+from experiments.runner.workspace import Run, load_data, load_scores, method_folder, runs
+from pref_jax.eval.reporting.results import read_results
 from pref_jax.lm import backbone
 from pref_jax.lm.pairs import pair_states
 
@@ -67,7 +69,7 @@ def test_unseen_users_share_p_rlhfs_generic_prompt_and_seen_ones_have_their_own(
     model, size = on_transformer.open_model(run), settings.read(run).soft_tokens
     like = p_rlhf.init(model, jax.random.key(0), size, int(data.seen.sum()), 0)
     params, _ = on_transformer.load_trained(folder, model, like)
-    pairs, margins = stages.test_pairs(data), load_scores(run, p_rlhf.METHOD)[0]
+    pairs, margins = workspace.test_pairs(data), load_scores(run, p_rlhf.METHOD)[0]
     unseen = np.flatnonzero(~data.seen[pairs.user])[:3]
     seen = np.flatnonzero(data.seen[pairs.user])[:3]
     own = np.where(data.seen, personal.seen_rows(data.seen), -1).astype(np.int32)
@@ -106,7 +108,7 @@ def test_broken_off_in_training_it_ends_in_the_same_bits(finished, decoders, tmp
         compare.METHODS[method](other)
     assert not (method_folder(other, method) / "model").exists()
     monkeypatch.undo()
-    taken_up = stages.taken_up(method_folder(other, method))
+    taken_up = workspace.was_resumed(method_folder(other, method))
     assert taken_up or method == "GPO", "the first candidate was done"
     compare.METHODS[method](other)
     ours, theirs = (method_folder(one, method) / "model/adapters/adapters.safetensors" for one in (other, run))
@@ -177,7 +179,7 @@ def _soft_model(seed: int) -> tuple[Any, Any, np.ndarray]:
     base = backbone.init(LM, jax.random.key(seed))
     ids = rng.integers(1, 32, (3, 2))
     embedded = backbone.hidden_states(LM, base, jnp.asarray(ids, jnp.int32), jnp.ones((3, 2), bool), layer=0)
-    fresh = experts.init(REWARD.mixture, jax.random.key(seed), backbone.linear_shapes(LM), LM.num_layers)
+    fresh = lora_experts.init(REWARD.mixture, jax.random.key(seed), backbone.linear_shapes(LM), LM.num_layers)
     params = {
         "experts": jax.tree.map(lambda x: x + jnp.asarray(0.3 * rng.normal(size=x.shape), jnp.float32), fresh),
         "generic": embedded[2],
@@ -191,7 +193,7 @@ def _reward_after(params: Any, base: Any, ids: np.ndarray, batch: Any, side: str
     """v . LM([these tokens; text]) + b, the tokens read as any others."""
     tokens = jnp.concatenate([jnp.asarray(ids, jnp.int32), batch[side]], 1)
     mask = jnp.concatenate([jnp.ones(ids.shape, bool), batch[f"{side}_mask"]], 1)
-    bound, applied = experts.bind(params["experts"]), experts.applied(REWARD.mixture)
+    bound, applied = lora_experts.make_adapters(params["experts"]), lora_experts.adapter_fn(REWARD.mixture)
     states = backbone.pool(LM, backbone.hidden_states(LM, base, tokens, mask, bound, applied), mask)
     return np.asarray(states, np.float64) @ np.asarray(params["head"]["w"], np.float64) + float(params["head"]["b"])
 

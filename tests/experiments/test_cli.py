@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli
+from experiments.runner import cli
 from pref_jax.errors import UserError
 
 CONFIG = """
@@ -95,11 +95,11 @@ def test_freeze_names_unknown_and_missing_fields_at_once():
 
 def test_a_workdir_belongs_to_one_config(tmp_path):
     config: Any = ConfigDict({"a": 1, "b": {"c": (1, 2)}})
-    cli.claim(tmp_path, config)
-    cli.claim(tmp_path, config)
+    cli.check_workdir(tmp_path, config)
+    cli.check_workdir(tmp_path, config)
     config.b.c = (1, 3)
     with pytest.raises(UserError, match=r"b\.c: there \[1, 2\], now \[1, 3\]"):
-        cli.claim(tmp_path, config)
+        cli.check_workdir(tmp_path, config)
 
 
 def _own(values: flags.FlagValues) -> None:
@@ -125,7 +125,7 @@ def test_an_experiment_may_have_flags_of_its_own(config_file, tmp_path, capsys):
 
 def test_a_file_where_the_workdir_should_be_is_told(config_file, capsys):
     def run(config, workdir):
-        cli.claim(workdir, config)
+        cli.check_workdir(workdir, config)
 
     with pytest.raises(SystemExit) as stop:
         cli.launch(run, "doc", argv=["prog", f"--config={config_file}", f"--workdir={config_file}"])

@@ -14,11 +14,13 @@ import pyarrow as pa
 import pytest
 
 from configs import compare_small
-from experiments import checks, compare, compiled, table, truth
-from experiments.stages import load_data, load_scores, method_folder, runs
+from experiments import compare
+from experiments.reporting import checks, table
+from experiments.runner import compiled, test_labels
+from experiments.runner.workspace import load_data, load_scores, method_folder, runs
 from pref_jax.data import preferences
 from pref_jax.errors import UserError
-from pref_jax.eval import report
+from pref_jax.eval.reporting import report
 from pref_jax.files import read_json, write_json
 
 ROOT = Path(__file__).parents[2]
@@ -144,7 +146,7 @@ def test_taken_up_again_it_ends_in_the_same_table(config, finished):
     # A process before this one has trained it, in a thousand seconds.
     model = method_folder(run, "shared reward") / "model" / "model.json"
     write_json(model, {**read_json(model), "seconds": 1000.0})
-    assert not truth.late(run)
+    assert not test_labels.late(run)
     compare.run(config, finished)
     after = _results(finished)
     for block in (*before["table"], *after["table"]):
@@ -162,31 +164,31 @@ def test_taken_up_again_it_ends_in_the_same_table(config, finished):
 def test_answers_are_read_last_and_only_by_those_who_may(config, finished):
     for name, methods in METHODS.items():
         run = _run(config, finished, name)
-        lines = truth.reads(run)
-        table_reads = [line for line in lines if line["reader"] == truth.TABLE]
+        lines = test_labels.reads(run)
+        table_reads = [line for line in lines if line["reader"] == test_labels.TABLE]
         assert list(table_reads[0]["scored"]) == list(methods), (
             "all methods had their scores before the table read answers"
         )
-        others = {line["reader"] for line in lines} - {truth.TABLE}
+        others = {line["reader"] for line in lines} - {test_labels.TABLE}
         assert others <= {"oracle (features)", "report on experts", "majority of others"}
         assert not checks.readers(run).found
-    for line in truth.reads(_run(config, finished, "uf_p_2_avg")):
-        assert (line["what"] == truth.GROUPS) == (line["reader"] != truth.TABLE)
+    for line in test_labels.reads(_run(config, finished, "uf_p_2_avg")):
+        assert (line["what"] == test_labels.GROUPS) == (line["reader"] != test_labels.TABLE)
 
 
 def test_a_method_that_asks_for_answers_is_told(config, finished, tmp_path):
     shutil.copytree(finished / "personalllm", tmp_path / "personalllm")
     run = _run(config, tmp_path, "personalllm")
-    truth.load_truth(run, "shared (features)")
+    test_labels.load_test_labels(run, "shared (features)")
     found = checks.readers(run)
     assert found.found
     assert "shared (features) should not have read what they read" in found.text
     assert "may leak" in checks.notes([run])[0]
     shutil.rmtree(method_folder(run, "shared (features)"))
-    (run.folder / truth.FILE).write_text("")
-    truth.answered(run)
+    (run.folder / test_labels.FILE).write_text("")
+    test_labels.answered(run)
     shutil.copytree(finished / "personalllm/seed_0/shared_features", run.folder / "shared_features")
-    assert truth.late(run) == ["shared (features)"]
+    assert test_labels.late(run) == ["shared (features)"]
 
 
 def test_a_method_that_was_run_again_is_told_if_it_says_other_things(config, finished, tmp_path):
@@ -195,10 +197,10 @@ def test_a_method_that_was_run_again_is_told_if_it_says_other_things(config, fin
     path = method_folder(run, "shared (features)") / "scores" / "margins.npy"
     margins = np.load(path)
     np.save(path, margins.copy())
-    assert not truth.late(run)
+    assert not test_labels.late(run)
     margins[0] = np.nextafter(margins[0], np.inf)
     np.save(path, margins)
-    assert truth.late(run) == ["shared (features)"]
+    assert test_labels.late(run) == ["shared (features)"]
     assert "scored otherwise, after the table's answers had been read: shared (features)" in checks.readers(run).text
 
 
@@ -229,7 +231,7 @@ def test_no_methods_margins_change_with_test_answers_or_groups(config, finished,
 
 def test_notes_tell_what_is_read_in_part_and_what_times_leave_out(config, finished):
     run = _run(config, finished, "personalllm")
-    one, (method, other, *_) = truth.answered(run), METHODS["personalllm"]
+    one, (method, other, *_) = test_labels.answered(run), METHODS["personalllm"]
     facts = {**one.facts, method: {**one.facts[method], "most_context_pairs": 3, "taken_up": True}}
     facts[other] = {**facts[other], "most_context_pairs": 4}  # nobody gave more
     run_config: Any = run.config
@@ -243,7 +245,7 @@ def test_notes_tell_what_is_read_in_part_and_what_times_leave_out(config, finish
 
 def test_users_by_pairs_are_counted_once_each(config, finished):
     run = _run(config, finished, "uf_p_2_avg")
-    one = truth.answered(run)
+    one = test_labels.answered(run)
     turned = one._replace(margins={name: -margins for name, margins in one.margins.items()})
     alone, both = (table.by_pairs(every, ["LoRe"])["LoRe"] for every in ([one], [one, turned]))
     given = np.bincount(one.data.pairs(("train", "validation")).user, minlength=one.data.num_users)

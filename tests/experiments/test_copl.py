@@ -10,15 +10,17 @@ import pytest
 
 from configs import copl as copl_config
 from configs import embedded
-from copl_jax import reward, store
-from experiments import copl, summary
+from copl_jax.io import checkpoint
+from copl_jax.reward import reward_model
+from experiments import copl
 from experiments.backbones import load_backbone_config, pretrain_folders
 from experiments.prepare import prepare
-from experiments.stages import load_data, load_responses, load_scores, load_users, method_folder, runs
-from experiments.summary import summarise
-from pref_jax.data.sources import world
+from experiments.reporting import summary
+from experiments.reporting.summary import summarise
+from experiments.runner.workspace import load_data, load_responses, load_scores, load_users, method_folder, runs
+from pref_jax.data.sources.synthetic import world
 from pref_jax.errors import UserError
-from pref_jax.eval.results import read_results
+from pref_jax.eval.reporting.results import read_results
 from pref_jax.files import read_json
 
 
@@ -89,7 +91,7 @@ def test_a_finished_run_loads_and_gives_the_rewards_that_were_scored(at_once, de
     some = slice(0, 40, 3)
     users = jnp.asarray(found.users[pairs.user[some]])
     texts = [[jnp.asarray(part) for part in tokens.take(rows[some], length)] for rows in (pairs.chosen, pairs.rejected)]
-    chosen, rejected = (reward.rewards(config, found.params, base, ids, mask, users) for ids, mask in texts)
+    chosen, rejected = (reward_model.rewards(config, found.params, base, ids, mask, users) for ids, mask in texts)
     margins = load_scores(run, copl.METHOD)[0][some]
     np.testing.assert_allclose(chosen - rejected, margins, rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(found.responses, load_responses(run))
@@ -124,7 +126,7 @@ def test_balanced_experts_are_a_method_on_the_same_graph(method, at_once, decode
     copl.balanced(run, method=method)
     summarise(config, workdir)
     assert (run.folder / "graph" / "graph.json").stat().st_mtime_ns == before
-    stored = store.load(method_folder(run, method) / "model" / "adapters", load_backbone_config(run))
+    stored = checkpoint.load(method_folder(run, method) / "model" / "adapters", load_backbone_config(run))
     assert stored.config.gate.balance == copl.BALANCED[method]
     assert run.config.reward.gate.balance == "none"
     report = (workdir / "report.md").read_text()

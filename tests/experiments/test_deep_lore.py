@@ -10,11 +10,12 @@ import pyarrow as pa
 import pytest
 
 from configs import deep as deep_config
-from experiments import compare, deep, stages
+from experiments import compare, deep
 from experiments.prepare import prepare
-from experiments.stages import load_data, load_scores, method_folder, runs
+from experiments.runner import workspace
+from experiments.runner.workspace import load_data, load_scores, method_folder, runs
 from pref_jax.errors import UserError
-from pref_jax.eval.results import read_results
+from pref_jax.eval.reporting.results import read_results
 from pref_jax.files import read_json
 
 
@@ -61,7 +62,7 @@ def test_margins_are_those_of_the_stored_model_read_text_by_text(finished):
     spread = weights - np.asarray(params["prior"]["mean"])
     known = data.pairs(("train", "validation")).user
     assert (np.abs(spread).max(1) > 0)[np.unique(known)].all(), "seen and unseen users alike are solved"
-    test = stages.test_pairs(data)
+    test = workspace.test_pairs(data)
     z = np.asarray(rewards)[test.chosen] - np.asarray(rewards)[test.rejected]
     margins, facts = load_scores(run, deep.METHOD)
     np.testing.assert_allclose(margins, (z * weights[test.user]).sum(1), rtol=1e-4, atol=1e-5)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tiny
 
-from copl_jax import reward
-from copl_jax.experts import ExpertsConfig
-from copl_jax.gates import GateConfig
-from copl_jax.reward import RewardConfig
+from copl_jax.reward import reward_model
+from copl_jax.reward.lora_experts import ExpertsConfig
+from copl_jax.reward.reward_model import RewardConfig
+from copl_jax.reward.routing import GateConfig
 from experiments.reward_model import Routing
 from pref_jax.lm import backbone, sharding
 from pref_jax.train.loop import jit_step
@@ -63,10 +63,10 @@ def _losses(routing: Routing, batches: Callable = _batches, **axes: int) -> list
     frozen = {"base": jax.device_put(base, tree_shardings(mesh, sharding.specs(base, mesh)))}
     if table is not None:
         frozen[routing] = jax.device_put(table, replicated(mesh))
-    params = reward.init(config, jax.random.key(2), embedding_dim=6)
+    params = reward_model.init(config, jax.random.key(2), embedding_dim=6)
     transform = optimizer(OptimizerConfig(lr=1e-2, num_steps=STEPS, clip=1.0))
     state = init_state(jax.device_put(params, replicated(mesh)), transform, 3)
-    step = jit_step(make_step(reward.make_loss(config), transform), state, frozen, mesh)
+    step = jit_step(make_step(reward_model.make_loss(config), transform), state, frozen, mesh)
     losses = []
     for batch in batches(rng):
         state, metrics = step(state, frozen, put_batch(batch, mesh))

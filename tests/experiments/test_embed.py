@@ -21,8 +21,8 @@ from configs import jsonl
 from experiments import embed
 from experiments.backbones import load_tokens
 from experiments.prepare import prepare
-from experiments.stages import load_data, load_features, runs
-from pref_jax.data.tokens import train_tokenizer
+from experiments.runner.workspace import load_data, load_features, runs
+from pref_jax.data.text.tokenization import train_tokenizer
 from pref_jax.errors import UserError
 from pref_jax.files import read_json
 from pref_jax.lm import backbone as lm

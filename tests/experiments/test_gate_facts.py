@@ -3,8 +3,8 @@
 import numpy as np
 import tiny
 
-from copl_jax.experts import ExpertsConfig
-from copl_jax.reward import RewardConfig
+from copl_jax.reward.lora_experts import ExpertsConfig
+from copl_jax.reward.reward_model import RewardConfig
 from experiments.reward_model import gate_facts
 
 CONFIG = RewardConfig(lm=tiny.llama(), routing="groups", mixture=ExpertsConfig(num_experts=4))

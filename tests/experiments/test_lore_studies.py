@@ -10,16 +10,17 @@ import tiny
 from scipy import optimize
 
 from configs import jsonl, lore_personalllm, lore_prism
-from experiments import linear, lore, lore_studies
+from experiments import linear, lore
 from experiments.lore_methods import FITS, HEAD, LEARNED, METHOD, PUBLISHED, SHARED, SINGLE, Models, score_head
-from experiments.lore_studies import StudiesConfig, draw
-from experiments.planted_world import PlantedConfig, World
-from experiments.planted_world import draw as draw_world
-from experiments.stages import Run, load_scores
-from lore_jax.fit import RegularisedConfig
-from lore_jax.votes import Triples
+from experiments.runner.workspace import Run, load_scores
+from experiments.studies import lore_studies
+from experiments.studies.lore_studies import StudiesConfig, draw
+from experiments.studies.planted_world import PlantedConfig, World
+from experiments.studies.planted_world import draw as draw_world
+from lore_jax.fitting.bradley_terry import LoReConfig
+from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
-from pref_jax.eval.results import read_results
+from pref_jax.eval.reporting.results import read_results
 from pref_jax.lm import checkpoint
 
 QUICK: dict[str, Any] = {"ranks": (1,), "components": (3,), "variances": (3.0,), "shared_variances": (0.3, 3.0)}
@@ -52,11 +53,11 @@ def test_one_model_a_user_is_the_map_in_all_features():
     features = (rng.normal(size=(60, 7)) * rng.uniform(0.1, 10, 7) + 5).astype(np.float32)
     votes = [(0, *rng.choice(60, 2, replace=False)) for _ in range(12)]
     votes += [(1, 3, 9), (2, 5, 6), (2, 5, 6), *((4, *rng.choice(60, 2, replace=False)) for _ in range(3))]
-    train = Triples(*(np.array(column) for column in zip(*votes, strict=True)))
-    validation = Triples(np.array([0, 1]), np.array([7, 8]), np.array([17, 18]))
+    train = Comparisons(*(np.array(column) for column in zip(*votes, strict=True)))
+    validation = Comparisons(np.array([0, 1]), np.array([7, 8]), np.array([17, 18]))
     user = np.repeat(np.arange(6), 10)
-    test = Triples(user, rng.integers(0, 30, 60), rng.integers(30, 60, 60))
-    context = Triples(np.zeros(4, int), rng.integers(0, 30, 4), rng.integers(30, 60, 4))
+    test = Comparisons(user, rng.integers(0, 30, 60), rng.integers(30, 60, 60))
+    context = Comparisons(np.zeros(4, int), rng.integers(0, 30, 4), rng.integers(30, 60, 4))
     task = linear.Task(
         features=features, train=train, validation=validation, context=context, test=test, seen=np.arange(6) < 5
     )
@@ -74,7 +75,7 @@ def test_one_model_a_user_is_the_map_in_all_features():
         np.testing.assert_allclose(found[asked], want, atol=2e-4, rtol=2e-4)
     assert (found[test.user == 3] == 0).all()  # no votes, no opinion
     with pytest.raises(UserError, match="hold out at least one vote"):
-        linear.single(dataclasses.replace(task, validation=Triples(*(np.zeros(0, int),) * 3)))
+        linear.single(dataclasses.replace(task, validation=Comparisons(*(np.zeros(0, int),) * 3)))
 
 
 def test_its_variance_is_the_one_that_validation_votes_like_best(planted):
@@ -88,7 +89,7 @@ def test_its_variance_is_the_one_that_validation_votes_like_best(planted):
 
 
 def test_lore_beats_one_reward_for_all_and_one_a_user_where_tastes_are_low_rank(planted):
-    config = RegularisedConfig(**QUICK)
+    config = LoReConfig(**QUICK)
     models = {
         SHARED: linear.shared(planted, config),
         SINGLE: linear.single(planted),
@@ -103,7 +104,7 @@ def test_lore_beats_one_reward_for_all_and_one_a_user_where_tastes_are_low_rank(
 
 
 def test_one_basis_reward_is_the_shared_reward(planted):
-    config = RegularisedConfig(**QUICK)
+    config = LoReConfig(**QUICK)
     one = linear.margins(planted, linear.hierarchical(planted, linear.fixed_rank(config, 1)))
     np.testing.assert_allclose(one, linear.margins(planted, linear.shared(planted, config)), rtol=1e-3, atol=1e-4)
 
@@ -135,7 +136,7 @@ class Alone:
 
 def test_answers_are_drawn_without_repetition_from_each_user():
     user = np.array([2, 0, 0, 2, 2, 0, 2, 3])  # user 1 gave none
-    votes = Triples(user, np.arange(8), np.arange(8) + 100)
+    votes = Comparisons(user, np.arange(8), np.arange(8) + 100)
     few, more = (draw(votes, shots=shots, trials=200, num_users=4, seed=1) for shots in (2, 3))
     assert np.bincount(few.user, minlength=800).reshape(200, 4).tolist() == [[2, 0, 2, 1]] * 200
     assert np.bincount(more.user, minlength=800).reshape(200, 4).tolist() == [[3, 0, 3, 1]] * 200
@@ -155,11 +156,11 @@ def test_trials_are_solved_together_as_one_by_one(planted):
     stub: Any = Alone(planted, model)
     found = lore_studies._trials(stub, SINGLE, 6, 4)
     drawn = draw(planted.context, shots=6, trials=4, num_users=planted.num_unseen, seed=5)
-    asked = Triples(*(column[planted.test.user >= planted.num_seen] for column in planted.test))
+    asked = planted.test.take(planted.test.user >= planted.num_seen)
     every = []
     for trial in range(4):
         own = drawn.user // planted.num_unseen == trial
-        context = Triples(drawn.user[own] % planted.num_unseen, drawn.chosen[own], drawn.rejected[own])
+        context = Comparisons(drawn.user[own] % planted.num_unseen, drawn.chosen[own], drawn.rejected[own])
         every.append((model.predict(context, planted.num_unseen, asked) > 0).mean())
     accuracy = found["unseen/accuracy"]
     assert (accuracy.n, accuracy.over) == (4, "trials")

@@ -10,9 +10,9 @@ import pytest
 
 from configs import lore_planted
 from experiments import linear, planted
-from experiments.planted_world import PlantedConfig, draw
+from experiments.studies.planted_world import PlantedConfig, draw
 from pref_jax.errors import UserError
-from pref_jax.eval.results import read_results
+from pref_jax.eval.reporting.results import read_results
 
 SMALL: dict[str, Any] = {"seen": 40, "unseen": 15, "tests": 20, "responses": 200, "features": 12, "directions": 3}
 

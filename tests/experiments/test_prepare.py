@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments.prepare import READERS, prepare
-from experiments.stages import Run, load_data
+from experiments.runner.workspace import Run, load_data
 from pref_jax.errors import UserError
 
 

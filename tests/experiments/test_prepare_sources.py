@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import jsonl
 from experiments.prepare import prepare
-from experiments.stages import Run, load_data
+from experiments.runner.workspace import Run, load_data
 from pref_jax.errors import UserError
 
 PEOPLE = range(5)

@@ -10,11 +10,12 @@ import pytest
 import tiny
 
 from configs import lore_personalllm
-from experiments import cli, lore, reward_bench
+from experiments import lore, reward_bench
 from experiments.lore_methods import HEAD, METHOD, SHARED, Models, score_head
-from experiments.stages import Run
+from experiments.runner import cli
+from experiments.runner.workspace import Run
 from pref_jax.errors import UserError
-from pref_jax.eval.results import read_results
+from pref_jax.eval.reporting.results import read_results
 
 ROWS = [
     *(("Math", f"{n}", f"what is {n} ?", ["right answer", "wrong", "worse", f"{n}"]) for n in range(6)),

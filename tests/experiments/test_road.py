@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from copl_jax import store
-from experiments import cli, compare, export
-from experiments.stages import runs
+from copl_jax.io import checkpoint
+from experiments import compare, export
+from experiments.runner import cli
+from experiments.runner.workspace import runs
 from pref_jax.data import preferences
 from pref_jax.errors import UserError
-from pref_jax.eval.results import read_results
+from pref_jax.eval.reporting.results import read_results
 from pref_jax.lm.checkpoint import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -163,7 +164,7 @@ def test_one_users_reward_model_is_exported(undisturbed, tmp_path, capsys):
     assert config["base_model_name_or_path"] == str(undisturbed / "seed_0" / "backbone")
     _export(capsys, workdir, f"--out={out}", "--seed=0")
     lm = load_config(undisturbed / "seed_0" / "backbone")
-    inside, outside = (store.load(folder, lm) for folder in (undisturbed / "seed_0/copl/model/adapters", out))
+    inside, outside = (checkpoint.load(folder, lm) for folder in (undisturbed / "seed_0/copl/model/adapters", out))
     assert inside.config == outside.config
     jax.tree.map(np.testing.assert_array_equal, inside.params, outside.params)
     # Unseen users, who joined after training, are in the exported table.

@@ -7,8 +7,8 @@ import tiny
 
 from experiments import pair_rows
 from experiments.pair_rows import shared_length, text_batches
-from pref_jax.data.preferences import Pairs
-from pref_jax.data.token_table import TokenTable
+from pref_jax.comparisons import Comparisons
+from pref_jax.data.text.token_table import TokenTable
 
 LM = tiny.llama()
 
@@ -21,7 +21,7 @@ def table_of(*texts) -> TokenTable:
 def pairs_of(chosen, rejected):
     count = len(chosen)
     user, unknown = np.arange(count, dtype=np.int32), np.full(count, -1, np.int8)
-    return Pairs(user, np.array(chosen, np.int32), np.array(rejected, np.int32), unknown, np.arange(count))
+    return Comparisons(user, np.array(chosen, np.int32), np.array(rejected, np.int32), unknown, np.arange(count))
 
 
 PROMPT = list(range(10))

@@ -10,7 +10,7 @@ from configs import quickstart
 from experiments import copl
 from experiments.baselines import shared, shrunk
 from experiments.prepare import prepare
-from experiments.stages import (
+from experiments.runner.workspace import (
     HIDDEN,
     Run,
     graph_pairs,
@@ -19,7 +19,7 @@ from experiments.stages import (
     method_folder,
     votes_by_prompt,
 )
-from pref_jax.data.validate import prompt_ids
+from pref_jax.data.schema import prompt_ids
 from pref_jax.errors import UserError
 from pref_jax.files import write_json
 

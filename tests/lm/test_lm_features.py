@@ -11,7 +11,7 @@ import pytest
 import tiny
 from jax.sharding import NamedSharding
 
-from pref_jax.data.token_table import TokenTable
+from pref_jax.data.text.token_table import TokenTable
 from pref_jax.errors import UserError
 from pref_jax.lm import backbone, features, sharding
 from pref_jax.train.mesh import make_mesh, put_batch

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lore_jax import asking, online
-from lore_jax import window as windows
-from lore_jax.objective import Prior
+from lore_jax.online import acquisition, bayes_filter
+from lore_jax.online import sliding_window as windows
+from lore_jax.weights.objective import Prior
 from pref_jax.errors import UserError
 
 USERS, POOL, BASIS = 5, 30, 3
-STRATEGIES = tuple(asking._SCORES)
-choose = jax.jit(asking.choose, static_argnames=("strategy", "count"))
+STRATEGIES = tuple(acquisition._SCORES)
+choose = jax.jit(acquisition.select_queries, static_argnames=("strategy", "count"))
 SURE = ("information", "d_optimal", "boundary")
 
 
@@ -20,7 +20,7 @@ def case(seed, users=USERS, pool=POOL):
     """A belief of users and a pool each, float32."""
     rng = np.random.default_rng(seed)
     factor = rng.normal(size=(users, BASIS, BASIS))
-    belief = online.Belief(
+    belief = bayes_filter.GaussianPosterior(
         jnp.asarray(rng.normal(size=(users, BASIS)), jnp.float32),
         jnp.asarray(factor, jnp.float32),
         jnp.zeros(users, jnp.int32),
@@ -58,7 +58,10 @@ def mean_information(margin, spread):
 def test_scores_equal_the_integrals(double):
     with jax.enable_x64(double):
         margin, spread = jnp.asarray(GRID).T
-        curvature, found = asking.expected_curvature(margin, spread), np.asarray(asking.information(margin, spread))
+        curvature, found = (
+            acquisition.expected_curvature(margin, spread),
+            np.asarray(acquisition.information(margin, spread)),
+        )
     np.testing.assert_allclose(curvature, [mean_curvature(*at) for at in GRID], atol=1e-3)
     np.testing.assert_allclose(found, [mean_information(*at) for at in GRID], atol=1e-3)
     assert (found >= 0).all()
@@ -68,7 +71,7 @@ def test_scores_equal_the_integrals(double):
 @pytest.mark.parametrize("at", [(0.0, 0.0), (1e6, 1e12), (-1e6, 1.0), (0.0, 1e20), (1e18, 0.0)])
 def test_scores_of_absurd_pairs_are_finite(at):
     margin, spread = jnp.asarray([at[0]]), jnp.asarray([at[1]])
-    for score in (asking.information, asking.expected_curvature):
+    for score in (acquisition.information, acquisition.expected_curvature):
         assert np.isfinite(score(margin, spread)).all()
         assert (np.asarray(score(margin, spread)) >= 0).all()
 
@@ -155,7 +158,7 @@ def test_signs_of_pairs_do_not_matter(strategy):
 
 
 def test_ties_go_to_the_first_and_duplicates_tell_less_the_second_time():
-    belief = online.start(Prior(jnp.zeros(2), jnp.eye(2)), 1)
+    belief = bayes_filter.start(Prior(jnp.zeros(2), jnp.eye(2)), 1)
     pool = jnp.asarray([[1.0, 0.0], [1.0, 0.0], [0.0, 0.95], [0.0, 0.0]])
     for strategy in ("information", "d_optimal"):
         found = choose(belief, pool, jnp.ones((1, 4), bool), jax.random.key(0), strategy=strategy, count=4)
@@ -182,7 +185,7 @@ def test_thompson_draws_differ_by_user_and_key_and_rest_on_the_belief():
 
 
 def test_random_is_uniform_over_open_pairs():
-    belief = online.start(Prior(jnp.zeros(2), jnp.eye(2)), 3000)
+    belief = bayes_filter.start(Prior(jnp.zeros(2), jnp.eye(2)), 3000)
     open = jnp.broadcast_to(jnp.asarray([True, False, True, True]), (3000, 4))
     found = choose(belief, jnp.ones((4, 2)), open, jax.random.key(0), strategy="random").index
     np.testing.assert_allclose(
@@ -192,7 +195,7 @@ def test_random_is_uniform_over_open_pairs():
 
 @pytest.mark.parametrize(("mistake", "message"), [({"count": 0}, "count 0"), ({"pool": (0, 2)}, "pool of 0")])
 def test_choices_that_cannot_be_are_told(mistake, message):
-    belief = online.start(Prior(jnp.zeros(2), jnp.eye(2)), 1)
+    belief = bayes_filter.start(Prior(jnp.zeros(2), jnp.eye(2)), 1)
     pool = jnp.ones(mistake.get("pool", (4, 2)))
     with pytest.raises(UserError, match=message):
         choose(belief, pool, jnp.ones((1, len(pool)), bool), jax.random.key(0), count=mistake.get("count", 1))
@@ -220,7 +223,7 @@ def test_chosen_pairs_tell_more_than_random_ones(strategy):
             )
             z = pool[index]
             yes = jax.random.bernoulli(keys[1], jax.nn.sigmoid(jnp.sum(z * truth, -1)))
-            window = windows.slide(window, jnp.where(yes[:, None], z, -z), None)
+            window = windows.update(window, jnp.where(yes[:, None], z, -z), None)
             return (window, open.at[jnp.arange(100), index].set(False)), None
 
         state = windows.start(prior, 100, 8), jnp.ones((100, 80), bool)

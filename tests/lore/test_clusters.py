@@ -7,9 +7,10 @@ import pytest
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 
-from lore_jax import clusters, solve, stream
-from lore_jax.cholesky import cholesky
-from lore_jax.objective import Prior
+from lore_jax.fitting import gaussian_mixture
+from lore_jax.weights import solve, streaming
+from lore_jax.weights.batched_cholesky import cholesky
+from lore_jax.weights.objective import Prior
 
 SIZE = 3
 
@@ -42,11 +43,11 @@ def quadratic(rng, users):
     rows = rng.normal(size=(users, 4, SIZE)) * given[..., None]
     weights = rng.normal(size=(users, SIZE))
     curvature = np.einsum("unk,unl->ukl", rows, rows)
-    return clusters.Known(np.einsum("ukl,ul->uk", curvature, weights), curvature), weights
+    return gaussian_mixture.LaplaceLikelihood(np.einsum("ukl,ul->uk", curvature, weights), curvature), weights
 
 
 def as_clusters(share, means, spread):
-    return clusters.Clusters(*map(jnp.asarray, (np.log(share), means, np.linalg.inv(spread))))
+    return gaussian_mixture.Clusters(*map(jnp.asarray, (np.log(share), means, np.linalg.inv(spread))))
 
 
 def laplace(z, mean, precision):
@@ -78,7 +79,9 @@ def test_votes_as_a_gaussian_likelihood():
     mean, precision = rng.normal(size=SIZE), covariances(rng, 1)[0]
     with jax.enable_x64(True):
         prior = Prior(jnp.asarray(mean), jnp.asarray(precision))
-        users = clusters.known(jnp.asarray(np.where(mask[..., None], z, np.nan)), jnp.asarray(mask), prior)
+        users = gaussian_mixture.laplace_likelihood(
+            jnp.asarray(np.where(mask[..., None], z, np.nan)), jnp.asarray(mask), prior
+        )
     for user, own in enumerate(mask):
         best, hessian, _ = laplace(z[user, own], mean, precision)
         curvature = hessian - precision
@@ -95,8 +98,8 @@ def test_a_step_of_learning_equals_numpy():
     information = np.einsum("ukl,ul->uk", curvature, weights)
     real = rng.random(users) < 0.8
     with jax.enable_x64(True):
-        known = clusters.Known(jnp.asarray(information), jnp.asarray(curvature))
-        found, history = clusters.learn(jnp.asarray(weights), known, jnp.asarray(real), count=count, steps=1)
+        known = gaussian_mixture.LaplaceLikelihood(jnp.asarray(information), jnp.asarray(curvature))
+        found, history = gaussian_mixture.fit_em(jnp.asarray(weights), known, jnp.asarray(real), count=count, steps=1)
 
     mine = weights[real]
     centre = mine.mean(0)
@@ -105,7 +108,7 @@ def test_a_step_of_learning_equals_numpy():
     while len(means) < count:
         nearest = np.min([((mine - mean) ** 2).sum(1) for mean in means], 0)
         means.append(mine[nearest.argmax()])
-    begin = spread / count + clusters.FLOOR * np.eye(SIZE)
+    begin = spread / count + gaussian_mixture.FLOOR * np.eye(SIZE)
     # A user's votes see N(w; weights, curvature^-1); in a cluster the estimate is N(mean, begin + curvature^-1).
     noise = np.linalg.inv(curvature[real])
     density = np.array(
@@ -123,8 +126,10 @@ def test_a_step_of_learning_equals_numpy():
         mean = (share[k] @ posterior + 1e-3 * centre) / (number + 1e-3)
         away = posterior - mean
         scatter = np.einsum("u,ukl->kl", share[k], covariance + away[:, :, None] * away[:, None])
-        extra = clusters.EXTRA_USERS
-        wide = (scatter + extra * clusters.EXTRA_SPREAD * spread) / (number + extra) + clusters.FLOOR * np.eye(SIZE)
+        extra = gaussian_mixture.EXTRA_USERS
+        wide = (scatter + extra * gaussian_mixture.EXTRA_SPREAD * spread) / (
+            number + extra
+        ) + gaussian_mixture.FLOOR * np.eye(SIZE)
         np.testing.assert_allclose(found.mean[k], mean, atol=1e-6)
         np.testing.assert_allclose(np.linalg.inv(found.precision[k]), wide, atol=1e-6)
     sizes = share.sum(1) + 1
@@ -136,8 +141,8 @@ def test_evidence_and_moments_equal_the_integral():
     known, _ = quadratic(rng, 6)
     mean, precision = rng.normal(size=SIZE), covariances(rng, 1)[0]
     with jax.enable_x64(True):
-        users = clusters.Known(*map(jnp.asarray, known))
-        found, covariance, evidence = clusters._members(users, jnp.asarray(mean), jnp.asarray(precision))
+        users = gaussian_mixture.LaplaceLikelihood(*map(jnp.asarray, known))
+        found, covariance, evidence = gaussian_mixture._members(users, jnp.asarray(mean), jnp.asarray(precision))
     # Gauss and Hermite's rule in the cluster's own coordinates: w = mean + root x, x ~ N(0, I).
     points, share = np.polynomial.hermite_e.hermegauss(40)
     x = np.stack(np.meshgrid(*[points] * SIZE), -1).reshape(-1, SIZE)
@@ -162,14 +167,18 @@ def test_the_posterior_of_the_clusters_rises(users, count):
 
     def log_prior(found):
         precision = np.asarray(found.precision)
-        shrink = clusters.EXTRA_SPREAD * np.einsum("ckl,lk->c", precision, spread)
-        return np.sum(found.log_share + 0.5 * clusters.EXTRA_USERS * (np.linalg.slogdet(precision)[1] - shrink))
+        shrink = gaussian_mixture.EXTRA_SPREAD * np.einsum("ckl,lk->c", precision, spread)
+        return np.sum(found.log_share + 0.5 * gaussian_mixture.EXTRA_USERS * (np.linalg.slogdet(precision)[1] - shrink))
 
     some = (1, 2, 4, 20)
     with jax.enable_x64(True):
-        given = jnp.asarray(weights), clusters.Known(*map(jnp.asarray, known)), jnp.ones(users, bool)
-        likelihood = np.asarray(clusters.learn(*given, count=count, steps=some[-1] + 1)[1])
-        told = [likelihood[n] + log_prior(clusters.learn(*given, count=count, steps=n)[0]) for n in some]
+        given = (
+            jnp.asarray(weights),
+            gaussian_mixture.LaplaceLikelihood(*map(jnp.asarray, known)),
+            jnp.ones(users, bool),
+        )
+        likelihood = np.asarray(gaussian_mixture.fit_em(*given, count=count, steps=some[-1] + 1)[1])
+        told = [likelihood[n] + log_prior(gaussian_mixture.fit_em(*given, count=count, steps=n)[0]) for n in some]
     assert (np.diff(told) > 0).all()
 
 
@@ -178,7 +187,7 @@ def test_posteriors_equal_scipy():
     share, means, spread = population(rng, 4)
     with jax.enable_x64(True):
         given = as_clusters(share, means, spread)
-        found = clusters.posterior(jnp.asarray(np.where(mask[..., None], z, np.nan)), jnp.asarray(mask), given)
+        found = gaussian_mixture.posterior(jnp.asarray(np.where(mask[..., None], z, np.nan)), jnp.asarray(mask), given)
     for user, own in enumerate(mask):
         parts = [laplace(z[user, own], m, np.linalg.inv(s)) for m, s in zip(means, spread, strict=True)]
         evidence = share * np.exp([part[2] for part in parts])
@@ -196,8 +205,8 @@ def test_nobody_answered_means_the_population():
     share, means, spread = population(rng, 3)
     with jax.enable_x64(True):
         given = as_clusters(share, means, spread)
-        found = clusters.posterior(jnp.zeros((2, 4, SIZE)), jnp.zeros((2, 4), bool), given)
-        whole = clusters.moments(given)
+        found = gaussian_mixture.posterior(jnp.zeros((2, 4, SIZE)), jnp.zeros((2, 4), bool), given)
+        whole = gaussian_mixture.moments(given)
     draws = np.concatenate(
         [rng.multivariate_normal(m, s, int(400_000 * p)) for p, m, s in zip(share, means, spread, strict=True)]
     )
@@ -212,8 +221,8 @@ def test_one_cluster_is_the_gaussian_solver():
     mean, precision = rng.normal(size=SIZE), covariances(rng, 1)[0]
     with jax.enable_x64(True):
         prior = Prior(jnp.asarray(mean), jnp.asarray(precision))
-        given = clusters.Clusters(jnp.zeros(1), prior.mean[None], prior.precision[None])
-        found = clusters.posterior(jnp.asarray(z), jnp.asarray(mask), given)
+        given = gaussian_mixture.Clusters(jnp.zeros(1), prior.mean[None], prior.precision[None])
+        found = gaussian_mixture.posterior(jnp.asarray(z), jnp.asarray(mask), given)
         expected = solve.logistic(jnp.asarray(z), jnp.asarray(mask), prior)
     np.testing.assert_allclose(found.weights, expected.weights, atol=1e-9)
     np.testing.assert_allclose(found.covariance, expected.covariance, atol=1e-9)
@@ -223,13 +232,13 @@ def test_blocks_and_eight_devices_change_nothing():
     rng, z, mask = case(13)
     given = jax.tree.map(lambda x: x.astype(jnp.float32), as_clusters(*population(rng, 3)))
     z, mask = jnp.asarray(z, jnp.float32), jnp.asarray(mask)
-    whole, prior = clusters.posterior(z, mask, given), clusters.moments(given)
+    whole, prior = gaussian_mixture.posterior(z, mask, given), gaussian_mixture.moments(given)
 
     def run(z, mask, _):
-        return clusters.posterior(z, mask, given)
+        return gaussian_mixture.posterior(z, mask, given)
 
-    parts = stream.in_blocks(run, 5)(z, mask, prior)
-    cut = jax.jit(stream.over_users(run, jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))))(
+    parts = streaming.in_blocks(run, 5)(z, mask, prior)
+    cut = jax.jit(streaming.over_users(run, jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))))(
         z, mask, prior
     )
     for other in (parts, cut):
@@ -246,7 +255,7 @@ def test_gradients_equal_differences_and_padding_has_none():
 
         @jax.jit
         def total(z):
-            found = clusters.posterior(z, mask, given)
+            found = gaussian_mixture.posterior(z, mask, given)
             return jnp.sum(jnp.sin(found.weights)) + jnp.sum(jnp.cos(found.covariance))
 
         slope = np.asarray(jax.grad(total)(jnp.asarray(z)))
@@ -270,11 +279,13 @@ def test_camps_are_found_and_few_answers_bring_users_nearer_than_one_gaussian():
     z, mask, camp = camps(5, 300, 40)
     prior = Prior(jnp.zeros(SIZE), 0.1 * jnp.eye(SIZE))
     first = solve.logistic(z, mask, prior).weights
-    found, history = clusters.learn(first, clusters.known(z, mask, prior), mask.any(1), count=6)
+    found, history = gaussian_mixture.fit_em(
+        first, gaussian_mixture.laplace_likelihood(z, mask, prior), mask.any(1), count=6
+    )
     assert history[-1] > history[0]
     few = mask & (jnp.arange(40) < 8)[None]
-    by_clusters = clusters.posterior(z, few, found).weights
-    by_gaussian = solve.logistic(z, few, clusters.moments(found)).weights
+    by_clusters = gaussian_mixture.posterior(z, few, found).weights
+    by_gaussian = solve.logistic(z, few, gaussian_mixture.moments(found)).weights
     far, farther = (np.mean((own - 4 * np.eye(SIZE)[camp]) ** 2) for own in (by_clusters, by_gaussian))
     assert far < 0.8 * farther
     np.testing.assert_allclose(jnp.exp(found.log_share).sum(), 1, atol=1e-5)
@@ -287,6 +298,6 @@ def test_few_equal_or_silent_users_leave_all_finite(users):
     mask = mask & (jnp.arange(8) < users)[:, None]
     prior = Prior(jnp.zeros(SIZE), jnp.eye(SIZE))
     first = solve.logistic(z, mask, prior).weights
-    found, _ = clusters.learn(first, clusters.known(z, mask, prior), mask.any(1), count=4)
-    told = clusters.posterior(z, mask, found)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((found, told, clusters.moments(found))))
+    found, _ = gaussian_mixture.fit_em(first, gaussian_mixture.laplace_likelihood(z, mask, prior), mask.any(1), count=4)
+    told = gaussian_mixture.posterior(z, mask, found)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((found, told, gaussian_mixture.moments(found))))

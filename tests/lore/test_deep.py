@@ -13,9 +13,9 @@ from scipy.optimize import minimize
 
 from lore_jax import deep
 from lore_jax.deep import DeepConfig
-from lore_jax.objective import Prior
+from lore_jax.weights.objective import Prior
 from pref_jax.errors import UserError
-from pref_jax.lm import backbone, lora, sharding, stored
+from pref_jax.lm import backbone, lora, parameter_files, sharding
 from pref_jax.lm.pairs import pair_states
 from pref_jax.train.loop import jit_step
 from pref_jax.train.mesh import make_mesh, put_batch, replicated, tree_shardings
@@ -375,7 +375,7 @@ def test_what_comes_back_is_the_same_in_every_bit(tmp_path):
     assert config == CONFIG
     assert jax.tree.structure(found) == jax.tree.structure(params)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.view(jnp.int32), b.view(jnp.int32)), found, params)
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {stored.TENSORS, stored.CONFIG}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {parameter_files.TENSORS, parameter_files.CONFIG}
 
 
 def test_what_does_not_fit_is_told(tmp_path):
@@ -385,14 +385,14 @@ def test_what_does_not_fit_is_told(tmp_path):
     deep.save(tmp_path / "a", CONFIG, working())
     with pytest.raises(UserError, match=r"adapters/down_proj/a: is float32 \[2, 24, 2\], where .*\[3, 24, 2\]"):
         deep.load(tmp_path / "a", tiny.llama(num_layers=3))
-    path = tmp_path / "a" / stored.CONFIG
+    path = tmp_path / "a" / parameter_files.CONFIG
     text = path.read_text()
     path.write_text(text.replace('"basis": 3', '"basis": "3"').replace('"remat"', '"remate"'))
     with pytest.raises(UserError, match="3 faults") as error:
         deep.load(tmp_path / "a", LM)
     assert all(word in str(error.value) for word in ("model.basis: is '3'", "remate: unknown", "remat: is missing"))
     path.write_text(text)
-    file = tmp_path / "a" / stored.TENSORS
+    file = tmp_path / "a" / parameter_files.TENSORS
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(UserError, match="cut short or damaged"):
         deep.load(tmp_path / "a", LM)

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lore_jax import asking, draws
-from lore_jax import window as windows
-from lore_jax.objective import Prior
+from lore_jax.online import acquisition, posterior_sampling
+from lore_jax.online import sliding_window as windows
+from lore_jax.weights.objective import Prior
 from pref_jax.errors import UserError
 
 KEEP = 4
-ask = jax.jit(draws.ask, static_argnames=("count", "finalists"))
+ask = jax.jit(posterior_sampling.select_query, static_argnames=("count", "finalists"))
 
 
 def answered(seed, users=4, answers=3, strength=3.0, keep=KEEP):
@@ -22,7 +22,7 @@ def answered(seed, users=4, answers=3, strength=3.0, keep=KEEP):
     z = strength * rng.normal(size=(users, answers, 2)) * np.exp(rng.normal(size=(users, answers, 1)))
     window = windows.start(prior, users, keep)
     for index in range(answers):
-        window = windows.slide(window, jnp.asarray(z[:, index], jnp.float32), None)
+        window = windows.update(window, jnp.asarray(z[:, index], jnp.float32), None)
     return window, prior, z
 
 
@@ -50,7 +50,7 @@ def told(weights, share, pool):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_draws_have_the_moments_of_the_posterior(seed):
     window, prior, z = answered(seed)
-    found = draws.draw(window, jax.random.key(seed), 20_000)
+    found = posterior_sampling.sample_posterior(window, jax.random.key(seed), 20_000)
     for user in range(len(z)):
         weights, share = grid(prior, z[user])
         mean = share @ weights
@@ -69,9 +69,11 @@ def test_draws_have_the_moments_of_the_posterior(seed):
 def test_information_equals_the_sum_over_the_grid(seed):
     window, prior, z = answered(seed)
     pool = np.random.default_rng(seed + 9).normal(size=(12, 2)) * 4
-    found = draws.draw(window, jax.random.key(seed), 20_000)
+    found = posterior_sampling.sample_posterior(window, jax.random.key(seed), 20_000)
     for user in range(len(z)):
-        own = draws.sampled_information(found.weights[user], found.share[user], jnp.asarray(pool, jnp.float32))
+        own = posterior_sampling.sampled_information(
+            found.weights[user], found.share[user], jnp.asarray(pool, jnp.float32)
+        )
         np.testing.assert_allclose(own, told(*grid(prior, z[user]), pool), atol=0.015)
 
 
@@ -95,7 +97,7 @@ def test_of_many_pairs_the_draws_weigh_those_that_laplace_ranks_first():
         worth = told(*grid(prior, z[user]), pool)
         weights, factor = (np.asarray(part[user]) for part in (window.belief.weights, window.belief.factor))
         margin, spread = (x.astype(np.float32) for x in (pool @ weights, ((pool @ factor) ** 2).sum(1)))
-        first = asking.information(jnp.asarray(margin), jnp.asarray(spread))
+        first = acquisition.information(jnp.asarray(margin), jnp.asarray(spread))
         final = np.argsort(-np.asarray(first))[:8]
         assert choice.index[user, 0] in final
         assert worth[choice.index[user, 0]] > worth[final].max() - 0.02
@@ -122,7 +124,7 @@ def test_one_pool_for_everybody_is_the_same_pool_for_each():
 
 def test_without_answers_all_draws_are_of_the_prior():
     prior = Prior(jnp.asarray([1.0, -2.0]), jnp.asarray([[2.0, 0.3], [0.3, 0.5]]))
-    found = draws.draw(windows.start(prior, 2, KEEP), jax.random.key(0), 40_000)
+    found = posterior_sampling.sample_posterior(windows.start(prior, 2, KEEP), jax.random.key(0), 40_000)
     mean = np.einsum("us,usk->uk", found.share, found.weights)
     np.testing.assert_allclose(mean, np.tile(prior.mean, (2, 1)), atol=0.03)
     covariance = np.cov(found.weights[0].T, aweights=found.share[0])
@@ -131,7 +133,7 @@ def test_without_answers_all_draws_are_of_the_prior():
 
 def test_answers_that_left_the_window_still_count():
     window, prior, z = answered(6, answers=6, strength=1.0, keep=3)
-    found = draws.draw(window, jax.random.key(0), 20_000)
+    found = posterior_sampling.sample_posterior(window, jax.random.key(0), 20_000)
     mean = np.einsum("us,usk->uk", found.share, found.weights)
     truth = np.stack([np.dot(*grid(prior, own)[::-1]) for own in z])
     np.testing.assert_allclose(mean, truth, atol=0.1)
@@ -140,7 +142,7 @@ def test_answers_that_left_the_window_still_count():
 @pytest.mark.parametrize("size", [1e-20, 1e4, 1e8])
 def test_nothing_is_lost_to_absurd_sizes(size):
     window, _, z = answered(7, strength=size)
-    found = draws.draw(window, jax.random.key(0))
+    found = posterior_sampling.sample_posterior(window, jax.random.key(0))
     np.testing.assert_allclose(found.share.sum(1), 1, rtol=1e-4)
     pool = jnp.asarray(np.random.default_rng(1).normal(size=(9, 2)) * size, jnp.float32)
     choice = ask(window, pool, jnp.ones((len(z), 9), bool), jax.random.key(0))
@@ -168,18 +170,20 @@ def test_users_in_several_blocks_are_those_of_one(monkeypatch):
     window, _, _ = answered(9, users=5)
     pool = jnp.asarray(np.random.default_rng(3).normal(size=(15, 2)), jnp.float32)
     whole = ask(window, pool, jnp.ones((5, 15), bool), jax.random.key(1))
-    monkeypatch.setattr(draws, "BLOCK", 2)
-    parts = jax.jit(lambda: draws.ask(window, pool, jnp.ones((5, 15), bool), jax.random.key(1)))()
+    monkeypatch.setattr(posterior_sampling, "BLOCK", 2)
+    parts = jax.jit(lambda: posterior_sampling.select_query(window, pool, jnp.ones((5, 15), bool), jax.random.key(1)))()
     np.testing.assert_array_equal(whole.index, parts.index)
 
 
 def test_what_cannot_be_asked_is_told():
     window, _, _ = answered(0)
     with pytest.raises(UserError, match="count 1"):
-        draws.draw(window, jax.random.key(0), 1)
+        posterior_sampling.sample_posterior(window, jax.random.key(0), 1)
     with pytest.raises(UserError, match="count 0"):
-        draws.ask(window, jnp.ones((3, 2)), jnp.ones((4, 3), bool), jax.random.key(0), count=0)
+        posterior_sampling.select_query(window, jnp.ones((3, 2)), jnp.ones((4, 3), bool), jax.random.key(0), count=0)
     with pytest.raises(UserError, match="0 finalists"):
-        draws.ask(window, jnp.ones((3, 2)), jnp.ones((4, 3), bool), jax.random.key(0), finalists=0)
+        posterior_sampling.select_query(
+            window, jnp.ones((3, 2)), jnp.ones((4, 3), bool), jax.random.key(0), finalists=0
+        )
     with pytest.raises(UserError, match="pool of 0"):
-        draws.ask(window, jnp.ones((0, 2)), jnp.ones((4, 0), bool), jax.random.key(0))
+        posterior_sampling.select_query(window, jnp.ones((0, 2)), jnp.ones((4, 0), bool), jax.random.key(0))

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lore_jax import drift, online
-from lore_jax.objective import Prior
+from lore_jax.online import bayes_filter, change_detection
+from lore_jax.weights.objective import Prior
 
 BASIS = 4
-RULE = online.Rule()
+RULE = bayes_filter.UpdateRule()
 PRIOR = Prior(jnp.zeros(BASIS), jnp.eye(BASIS) / 4)
 
 
@@ -29,10 +29,10 @@ def stream(seed, steps, users, change=None):
 @jax.jit
 def watch(tracker, answers):
     """The state after every answer."""
-    origin = online.start(PRIOR, 1)
+    origin = bayes_filter.start(PRIOR, 1)
 
     def step(tracker, z):
-        tracker = drift.track(tracker, z, None, origin, RULE)
+        tracker = change_detection.track(tracker, z, None, origin, RULE)
         return tracker, tracker
 
     return jax.lax.scan(step, tracker, answers)[1]
@@ -56,7 +56,7 @@ def log_predicted(weights, covariance, z):
 
 def test_evidence_and_beliefs_equal_numpys():
     _, answers = stream(0, 60, 8, change=30)
-    found = watch(drift.start_tracker(PRIOR, 8), jnp.asarray(answers))
+    found = watch(change_detection.start_tracker(PRIOR, 8), jnp.asarray(answers))
     alarms = 0
     for user in range(8):
         nothing = np.zeros(BASIS), 4 * np.eye(BASIS)
@@ -66,7 +66,7 @@ def test_evidence_and_beliefs_equal_numpys():
             told = [log_predicted(*side, z) for side in sides]
             evidence = [e + t - told[0] for e, t in zip(evidence, told[1:], strict=True)]
             sides = [step_in_numpy(*side, z) for side in sides]
-            alarm = max(evidence) > drift.THRESHOLD
+            alarm = max(evidence) > change_detection.THRESHOLD
             if alarm:
                 sides[0], count = sides[1 + int(np.argmax(evidence))], count + 1
             for rival in range(2):
@@ -85,16 +85,16 @@ def test_evidence_and_beliefs_equal_numpys():
 
 def test_who_does_not_change_is_seldom_alarmed_about():
     _, answers = stream(1, 100, 300)
-    found = watch(drift.start_tracker(PRIOR, 300), jnp.asarray(answers))
+    found = watch(change_detection.start_tracker(PRIOR, 300), jnp.asarray(answers))
     # The bound of the module for two rivals.
-    assert float(found.alarms[-1].mean()) < 2 * 100 * np.exp(-drift.THRESHOLD)
+    assert float(found.alarms[-1].mean()) < 2 * 100 * np.exp(-change_detection.THRESHOLD)
     quiet = np.asarray(found.alarms[-1]) == 0
     assert (np.asarray(found.belief.answers[-1]) == 100)[quiet].all()
 
 
 def test_who_changes_is_known_again_soon():
     truth, answers = stream(2, 80, 200, change=50)
-    found = watch(drift.start_tracker(PRIOR, 200), jnp.asarray(answers))
+    found = watch(change_detection.start_tracker(PRIOR, 200), jnp.asarray(answers))
     test = np.random.default_rng(3).normal(size=(400, BASIS))
 
     def accuracy(step):
@@ -104,21 +104,21 @@ def test_who_changes_is_known_again_soon():
     assert np.mean(np.asarray(found.alarms[64]) >= 1) > 0.8
     assert accuracy(64) > accuracy(49) - 0.05
     # Without a watch fifty answers stand against fifteen.
-    belief = online.start(PRIOR, 200)
-    step = jax.jit(partial(online.observe, rule=RULE))
+    belief = bayes_filter.start(PRIOR, 200)
+    step = jax.jit(partial(bayes_filter.update, rule=RULE))
     for z in answers[:65]:
-        belief = step(belief, jnp.asarray(z), None, online.start(PRIOR, 1))
+        belief = step(belief, jnp.asarray(z), None, bayes_filter.start(PRIOR, 1))
     plain = np.mean((test @ np.asarray(belief.weights).T > 0) == (test @ truth[64].T > 0))
     assert plain < accuracy(64) - 0.2
 
 
 @pytest.mark.parametrize("likelihood", ["logistic", "ridge"])
 def test_what_is_masked_or_refused_leaves_no_trace(likelihood):
-    rule = online.Rule(likelihood=likelihood, retain=0.95)
-    origin = online.start(PRIOR, 1)
-    tracker = drift.start_tracker(PRIOR, 3)
+    rule = bayes_filter.UpdateRule(likelihood=likelihood, retain=0.95)
+    origin = bayes_filter.start(PRIOR, 1)
+    tracker = change_detection.start_tracker(PRIOR, 3)
     _, answers = stream(4, 20, 3, change=14)
-    step = jax.jit(lambda tracker, z, mask: drift.track(tracker, z, mask, origin, rule))
+    step = jax.jit(lambda tracker, z, mask: change_detection.track(tracker, z, mask, origin, rule))
     for z in answers:
         tracker = step(tracker, jnp.asarray(z), jnp.ones(3, bool))
     bad = jnp.asarray(answers[0]).at[0].set(jnp.nan).at[1].set(1e30)
@@ -128,16 +128,16 @@ def test_what_is_masked_or_refused_leaves_no_trace(likelihood):
 
 
 def test_events_can_be_watched_in_order():
-    origin = online.start(PRIOR, 1)
+    origin = bayes_filter.start(PRIOR, 1)
 
     def step(rows, z, mask):
-        return drift.track(rows, z, mask, origin, RULE)
+        return change_detection.track(rows, z, mask, origin, RULE)
 
     _, answers = stream(5, 40, 3, change=20)
-    table = watch(drift.start_tracker(PRIOR, 3), jnp.asarray(answers))
+    table = watch(change_detection.start_tracker(PRIOR, 3), jnp.asarray(answers))
     user = np.tile(np.arange(3), 40)
-    found = jax.jit(partial(online.in_order, step))(
-        drift.start_tracker(PRIOR, 3), jnp.asarray(user), jnp.asarray(answers.reshape(-1, BASIS))
+    found = jax.jit(partial(bayes_filter.in_order, step))(
+        change_detection.start_tracker(PRIOR, 3), jnp.asarray(user), jnp.asarray(answers.reshape(-1, BASIS))
     )
     for one, every in zip(jax.tree.leaves(found), jax.tree.leaves(table), strict=True):
         np.testing.assert_allclose(one, every[-1], atol=1e-4)

@@ -10,18 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lore_jax import candidates, fit, linear, population
-from lore_jax.votes import Triples, make_table
+from lore_jax.comparisons import make_table
+from lore_jax.fitting import bradley_terry, candidates, model_selection, priors, published
+from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
 
 
 class World(NamedTuple):
     features: np.ndarray
-    train: Triples
-    validation: Triples
-    context: Triples
-    test: Triples
-    test_unseen: Triples
+    train: Comparisons
+    validation: Comparisons
+    context: Comparisons
+    test: Comparisons
+    test_unseen: Comparisons
     group: np.ndarray
     group_unseen: np.ndarray
 
@@ -44,15 +45,15 @@ def make_world(
         first = score[:, 0] - score[:, 1] + 1e-6 * rng.normal(size=len(user)) > 0
         first ^= rng.random(len(user)) < flip
         a, b = picked.T
-        return Triples(user - who[0], np.where(first, a, b), np.where(first, b, a))
+        return Comparisons(user - who[0], np.where(first, a, b), np.where(first, b, a))
 
     old, new = np.arange(users), np.arange(users, users + unseen)
     everything = draw(old, votes, pairs[:pool])
     late = np.arange(users * votes) % votes >= votes - held
     return World(
         features,
-        Triples(*(x[~late] for x in everything)),
-        Triples(*(x[late] for x in everything)),
+        everything.take(~late),
+        everything.take(late),
         draw(new, context, pairs[:pool]),
         draw(old, test, pairs[pool:]),
         draw(new, test, pairs[pool:]),
@@ -92,14 +93,16 @@ def test_spectral_directions_find_the_disagreement():
     world = make_world(opposite, seed=4, users=200, votes=8)
     table = make_table(world.train, None, 200, len(world.features))
     phi = jnp.asarray(world.features)
-    found = population.spectral_directions(phi, table, table.train, jnp.zeros(32), 2, jax.random.key(0))
+    found = priors.spectral_directions(phi, table, table.train, jnp.zeros(32), 2, jax.random.key(0))
     rng = np.random.default_rng(4)
     attribute = np.linalg.qr(rng.normal(size=(32, 4)))[0][:, 0]
     np.testing.assert_allclose(found.T @ found, np.eye(2), atol=1e-4)
     assert abs(attribute @ np.asarray(found[:, 0])) > 0.8
 
 
-QUICK = fit.RegularisedConfig(shared_variances=(0.1, 3.0, 30.0), variances=(1.0, 20.0), ranks=(1, 3), components=(2, 4))
+QUICK = bradley_terry.LoReConfig(
+    shared_variances=(0.1, 3.0, 30.0), variances=(1.0, 20.0), ranks=(1, 3), components=(2, 4)
+)
 
 
 def accuracies(world, result):
@@ -107,18 +110,18 @@ def accuracies(world, result):
     if result.kind == "group":
         unseen = jax.nn.one_hot(jnp.asarray(world.group_unseen), result.basis.shape[1])
     else:
-        unseen = fit.adapt(result, world.features, world.context, len(world.group_unseen))
-    seen = fit.predict(result, world.features, result.weights, world.test)
-    new = fit.predict(result, world.features, unseen, world.test_unseen)
+        unseen = model_selection.adapt(result, world.features, world.context, len(world.group_unseen))
+    seen = model_selection.predict(result, world.features, result.weights, world.test)
+    new = model_selection.predict(result, world.features, unseen, world.test_unseen)
     return float(np.mean(np.asarray(seen) > 0)), float(np.mean(np.asarray(new) > 0))
 
 
 @pytest.mark.parametrize(("taste_of", "seed"), [(camps(2), 0), (camps(4), 1), (opposite, 2), (dirichlet, 3)])
 def test_personal_worlds_come_near_the_oracle(taste_of, seed):
     world = make_world(taste_of, seed=seed, users=200, votes=14)
-    result = fit.regularised(world.features, world.train, world.validation, 200, config=QUICK)
-    oracle = fit.per_group(world.features, world.train, world.validation, world.group, config=QUICK)
-    common = fit.shared(world.features, world.train, world.validation, 200, config=QUICK)
+    result = model_selection.fit(world.features, world.train, world.validation, 200, config=QUICK)
+    oracle = bradley_terry.per_group(world.features, world.train, world.validation, world.group, config=QUICK)
+    common = bradley_terry.shared(world.features, world.train, world.validation, 200, config=QUICK)
     (seen, unseen), (best, best_unseen), (one, _) = (accuracies(world, r) for r in (result, oracle, common))
     assert result.kind in {"gaussian", "mixture", "simplex", "clusters"}
     assert seen > best - 0.04
@@ -129,8 +132,8 @@ def test_personal_worlds_come_near_the_oracle(taste_of, seed):
 @pytest.mark.parametrize("users", [200, 40])
 def test_without_personal_signal_nothing_is_lost(users):
     world = make_world(alike, seed=5, users=users, votes=14, held=3, flip=0.4)
-    result = fit.regularised(world.features, world.train, world.validation, users, config=QUICK)
-    common = fit.shared(world.features, world.train, world.validation, users, config=QUICK)
+    result = model_selection.fit(world.features, world.train, world.validation, users, config=QUICK)
+    common = bradley_terry.shared(world.features, world.train, world.validation, users, config=QUICK)
     (seen, unseen), (one, one_unseen) = accuracies(world, result), accuracies(world, common)
     assert seen > one - 0.02
     assert unseen > one_unseen - 0.02
@@ -146,22 +149,22 @@ def test_every_kind_of_personal_fit_serves_unseen_users():
         ({"clusters"}, {"components": ()}),
     )
     for kind, only in kinds:
-        config = fit.RegularisedConfig(**{**QUICK.__dict__, "margin": -1e9, "shared_variances": (0.001,), **only})
-        result = fit.regularised(world.features, world.train, world.validation, 200, config=config)
+        config = bradley_terry.LoReConfig(**{**QUICK.__dict__, "margin": -1e9, "shared_variances": (0.001,), **only})
+        result = model_selection.fit(world.features, world.train, world.validation, 200, config=config)
         assert result.kind in kind
         assert result.basis.shape == (32, len(result.mean))
         assert result.precision.shape == (len(result.mean),) * 2
         seen, unseen = accuracies(world, result)
         assert seen > 0.7
         assert unseen > 0.7
-        none = fit.adapt(result, world.features, Triples(*(x[:0] for x in world.context)), 3)
+        none = model_selection.adapt(result, world.features, world.context.take(slice(0)), 3)
         np.testing.assert_allclose(none, np.tile(result.mean, (3, 1)), atol=1e-6)
 
 
 def test_reference_recipe_runs_and_learns():
     world = make_world(opposite, seed=7, users=60, votes=20)
-    result = fit.reference(world.features, world.train, 60, rank=3, seed=0, steps=300)
-    again = fit.reference(world.features, world.train, 60, rank=3, seed=0, steps=300)
+    result = published.fit_published(world.features, world.train, 60, rank=3, seed=0, steps=300)
+    again = published.fit_published(world.features, world.train, 60, rank=3, seed=0, steps=300)
     np.testing.assert_array_equal(result.weights, again.weights)
     assert result.history[-1] < 0.5 * result.history[0]
     np.testing.assert_allclose(result.weights.sum(1), 1, atol=1e-5)
@@ -172,19 +175,19 @@ def test_reference_recipe_runs_and_learns():
 
 def test_mistakes_are_told():
     features = np.zeros((4, 2), np.float32)
-    votes, none = Triples(*np.array([[0], [1], [2]])), Triples(*np.zeros((3, 0), int))
+    votes, none = Comparisons(*np.array([[0], [1], [2]])), Comparisons(*np.zeros((3, 0), int))
     with pytest.raises(UserError, match="validation votes: none"):
-        fit.shared(features, votes, none, 1)
+        bradley_terry.shared(features, votes, none, 1)
     with pytest.raises(UserError, match="chosen of row 0 is 9"):
-        fit.shared(features, Triples(*np.array([[0], [9], [2]])), votes, 1)
+        bradley_terry.shared(features, Comparisons(*np.array([[0], [9], [2]])), votes, 1)
     with pytest.raises(UserError, match="user of row 0 is 1"):
-        fit.shared(features, votes, Triples(*np.array([[1], [1], [2]])), 1)
+        bradley_terry.shared(features, votes, Comparisons(*np.array([[1], [1], [2]])), 1)
 
 
 def test_features_that_say_nothing_give_a_finite_fit():
     # The same shapes as the world of 40 users above, so nothing compiles anew.
     world = make_world(alike, seed=5, users=40, votes=14, held=3, flip=0.4)
-    result = fit.regularised(np.ones_like(world.features), world.train, world.validation, 40, config=QUICK)
+    result = model_selection.fit(np.ones_like(world.features), world.train, world.validation, 40, config=QUICK)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(result[1:7]))
 
 
@@ -195,11 +198,11 @@ def test_more_users_of_one_bucket_compile_nothing():
         candidates._mixture_program,
         candidates._simplex_program,
         candidates._clusters_program,
-        linear.shared_program,
-        fit._solved_program,
+        bradley_terry.shared_program,
+        model_selection._solved_program,
     )
     sizes = []
     for users in (40, 47):
-        fit.regularised(world.features, world.train, world.validation, users, config=QUICK)
+        model_selection.fit(world.features, world.train, world.validation, users, config=QUICK)
         sizes.append([program._cache_size() for program in programs])
     assert sizes[0] == sizes[1]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from lore_jax import fit, joint
-from lore_jax.layout import Data, layout
-from lore_jax.votes import Triples
+from lore_jax.fitting import model_selection, published, variable_projection
+from lore_jax.fitting.layout import Data, layout
+from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
 
 
@@ -26,7 +26,7 @@ def world(seed, users=30, votes=12, dim=16, rank=3, pool=None, strength=3.0):
         second = (first + rng.integers(1, pool, len(user))) % pool
     margin = np.einsum("pd,pd->p", features[first] - features[second], tastes[user])
     wins = rng.random(len(user)) < 1 / (1 + np.exp(-margin))
-    return features, Triples(user, np.where(wins, first, second), np.where(wins, second, first))
+    return features, Comparisons(user, np.where(wins, first, second), np.where(wins, second, first))
 
 
 def loss_of(features, votes, basis, weights):
@@ -55,8 +55,8 @@ def loss_of(features, votes, basis, weights):
 def test_reaches_the_loss_of_the_published_recipe(seed, shape):
     features, votes = world(seed, **shape)
     users, rank = shape.get("users", 30), shape.get("rank", 3)
-    slow = fit.reference(features, votes, users, rank=rank, seed=seed, steps=600)
-    quick = fit.fast(features, votes, users, rank=rank, tolerance=1e-5)
+    slow = published.fit_published(features, votes, users, rank=rank, seed=seed, steps=600)
+    quick = variable_projection.fit_varpro(features, votes, users, rank=rank, tolerance=1e-5)
     reached = loss_of(features, votes, quick.basis, quick.weights)
     np.testing.assert_allclose(reached, quick.history[-1], rtol=2e-3, atol=1e-4)
     assert reached <= loss_of(features, votes, slow.basis, slow.weights)
@@ -67,9 +67,9 @@ def test_reaches_the_loss_of_the_published_recipe(seed, shape):
 
 def test_stops_at_the_goal():
     features, votes = world(5)
-    whole = fit.fast(features, votes, 30, rank=3)
+    whole = variable_projection.fit_varpro(features, votes, 30, rank=3)
     goal = float(np.mean(np.asarray(whole.history)[[0, -1]]))
-    early = fit.fast(features, votes, 30, rank=3, goal=goal)
+    early = variable_projection.fit_varpro(features, votes, 30, rank=3, goal=goal)
     assert early.history[-1] <= goal
     assert early.history[-1] > whole.history[-1]
 
@@ -78,13 +78,13 @@ def test_responses_and_differences_give_one_fit():
     features, votes = world(6, pool=30)
     # Responses that nobody saw make the differences the shorter table.
     more = np.concatenate([features, np.ones((1000, features.shape[1]), np.float32)])
-    few, many = (fit.fast(x, votes, 30, rank=3, steps=8) for x in (features, more))
+    few, many = (variable_projection.fit_varpro(x, votes, 30, rank=3, steps=8) for x in (features, more))
     np.testing.assert_allclose(few.history, many.history, rtol=1e-3)
 
 
 def test_reduced_value_and_gradient_equal_numpy():
     features, votes = world(7, users=7, votes=5, dim=4)
-    votes = Triples(*(x[:-4] for x in votes))
+    votes = votes.take(slice(-4))
     ridge, rng = 0.01, np.random.default_rng(7)
     difference = (features[votes.chosen] - features[votes.rejected]).astype(float)
     matrix = rng.normal(size=(4, 3))
@@ -104,8 +104,8 @@ def test_reduced_value_and_gradient_equal_numpy():
         data = Data(jnp.asarray(difference), jnp.ones(4), layout(votes, 7))
         data = data._replace(votes=data.votes._replace(share=data.votes.share.astype(float)))
         z = data.responses(jnp.asarray(matrix))
-        solved = joint.solve_weights(z, data.votes.share, jnp.zeros((2, 7)), ridge)
-        gradient = -data.pull(solved.force, joint._with_one(solved.weights))
+        solved = variable_projection.solve_weights(z, data.votes.share, jnp.zeros((2, 7)), ridge)
+        gradient = -data.pull(solved.force, variable_projection._with_one(solved.weights))
     np.testing.assert_allclose(solved.value, reduced(matrix), rtol=1e-6)
     for _ in range(3):
         lean = rng.normal(size=matrix.shape)
@@ -117,7 +117,7 @@ def test_reduced_value_and_gradient_equal_numpy():
 def test_enclose_puts_a_tight_simplex_around_points(size):
     rng = np.random.default_rng(size)
     points = rng.normal(size=(size - 1, 40)) * 10.0 ** rng.integers(-2, 3, (size - 1, 1))
-    weights, vertices = joint.enclose(jnp.asarray(points, jnp.float32))
+    weights, vertices = variable_projection.enclosing_simplex(jnp.asarray(points, jnp.float32))
     assert vertices.shape == (size - 1, size)
     np.testing.assert_allclose(np.asarray(vertices) @ np.asarray(weights).T, points, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(weights.sum(1), 1, atol=1e-5)
@@ -127,7 +127,7 @@ def test_enclose_puts_a_tight_simplex_around_points(size):
 
 
 def test_points_that_do_not_differ_have_a_simplex():
-    weights, vertices = joint.enclose(jnp.full((2, 4), 7.0))
+    weights, vertices = variable_projection.enclosing_simplex(jnp.full((2, 4), 7.0))
     np.testing.assert_allclose(np.asarray(vertices) @ np.asarray(weights).T, np.full((2, 4), 7.0), rtol=1e-4)
     assert (np.asarray(weights) >= 0).all()
 
@@ -146,17 +146,17 @@ def test_degenerate_users(rank):
         np.resize([rejected[three[0]], chosen[three[0]]], 9),
     )
     features[:, 5] = 3.0
-    found = fit.fast(features, Triples(user, chosen, rejected), 14, rank=rank)
+    found = variable_projection.fit_varpro(features, Comparisons(user, chosen, rejected), 14, rank=rank)
     assert found.weights.shape == (14, rank)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found[1:7]))
     assert (np.asarray(found.weights) >= 0).all()
-    unseen = fit.adapt(found, features, Triples(*(x[:0] for x in votes)), 2)
+    unseen = model_selection.adapt(found, features, votes.take(slice(0)), 2)
     np.testing.assert_allclose(unseen, np.tile(found.mean, (2, 1)), atol=1e-5)
 
 
 def test_features_that_say_nothing():
     _, votes = world(9)
-    found = fit.fast(np.ones((720, 16), np.float32), votes, 30, rank=3)
+    found = variable_projection.fit_varpro(np.ones((720, 16), np.float32), votes, 30, rank=3)
     np.testing.assert_allclose(found.history, 30 * np.log(2), rtol=1e-5)
     assert np.isfinite(found.weights).all()
 
@@ -164,8 +164,8 @@ def test_features_that_say_nothing():
 def test_mistakes_are_told():
     features, votes = world(10)
     with pytest.raises(UserError, match="0 votes, rank 3"):
-        fit.fast(features, Triples(*(x[:0] for x in votes)), 30, rank=3)
+        variable_projection.fit_varpro(features, votes.take(slice(0)), 30, rank=3)
     with pytest.raises(UserError, match="rank 0"):
-        fit.fast(features, votes, 30, rank=0)
+        variable_projection.fit_varpro(features, votes, 30, rank=0)
     with pytest.raises(UserError, match="user of row"):
-        fit.fast(features, votes, 3, rank=3)
+        variable_projection.fit_varpro(features, votes, 3, rank=3)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from lore_jax import newton
-from lore_jax.cholesky import UNROLLED, cholesky
-from lore_jax.objective import Problem, Rows
+from lore_jax.weights import newton
+from lore_jax.weights.batched_cholesky import UNROLLED, cholesky
+from lore_jax.weights.objective import Problem, Rows
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, UNROLLED, UNROLLED + 1])

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from lore_jax import population, recipe
-from lore_jax.lbfgs import minimise
+from lore_jax.comparisons import make_table
+from lore_jax.fitting import priors, published
+from lore_jax.fitting.lbfgs import minimise
 from lore_jax.reward import fit_standardiser, pair_logits, rewards, standardise
-from lore_jax.votes import Triples, make_table
+from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
 
 
@@ -22,7 +23,7 @@ def small(seed, users=6, responses=10, dim=4):
     rng = np.random.default_rng(seed)
     user = rng.integers(0, users - 1, 24)
     chosen = rng.integers(0, responses, 24)
-    votes = Triples(user, chosen, (chosen + rng.integers(1, responses, 24)) % responses)
+    votes = Comparisons(user, chosen, (chosen + rng.integers(1, responses, 24)) % responses)
     features = rng.normal(size=(responses, dim))
     return rng, features, votes, make_table(votes, None, users, responses)
 
@@ -54,7 +55,7 @@ def test_reference_loss_equals_numpy():
         params = {"W": jnp.asarray(w), "V": jnp.asarray(v)}
 
         def objective(params):
-            return recipe.reference_loss(params, jnp.asarray(features), user, chosen, rejected, share)
+            return published.reference_loss(params, jnp.asarray(features), user, chosen, rejected, share)
 
         np.testing.assert_allclose(objective(params), total, rtol=1e-12)
         directional(objective, params, rng)
@@ -74,8 +75,8 @@ def test_mixture_objective_equals_numpy():
         strengths = jnp.asarray([2.0, 3.0])
 
         def objective(params):
-            task = population.Task(jnp.asarray(features), table, table.train, strengths, jnp.asarray(used))
-            return population.mixture_objective(task, params)
+            task = priors.FitProblem(jnp.asarray(features), table, table.train, strengths, jnp.asarray(used))
+            return priors.mixture_objective(task, params)
 
         params = {"shared": jnp.asarray(shared), "delta": jnp.asarray(delta), "logits": jnp.asarray(logits)}
         np.testing.assert_allclose(objective(params), total, rtol=1e-10)
@@ -97,8 +98,8 @@ def test_simplex_objective_equals_numpy():
 
         def objective(params):
             strengths = jnp.asarray([2.0, 3.0])
-            task = population.Task(jnp.asarray(features), table, table.train, strengths, jnp.asarray(used))
-            return population.simplex_objective(task, params)
+            task = priors.FitProblem(jnp.asarray(features), table, table.train, strengths, jnp.asarray(used))
+            return priors.simplex_objective(task, params)
 
         params = {"shared": jnp.asarray(shared), "delta": jnp.asarray(delta), "tastes": jnp.asarray(tastes)}
         np.testing.assert_allclose(objective(params), total, rtol=1e-10)
@@ -109,7 +110,7 @@ def test_gaussian_objective_equals_numpy():
     rng, features, votes, table = small(2)
     shared, spread = rng.normal(size=4), rng.normal(size=(4, 2))
     basis = np.concatenate([shared[:, None], spread], 1)
-    mean, precision = np.eye(3)[0], np.diag([population.FIXED, 1, 1])
+    mean, precision = np.eye(3)[0], np.diag([priors.PINNED_PRECISION, 1, 1])
     total = 0.5 * (2 * shared @ shared + 3 * np.sum(spread**2))
     for u in range(6):
         mine = votes.user == u
@@ -126,14 +127,14 @@ def test_gaussian_objective_equals_numpy():
             w = w - 0.7 * np.linalg.solve(precision + (z * (p * (1 - p))[:, None]).T @ z, energy(w)[1])
         p = np.exp(-softplus(-z @ w))
         hessian = precision + (z * (p * (1 - p))[:, None]).T @ z
-        total += energy(w)[0] + 0.5 * np.linalg.slogdet(hessian)[1] - 0.5 * np.log(population.FIXED)
+        total += energy(w)[0] + 0.5 * np.linalg.slogdet(hessian)[1] - 0.5 * np.log(priors.PINNED_PRECISION)
     # The table pads users; a padded user adds nothing.
     with jax.enable_x64(True):
 
         def objective(params):
             strengths = jnp.asarray([2.0, 3.0])
-            task = population.Task(jnp.asarray(features), table, table.train, strengths, jnp.ones(2, bool))
-            return population.gaussian_objective(task, params)
+            task = priors.FitProblem(jnp.asarray(features), table, table.train, strengths, jnp.ones(2, bool))
+            return priors.gaussian_objective(task, params)
 
         params = {"shared": jnp.asarray(shared), "spread": jnp.asarray(spread)}
         np.testing.assert_allclose(objective(params), total, rtol=1e-8)
@@ -147,7 +148,7 @@ def test_lbfgs_reaches_scipys_bradley_terry():
     with jax.enable_x64(True):
 
         def objective(w):
-            return population.shared_objective(jnp.asarray(features), table, table.train, jnp.asarray(0.8), w)
+            return priors.shared_objective(jnp.asarray(features), table, table.train, jnp.asarray(0.8), w)
 
         found, value, history = minimise(objective, jnp.zeros(4), steps=50, tolerance=1e-9)
     np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -157,7 +158,7 @@ def test_lbfgs_reaches_scipys_bradley_terry():
 
 def test_corners_make_a_regular_simplex():
     for used in (1, 2, 3, 5):
-        found = np.asarray(population.corners(5, jnp.asarray(used)))
+        found = np.asarray(priors.corners(5, jnp.asarray(used)))
         assert not found[used:].any()
         if used > 1:
             expected = np.where(np.eye(used), 1, -1 / (used - 1))

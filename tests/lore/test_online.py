@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq, minimize
 
-from lore_jax import online, solve
-from lore_jax import window as windows
-from lore_jax.objective import Prior
+from lore_jax.online import bayes_filter
+from lore_jax.online import sliding_window as windows
+from lore_jax.weights import solve
+from lore_jax.weights.objective import Prior
 from pref_jax.errors import UserError
 
 USERS, BASIS = 6, 4
-LOGISTIC, RIDGE = online.Rule(), online.Rule(likelihood="ridge")
+LOGISTIC, RIDGE = bayes_filter.UpdateRule(), bayes_filter.UpdateRule(likelihood="ridge")
 
 
 def case(seed, answers, users=USERS, basis=BASIS):
@@ -31,14 +32,14 @@ def prior_of(mean, precision, dtype=jnp.float64):
 @partial(jax.jit, static_argnames=("rule",))
 def answer_all(belief, answers, origin, rule):
     """All answers [n U K] in turn."""
-    return jax.lax.scan(lambda state, z: (online.observe(state, z, None, origin, rule), None), belief, answers)[0]
+    return jax.lax.scan(lambda state, z: (bayes_filter.update(state, z, None, origin, rule), None), belief, answers)[0]
 
 
 def run(answers, mean, precision, rule, dtype):
     prior = prior_of(mean, precision, dtype)
-    origin = online.start(prior, 1)
-    belief = answer_all(online.start(prior, answers.shape[1]), jnp.asarray(answers, dtype), origin, rule)
-    return belief, np.asarray(online.covariance(belief))
+    origin = bayes_filter.start(prior, 1)
+    belief = answer_all(bayes_filter.start(prior, answers.shape[1]), jnp.asarray(answers, dtype), origin, rule)
+    return belief, np.asarray(bayes_filter.covariance(belief))
 
 
 def sigmoid(x):
@@ -65,7 +66,9 @@ def test_forgetting_is_the_posterior_of_an_autoregressive_taste():
     answers, mean, precision = case(seed=1, answers=30)
     retain = 0.9
     with jax.enable_x64(True):
-        belief, covariance = run(answers, mean, precision, online.Rule(likelihood="ridge", retain=retain), jnp.float64)
+        belief, covariance = run(
+            answers, mean, precision, bayes_filter.UpdateRule(likelihood="ridge", retain=retain), jnp.float64
+        )
     # Dense: the tastes of all moments at once, cov(w_s, w_t) = retain^|s - t| prior covariance.
     lag = retain ** np.abs(np.arange(30)[:, None] - np.arange(30))
     joint = np.kron(lag, np.linalg.inv(precision))
@@ -84,14 +87,14 @@ def test_forgetting_is_the_posterior_of_an_autoregressive_taste():
 @pytest.mark.parametrize("double", [True, False])
 def test_what_is_forgotten_ends_at_the_prior_and_not_beyond(double):
     answers, mean, precision = case(seed=2, answers=20)
-    rule = online.Rule(retain=0.8)
+    rule = bayes_filter.UpdateRule(retain=0.8)
     dtype, tolerance = (jnp.float64, 1e-9) if double else (jnp.float32, 2e-3)
     with jax.enable_x64(double):
         prior = prior_of(mean, precision, dtype)
-        origin = online.start(prior, 1)
-        belief = answer_all(online.start(prior, USERS), jnp.asarray(answers, dtype), origin, rule)
+        origin = bayes_filter.start(prior, 1)
+        belief = answer_all(bayes_filter.start(prior, USERS), jnp.asarray(answers, dtype), origin, rule)
         empty = answer_all(belief, jnp.zeros((200, USERS, BASIS), dtype), origin, rule)
-        covariance = online.covariance(empty)
+        covariance = bayes_filter.covariance(empty)
     np.testing.assert_allclose(empty.weights, np.tile(mean, (USERS, 1)), atol=tolerance)
     expected = np.tile(np.linalg.inv(precision), (USERS, 1, 1))
     np.testing.assert_allclose(covariance, expected, rtol=tolerance, atol=tolerance)
@@ -139,11 +142,11 @@ def test_posterior_margin_equals_scipys_root():
     grid = [(m, s) for m in (-1e6, -30.0, -2.0, 0.0, 0.7, 40.0, 1e6) for s in (0.0, 1e-9, 0.3, 5.0, 1e3, 1e6, 1e12)]
     margin, spread = np.array(grid).T
     with jax.enable_x64(True):
-        found = np.asarray(online.posterior_margin(jnp.asarray(margin), jnp.asarray(spread)))
+        found = np.asarray(bayes_filter.posterior_margin(jnp.asarray(margin), jnp.asarray(spread)))
     for (m, s), t in zip(grid, found, strict=True):
         root = brentq(lambda t, m=m, s=s: t - m - s * sigmoid(-t), m - 1, m + s + 1, xtol=1e-12, rtol=np.float64(1e-15))
         assert t == pytest.approx(root, rel=1e-7, abs=1e-7), (m, s)
-    single = online.posterior_margin(jnp.asarray(margin, jnp.float32), jnp.asarray(spread, jnp.float32))
+    single = bayes_filter.posterior_margin(jnp.asarray(margin, jnp.float32), jnp.asarray(spread, jnp.float32))
     # A rounding of the terms of t - margin - spread * sigmoid(-t), divided by its slope.
     terms = np.abs(margin) + spread * sigmoid(-found) + np.abs(found)
     rounding = 4e-7 * terms / (1 + spread * sigmoid(found) * sigmoid(-found))
@@ -153,10 +156,10 @@ def test_posterior_margin_equals_scipys_root():
 @pytest.mark.parametrize("likelihood", ["ridge", "logistic"])
 def test_predictions_equal_the_integral(likelihood):
     answers, mean, precision = case(seed=5, answers=3)
-    rule = online.Rule(likelihood=likelihood)
+    rule = bayes_filter.UpdateRule(likelihood=likelihood)
     with jax.enable_x64(True):
         belief, covariance = run(answers, mean, precision, rule, jnp.float64)
-        logit = np.asarray(online.predict(belief, jnp.asarray(answers[0]), rule))
+        logit = np.asarray(bayes_filter.predict(belief, jnp.asarray(answers[0]), rule))
     nodes, masses = np.polynomial.hermite_e.hermegauss(80)
     for user in range(USERS):
         z = answers[0, user]
@@ -179,19 +182,21 @@ def test_a_window_is_exact_while_it_holds_every_answer():
     with jax.enable_x64(True):
         prior = prior_of(mean, precision)
         window = windows.start(prior, 20, 12)
-        slide = jax.jit(lambda window, z: windows.slide(window, z, None))
+        slide = jax.jit(lambda window, z: windows.update(window, z, None))
         for z in jnp.asarray(answers):
             window = slide(window, z)
         exact = solve.logistic(jnp.asarray(np.moveaxis(answers, 0, 1)), None, prior)
         np.testing.assert_allclose(window.belief.weights, exact.weights, atol=1e-7)
-        np.testing.assert_allclose(online.covariance(window.belief), exact.covariance, atol=1e-7)
-        np.testing.assert_allclose(online.covariance(window.base), np.tile(np.eye(BASIS) / 0.7, (20, 1, 1)), atol=1e-12)
+        np.testing.assert_allclose(bayes_filter.covariance(window.belief), exact.covariance, atol=1e-7)
+        np.testing.assert_allclose(
+            bayes_filter.covariance(window.base), np.tile(np.eye(BASIS) / 0.7, (20, 1, 1)), atol=1e-12
+        )
 
 
 def test_a_window_that_has_run_over_is_nearer_to_the_mode_than_single_steps():
     _, answers, _ = planted(7, 40, users=100)
     prior = prior_of(np.zeros(BASIS), np.eye(BASIS), jnp.float32)
-    slide = jax.jit(lambda window, z: windows.slide(window, z, None))
+    slide = jax.jit(lambda window, z: windows.update(window, z, None))
     exact = np.asarray(solve.logistic(jnp.asarray(np.moveaxis(answers, 0, 1), jnp.float32), None, prior).weights)
     gaps = []
     for size in (1, 20):
@@ -201,7 +206,9 @@ def test_a_window_that_has_run_over_is_nearer_to_the_mode_than_single_steps():
         gaps.append(np.linalg.norm(np.asarray(window.belief.weights) - exact, axis=1).mean())
         assert (np.asarray(window.base.answers) == 40 - size).all()
     assert gaps[1] < 0.4 * gaps[0]
-    single = answer_all(online.start(prior, 100), jnp.asarray(answers, jnp.float32), online.start(prior, 1), LOGISTIC)
+    single = answer_all(
+        bayes_filter.start(prior, 100), jnp.asarray(answers, jnp.float32), bayes_filter.start(prior, 1), LOGISTIC
+    )
     # Room for one answer is the same as no window.
     window = windows.start(prior, 100, 1)
     for z in jnp.asarray(answers, jnp.float32):
@@ -214,9 +221,9 @@ def test_windows_leave_out_what_is_masked_or_refused():
     prior = prior_of(np.zeros(BASIS), np.eye(BASIS), jnp.float32)
     window = windows.start(prior, 4, 2)
     for z in jnp.asarray(answers, jnp.float32):
-        window = windows.slide(window, z, None)
+        window = windows.update(window, z, None)
     bad = jnp.asarray(answers[0], jnp.float32).at[0].set(jnp.nan).at[1, 2].set(1e30)
-    after = windows.slide(window, bad, jnp.asarray([True, True, False, True]))
+    after = windows.update(window, bad, jnp.asarray([True, True, False, True]))
     for old, new in zip(jax.tree.leaves(window), jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(old[:3], new[:3])
     assert after.belief.answers[3] == 4
@@ -234,19 +241,19 @@ def test_events_take_effect_in_their_order(width):
     user = rng.choice([0, 0, 0, 0, 2, 3, 5, -1, USERS, 10**6], 60)
     z, mask = rng.normal(size=(60, BASIS)), rng.random(60) < 0.8
     z[~mask] = np.nan
-    rule = online.Rule(retain=0.9)
+    rule = bayes_filter.UpdateRule(retain=0.9)
     with jax.enable_x64(True):
         prior = prior_of(mean, precision)
-        origin = online.start(prior, 1)
+        origin = bayes_filter.start(prior, 1)
 
         def step(rows, z, mask):
-            return online.observe(rows, z, mask, origin, rule)
+            return bayes_filter.update(rows, z, mask, origin, rule)
 
-        program = jax.jit(lambda state, *events: online.in_order(step, state, *events, width=width))
-        found = program(online.start(prior, USERS), jnp.asarray(user), jnp.asarray(z), jnp.asarray(mask))
-        alone = jax.jit(lambda belief, z: online.observe(belief, z, None, origin, rule))
+        program = jax.jit(lambda state, *events: bayes_filter.in_order(step, state, *events, width=width))
+        found = program(bayes_filter.start(prior, USERS), jnp.asarray(user), jnp.asarray(z), jnp.asarray(mask))
+        alone = jax.jit(lambda belief, z: bayes_filter.update(belief, z, None, origin, rule))
         for who in range(USERS):
-            belief = online.start(prior, 1)
+            belief = bayes_filter.start(prior, 1)
             for row in np.flatnonzero((user == who) & mask):
                 belief = alone(belief, jnp.asarray(z[row : row + 1]))
             assert found.answers[who] == belief.answers[0]
@@ -256,27 +263,27 @@ def test_events_take_effect_in_their_order(width):
 
 def test_the_order_of_one_users_events_matters_and_is_kept():
     prior = Prior(jnp.zeros(2), jnp.eye(2))
-    origin = online.start(prior, 1)
-    rule = online.Rule(retain=0.5)
+    origin = bayes_filter.start(prior, 1)
+    rule = bayes_filter.UpdateRule(retain=0.5)
 
     def step(rows, z, mask):
-        return online.observe(rows, z, mask, origin, rule)
+        return bayes_filter.update(rows, z, mask, origin, rule)
 
     z = jnp.asarray([[1.0, 0.0], [-1.0, 0.0]])
-    forth = online.in_order(step, online.start(prior, 3), jnp.asarray([1, 1]), z)
-    back = online.in_order(step, online.start(prior, 3), jnp.asarray([1, 1]), z[::-1])
+    forth = bayes_filter.in_order(step, bayes_filter.start(prior, 3), jnp.asarray([1, 1]), z)
+    back = bayes_filter.in_order(step, bayes_filter.start(prior, 3), jnp.asarray([1, 1]), z[::-1])
     assert forth.weights[1, 0] < 0 < back.weights[1, 0]
     np.testing.assert_array_equal(forth.weights[0], prior.mean)
 
 
 def test_no_events_change_nothing():
-    belief = online.start(Prior(jnp.ones(2), jnp.eye(2)), 3)
+    belief = bayes_filter.start(Prior(jnp.ones(2), jnp.eye(2)), 3)
 
     def step(rows, z, mask):
-        return online.observe(rows, z, mask, belief, LOGISTIC)
+        return bayes_filter.update(rows, z, mask, belief, LOGISTIC)
 
-    empty = online.in_order(step, belief, jnp.zeros(0, jnp.int32), jnp.zeros((0, 2)))
-    masked = online.in_order(step, belief, jnp.zeros(4, jnp.int32), jnp.ones((4, 2)), jnp.zeros(4, bool))
+    empty = bayes_filter.in_order(step, belief, jnp.zeros(0, jnp.int32), jnp.zeros((0, 2)))
+    masked = bayes_filter.in_order(step, belief, jnp.zeros(4, jnp.int32), jnp.ones((4, 2)), jnp.zeros(4, bool))
     for after in (empty, masked):
         for old, new in zip(belief, after, strict=True):
             np.testing.assert_array_equal(old, new)
@@ -288,17 +295,17 @@ def test_no_events_change_nothing():
 @pytest.mark.parametrize("rule", [LOGISTIC, RIDGE])
 def test_nothing_asked_nothing_learned(rule):
     mean = jnp.asarray([0.1, 0.2, 0.7, 0.0])
-    belief = online.start(Prior(mean, jnp.eye(4)), 5)
+    belief = bayes_filter.start(Prior(mean, jnp.eye(4)), 5)
     bad = jnp.asarray([[np.nan, 0, 0, 0], [0, np.inf, 0, 0], [1e30, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]], jnp.float32)
     mask = jnp.asarray([True, True, True, False, True])
-    after = online.observe(belief, bad, mask, belief, rule)
+    after = bayes_filter.update(belief, bad, mask, belief, rule)
     np.testing.assert_array_equal(after.weights, belief.weights)
     np.testing.assert_array_equal(after.factor, belief.factor)
     # An answer between two equal responses is one, though it tells nothing; the others are refused.
     np.testing.assert_array_equal(after.answers, [0, 0, 0, 0, 1])
 
 
-@pytest.mark.parametrize("rule", [LOGISTIC, RIDGE, online.Rule(retain=0.99)])
+@pytest.mark.parametrize("rule", [LOGISTIC, RIDGE, bayes_filter.UpdateRule(retain=0.99)])
 def test_thousands_of_answers_of_all_sizes_stay_finite_and_positive(rule):
     rng = np.random.default_rng(10)
     answers = rng.normal(size=(4000, USERS, BASIS)) * 10.0 ** rng.integers(-6, 7, (4000, USERS, 1))
@@ -329,7 +336,7 @@ def test_duplicated_answers_equal_the_refit():
 @pytest.mark.parametrize("mistake", [{"retain": 0.0}, {"retain": 1.5}, {"retain": float("nan")}])
 def test_rules_that_mean_nothing_are_told(mistake):
     with pytest.raises(UserError, match="retain"):
-        online.Rule(**mistake)
+        bayes_filter.UpdateRule(**mistake)
 
 
 def test_a_window_without_room_is_told():

@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lore_jax import asking, candidates, clusters, draws, solve
-from lore_jax import window as windows
-from lore_jax.clusters import Clusters
-from lore_jax.objective import Prior
-from lore_jax.population import Task
-from lore_jax.votes import Triples, make_table
+from lore_jax.comparisons import make_table
+from lore_jax.fitting import candidates, gaussian_mixture
+from lore_jax.fitting.gaussian_mixture import Clusters
+from lore_jax.fitting.priors import FitProblem
+from lore_jax.online import acquisition, posterior_sampling
+from lore_jax.online import sliding_window as windows
+from lore_jax.weights import solve
+from lore_jax.weights.objective import Prior
+from pref_jax.comparisons import Comparisons
 
 USERS, PAIRS, BASIS = 3, 4, 2
 PRIOR = Prior(jnp.full(BASIS, 1 / BASIS), jnp.eye(BASIS))
@@ -25,7 +28,7 @@ FUNCTIONS = {
     "logistic": lambda z: solve.logistic(z, MASK, PRIOR).covariance.sum(),
     "ridge_simplex": lambda z: solve.ridge_simplex(z, MASK, PRIOR)[:, 0].sum(),
     "logistic_simplex": lambda z: solve.logistic_simplex(z, MASK, PRIOR)[:, 0].sum(),
-    "clusters": lambda z: clusters.posterior(z, MASK, FOUND).covariance.sum(),
+    "clusters": lambda z: gaussian_mixture.posterior(z, MASK, FOUND).covariance.sum(),
     "window": lambda z: windows.refit(windows.start(PRIOR, USERS, PAIRS).belief, z, MASK).factor.sum(),
 }
 
@@ -50,10 +53,12 @@ def test_without_being_told_products_are_rounded():
     assert all("HIGHEST" not in line for line in products(lambda x: x @ x, jnp.eye(3)))
 
 
-@pytest.mark.parametrize("ask", [draws.ask, partial(asking.choose, strategy="boundary")])
+@pytest.mark.parametrize(
+    "ask", [posterior_sampling.select_query, partial(acquisition.select_queries, strategy="boundary")]
+)
 def test_the_next_pair_is_chosen_in_full(ask):
     window = windows.start(PRIOR, USERS, PAIRS)
-    known = window if ask is draws.ask else window.belief
+    known = window if ask is posterior_sampling.select_query else window.belief
     found = products(lambda pool: ask(known, pool, jnp.ones((USERS, 5), bool), KEY), jnp.ones((5, BASIS)))
     assert found
     assert all("HIGHEST" in line for line in found)
@@ -62,9 +67,9 @@ def test_the_next_pair_is_chosen_in_full(ask):
 @pytest.mark.parametrize("name", ["_gaussian_program", "_mixture_program"])
 def test_fits_multiply_in_full(name):
     rng = np.random.default_rng(1)
-    votes = Triples(np.repeat(np.arange(6), 6), rng.integers(0, 15, 36), rng.integers(15, 30, 36))
+    votes = Comparisons(np.repeat(np.arange(6), 6), rng.integers(0, 15, 36), rng.integers(15, 30, 36))
     table, features = make_table(votes, None, 6, 30), jnp.asarray(rng.normal(size=(30, 4)), jnp.float32)
-    task = Task(features, table, table.train, jnp.ones(2), jnp.ones(BASIS, bool))
+    task = FitProblem(features, table, table.train, jnp.ones(2), jnp.ones(BASIS, bool))
     width = BASIS if name == "_gaussian_program" else BASIS - 1
     program = partial(getattr(candidates, name), steps=2)
     found = products(lambda shared: program(task, shared, jnp.ones((4, width)), tolerance=1e-3), jnp.ones(4))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from lore_jax import solve
-from lore_jax.objective import Prior
-from lore_jax.simplex import project_simplex
+from lore_jax.weights import solve
+from lore_jax.weights.objective import Prior
+from lore_jax.weights.simplex_qp import project_simplex
 from pref_jax.errors import UserError
 
 METHODS = {

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lore_jax import stream
-from lore_jax.objective import Prior
-from lore_jax.votes import Triples
+from lore_jax.weights import streaming
+from lore_jax.weights.objective import Prior
+from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
 from pref_jax.train.mesh import make_mesh
 
@@ -23,18 +23,18 @@ def problem(seed, users, votes=6):
     return jnp.asarray(z, jnp.float32), jnp.asarray(rng.random((users, votes)) < 0.7)
 
 
-WHOLE = {name: jax.jit(method) for name, method in stream.METHODS.items()}
+WHOLE = {name: jax.jit(method) for name, method in streaming.METHODS.items()}
 
 
 @pytest.mark.parametrize(("name", "users"), [("logistic", 24), ("ridge_simplex", 24), ("ridge", 21), ("ridge", 5)])
 def test_blocks_and_eight_devices_change_nothing(name, users):
     z, mask = problem(1, users)
     expected = WHOLE[name](z, mask, PRIOR)
-    blocks = jax.jit(stream.in_blocks(stream.METHODS[name], block=8))(z, mask, PRIOR)
+    blocks = jax.jit(streaming.in_blocks(streaming.METHODS[name], block=8))(z, mask, PRIOR)
     np.testing.assert_allclose(blocks, expected, atol=1e-5)
     mesh = make_mesh()
     assert mesh.size == 8
-    method = stream.over_users(stream.in_blocks(stream.METHODS[name], block=2), mesh, mesh.axis_names)
+    method = streaming.over_users(streaming.in_blocks(streaming.METHODS[name], block=2), mesh, mesh.axis_names)
     eight = jax.jit(method)(z, mask, PRIOR)
     np.testing.assert_allclose(eight, expected, atol=1e-5)
     if users == 24:
@@ -46,14 +46,14 @@ def test_blocks_and_eight_devices_change_nothing(name, users):
 def test_gradients_cross_the_mesh():
     z, mask = problem(3, 5)
     mesh = make_mesh()
-    method = stream.METHODS["logistic"]
+    method = streaming.METHODS["logistic"]
 
     def total(run, z, prior):
         return jnp.sum(run(z, mask, prior) ** 2)
 
     found, expected = (
         jax.jit(jax.grad(lambda z, prior, run=run: total(run, z, prior), argnums=(0, 1)))(z, PRIOR)
-        for run in (stream.over_users(stream.in_blocks(method, block=2), mesh, mesh.axis_names), method)
+        for run in (streaming.over_users(streaming.in_blocks(method, block=2), mesh, mesh.axis_names), method)
     )
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
@@ -64,7 +64,7 @@ def votes_of(counts, seed=4, responses=50):
     user = np.repeat(np.arange(len(counts)), counts)
     chosen = rng.integers(0, responses, len(user))
     rejected = (chosen + rng.integers(1, responses, len(user))) % responses
-    return rng.normal(size=(responses, BASIS)).astype(np.float32), Triples(user, chosen, rejected)
+    return rng.normal(size=(responses, BASIS)).astype(np.float32), Comparisons(user, chosen, rejected)
 
 
 def on_disk(folder, name, values, dtype):
@@ -79,11 +79,11 @@ def test_a_stream_gives_every_user_the_same_weights_once(tmp_path, devices, cell
     counts = np.random.default_rng(5).choice([0, 1, 3, 4, 9], 90)
     counts[[0, 40, -1]] = 0, 14, 0
     rewards, votes = votes_of(counts)
-    stored = Triples(*(on_disk(tmp_path, name, getattr(votes, name), np.int32) for name in votes._fields))
+    stored = Comparisons(*(on_disk(tmp_path, name, getattr(votes, name), np.int32) for name in votes._fields))
     mesh = None if devices is None else make_mesh()
     out, seen = np.full((90, BASIS), np.nan), np.zeros(90, int)
     kept = on_disk(tmp_path, "rewards", rewards, np.float32)
-    for users, weights in stream.solve_stream(kept, stored, 90, PRIOR, method="ridge", mesh=mesh, cells=cells):
+    for users, weights in streaming.solve_stream(kept, stored, 90, PRIOR, method="ridge", mesh=mesh, cells=cells):
         assert len(users) == len(weights)
         out[users] = weights
         seen[users] += 1
@@ -99,9 +99,9 @@ def test_a_stream_gives_every_user_the_same_weights_once(tmp_path, devices, cell
 def test_a_stream_compiles_once_a_row_length():
     counts = np.full(1000, 9)
     rewards, votes = votes_of(counts)
-    program: Any = stream._program
+    program: Any = streaming._program
     before = program._cache_size()
-    parts = list(stream.solve_stream(rewards, votes, 1000, PRIOR, method="ridge", cells=1200))
+    parts = list(streaming.solve_stream(rewards, votes, 1000, PRIOR, method="ridge", cells=1200))
     assert program._cache_size() == before + 1
     assert [len(users) for users, _ in parts] == [100] * 10
 
@@ -111,7 +111,7 @@ def test_users_may_be_numbered_by_the_narrowest_type_that_holds_them():
     rewards, votes = votes_of(counts)
     narrow = votes._replace(user=votes.user.astype(np.uint8))
     one, other = (
-        np.concatenate([w for _, w in stream.solve_stream(rewards, v, 256, PRIOR, method="ridge", cells=120)])
+        np.concatenate([w for _, w in streaming.solve_stream(rewards, v, 256, PRIOR, method="ridge", cells=120)])
         for v in (votes, narrow)
     )
     np.testing.assert_array_equal(one, other)
@@ -119,8 +119,8 @@ def test_users_may_be_numbered_by_the_narrowest_type_that_holds_them():
 
 def test_nobody_and_no_votes():
     rewards, votes = votes_of(np.zeros(7, int))
-    assert list(stream.solve_stream(rewards, votes, 0, PRIOR)) == []
-    ((users, weights),) = stream.solve_stream(rewards, votes, 7, PRIOR, method="ridge")
+    assert list(streaming.solve_stream(rewards, votes, 0, PRIOR)) == []
+    ((users, weights),) = streaming.solve_stream(rewards, votes, 7, PRIOR, method="ridge")
     np.testing.assert_array_equal(users, np.arange(7))
     np.testing.assert_array_equal(weights, np.tile(PRIOR.mean, (7, 1)))
 
@@ -137,14 +137,14 @@ def test_nobody_and_no_votes():
 )
 def test_bad_votes_are_told(user, chosen, cells, message):
     rewards, _ = votes_of(np.zeros(1, int))
-    votes = Triples(np.asarray(user), np.asarray(chosen), np.ones(3, int))
+    votes = Comparisons(np.asarray(user), np.asarray(chosen), np.ones(3, int))
     with pytest.raises(UserError, match=message):
-        list(stream.solve_stream(rewards, votes, 3, PRIOR, method="ridge", cells=cells))
+        list(streaming.solve_stream(rewards, votes, 3, PRIOR, method="ridge", cells=cells))
 
 
 def test_unknown_method_and_uneven_votes_are_told():
     rewards, votes = votes_of(np.ones(3, int))
     with pytest.raises(UserError, match="'newton' is unknown; give one of ridge, logistic"):
-        list(stream.solve_stream(rewards, votes, 3, PRIOR, method="newton"))
+        list(streaming.solve_stream(rewards, votes, 3, PRIOR, method="newton"))
     with pytest.raises(UserError, match="differ in length"):
-        list(stream.solve_stream(rewards, votes._replace(chosen=votes.chosen[:2]), 3, PRIOR))
+        list(streaming.solve_stream(rewards, votes._replace(chosen=votes.chosen[:2]), 3, PRIOR))

@@ -20,7 +20,7 @@ STEPS = 14
 def main(folder: str) -> None:
     import jax.numpy as jnp
 
-    from pref_jax.data.batches import index_batches
+    from pref_jax.data.loaders.batches import index_batches
     from pref_jax.train.loop import fit
     from pref_jax.train.state import OptimizerConfig, init_state, make_step, optimizer
 

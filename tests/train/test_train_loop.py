@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pref_jax.data.batches import index_batches
+from pref_jax.data.loaders.batches import index_batches
 from pref_jax.errors import UserError
 from pref_jax.train.checkpoint import KeepConfig, restore_params
 from pref_jax.train.logging import read_metrics

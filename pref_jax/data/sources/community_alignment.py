@@ -21,8 +21,8 @@ from typing import Any
 import pyarrow as pa
 
 from pref_jax.data.preferences import Preferences
-from pref_jax.data.sources import dialogues, hub
-from pref_jax.data.sources.dialogues import Turn, Vote
+from pref_jax.data.sources.common import dialogues, hub
+from pref_jax.data.sources.common.dialogues import DialogueVote, Turn
 from pref_jax.errors import Faults, UserError
 
 ID = "facebook/community-alignment-dataset"
@@ -51,7 +51,7 @@ def read(
     context_pairs: int = 24,
     seed: int = 0,
 ) -> Preferences:
-    """Reads the votes by `RULE` and that of `ballots`: users are split by annotator, test by opening prompt.
+    """Reads the votes by `RULE` and that of `vote_tables`: users are split by annotator, test by opening prompt.
 
     Every filter's count stands in meta under `filtered`, in votes (pairs) unless the name says otherwise.
 
@@ -111,7 +111,7 @@ def _groups(table: pa.Table, languages: Sequence[str]) -> dict[str, str | None]:
 
 def _votes(
     rows: Iterable[dict[str, Any]], languages: Sequence[str], turns: tuple[int, ...], filtered: Counter[str]
-) -> Iterator[Vote]:
+) -> Iterator[DialogueVote]:
     """The votes of the dialogues in these languages, on these turns."""
     faults = Faults()
     for line, row in enumerate(rows):

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pref_jax.data.preferences import Preferences
-from pref_jax.data.sources.ballots import Ballot, once_each, tabulate
+from pref_jax.data.sources.common.vote_tables import Vote, build_preferences, once_each
 from pref_jax.data.splits import check_options
 from pref_jax.errors import Faults, UserError
 
@@ -96,9 +96,9 @@ def read(
     needed = {row[side] for _, row in votes for side in ("response_a", "response_b")}
     answers = _answers(raw, needed)
     queries = {row["topic"]: row["query"] for _, row in _rows(raw / QUERIES, ("topic", "query"))}
-    ballots = _ballots(raw / VOTES, votes, dimensions, answers, queries, filtered)
-    return tabulate(
-        ballots,
+    given = _votes(raw / VOTES, votes, dimensions, answers, queries, filtered)
+    return build_preferences(
+        given,
         texts={name: answer.text for name, answer in answers.items()},
         queries=queries,
         seed=seed,
@@ -196,18 +196,18 @@ def _answers(raw: Path, needed: set[str]) -> dict[str, Answer]:
     return {name: answer for name, answer in stripped.items() if answer.text}
 
 
-def _ballots(
+def _votes(
     path: Path,
     votes: list[tuple[int, dict[str, Any]]],
     dimensions: tuple[str, ...],
     answers: dict[str, Answer],
     queries: dict[str, str],
     filtered: Counter[str],
-) -> list[Ballot]:
+) -> list[Vote]:
     """Usable votes: no ties, both texts known and different, one for each worker, dimension and pair."""
     first = _first_of_equal(answers)
     faults = Faults()
-    cast: list[Ballot] = []
+    cast: list[Vote] = []
     filtered.update(dict.fromkeys(("ties", "missing_text", "missing_query", "other_query", "same_text"), 0))
     for line, row in votes:
         sides = (row["response_a"], row["response_b"])
@@ -220,7 +220,7 @@ def _ballots(
                 filtered["ties" if choice == "N" else fault] += 1
             else:
                 chosen, rejected = (first[side] for side in (sides if choice == "A" else sides[::-1]))
-                cast.append(Ballot(row["worker"], dimension, row["query_id"], chosen, rejected))
+                cast.append(Vote(row["worker"], dimension, row["query_id"], chosen, rejected))
     faults.raise_if_any(f"{path}: unknown votes")
     return once_each(cast, filtered)
 

@@ -21,9 +21,9 @@ from typing import Any
 import pyarrow as pa
 
 from pref_jax.data.preferences import Preferences
-from pref_jax.data.sources import dialogues, hub
-from pref_jax.data.sources.ballots import Messages
-from pref_jax.data.sources.dialogues import Vote
+from pref_jax.data.sources.common import dialogues, hub
+from pref_jax.data.sources.common.dialogues import DialogueVote
+from pref_jax.data.sources.common.vote_tables import Messages
 from pref_jax.errors import Faults
 
 _DIALOGUE = pa.list_(pa.struct([("content", pa.string()), ("role", pa.string())]))
@@ -53,7 +53,7 @@ def read(
     context_pairs: int = 8,
     seed: int = 0,
 ) -> Preferences:
-    """Reads the votes by `RULE` and that of `ballots`: users are split by judge, test by question.
+    """Reads the votes by `RULE` and that of `vote_tables`: users are split by judge, test by question.
 
     Every filter's count stands in meta under `filtered`, in votes unless the name says otherwise.
 
@@ -93,7 +93,7 @@ def read(
     )
 
 
-def _votes(rows: Iterable[dict[str, Any]], turns: tuple[int, ...], filtered: Counter[str]) -> Iterator[Vote]:
+def _votes(rows: Iterable[dict[str, Any]], turns: tuple[int, ...], filtered: Counter[str]) -> Iterator[DialogueVote]:
     """The decided votes on these turns."""
     faults = Faults()
     for line, row in enumerate(rows):
@@ -116,7 +116,7 @@ def _votes(rows: Iterable[dict[str, Any]], turns: tuple[int, ...], filtered: Cou
         else:
             prompt, texts = _branch(*sides)
             chosen, rejected = texts if winner == "model_a" else texts[::-1]
-            yield Vote(row["judge"], prompt, chosen, rejected)
+            yield DialogueVote(row["judge"], prompt, chosen, rejected)
     faults.raise_if_any(f"{ID}: unknown votes")
 
 

@@ -22,9 +22,9 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from pref_jax.data.preferences import Preferences
-from pref_jax.data.sources import hub
-from pref_jax.data.sources.simulated import TEST, Asked, Survey, ask
-from pref_jax.data.sources.tables import Answers, Sieve, answers, assemble, names, number, repeated, unordered
+from pref_jax.data.sources.common import hub
+from pref_jax.data.sources.common.columns import Answers, Sieve, answers, assemble, names, number, repeated, unordered
+from pref_jax.data.sources.common.simulated_users import TEST, Asked, SimulationConfig, sample_comparisons
 from pref_jax.errors import UserError
 
 ID = "namkoong-lab/PersonalLLM"
@@ -96,7 +96,7 @@ def read(
       rule: `copl` or `lore`, see module.
       revision: on the hub.
       alpha: concentration of the users' weights; small is diverse.
-      seen_users: as the next four, see `pref_jax.data.sources.simulated.Survey`; the protocol's own if None: 10 000
+      seen_users: as the next four, see `pref_jax.data.sources.common.simulated_users.Survey`; the protocol's own if None: 10 000
         (`copl`) or 1000 (`lore`).
       unseen_users: 100 or 500.
       pairs_per_user: 16 or 48, of which one is for validation.
@@ -120,7 +120,7 @@ def read(
         "context_pairs": context_pairs,
     }
     usual = {**RULES[rule]["survey"], "context_pairs": CONTEXT_PAIRS[rule]}
-    survey = Survey(
+    survey = SimulationConfig(
         **{name: usual[name] if value is None else value for name, value in given.items()}, protocol=protocol
     )
     models, which = RULES[rule]["models"], RULES[rule]["answers"]
@@ -164,7 +164,11 @@ def _scored(
 
 
 def _copl(
-    scored: Scored, survey: Survey, weights: Float[np.ndarray, "U M"], meta: dict[str, Any], rng: np.random.Generator
+    scored: Scored,
+    survey: SimulationConfig,
+    weights: Float[np.ndarray, "U M"],
+    meta: dict[str, Any],
+    rng: np.random.Generator,
 ) -> Preferences:
     """Fixed pairs, each user by the larger weighted score."""
     first, second = np.triu_indices(scored.row.shape[1], k=1)
@@ -177,7 +181,7 @@ def _copl(
     sieve.drop("pairs_again", repeated(pair, sieve.keep))
     sieve.drop("pairs_dominated", _dominated(gain))
     kept = np.flatnonzero(sieve.keep)
-    asked = ask(survey, test[kept], rng)
+    asked = sample_comparisons(survey, test[kept], rng)
     rows = kept[asked.item]
     preferred = np.einsum("pm,pm->p", weights[asked.user], gain[rows])
     coin = rng.integers(2, size=len(rows))
@@ -188,10 +192,14 @@ def _copl(
 
 
 def _lore(
-    scored: Scored, survey: Survey, weights: Float[np.ndarray, "U M"], meta: dict[str, Any], rng: np.random.Generator
+    scored: Scored,
+    survey: SimulationConfig,
+    weights: Float[np.ndarray, "U M"],
+    meta: dict[str, Any],
+    rng: np.random.Generator,
 ) -> Preferences:
     """Each user's best against the worst answer."""
-    asked = ask(survey, scored.test, rng)
+    asked = sample_comparisons(survey, scored.test, rng)
     best, worst = _extremes(scored.score, weights, asked)
     row, score = scored.row[asked.item], scored.score
     chosen, rejected = (np.take_along_axis(row, end[:, None], 1)[:, 0] for end in (best, worst))
@@ -223,7 +231,7 @@ def _extremes(
 
 def _build(
     scored: Scored,
-    survey: Survey,
+    survey: SimulationConfig,
     asked: Asked,
     chosen: Int[np.ndarray, "P"],
     rejected: Int[np.ndarray, "P"],

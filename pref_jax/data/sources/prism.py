@@ -25,9 +25,9 @@ import pyarrow as pa
 from jaxtyping import Bool
 
 from pref_jax.data.preferences import Preferences
-from pref_jax.data.sources import dialogues, hub
-from pref_jax.data.sources.ballots import build_tables, controversial_pairs, numbered
-from pref_jax.data.sources.dialogues import Named, Turn, Vote
+from pref_jax.data.sources.common import dialogues, hub
+from pref_jax.data.sources.common.dialogues import DialogueVote, Named, Turn
+from pref_jax.data.sources.common.vote_tables import build_tables, controversial_pairs, numbered
 from pref_jax.data.splits import check_options, draw, hold_out
 from pref_jax.errors import Faults, UserError
 
@@ -96,7 +96,7 @@ def read(
     filtered: Counter[str] = Counter(ties=0, unclear_choice=0, after_gap=0)
     people, votes = _votes(dialogues.rows(table), keep_ties, filtered)
     named = dialogues.name(votes, filtered)
-    few = np.array([people[vote.worker] < min_dialogues for vote in named.ballots], bool)
+    few = np.array([people[vote.worker] < min_dialogues for vote in named.votes], bool)
     if few.all():
         raise UserError(f"{path}: nobody has {min_dialogues} dialogues with votes; lower min_dialogues")
     filtered["users_under_min_dialogues"] = sum(count < min_dialogues for count in people.values())
@@ -105,11 +105,11 @@ def read(
     filtered["test_on_training_prompts"] = int(known.sum())
     keep = ~few & ~known
     return build_tables(
-        [vote for vote, kept in zip(named.ballots, keep, strict=True) if kept],
-        names=[vote.worker for vote, kept in zip(named.ballots, keep, strict=True) if kept],
+        [vote for vote, kept in zip(named.votes, keep, strict=True) if kept],
+        names=[vote.worker for vote, kept in zip(named.votes, keep, strict=True) if kept],
         split=split[keep],
         seen=seen[keep],
-        controversial=controversial_pairs(named.ballots).filter(pa.array(keep)),
+        controversial=controversial_pairs(named.votes).filter(pa.array(keep)),
         texts=named.texts,
         queries=named.queries,
         groups=_groups(path, revision, group) if group else None,
@@ -127,13 +127,13 @@ def read(
 
 def _votes(
     rows: Iterable[dict[str, Any]], keep_ties: bool, filtered: Counter[str]
-) -> tuple[Counter[str], Iterator[Vote]]:
+) -> tuple[Counter[str], Iterator[DialogueVote]]:
     """How many dialogues with a choice each person led, and their votes."""
     replies: dict[tuple[str, str], dict[int, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         replies[row["user_id"], row["conversation_id"]][row["turn"]].append(row)
 
-    def votes() -> Iterator[Vote]:
+    def votes() -> Iterator[DialogueVote]:
         faults = Faults()
         for (person, _), turns in replies.items():
             yield from dialogues.unroll(person, _dialogue(turns, keep_ties, filtered, faults), filtered)
@@ -189,9 +189,9 @@ def _split(
     user, dialogue, query = (
         numbered(names)[1]
         for names in (
-            [vote.worker for vote in named.ballots],
-            [f"{vote.worker}\n{named.topics[vote.query]}" for vote in named.ballots],
-            [vote.query for vote in named.ballots],
+            [vote.worker for vote in named.votes],
+            [f"{vote.worker}\n{named.topics[vote.query]}" for vote in named.votes],
+            [vote.query for vote in named.votes],
         )
     )
     owner = np.zeros(dialogue.max() + 1, np.int64)

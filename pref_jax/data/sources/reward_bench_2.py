@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Int
 
-from pref_jax.data.sources import hub
-from pref_jax.data.sources.dialogues import need_values, rows
-from pref_jax.data.validate import RESPONSES
+from pref_jax.data.schema import RESPONSES
+from pref_jax.data.sources.common import hub
+from pref_jax.data.sources.common.dialogues import need_values, rows
 from pref_jax.errors import Faults
 
 ID = "allenai/reward-bench-2"

@@ -25,12 +25,30 @@ import pyarrow as pa
 from jaxtyping import Bool, Int
 
 from pref_jax.data.preferences import Preferences
-from pref_jax.data.sources import hub
-from pref_jax.data.sources.simulated import TEST, TRAIN, VALIDATION, Survey, ask, tastes
-from pref_jax.data.sources.tables import Answers, Numbered, Sieve, answers, assemble, names, number, repeated, unordered
+from pref_jax.data.schema import pc
+from pref_jax.data.sources.common import hub
+from pref_jax.data.sources.common.columns import (
+    Answers,
+    Numbered,
+    Sieve,
+    answers,
+    assemble,
+    names,
+    number,
+    repeated,
+    unordered,
+)
+from pref_jax.data.sources.common.simulated_users import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    SimulationConfig,
+    sample_comparisons,
+    tastes,
+)
 from pref_jax.data.splits import at_most, check_options, draw, hold_out
-from pref_jax.data.validate import pc
 from pref_jax.errors import UserError
+from pref_jax.ragged import starts
 
 ID = "openai/summarize_from_feedback"
 REVISION = "refs/convert/parquet"
@@ -122,7 +140,7 @@ def read(
       revision: on the hub.
       seed: of all draws.
       workers: `copl`: how many of the busiest workers' pairs are taken.
-      seen_users: `copl`, as the next four, see `pref_jax.data.sources.simulated.Survey`.
+      seen_users: `copl`, as the next four, see `pref_jax.data.sources.common.simulated_users.Survey`.
       unseen_users: `copl`.
       pairs_per_user: `copl`.
       test_pairs_per_user: `copl`.
@@ -144,7 +162,7 @@ def read(
         train_pairs=train_pairs,
         context_pairs=context_pairs,
     )
-    survey = Survey(
+    survey = SimulationConfig(
         seen_users=seen_users,
         unseen_users=unseen_users,
         pairs_per_user=pairs_per_user,
@@ -176,7 +194,7 @@ def _votes(table: pa.Table, test: Bool[np.ndarray, "R"]) -> Votes:
     post, article = (pc.struct_field(info, name) for name in ("post", "article"))
     prompts, worker = _either(post, article), number(table["worker"])
     lengths = pc.fill_null(pc.list_value_length(table["summaries"]), 0).to_numpy()
-    start = (np.cumsum(lengths) - lengths).astype(np.int64)
+    start = starts(lengths).astype(np.int64)
     flat = pc.list_flatten(table["summaries"])
     texts, supervised = number(pc.struct_field(flat, "text")), _supervised(pc.struct_field(flat, "policy"))
     choice = pc.fill_null(table["choice"], -1).to_numpy()
@@ -220,7 +238,9 @@ def _supervised(policies: pa.ChunkedArray) -> Bool[np.ndarray, "M"]:
     return by_name[0] & ~by_name[1]
 
 
-def _copl(votes: Votes, survey: Survey, workers: int, meta: dict[str, Any], rng: np.random.Generator) -> Preferences:
+def _copl(
+    votes: Votes, survey: SimulationConfig, workers: int, meta: dict[str, Any], rng: np.random.Generator
+) -> Preferences:
     """Pairs of the busiest workers, asked of simulated users who prefer the shorter or the longer summary."""
     length = pc.utf8_length(votes.found.texts).to_numpy(zero_copy_only=False)[votes.found.text]
     pair = unordered(votes.chosen, votes.rejected, len(votes.found.text))
@@ -234,7 +254,7 @@ def _copl(votes: Votes, survey: Survey, workers: int, meta: dict[str, Any], rng:
     kept = np.flatnonzero(sieve.keep)
     test = votes.test[kept]
     longer = tastes(survey, 2, rng).astype(bool)
-    asked = ask(survey, test, rng)
+    asked = sample_comparisons(survey, test, rng)
 
     ends = np.stack([votes.chosen[kept], votes.rejected[kept]], axis=1)
     ends = np.take_along_axis(ends, np.argsort(length[ends], axis=1), 1)[asked.item]  # the shorter one first

@@ -27,10 +27,9 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from pref_jax.data.preferences import Preferences
-from pref_jax.data.sources import hub
-from pref_jax.data.sources.lexicon import ATTRIBUTES
-from pref_jax.data.sources.simulated import Survey, ask, tastes
-from pref_jax.data.sources.tables import (
+from pref_jax.data.schema import pc
+from pref_jax.data.sources.common import hub
+from pref_jax.data.sources.common.columns import (
     Answers,
     Sieve,
     answers,
@@ -41,9 +40,10 @@ from pref_jax.data.sources.tables import (
     unanimous,
     unordered,
 )
+from pref_jax.data.sources.common.simulated_users import SimulationConfig, sample_comparisons, tastes
+from pref_jax.data.sources.synthetic.lexicon import ATTRIBUTES
 from pref_jax.data.splits import check_options, draw
-from pref_jax.data.tokens import load_tokenizer, tokenize_responses
-from pref_jax.data.validate import pc
+from pref_jax.data.text.tokenization import load_tokenizer, tokenize_responses
 from pref_jax.errors import UserError
 
 RATINGS_ID = "openbmb/UltraFeedback"
@@ -111,7 +111,7 @@ def read(
       max_tokens: the most tokens of prompt and answer together, rendered by the tokenizer's chat template if it has
         one, for either answer of a pair.
       test_fraction: of the prompts.
-      seen_users: as the next four, see `pref_jax.data.sources.simulated.Survey`.
+      seen_users: as the next four, see `pref_jax.data.sources.common.simulated_users.Survey`.
       unseen_users: how many.
       pairs_per_user: 8 for two attributes and 16 for four if None.
       test_pairs_per_user: how many.
@@ -124,7 +124,7 @@ def read(
     if attributes not in (2, 4):
         raise UserError(f"config.source.attributes is {attributes}; give 2 (UF-P-2) or 4 (UF-P-4)")
     check_options(fractions={"test_fraction": test_fraction})
-    survey = Survey(
+    survey = SimulationConfig(
         seen_users=seen_users,
         unseen_users=unseen_users,
         pairs_per_user={2: 8, 4: 16}[attributes] if pairs_per_user is None else pairs_per_user,
@@ -248,7 +248,7 @@ def _too_long(
 def _asked(
     found: Answers,
     pool: Pool,
-    survey: Survey,
+    survey: SimulationConfig,
     attributes: int,
     test_fraction: float | int,
     meta: dict[str, Any],
@@ -258,7 +258,7 @@ def _asked(
     prompts, prompt = np.unique(pool.prompt, return_inverse=True)
     test = draw(len(prompts), test_fraction, rng)[prompt]
     cares = tastes(survey, attributes, rng)
-    asked = ask(survey, test, rng)
+    asked = sample_comparisons(survey, test, rng)
     second = 1 - pool.votes[asked.item, cares[asked.user]].astype(np.int64)
     ends = pool.ends[asked.item]
     rows = np.arange(len(ends))

@@ -1,0 +1,1 @@
+"""The graph of votes and the user embeddings learned from it."""

@@ -1,0 +1,134 @@
+"""User embeddings from the signed graph: CoPL's graph collaborative filtering (arXiv 2503.01658; DESIGN 4.1).
+
+An embedding table of all nodes is passed through a few layers of signed message passing (`layers`) and trained
+(`recipe`) so that a user's embedding lies nearer to chosen than to rejected responses.
+
+Axes: P pairs (padded), U users, N responses, V nodes (users, responses, padding), S directed edges, D features,
+K layers.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from copl_jax.graph.message_passing import LAYERS
+from copl_jax.graph.signed_graph import SHARDED, Batch, SignedGraph, edge_dropout
+from pref_jax.errors import UserError
+from pref_jax.lm import sharding
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GCFConfig:
+    """Model and recipe; the defaults are the paper's. `recipe.fast` gives the recipe to use.
+
+    Attributes:
+      layer: the message function, one of `layers.LAYERS`.
+      dim: D.
+      num_layers: K.
+      edge_dropout: probability that an edge is left out, drawn anew for each sign, direction, layer and step.
+      regularisation: factor of the squared norms of the scored embeddings, summed over the batch.
+      learning_rate: AdamW's peak; linear warm-up, then cosine to 0.
+      weight_decay: AdamW's, decoupled.
+      warmup: fraction of the steps.
+      batch_size: pairs a step; None for all of them. What does not fill a batch waits for the next shuffle.
+      epochs: passes over the pairs; with batch_size None an epoch is one step.
+      evaluate_every: epochs between two looks at the validation pairs; divides `epochs`.
+      patience: evaluations without a better one after which training ends; None: never.
+    """
+
+    layer: str = "gcf"
+    dim: int = 512
+    num_layers: int = 4
+    edge_dropout: float = 0.1
+    regularisation: float = 1e-6
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-2
+    warmup: float = 0.1
+    batch_size: int | None = 1024
+    epochs: int = 100
+    evaluate_every: int = 1
+    patience: int | None = None
+
+    def __post_init__(self):
+        """Raises UserError if fields contradict each other."""
+        if self.layer not in LAYERS:
+            raise UserError(f"GCFConfig.layer is {self.layer!r}; write one of {', '.join(LAYERS)}")
+        if self.dim < 1 or self.num_layers < 0:
+            raise UserError(f"GCFConfig.dim is {self.dim}, num_layers {self.num_layers}; give at least 1 and 0")
+        if not 0 <= self.edge_dropout < 1:
+            raise UserError(f"GCFConfig.edge_dropout is {self.edge_dropout}; it must lie in [0, 1)")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UserError(f"GCFConfig.batch_size is {self.batch_size}; give at least 1, or None for all pairs")
+        if self.patience is not None and self.patience < 1:
+            raise UserError(f"GCFConfig.patience is {self.patience}; give at least 1, or None to never stop early")
+        if self.epochs < 1 or self.evaluate_every < 1 or self.epochs % self.evaluate_every:
+            raise UserError(
+                f"GCFConfig.epochs is {self.epochs} and evaluate_every {self.evaluate_every}; "
+                "give positive numbers of which the second divides the first"
+            )
+
+
+def init(config: GCFConfig, key: Key[Array, ""], graph: SignedGraph, dtype: Any = jnp.float32) -> Params:
+    """Fresh parameters.
+
+    Returns:
+      {"nodes": [V D], "layers": as from `layers.Layer.init`}. The users' and the responses' rows are Xavier-uniform as
+      two tables, padding is 0.
+    """
+    nodes_key, layers_key = jax.random.split(key)
+    num_nodes = len(jax.tree.leaves(graph.positive.nodes)[0])
+    row = jnp.arange(num_nodes)
+    end_of_responses = graph.num_users + graph.num_responses
+    table_rows = jnp.where(row < graph.num_users, graph.num_users, graph.num_responses)
+    limit = jnp.where(row < end_of_responses, jnp.sqrt(6 / (table_rows + config.dim)), 0).astype(dtype)
+    nodes = limit[:, None] * jax.random.uniform(nodes_key, (num_nodes, config.dim), dtype, -1, 1)
+    return {"nodes": nodes, "layers": LAYERS[config.layer].init(layers_key, config.num_layers, config.dim, dtype)}
+
+
+def propagate(
+    config: GCFConfig, params: Params, graph: SignedGraph, key: Key[Array, ""] | None = None
+) -> Float[Array, "V D"]:
+    """Embeddings of all nodes after the last layer, not normalised. A `key` turns edge dropout on (training)."""
+    layer, table = LAYERS[config.layer], params["nodes"]
+    keys = None if key is None or not config.edge_dropout else jax.random.split(key, (config.num_layers, 2))
+    signs = (graph.positive, graph.negative)
+
+    def step(carry, own):
+        nodes, total = carry
+        maps, layer_keys = own
+        keeps = (None, None)
+        if layer_keys is not None:
+            keeps = [edge_dropout(config.edge_dropout, layer_keys[i], sign) for i, sign in enumerate(signs)]
+        nodes = sharding.constrain(layer.apply(maps, nodes, graph, keeps), SHARDED)
+        return (nodes, None if total is None else total + nodes), None
+
+    first = (table, table if layer.readout == "mean" else None)
+    nodes, total = jax.lax.scan(step, first, (params["layers"], keys), length=config.num_layers)[0]
+    return nodes if total is None else total / (config.num_layers + 1)
+
+
+def loss(
+    config: GCFConfig, params: Params, graph: SignedGraph, batch: Batch, key: Key[Array, ""] | None = None
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Bradley-Terry loss of a batch, and its parts (DESIGN 4.1).
+
+    mean of -log sigmoid(e_u·e_p - e_u·e_n) + regularisation * sum of (|e_u|² + |e_p|² + |e_n|²), over real pairs;
+    0 if there is none. Embeddings are propagated ones, not normalised.
+
+    Returns:
+      The loss, and {"nll", "accuracy"}, means over real pairs; a tie counts as wrong.
+    """
+    nodes = propagate(config, params, graph, key)
+    users, chosen, rejected = nodes[batch.user], nodes[batch.chosen], nodes[batch.rejected]
+    margin = jnp.sum(users * (chosen - rejected), axis=-1)
+    real = batch.real.astype(margin.dtype)
+    count = jnp.maximum(jnp.sum(real), 1)
+    nll = -jnp.sum(real * jax.nn.log_sigmoid(margin)) / count
+    norms = jnp.sum(users**2, axis=-1) + jnp.sum(chosen**2, axis=-1) + jnp.sum(rejected**2, axis=-1)
+    total = nll + config.regularisation * jnp.sum(real * norms)
+    return total, {"nll": nll, "accuracy": jnp.sum(real * (margin > 0)) / count}

@@ -1,0 +1,329 @@
+"""How the graph's embeddings are trained: the paper's recipe, a fast one, and the fit that runs either.
+
+A round is the steps between two looks at the validation pairs, one compiled program. Between rounds the host
+decides whether to go on, shows progress, and writes checkpoints from which a killed fit goes on to the same bits.
+
+Axes: P pairs (padded), U users, N responses, V nodes (users, responses, padding), D features.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import hashlib
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, Key
+from tqdm import tqdm
+
+from copl_jax.graph import gcf
+from copl_jax.graph.gcf import GCFConfig, Params
+from copl_jax.graph.signed_graph import REPLICATED, SHARDED, Batch, SignedGraph, batch_of
+from pref_jax.comparisons import Comparisons
+from pref_jax.errors import UserError
+from pref_jax.lm import sharding
+from pref_jax.train.checkpoint import Checkpoints
+from pref_jax.train.state import TrainState
+
+_NAME = "graph"
+History = dict[str, list[Any]]  # of ints and floats, one entry an evaluation
+
+
+def paper_config(**changes: Any) -> GCFConfig:
+    """The paper's recipe: AdamW 1e-4, batches of 1 024 pairs, 100 epochs. `changes` replace fields."""
+    return dataclasses.replace(GCFConfig(), **changes)
+
+
+def fast_config(**changes: Any) -> GCFConfig:
+    """A few dozen full-batch steps of AdamW at 1e-2; `changes` replace fields.
+
+    On votes without noise of no less accuracy than `reference`. With many wrong votes at D = 512 the layer `gcf` learns
+    nothing by it that carries over to new pairs; `normed` does (results/bench.json, gcf_paper_size).
+    """
+    quick = {"learning_rate": 1e-2, "batch_size": None, "epochs": 40, "evaluate_every": 2, "patience": 8}
+    return paper_config(**{**quick, **changes})
+
+
+class GCFResult(NamedTuple):
+    """What `fit` returns; NumPy arrays on the host, but for `params`.
+
+    Attributes:
+      users: float [U D], rows of length 1; what gates and unseen users' adaptation take.
+      responses: float [N D], as they come out of the last layer.
+      history: "step", "train_loss", "validation_loss", "validation_accuracy" and "seconds" (since the fit began,
+        interruptions left out), one entry an evaluation.
+      best_step: steps taken when the checkpoint was written.
+      best_accuracy: its validation accuracy, in [0, 1]; 0 without validation pairs.
+      params: the checkpoint, see `gcf.init`.
+    """
+
+    users: np.ndarray
+    responses: np.ndarray
+    history: dict[str, np.ndarray]
+    best_step: int
+    best_accuracy: float
+    params: Params
+
+
+class _Run(NamedTuple):
+    """What a round changes. `best` is {"params", "accuracy", "loss", "step"} of the best evaluation so far, `bad` the
+    number of evaluations since."""
+
+    params: Params
+    opt_state: Any
+    step: Int[Array, ""]
+    best: dict[str, Any]
+    bad: Int[Array, ""]
+
+
+def fit(
+    config: GCFConfig,
+    graph: SignedGraph,
+    train: Comparisons,
+    validation: Comparisons,
+    key: Key[Array, ""],
+    *,
+    dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
+    folder: str | Path | None = None,
+    checkpoint_every: int = 10,
+) -> GCFResult:
+    """Trains the embeddings and returns the best checkpoint's.
+
+    The best is the one of highest validation accuracy, of lowest validation loss among equals; the last one if there
+    are no validation pairs. On a mesh, edges, pairs and the table's rows (with the optimizer's moments) are cut over
+    all devices.
+
+    Args:
+      config: model and recipe; each distinct one compiles once for each bucket of sizes.
+      graph: of the training pairs.
+      train: pairs to learn, rows of the graph's users and responses.
+      validation: held-out pairs of the same users.
+      key: randomness of initialisation, dropout and batches.
+      dtype: of parameters and arithmetic.
+      mesh: the devices; JAX's default device alone if None.
+      folder: gets checkpoints, and a fit killed before goes on from the newest; None for none.
+      checkpoint_every: evaluations between two checkpoints.
+
+    Raises:
+      UserError: if there are no training pairs, the folder holds another fit, or the training diverged before
+        its first look at the validation pairs.
+    """
+    if not len(train.user):
+        raise UserError("recipe.fit: there are no training pairs; check the split")
+    data = tuple(_place(part, mesh) for part in (graph, batch_of(train, graph), batch_of(validation, graph)))
+    size = len(train.user)
+    batch_size = size if config.batch_size is None else min(config.batch_size, size)
+    steps_per_epoch = np.int32(max(1, size // batch_size))
+    start_key, run_key = jax.random.split(key)
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        run = _place(_begin(config, data[0], start_key, dtype), mesh)
+        made_from = _digest(config, key, dtype, train, validation)
+        run, history = _rounds(config, data, run, run_key, steps_per_epoch, folder, checkpoint_every, made_from)
+        if history["step"] and not int(run.best["step"]):
+            mend = "lower its learning_rate" + ("" if folder is None else f" and delete {folder}")
+            raise UserError(f"recipe.fit: the graph's training diverged, no loss was finite; {mend}")
+        nodes = np.asarray(_propagate(config, run.best["params"], data[0]))
+    num_users, num_responses = int(graph.num_users), int(graph.num_responses)
+    return GCFResult(
+        users=normalised(nodes[:num_users]),
+        responses=nodes[num_users : num_users + num_responses],
+        history={name: np.asarray(values) for name, values in history.items()},
+        best_step=int(run.best["step"]),
+        best_accuracy=float(run.best["accuracy"]),
+        params=run.best["params"],
+    )
+
+
+def normalised(rows: Float[np.ndarray, "M D"]) -> Float[np.ndarray, "M D"]:
+    """Rows scaled to length 1; rows of zeros stay."""
+    length = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return rows / np.where(length > 0, length, 1)
+
+
+def _rounds(
+    config: GCFConfig,
+    data: tuple[SignedGraph, Batch, Batch],
+    run: _Run,
+    key: Array,
+    steps_per_epoch: np.int32,
+    folder: str | Path | None,
+    checkpoint_every: int,
+    made_from: str,
+) -> tuple[_Run, History]:
+    """All rounds that are left, from the newest checkpoint if there is one."""
+    total = config.epochs // config.evaluate_every
+    history: History = {
+        name: [] for name in ("step", "train_loss", "validation_loss", "validation_accuracy", "seconds")
+    }
+    checkpoints = None if folder is None else Checkpoints(folder)
+    try:
+        if checkpoints is not None:
+            run, history = _restored(checkpoints, run, history, key, made_from, folder)
+        start = time.perf_counter() - (history["seconds"][-1] if history["seconds"] else 0.0)
+        first = len(history["step"])
+        bar = tqdm(range(first, total), desc=_NAME, initial=first, total=total, disable=None)
+        for done in bar:
+            if _stalled(config, run):
+                break
+            run, scores = _round(config, *data, run, key, steps_per_epoch)
+            for name, value in jax.device_get(scores).items():
+                history[name].append(value.item())
+            history["seconds"].append(time.perf_counter() - start)
+            bar.set_postfix(accuracy=f"{history['validation_accuracy'][-1]:.3f}")
+            last = done + 1 == total or _stalled(config, run)
+            if checkpoints is not None and (last or (done + 1) % checkpoint_every == 0):
+                # A copy: it is written in the background while the lists grow on.
+                metadata = {"name": _NAME, "made_from": made_from, "history": copy.deepcopy(history)}
+                checkpoints.save(_state(run, done + 1, key), metadata)
+    finally:
+        if checkpoints is not None:
+            checkpoints.close()
+    return run, history
+
+
+def _stalled(config: GCFConfig, run: _Run) -> bool:
+    """Whether the last `patience` evaluations brought nothing better."""
+    return config.patience is not None and int(run.bad) >= config.patience
+
+
+def _state(run: _Run, rounds: int, key: Array) -> TrainState:
+    """A run as `Checkpoints` takes it."""
+    rest = {"optimizer": run.opt_state, "step": run.step, "best": run.best, "bad": run.bad}
+    return TrainState(step=jnp.asarray(rounds, jnp.int32), params=run.params, opt_state=rest, key=key)
+
+
+def _digest(config: GCFConfig, key: Array, dtype: Any, *pairs: Comparisons) -> str:
+    """What a fit is made from, in short."""
+    found = hashlib.sha256(repr((config, np.asarray(jax.random.key_data(key)).tolist(), jnp.dtype(dtype))).encode())
+    for part in pairs:
+        for column in (part.user, part.chosen, part.rejected):
+            found.update(np.asarray(column, np.int64).tobytes())
+    return found.hexdigest()[:16]
+
+
+def _restored(
+    checkpoints: Checkpoints, run: _Run, history: History, key: Array, made_from: str, folder: str | Path | None
+) -> tuple[_Run, History]:
+    """The newest checkpoint's run, if there is one.
+
+    Raises:
+      UserError: if it is of a fit to other pairs, by another config or from another key.
+    """
+    found = checkpoints.restore(_state(run, 0, key))
+    if found is None:
+        return run, history
+    state, metadata = found
+    if metadata.get("made_from") != made_from:
+        raise UserError(f"{folder}: holds a fit to other pairs or by other settings; delete it, or give another folder")
+    rest = state.opt_state
+    return _Run(state.params, rest["optimizer"], rest["step"], rest["best"], rest["bad"]), metadata["history"]
+
+
+def _spec(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
+    """Leading axes (edges, pairs, nodes) are cut over all devices; layers' parameters, small and few, are copied."""
+    return SHARDED if jnp.ndim(leaf) > 0 and "layers" not in jax.tree_util.keystr(path) else REPLICATED
+
+
+def _place(tree: Any, mesh: Mesh | None) -> Any:
+    """Puts arrays on the mesh, cut where its devices divide them."""
+    if mesh is None:
+        return jax.device_put(tree)
+
+    def place(path: tuple[Any, ...], leaf: Any) -> Any:
+        return jax.device_put(leaf, NamedSharding(mesh, sharding.fitting(_spec(path, leaf), jnp.shape(leaf), mesh)))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _pinned(tree: Any) -> Any:
+    """Inside a compiled program: results lie where `_place` put their like, so that nothing is compiled twice."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: sharding.constrain(leaf, _spec(path, leaf)), tree)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _propagate(config: GCFConfig, params: Params, graph: SignedGraph) -> Array:
+    return gcf.propagate(config, params, graph)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "dtype"))
+def _begin(config: GCFConfig, graph: SignedGraph, key: Array, dtype: Any) -> _Run:
+    params = gcf.init(config, key, graph, dtype)
+    zero = jnp.zeros((), jnp.int32)
+    worst = {"accuracy": jnp.array(-1, dtype), "loss": jnp.array(0, dtype), "step": zero}
+    return _Run(params, _optimizer(config).init(params), zero, {"params": params, **worst}, zero)
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="run")
+def _round(
+    config: GCFConfig,
+    graph: SignedGraph,
+    train: Batch,
+    validation: Batch,
+    run: _Run,
+    key: Array,
+    steps_per_epoch: Array,
+) -> tuple[_Run, dict[str, Array]]:
+    """`evaluate_every` epochs, then a look at the validation pairs."""
+
+    def step(batch: Batch, carry: tuple[Params, Any, Array, Array]) -> tuple[Params, Any, Array, Array]:
+        params, opt_state, count, nll = carry
+        gradient = jax.grad(functools.partial(gcf.loss, config), has_aux=True)
+        grads, parts = gradient(params, graph, batch, jax.random.fold_in(key, 2 * count))
+        updates, opt_state = _optimizer(config).update(grads, opt_state, params)
+        rate = _learning_rate(config, count, steps_per_epoch * config.epochs)
+        params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, params, updates)
+        return params, opt_state, count + 1, nll + parts["nll"]
+
+    def epoch(_, carry):
+        if config.batch_size is None:
+            return step(train, carry)
+        size = min(config.batch_size, len(train.user))
+        draws = jax.random.uniform(jax.random.fold_in(key, 2 * carry[2] + 1), (len(train.user),))
+        order = jnp.argsort(jnp.where(train.real, draws, 2.0))  # padding goes last, where no whole batch reaches
+
+        def one(i, carry):
+            rows = jax.lax.dynamic_slice_in_dim(order, i * size, size)
+            return step(jax.tree.map(lambda column: jnp.asarray(column)[rows], train), carry)
+
+        return jax.lax.fori_loop(0, steps_per_epoch, one, carry)
+
+    zero = jnp.zeros((), run.best["loss"].dtype)
+    carry = (run.params, run.opt_state, run.step, zero)
+    params, opt_state, count, nll = jax.lax.fori_loop(0, config.evaluate_every, epoch, carry)
+    parts = gcf.loss(config, params, graph, validation)[1]
+    now = {"params": params, "accuracy": parts["accuracy"], "loss": parts["nll"], "step": count}
+    sane = jnp.isfinite(nll) & jnp.isfinite(parts["nll"])  # what has diverged is never the best
+    better = sane & _better(now, run.best, jnp.any(validation.real))
+    best = jax.tree.map(lambda a, b: jnp.where(better, a, b), now, run.best)
+    scores = {
+        "step": count,
+        "train_loss": nll / (steps_per_epoch * config.evaluate_every),
+        "validation_loss": parts["nll"],
+        "validation_accuracy": parts["accuracy"],
+    }
+    return _pinned(_Run(params, opt_state, count, best, jnp.where(better, 0, run.bad + 1))), scores
+
+
+def _better(now: dict[str, Any], best: dict[str, Any], any_validation: Array) -> Array:
+    tie = (now["accuracy"] == best["accuracy"]) & (now["loss"] < best["loss"])
+    return (now["accuracy"] > best["accuracy"]) | tie | ~any_validation
+
+
+def _optimizer(config: GCFConfig) -> optax.GradientTransformation:
+    """AdamW but for the learning rate, which depends on a number of steps known at run time only."""
+    return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(config.weight_decay))
+
+
+def _learning_rate(config: GCFConfig, count: Array, num_steps: Array) -> Float[Array, ""]:
+    """Linear warm-up from 0, then cosine to 0."""
+    warmup = jnp.maximum(config.warmup * num_steps, 1)
+    done = jnp.clip((count + 1 - warmup) / jnp.maximum(num_steps - warmup, 1), 0, 1)
+    return config.learning_rate * jnp.minimum((count + 1) / warmup, 0.5 * (1 + jnp.cos(jnp.pi * done)))

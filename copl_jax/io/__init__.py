@@ -1,0 +1,1 @@
+"""Saved CoPL models and exports for other libraries."""

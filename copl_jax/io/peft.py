@@ -1,0 +1,132 @@
+"""One user's reward model in the layout of Hugging Face PEFT: `adapter_config.json`, `adapter_model.safetensors`.
+
+The user's mixture is folded into one LoRA of rank (1 + K) R (`experts.fold`); scale and weights are in its second
+factor, so PEFT's alpha is the rank. Where a checkpoint keeps several of our linears in one (ModernBERT's Wqkv), their
+factors stand side by side along the rank, with zeros where a linear is not theirs.
+
+Models that read the last token are written as sequence classifiers, with the head as `score`. transformers' `score`
+has no bias; ours moves all rewards alike and changes no comparison, so only the file's metadata tells it ("head_bias").
+For models that read the mean of all tokens transformers has no such class: PEFT adapts the bare transformer then, and
+the head goes into a file of its own.
+
+Axes: Z layers, D features in, F features out, R rank.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from jaxtyping import Array, Float, Int
+
+from copl_jax.reward import lora_experts, reward_model
+from copl_jax.reward.reward_model import RewardConfig
+from pref_jax.files import atomic_folder, write_json
+from pref_jax.lm import backbone, weights
+from pref_jax.lm.config import LMConfig
+
+HEAD = "head.safetensors"
+Factors = dict[str, np.ndarray]
+
+# What PEFT calls them.
+FILES = TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def save_peft(
+    folder: str | Path,
+    config: RewardConfig,
+    params: Mapping[str, Any],
+    user: Float[Array | np.ndarray, " C"] | Int[Array | np.ndarray, ""] | None = None,
+    *,
+    base_name: str = "",
+) -> None:
+    """Writes the folder, in place of what was there; if killed, it is whole or absent.
+
+    `peft.PeftModel.from_pretrained(base, folder)` opens it, where base is `AutoModelForSequenceClassification` of the
+    transformer with `num_labels=1` and a `pad_token_id`, or for "mean" pooling `AutoModel`.
+
+    Args:
+      folder: made anew.
+      config: the model's.
+      params: trainable parameters, as from `reward.init`.
+      user: the user's embedding [C] (routing "users"), group number ("groups") or None ("none").
+      base_name: what PEFT calls the transformer: a hub id or a folder.
+
+    Raises:
+      UserError: if `user` is not what the routing needs.
+    """
+    decided = reward_model.route(config, params, None if user is None else jnp.asarray(user)[None])
+    folded = jax.tree.map(
+        np.asarray, lora_experts.to_single_lora(params["experts"], decided, scale=config.mixture.scale)
+    )
+    classifier = config.lm.pooling == "last"
+    modules = _modules(config.lm, folded, prefix=classifier)
+    tensors = {}
+    for name, factors in modules.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = factors["a"].T
+        tensors[f"base_model.model.{name}.lora_B.weight"] = factors["b"].T
+    head = {"score.weight": np.asarray(params["head"]["w"])[None]}
+    if classifier:
+        tensors |= {f"base_model.model.{name}": leaf for name, leaf in head.items()}
+    metadata = {"format": "pt", "head_bias": repr(float(params["head"]["b"]))}
+    with atomic_folder(folder) as part:
+        whole = {name: np.ascontiguousarray(leaf) for name, leaf in tensors.items()}
+        safetensors.numpy.save_file(whole, part / TENSORS, metadata=metadata)
+        write_json(part / CONFIG, _config(modules, classifier, base_name))
+        if not classifier:
+            bias = {"score.bias": np.asarray(params["head"]["b"])[None]}
+            safetensors.numpy.save_file(head | bias, part / HEAD, metadata={"format": "pt"})
+
+
+def _config(modules: Mapping[str, Factors], classifier: bool, base_name: str) -> dict[str, Any]:
+    """`adapter_config.json`; alpha is the rank of every module, so PEFT scales by 1."""
+    ranks = {name: factors["a"].shape[1] for name, factors in modules.items()}
+    usual = min(ranks.values())
+    other = {name: rank for name, rank in ranks.items() if rank != usual}
+    return {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS" if classifier else "FEATURE_EXTRACTION",
+        "base_model_name_or_path": base_name,
+        "r": usual,
+        "lora_alpha": usual,
+        "rank_pattern": other,
+        "alpha_pattern": other,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "target_modules": sorted(modules),
+        "modules_to_save": ["score"] if classifier else None,
+    }
+
+
+def _modules(config: LMConfig, folded: Mapping[str, Any], *, prefix: bool) -> dict[str, Factors]:
+    """Their module -> its factors {"a": [D R], "b": [R F]}, for each layer and each linear that holds one of ours."""
+    layout, shapes = weights.layout(config), backbone.linear_shapes(config)
+    modules = {}
+    for key, row in layout.table.items():
+        parts = [path.split("/")[1] for path in row.paths if path.startswith("blocks/") and path.endswith("/kernel")]
+        if not set(parts) & set(folded):
+            continue
+        name = key.removesuffix(".weight")
+        for layer in range(config.num_layers):
+            full = weights.full(layout, name) if prefix else name
+            own = {part: {k: leaf[layer] for k, leaf in folded[part].items()} for part in parts if part in folded}
+            modules[full.format(layer)] = _fused(own, parts, {part: shapes[part][1] for part in parts})
+    return modules
+
+
+def _fused(own: Mapping[str, Factors], parts: Sequence[str], widths: Mapping[str, int]) -> Factors:
+    """Factors of several linears as those of one whose outputs are theirs, one after another."""
+    b = []
+    for name, factors in own.items():
+        blocks = [factors["b"] if part == name else _nothing(factors["b"], widths[part]) for part in parts]
+        b.append(np.concatenate(blocks, axis=1))
+    return {"a": np.concatenate([factors["a"] for factors in own.values()], axis=1), "b": np.concatenate(b)}
+
+
+def _nothing(like: np.ndarray, width: int) -> np.ndarray:
+    return np.zeros((len(like), width), like.dtype)

@@ -1,0 +1,1 @@
+"""The reward model: experts that user embeddings choose, inside a frozen transformer."""

@@ -1,0 +1,225 @@
+"""CoPL's reward model: a frozen transformer, experts chosen by the user's embedding, and a linear head (DESIGN 4.2).
+
+One function serves three models, by `RewardConfig.routing`:
+
+    users    CoPL: gates read user embeddings
+    groups   the group oracle: expert = group of the user, with weight 1
+    none     one reward for everybody: plain LoRA, E = 0
+
+Axes: B batch, L length, D features of the transformer, C features of a user embedding, U users,
+E experts.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Int32, Key
+
+from copl_jax.reward import load_balancing, lora_experts, routing
+from copl_jax.reward.lora_experts import ExpertsConfig
+from copl_jax.reward.routing import GateConfig
+from pref_jax.errors import UserError
+from pref_jax.lm import backbone
+from pref_jax.lm.config import LMConfig
+from pref_jax.lm.pairs import pair_states
+from pref_jax.train.state import LossFn
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """The model; hashable, so it can be a static argument of `jax.jit`.
+
+    Attributes:
+      lm: the transformer.
+      routing: what chooses the experts, see above.
+      mixture: number, size and place of the experts; `num_experts` is 0 with routing "none" and only then.
+      gate: the gates' sizes and noise, for routing "users".
+      remat: what the backward pass keeps of each block, one of `backbone.REMAT`.
+    """
+
+    lm: LMConfig
+    routing: Literal["users", "groups", "none"] = "users"
+    mixture: ExpertsConfig = dataclasses.field(default_factory=ExpertsConfig)
+    gate: GateConfig = dataclasses.field(default_factory=GateConfig)
+    remat: str = "none"
+
+    def __post_init__(self):
+        if self.routing not in ("users", "groups", "none"):
+            raise UserError(f"RewardConfig.routing is {self.routing!r}; write 'users', 'groups' or 'none'")
+        if (self.routing == "none") != (self.mixture.num_experts == 0):
+            raise UserError(
+                f"RewardConfig: routing {self.routing!r} with {self.mixture.num_experts} experts; "
+                "routing 'none' goes with num_experts=0, the others with at least 1"
+            )
+        if self.routing == "users" and self.gate.top_k > self.mixture.num_experts:
+            raise UserError(
+                f"RewardConfig: gate.top_k={self.gate.top_k} of {self.mixture.num_experts} experts; "
+                "choose at most as many as there are"
+            )
+
+
+def init(config: RewardConfig, key: Key[Array, ""], *, embedding_dim: int = 0) -> Params:
+    """Fresh trainable parameters, float32: {"experts", "gates", "head": {"w": [D], "b": []}}.
+
+    The head starts small, N(0, 0.02²), and the experts at zero effect. "gates" is empty unless routing is "users".
+
+    Args:
+      config: the model.
+      key: typed PRNG key.
+      embedding_dim: C, for routing "users".
+
+    Raises:
+      UserError: if a target is no linear of the transformer, or `embedding_dim` is missing.
+    """
+    experts_key, gates_key, head_key = jax.random.split(key, 3)
+    layers = config.lm.num_layers
+    own: Params = {}
+    if config.routing == "users":
+        if embedding_dim < 1:
+            raise UserError(f"reward.init: embedding_dim is {embedding_dim}; give the length of a user embedding")
+        own = routing.init(
+            config.gate,
+            gates_key,
+            config.mixture.targets,
+            num_layers=layers,
+            dim=embedding_dim,
+            num_experts=config.mixture.num_experts,
+        )
+    return {
+        "experts": lora_experts.init(config.mixture, experts_key, backbone.linear_shapes(config.lm), layers),
+        "gates": own,
+        "head": {"w": 0.02 * jax.random.normal(head_key, (config.lm.hidden_size,)), "b": jnp.zeros(())},
+    }
+
+
+def route(
+    config: RewardConfig,
+    params: Mapping[str, Any],
+    users: Float[Array, "B C"] | Int[Array, " B"] | None,
+    key: Key[Array, ""] | None = None,
+) -> routing.Gates | None:
+    """The gates' decisions for each example: from embeddings, from group numbers, or none, as `config.routing` says.
+
+    Raises:
+      UserError: if `users` is not what the routing needs.
+    """
+    if config.routing == "none":
+        return None
+    floating = users is not None and jnp.issubdtype(users.dtype, jnp.floating)
+    if users is None or floating != (config.routing == "users"):
+        needs = "embeddings, float [B, C]" if config.routing == "users" else "group numbers, int [B]"
+        raise UserError(f"reward: routing {config.routing!r} needs {needs}; got {getattr(users, 'dtype', None)}")
+    if config.routing == "users":
+        return routing.route(config.gate, params["gates"], users, key)
+    layers, number = config.lm.num_layers, config.mixture.num_experts
+    return routing.one_hot_routing(users, config.mixture.targets, num_layers=layers, num_experts=number)
+
+
+def rewards(
+    config: RewardConfig,
+    params: Mapping[str, Any],
+    base: Mapping[str, Any],
+    tokens: Int32[Array, "B L"],
+    mask: Bool[Array, "B L"],
+    users: Float[Array, "B C"] | Int[Array, " B"] | None = None,
+) -> Float[Array, " B"]:
+    """Float32 reward of each text for its user, without the noise and dropout of training.
+
+    Args:
+      config: the model.
+      params: trainable parameters, see `init`.
+      base: the frozen transformer's.
+      tokens: one text a row.
+      mask: True at real tokens.
+      users: each row's user embedding (routing "users"), group number ("groups") or None ("none").
+    """
+    adapters = lora_experts.make_adapters(params["experts"], route(config, params, users))
+    apply = lora_experts.adapter_fn(config.mixture)
+    hidden = backbone.hidden_states(config.lm, base, tokens, mask, adapters, apply, remat=config.remat)
+    return backbone.pool(config.lm, hidden, mask) @ params["head"]["w"] + params["head"]["b"]
+
+
+def pair_rewards(
+    config: RewardConfig,
+    params: Mapping[str, Any],
+    base: Mapping[str, Any],
+    batch: Mapping[str, Array],
+    users: Float[Array, "B C"] | Int[Array, " B"] | None = None,
+) -> Float[Array, "B 2"]:
+    """Float32 rewards of the chosen and of the rejected text of each pair, without the noise and dropout of training.
+
+    Args:
+      config: the model.
+      params: trainable parameters, see `init`.
+      base: the frozen transformer's.
+      batch: as `make_loss` takes it; its "user" is not read.
+      users: as for `rewards`, one row a pair.
+
+    Raises:
+      UserError: if the transformer is an encoder and the texts of a pair share a row.
+    """
+    return _pair_rewards(config, params, base, batch, route(config, params, users), None)
+
+
+def make_loss(config: RewardConfig) -> LossFn:
+    """The Bradley-Terry loss mean of -log sigmoid(r_chosen - r_rejected), for `pref_jax.train`.
+
+    With routing "users" it holds what `config.gate.balance` adds to it, and the optimizer must be
+    `balance.optimizer(config.gate, ...)`.
+
+    Of the returned `loss(params, frozen, batch, key)`:
+
+      params: trainable, see `init`.
+      frozen: {"base": transformer, "users": float [U C]} for routing "users", or "groups": int32 [U] in place of
+        "users" for routing "groups", or "base" alone.
+      batch: {"user": int32 [B], "chosen": int32 [B L], "chosen_mask": bool [B L], "rejected", "rejected_mask"}; or,
+        for decoders, {"user", "tokens": int32 [B L], "parts": int32 [B L]} with rows that both texts of a pair share,
+        as from `pref_jax.data.text.shared_prefix`. Without a key both give the same; dropout strikes what is shared once.
+      key: for gate noise and dropout; None for none of either.
+
+    Its metrics are float scalars: "accuracy", "margin" (mean reward difference), and with experts "gate_entropy"
+    (nats), "gate_weight" (mean over the chosen), "usage_E" for each expert E (fraction, mean over gates),
+    "dead_experts" (those of all gates that nobody in the batch is sent to), and with balancing "balance_loss" (what it
+    adds to the loss).
+    """
+
+    def loss(params, frozen, batch, key):
+        noise_key, dropout_key = (None, None) if key is None else jax.random.split(key)
+        table = {"users": "users", "groups": "groups"}.get(config.routing)
+        decisions = route(config, params, None if table is None else frozen[table][batch["user"]], noise_key)
+        scores = _pair_rewards(config, params, frozen["base"], batch, decisions, dropout_key)
+        margin = scores[:, 0] - scores[:, 1]
+        metrics = _metrics(margin, decisions)
+        total = -jnp.mean(jax.nn.log_sigmoid(margin))
+        if decisions is not None and config.routing == "users" and config.gate.balance != "none":
+            metrics["balance_loss"] = load_balancing.auxiliary_loss(config.gate, params["gates"], decisions)
+            total += metrics["balance_loss"]
+        return total, metrics
+
+    return loss
+
+
+def _metrics(margin: Array, decisions: routing.Gates | None) -> dict[str, Array]:
+    metrics = {"accuracy": jnp.mean((margin > 0).astype(jnp.float32)), "margin": jnp.mean(margin)}
+    if decisions is not None:
+        usage = routing.usage(decisions)
+        metrics["gate_entropy"] = routing.entropy(decisions)
+        metrics["gate_weight"] = jnp.mean(jnp.stack([gate.weight for gate in decisions.values()]))
+        metrics["dead_experts"] = jnp.sum(usage == 0).astype(jnp.float32)
+        metrics |= {f"usage_{e}": share for e, share in enumerate(jnp.mean(usage, axis=0))}
+    return metrics
+
+
+def _pair_rewards(config, params, base, batch, decisions, dropout_key) -> Float[Array, "B 2"]:
+    """Rewards of chosen and rejected, from rows of one text each or from rows that they share."""
+    if decisions is not None and "parts" not in batch:
+        decisions = routing.repeat(decisions, 2)
+    adapters = lora_experts.make_adapters(params["experts"], decisions, dropout_key)
+    apply = lora_experts.adapter_fn(config.mixture)
+    states = pair_states(config.lm, base, batch, adapters, apply, remat=config.remat)
+    return states @ params["head"]["w"] + params["head"]["b"]

@@ -1,0 +1,1 @@
+"""How experiments are launched and what they leave on disk."""

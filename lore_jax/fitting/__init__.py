@@ -1,0 +1,1 @@
+"""A basis of rewards and a prior over weights, from many users."""

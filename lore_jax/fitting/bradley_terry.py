@@ -1,0 +1,177 @@
+"""Bradley-Terry directions on features, one for everybody or one a group; and what all fits share.
+
+Axis letters: U users, n votes a user (padded), N responses, D features, K basis, G groups.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from lore_jax.comparisons import Table, make_table
+from lore_jax.fitting import priors
+from lore_jax.fitting.gaussian_mixture import Clusters
+from lore_jax.fitting.lbfgs import minimise
+from lore_jax.reward import Standardiser, fit_standardiser, standardise
+from lore_jax.weights.precision import full_matmul_precision
+from pref_jax.comparisons import Votes
+from pref_jax.errors import UserError
+
+
+class Fit(NamedTuple):
+    """A fitted LoRe model (float32 arrays).
+
+    kind: what the weights are: "shared" (constant 1), "gaussian" (a MAP under the prior), "mixture" (probabilities of
+    the basis rewards), "simplex" (points between the basis rewards, as of the reference recipe), "clusters" (posterior
+    means under `clusters`), "group" (one-hot).
+    standardiser: of the features. basis: [D K], on standardised features. weights: of the seen users, [U K].
+    mean, precision: [K] and [K K], the prior of an unseen user's weights (its first two moments for "mixture" and
+    "clusters").
+    history: [steps] values of the objective. chosen: the candidate taken. candidates: all, with validation scores.
+    clusters: the population of weights, for "clusters".
+    """
+
+    kind: str
+    standardiser: Standardiser
+    basis: Array
+    weights: Array
+    mean: Array
+    precision: Array
+    history: Array
+    chosen: dict[str, Any]
+    candidates: tuple[dict[str, Any], ...]
+    clusters: Clusters | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoReConfig:
+    """What `regularised` searches.
+
+    Variances are prior variances of a logit, so they mean the same for any number of features:
+    the L2 strength of a direction is D / variance.
+    """
+
+    shared_variances: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    variances: tuple[float, ...] = (0.3, 3.0, 30.0)
+    ranks: tuple[int, ...] = (1, 4)
+    components: tuple[int, ...] = (2, 3, 4, 5, 6)
+    # Gaussian clusters of the weights, tried on the best gaussian and the best simplex basis; 0: none.
+    clusters: int = 16
+    # A candidate must serve people who gave all their answers and people who gave so few.
+    few: int = 5
+    # A personal candidate must beat the shared reward by this many standard errors of the validation log-loss.
+    margin: float = 1.0
+    # Whether the shared reward may be chosen; without it, only if there are no personal candidates.
+    fallback: bool = True
+    # After the choice, fit once more on training and validation votes together.
+    refit: bool = True
+    steps: int = 120
+    tolerance: float = 5e-4
+    seed: int = 0
+
+
+def prepare(features, train: Votes, validation: Votes | None, num_users: int):
+    """(table, standardiser, standardised features [N D]) of checked arguments."""
+    features = np.asarray(features, np.float32)
+    if features.ndim != 2:
+        raise UserError(f"features: shape {features.shape}; give one row a response, [N D]")
+    table = make_table(train, validation, num_users, len(features))
+    rows = np.unique(np.concatenate([np.asarray(train.chosen), np.asarray(train.rejected)]))
+    standardiser = fit_standardiser(features[rows])
+    return table, standardiser, standardise(standardiser, jnp.asarray(features))
+
+
+@jax.jit
+@full_matmul_precision
+def shared_program(features, table: Table, mask, strength):
+    """One Bradley-Terry direction [D] by L-BFGS to its optimum; the logit of every vote; the history."""
+    start = jnp.zeros(features.shape[1])
+    objective = partial(priors.shared_objective, features, table, mask, strength)
+    direction, _, history = minimise(objective, start, steps=150, tolerance=1e-5)
+    return direction, priors.votes(features, table, direction[:, None])[..., 0], history
+
+
+def scores(loss: np.ndarray, logits: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """Mean log-loss and accuracy of the masked votes [U n]; a tie, logit 0, is half right."""
+    count = max(int(mask.sum()), 1)
+    right = (logits > 0) + 0.5 * (logits == 0)
+    return {"log_loss": float((loss * mask).sum() / count), "accuracy": float((right * mask).sum() / count)}
+
+
+def shared_search(features, table: Table, members: np.ndarray, variances: Sequence[float]):
+    """Tries every strength on the members' votes; (candidates, index of the best, its loss of every vote)."""
+    seen = np.asarray(table.validation) & members[:, None]
+    candidates, losses = [], []
+    for variance in variances:
+        strength = jnp.float32(features.shape[1] / variance)
+        _, logits, _ = shared_program(features, table, table.train & jnp.asarray(members)[:, None], strength)
+        logits = np.asarray(logits)
+        losses.append(np.logaddexp(0, -logits))
+        told = scores(losses[-1], logits, seen)
+        candidates.append({"kind": "shared", "rank": 1, "variance": variance, **told})
+    best = int(np.argmin([c["log_loss"] for c in candidates]))
+    return candidates, best, losses[best]
+
+
+def need_validation(table: Table) -> None:
+    """UserError if no vote is held out."""
+    if not np.asarray(table.validation).any():
+        raise UserError("validation votes: none; hold out at least one vote of some seen users to choose the shrinkage")
+
+
+def shared(
+    features: Float[np.ndarray, "N D"] | Float[Array, "N D"],
+    train: Votes,
+    validation: Votes,
+    num_users: int,
+    *,
+    config: LoReConfig | None = None,
+) -> Fit:
+    """Bradley-Terry on features (K = 1), with the L2 strength of the lowest validation log-loss; exact (L-BFGS).
+
+    Args: features [N D]; votes of seen users; num_users.
+    Raises: UserError for bad indices or features, or no validation votes.
+    """
+    return per_group(features, train, validation, np.zeros(num_users, np.int32), config=config)._replace(kind="shared")
+
+
+def per_group(
+    features: Float[np.ndarray, "N D"] | Float[Array, "N D"],
+    train: Votes,
+    validation: Votes,
+    group: Int[np.ndarray, " U"],
+    *,
+    config: LoReConfig | None = None,
+) -> Fit:
+    """One Bradley-Terry direction a group: the oracle on the same features, K = G; as `shared` otherwise.
+
+    `weights [U G]` are one-hot; an unseen user's are the one-hot of their group. A group without votes has reward 0.
+    """
+    config = config or LoReConfig()
+    group = np.asarray(group)
+    num_users, num_groups = len(group), int(group.max(initial=0)) + 1
+    table, standardiser, phi = prepare(features, train, validation, num_users)
+    need_validation(table)
+    padded = np.concatenate([group, np.full(table.train.shape[0] - num_users, -1)])
+    directions, taken, everything, history = [], [], [], jnp.zeros(0)
+    for index in range(num_groups):
+        members = padded == index
+        candidates, best, _ = shared_search(phi, table, members, config.shared_variances)
+        everything += [{**candidate, "group": index} for candidate in candidates]
+        taken.append(candidates[best])
+        final = (table.train | table.validation) if config.refit else table.train
+        strength = jnp.float32(phi.shape[1] / candidates[best]["variance"])
+        direction, _, history = shared_program(phi, table, final & jnp.asarray(members)[:, None], strength)
+        directions.append(direction)
+    basis = jnp.stack(directions, 1)
+    share = np.bincount(group, minlength=num_groups) / max(num_users, 1)
+    chosen = taken[0] if num_groups == 1 else {"kind": "group", "rank": num_groups, "groups": taken}
+    weights = jax.nn.one_hot(jnp.asarray(group), num_groups)
+    precision = priors.PINNED_PRECISION * jnp.eye(num_groups)
+    mean = jnp.asarray(share, jnp.float32)
+    return Fit("group", standardiser, basis, weights, mean, precision, history, chosen, tuple(everything))

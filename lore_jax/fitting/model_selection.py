@@ -1,0 +1,212 @@
+"""Joint fit of a basis and of the seen users' weights; weights of unseen users from a few votes.
+
+Axis letters: U users, M unseen users, n votes a user (padded), N responses, D features, K basis, P pairs, G groups.
+
+- `regularised`, the default: learns a population of tastes around the shared reward (`lore_jax.fitting.priors`,
+  `lore_jax.fitting.gaussian_mixture`) and lets validation votes decide its form, rank and shrinkage, "no personalisation" among them.
+- `reference`: the published recipe, one Adam over W and V (arXiv 2504.14439, section 4; DESIGN 4.4); `fast`: the same
+  loss by variable projection; `reference_anchored`: the published regularised recipe.
+- `shared`: one Bradley-Terry direction (K = 1); `per_group`: one a group, the oracle on the same features.
+
+Everything heavy is jitted once a shape: strengths, ranks and masks are arguments, users and votes padded to buckets.
+"""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from lore_jax.comparisons import Table, make_table
+from lore_jax.fitting import gaussian_mixture, priors
+from lore_jax.fitting.bradley_terry import (
+    Fit,
+    LoReConfig,
+    need_validation,
+    prepare,
+    scores,
+    shared_search,
+)
+from lore_jax.fitting.candidates import (
+    PERSONAL,
+    CandidateFit,
+    Initialization,
+    clustered,
+    infer_weights,
+    initialize,
+    refit,
+    search,
+)
+from lore_jax.reward import basis_rewards, differences, standardise
+from lore_jax.weights.objective import Prior
+from lore_jax.weights.precision import full_matmul_precision
+from pref_jax.comparisons import Votes, check_comparisons
+from pref_jax.errors import UserError
+
+
+class _Leaderboard:
+    """What was tried, its scores on held-out votes `held` [U n], and the personal fits by their place in `rows`."""
+
+    def __init__(self, rows: list[dict[str, Any]], best: int, baseline: np.ndarray, held: np.ndarray):
+        self.rows, self.best, self.fits = rows, best, dict[int, CandidateFit]()
+        self._baseline, self._held = baseline, held
+
+    def add(self, outcome: CandidateFit, **what: Any) -> None:
+        """A personal fit: its scores, and its gain in log-loss over the shared reward with users as clusters."""
+        loss, logits = np.asarray(outcome.loss), np.asarray(outcome.logits)
+        gains = ((self._baseline - loss) * self._held).sum(1)[self._held.any(1)]
+        error = float(np.sqrt(len(gains)) * gains.std(ddof=1)) if len(gains) > 1 else float("inf")
+        self.fits[len(self.rows)] = outcome
+        told = scores(loss, logits, self._held)
+        self.rows.append({**what, **told, "gain": float(gains.sum()), "gain_error": error})
+
+    def lowest(self, kinds: Iterable[str], among: Iterable[int]) -> list[int]:
+        """The candidate of the lowest log-loss of each kind, where there is one."""
+        rising = sorted(among, key=lambda index: self.rows[index]["log_loss"])
+        firsts = {self.rows[index]["kind"]: index for index in reversed(rising)}
+        return [firsts[kind] for kind in kinds if kind in firsts]
+
+    def few(self, start: Initialization, some: Array, index: int) -> None:
+        """Notes the log-loss for users known by `some` of their votes [U n]."""
+        if index == self.best:
+            loss = self.rows[index]["log_loss"]
+        else:
+            kind, own = self.rows[index]["kind"], self.fits[index]
+            known = start.table._replace(train=some)
+            _, losses = _solved_program(
+                kind, start.features, known, own.basis, Prior(own.mean, own.precision), own.clusters
+            )
+            loss = scores(np.asarray(losses), self._held, self._held)["log_loss"]
+        self.rows[index]["few_log_loss"] = loss
+
+
+def _try_all(start: Initialization, tried: _Leaderboard, config: LoReConfig) -> None:
+    """Every personal candidate, then clusters on the best gaussian and the best simplex basis."""
+    for (kind, rank, variance), outcome in search(start, config).items():
+        tried.add(outcome, kind=kind, rank=rank, variance=variance)
+    for index in tried.lowest(("gaussian", "simplex"), tried.fits) if config.clusters else ():
+        own = tried.rows[index]
+        what = {"kind": "clusters", "basis": own["kind"], "rank": own["rank"], "variance": own["variance"]}
+        tried.add(clustered(start, tried.fits[index], config), **what)
+
+
+def _choose(start: Initialization, tried: _Leaderboard, config: LoReConfig) -> int:
+    """The candidate to take, for people of all their answers and of few alike."""
+    able = [i for i in tried.fits if tried.rows[i]["gain"] > config.margin * tried.rows[i]["gain_error"]]
+    last = tried.lowest(PERSONAL, able if config.fallback else tried.fits)
+    if config.fallback or not last:
+        last.append(tried.best)
+    some = jnp.asarray(_some(np.asarray(start.mask), config.few, config.seed))
+    for index in last:
+        tried.few(start, some, index)
+    return min(last, key=lambda index: tried.rows[index]["log_loss"] + tried.rows[index]["few_log_loss"])
+
+
+def _some(mask: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """At most `count` votes of each user out of those in `mask` [U n], drawn by chance."""
+    order = np.where(mask, np.random.default_rng(seed).random(mask.shape), 2)
+    return mask & (order.argsort(1).argsort(1) < count)
+
+
+def fit(
+    features: Float[np.ndarray, "N D"] | Float[Array, "N D"],
+    train: Votes,
+    validation: Votes,
+    num_users: int,
+    *,
+    config: LoReConfig | None = None,
+) -> Fit:
+    """LoRe as a population of tastes, which falls back to the shared reward unless validation votes speak for more.
+
+    1. the shared Bradley-Terry direction, exactly, its strength by validation;
+    2. the directions in which users disagree with it, from products of a user's residuals (`spectral_directions`);
+    3. from there, each candidate (gaussian, mixture or simplex, rank, shrinkage) by L-BFGS on the users' likelihood;
+    4. on the best gaussian and the best simplex basis, the users' weights as a population of clusters
+       (`lore_jax.fitting.gaussian_mixture`);
+    5. of those that beat the shared reward's validation log-loss by `margin` standard errors (users as clusters), the
+       best of each kind, and the shared reward: the one of the lowest validation log-loss, half of it for users known
+       by all of their training votes and half for the same users known by `few` of them;
+    6. the choice fitted again on training and validation votes together (`refit`).
+
+    Args: features [N D]; train and validation votes of seen users (`user`, `chosen`, `rejected`); num_users.
+    Returns: a `Fit` of kind "gaussian", "mixture", "simplex", "clusters" or "shared".
+    Raises: UserError for bad indices or features, or no validation votes.
+    Source: the LoRe reward of arXiv 2504.14439 eq. 1 under an empirical-Bayes prior; this project.
+    """
+    config = config or LoReConfig()
+    table, standardiser, phi = prepare(features, train, validation, num_users)
+    need_validation(table)
+    everyone = np.ones(table.train.shape[0], bool)
+    rows, best, baseline = shared_search(phi, table, everyone, config.shared_variances)
+    strength = jnp.float32(phi.shape[1] / rows[best]["variance"])
+    start = initialize(phi, table, table.train, strength, config)
+    tried = _Leaderboard(rows, best, baseline, np.asarray(table.validation))
+    _try_all(start, tried, config)
+    index = _choose(start, tried, config)
+    chosen, told = tried.rows[index], tuple(tried.rows)
+    if config.refit:
+        start = initialize(phi, table, table.train | table.validation, strength, config)
+    if index == best:
+        ones, precision = jnp.ones((num_users, 1)), priors.PINNED_PRECISION * jnp.eye(1)
+        return Fit("shared", standardiser, start.shared[:, None], ones, ones[0], precision, start.history, chosen, told)
+    outcome = refit(start, chosen, config) if config.refit else tried.fits[index]
+    keep = chosen["rank"] + (chosen.get("basis", chosen["kind"]) == "gaussian")
+    found = outcome.clusters
+    return Fit(
+        chosen["kind"],
+        standardiser,
+        outcome.basis[:, :keep],
+        outcome.weights[:num_users, :keep],
+        outcome.mean[:keep],
+        outcome.precision[:keep, :keep],
+        outcome.history,
+        chosen,
+        told,
+        found and gaussian_mixture.Clusters(found.log_share, found.mean[:, :keep], found.precision[:, :keep, :keep]),
+    )
+
+
+# --- using a fit ---
+
+
+@partial(jax.jit, static_argnames=("kind",))
+@full_matmul_precision
+def _solved_program(kind, features, table: Table, basis, prior: Prior, found: gaussian_mixture.Clusters | None):
+    return infer_weights(kind, priors.votes(features, table, basis), table.train, prior, found)
+
+
+def adapt(
+    fit: Fit, features: Float[np.ndarray, "N D"] | Float[Array, "N D"], context: Votes, num_users: int
+) -> Float[Array, "M K"]:
+    """Weights of unseen users from their context votes, in the fit's own way; without votes, the prior's mean.
+
+    Args: features [N D] of the responses that `context` indexes (raw, as in fitting); users numbered from 0.
+    Raises: UserError for a per-group fit (an unseen user's group must be told: use a one-hot) and for bad indices.
+    """
+    if fit.kind == "group":
+        raise UserError("adapt: a per-group fit solves no weights; give the one-hot of the user's group")
+    if fit.kind == "shared":
+        return jnp.ones((num_users, 1))
+    table = make_table(context, None, num_users, len(features))
+    phi = standardise(fit.standardiser, jnp.asarray(features, jnp.float32))
+    weights, _ = _solved_program(fit.kind, phi, table, fit.basis, Prior(fit.mean, fit.precision), fit.clusters)
+    return weights[:num_users]
+
+
+@jax.jit
+@full_matmul_precision
+def _logits_program(standardiser, basis, features, weights, user, chosen, rejected):
+    rewards = basis_rewards(standardise(standardiser, features), basis)
+    return jnp.einsum("pk,pk->p", differences(rewards, chosen, rejected), weights[user])
+
+
+def predict(
+    fit: Fit, features: Float[np.ndarray, "N D"] | Float[Array, "N D"], weights: Float[Array, "U K"], votes: Votes
+) -> Float[Array, " P"]:
+    """Logits of votes [P] for users with these weights: positive where the prediction is right, 0 for a tie."""
+    triples = check_comparisons(votes, len(weights), len(features), "votes")
+    indices = (jnp.asarray(x, jnp.int32) for x in triples)
+    return _logits_program(fit.standardiser, fit.basis, jnp.asarray(features, jnp.float32), weights, *indices)

@@ -1,0 +1,183 @@
+"""What the seen users teach about tastes: likelihoods of three populations, and a spectral start.
+
+Axis letters: U users, n pairs a user (padded), N responses, D features, K basis.
+
+A user's taste is a direction in feature space. The first two populations integrate the users out, so that a handful of
+pairs a user cannot overfit as it does when W and V are both point estimates:
+
+- gaussian: taste = shared + spread eps, eps ~ N(0, I_K). In LoRe's words V = [shared, spread] and
+  w ~ N((1, 0..), diag(1/FIXED, 1..)). The integral over eps is Laplace's (the exact MAP, and its Hessian's
+  determinant).
+- mixture: taste is one of K directions shared + delta_k with probability pi_k: V = those directions, w = the posterior
+  probabilities, a point of the simplex. The sum is exact.
+- simplex: taste is any point between the mixture's directions, from whose fit it starts; W and V are point estimates,
+  for users with votes enough, who care for more than one thing.
+
+All hold "no personalisation" at the origin (spread = 0, delta = 0), and the strengths shrink towards it.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from lore_jax.comparisons import Table
+from lore_jax.weights import objective, solve
+
+# The shared direction's own weight is held at 1 by this precision (a finite one, so that every solver takes it).
+PINNED_PRECISION = 1e4
+
+
+def votes(features: Float[Array, "N D"], table: Table, directions: Float[Array, "D K"]) -> Float[Array, "U n K"]:
+    """Differences of basis rewards of every vote."""
+    rewards = features @ directions
+    return rewards[table.chosen] - rewards[table.rejected]
+
+
+class FitProblem(NamedTuple):
+    """What a personal population is fitted to.
+
+    Features [N D], the table, which votes count [U n], the L2 strengths [2] of the shared direction and of the personal
+    ones, and which of those [K] are in use: the others count as zero, so that one program serves all ranks.
+    """
+
+    features: Array
+    table: Table
+    mask: Array
+    strengths: Array
+    used: Array
+
+    def votes(self, directions: Float[Array, "D K"]) -> Float[Array, "U n K"]:
+        """As the function of this name."""
+        return votes(self.features, self.table, directions)
+
+    def penalty(self, shared: Float[Array, " D"], personal: Float[Array, "D K"]) -> Float[Array, ""]:
+        """Half the strengths times the squared lengths."""
+        return 0.5 * (self.strengths[0] * jnp.sum(shared**2) + self.strengths[1] * jnp.sum(personal**2))
+
+
+def shared_objective(
+    features: Float[Array, "N D"],
+    table: Table,
+    mask: Bool[Array, "U n"],
+    strength: Array,
+    direction: Float[Array, " D"],
+) -> Array:
+    """Bradley-Terry: sum over votes of softplus(-logit) + strength/2 |direction|^2."""
+    logits = votes(features, table, direction[:, None])[..., 0]
+    return jnp.sum(jnp.where(mask, jax.nn.softplus(-logits), 0)) + 0.5 * strength * jnp.sum(direction**2)
+
+
+def gaussian_prior(rank: int) -> objective.Prior:
+    """Prior of w over [shared, spread]: mean (1, 0 ...), precision diag(FIXED, 1 ...)."""
+    return objective.Prior(jnp.eye(1, rank + 1)[0], jnp.diag(jnp.ones(rank + 1).at[0].set(PINNED_PRECISION)))
+
+
+def gaussian_basis(params: dict[str, Array], used: Bool[Array, " K"]) -> Float[Array, "D K1"]:
+    """[shared, spread], D x (K + 1), with unused columns zero."""
+    return jnp.concatenate([params["shared"][:, None], jnp.where(used[None], params["spread"], 0)], 1)
+
+
+def mixture_basis(params: dict[str, Array]) -> Float[Array, "D K"]:
+    """The components' directions."""
+    return params["shared"][:, None] + params["delta"]
+
+
+def mixture_log_prior(params: dict[str, Array], used: Bool[Array, " K"]) -> Float[Array, " K"]:
+    """Log-probabilities of the components; unused ones have (as good as) none."""
+    return jax.nn.log_softmax(jnp.where(used, params["logits"], -1e9))
+
+
+def gaussian_objective(task: FitProblem, params: dict[str, Array]) -> Float[Array, ""]:
+    """-log of the Laplace marginal likelihood, plus penalties.
+
+    Args: params `shared [D]`, `spread [D K]`.
+    """
+    prior = gaussian_prior(len(task.used))
+    problem, users = objective.problem(task.votes(gaussian_basis(params, task.used)), task.mask, prior)
+    weights = solve.logistic_weights(problem, users)
+    factor = jnp.linalg.cholesky(objective.logistic_hessian(problem, weights))
+    volume = jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), -1) - 0.5 * jnp.log(PINNED_PRECISION)
+    penalty = task.penalty(params["shared"], params["spread"])
+    return jnp.sum(objective.logistic_objective(problem, weights) + volume) + penalty
+
+
+def mixture_objective(task: FitProblem, params: dict[str, Array]) -> Float[Array, ""]:
+    """-log of the exact marginal likelihood, plus penalties.
+
+    Args: params `shared [D]`, `delta [D K]`, `logits [K]` of the components' probabilities.
+    """
+    loss = jax.nn.softplus(-task.votes(mixture_basis(params)))
+    loglik = -jnp.sum(jnp.where(task.mask[..., None], loss, 0), 1)
+    evidence = jax.nn.logsumexp(loglik + mixture_log_prior(params, task.used)[None], axis=-1)
+    penalty = task.penalty(params["shared"], params["delta"])
+    # A faint pull to equal shares keeps the logits of emptied components finite.
+    return -jnp.sum(evidence) + penalty + 0.05 * jnp.sum(params["logits"] ** 2)
+
+
+def simplex_weights(params: dict[str, Array], used: Bool[Array, " K"]) -> Float[Array, "U K"]:
+    """Each user's point of the simplex."""
+    return jax.nn.softmax(jnp.where(used[None], params["tastes"], -1e9))
+
+
+def simplex_objective(task: FitProblem, params: dict[str, Array]) -> Float[Array, ""]:
+    """-log of the likelihood at each user's own weights, plus penalties.
+
+    Args: params `shared [D]`, `delta [D K]`, `tastes [U K]`, logits of the weights.
+    """
+    weights = simplex_weights(params, task.used)
+    logits = jnp.einsum("unk,uk->un", task.votes(mixture_basis(params)), weights)
+    # A faint pull to equal weights, which keeps the logits of a user who cares for one direction alone finite.
+    pull = 0.003 * jnp.sum(jnp.where(task.used[None], params["tastes"], 0) ** 2)
+    loss = jnp.sum(jnp.where(task.mask, jax.nn.softplus(-logits), 0))
+    return loss + task.penalty(params["shared"], params["delta"]) + pull
+
+
+def spectral_directions(
+    features: Float[Array, "N D"],
+    table: Table,
+    mask: Bool[Array, "U n"],
+    shared: Float[Array, " D"],
+    rank: int,
+    key: Array,
+    steps: int = 30,
+) -> Float[Array, "D K"]:
+    """Orthonormal directions in which users disagree most with the shared reward, strongest first.
+
+    With residuals e = sigmoid(-logit) they are the top eigenvectors of
+    sum_u (sum_i e_i d_i)(sum_i e_i d_i)ᵀ - sum_i e_i^2 d_i d_iᵀ: the score test's statistic for random effects
+    (only products of different votes of one user count). Found by subspace iteration, never forming the D x D matrix.
+    """
+    residual = jnp.where(mask, jax.nn.sigmoid(-votes(features, table, shared[:, None])[..., 0]), 0)
+
+    def quadratic(block):
+        pulled = votes(features, table, block) * residual[..., None]
+        return 0.5 * (jnp.sum(pulled.sum(1) ** 2) - jnp.sum(pulled**2))
+
+    apply = jax.grad(quadratic)
+
+    def iterate(block, _):
+        return jnp.linalg.qr(apply(block))[0], None
+
+    # The subspace is wider than asked: iteration finds large negative eigenvalues too, and they are put last.
+    start = jnp.linalg.qr(jax.random.normal(key, (features.shape[1], min(2 * rank + 2, features.shape[1]))))[0]
+    block, _ = lax.scan(iterate, start, None, length=steps)
+    _, rotation = jnp.linalg.eigh(block.T @ apply(block))
+    found = (block @ rotation)[:, ::-1][:, :rank]
+    return jnp.pad(found, ((0, 0), (0, rank - found.shape[1])))
+
+
+def corners(size: int, used: Int[Array, ""]) -> Float[Array, "size size"]:
+    """`used` corners of a regular simplex around the origin, one a row, unit length; unused rows are zero."""
+    index = jnp.arange(size)
+    # Helmert's rows: corner k has sqrt entries in dimensions before k and one positive entry at k.
+    ahead = used - 1 - index
+    along = jnp.sqrt(jnp.maximum(ahead, 0) / jnp.maximum(ahead + 1, 1))
+    below = -along / jnp.maximum(ahead, 1)
+    rows = jnp.where(
+        index[:, None] == index[None], along[None], jnp.where(index[:, None] > index[None], below[None], 0)
+    )
+    rows = rows * ((index[:, None] < used) & (index[None] < used - 1))
+    return rows / jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

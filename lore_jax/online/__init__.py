@@ -1,0 +1,1 @@
+"""Users who answer one comparison at a time."""

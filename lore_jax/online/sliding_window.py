@@ -1,0 +1,93 @@
+"""A user's weights kept up to date by Bradley-Terry, exactly: the last answers are kept and solved together.
+
+Axis letters: U users, K basis, M answers kept.
+
+`lore_jax.online.bayes_filter` sees an answer once, at the weights of that moment. Here the last M answers stay and are solved anew
+with each, to the exact MAP; one that leaves becomes the Gaussian that touches its likelihood at the present weights.
+Up to M answers this equals `solve.logistic` on all of them; with M = 1 it equals `online.observe`. It costs M * K
+numbers of memory and one Newton solve of M pairs a user and answer.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from lore_jax.online import bayes_filter
+from lore_jax.online.bayes_filter import (
+    GaussianPosterior,
+    absorb,
+    logistic_site,
+    logistic_step,
+    relaxed_cholesky,
+    select,
+    view,
+)
+from lore_jax.weights import solve
+from lore_jax.weights.objective import Prior
+from lore_jax.weights.precision import full_matmul_precision
+from pref_jax.errors import UserError
+
+
+class Window(NamedTuple):
+    """Users with their last M answers.
+
+    belief: everything answered. base: the prior and the answers that have left the window. z [U M K]: the answers in
+    it, the n-th of a user in place n mod M.
+    """
+
+    belief: GaussianPosterior
+    base: GaussianPosterior
+    z: Array
+
+
+def start(prior: Prior, num_users: int, size: int) -> Window:
+    """Users of whom nothing is known, with room for `size` answers (at least one)."""
+    if size < 1:
+        raise UserError(f"window: size {size}; give room for one answer at least")
+    belief = bayes_filter.start(prior, num_users)
+    return Window(belief, belief, jnp.zeros((num_users, size, belief.weights.shape[1]), belief.weights.dtype))
+
+
+@full_matmul_precision
+def refit(base: GaussianPosterior, z: Float[Array, "U M K"], mask: Bool[Array, "U M"]) -> GaussianPosterior:
+    """The exact logistic mode of users whose prior is `base` and who gave the masked answers; covariance by Laplace."""
+
+    def mode(weights: Array, factor: Array, z: Array, mask: Array) -> Array:
+        inverse = jnp.linalg.inv(factor)
+        return solve.logistic(z[None], mask[None], Prior(weights, inverse.T @ inverse)).weights[0]
+
+    weights = jax.vmap(mode)(base.weights, base.factor, z, mask)
+    margin = jnp.einsum("umk,uk->um", z, weights)
+    curvature = jnp.where(mask, logistic_site(margin).curvature, 0)
+    # In the coordinates in which the base is N(0, I): no eigenvalue is below 1.
+    pulled = jnp.einsum("umk,ukl->uml", z, base.factor)
+    eye = jnp.eye(z.shape[-1], dtype=z.dtype)[None]
+    lower = relaxed_cholesky(eye + jnp.einsum("umk,um,uml->ukl", pulled, curvature, pulled))
+    root = jax.scipy.linalg.solve_triangular(lower, jnp.broadcast_to(eye, lower.shape), lower=True)
+    factor = jnp.einsum("ukl,uml->ukm", base.factor, root)
+    return GaussianPosterior(weights, factor, base.answers + mask.sum(-1, dtype=jnp.int32))
+
+
+def update(window: Window, z: Float[Array, "U K"], mask: Bool[Array, " U"] | None) -> Window:
+    """The window after one answer of each user; arguments and refusals as `observe`.
+
+    An answer that leaves goes into `base` as the quadratic that touches its log-likelihood at the present weights:
+    leaving changes neither the mode nor the curvature there.
+    """
+    size, answers = window.z.shape[1], window.belief.answers
+    usable = jnp.isfinite(z).all(-1) if mask is None else mask & jnp.isfinite(z).all(-1)
+    z = jnp.where(usable[:, None], z, 0).astype(window.z.dtype)
+    usable &= jnp.isfinite(view(window.base, z).spread)
+    place = answers % size
+    oldest = jnp.take_along_axis(window.z, place[:, None, None], 1)[:, 0]
+    site = logistic_site(jnp.sum(oldest * window.belief.weights, -1))
+    base = select(answers >= size, absorb(window.base, site, view(window.base, oldest)), window.base)
+    kept = jnp.where((jnp.arange(size)[None] == place[:, None])[..., None], z[:, None], window.z)
+    filled = jnp.arange(size)[None] <= answers[:, None]
+    found = refit(base, kept, filled)
+    # Where answers of absurd size leave the base without an inverse, a single step has to do.
+    single = logistic_step(window.belief, z)
+    belief = select(jnp.isfinite(found.weights).all(-1), found, single)
+    return select(usable, Window(belief, base, kept), window)

@@ -1,0 +1,1 @@
+"""One user's weights, given a basis of rewards."""

@@ -1,0 +1,185 @@
+"""Newton's method for many small logistic problems at once.
+
+Axis letters: U users (last: vector instructions go across them), n pairs a user (padded), K basis.
+
+Every user has a step, a trial point and a verdict of their own; a user who is done stands still, so nobody's answer
+depends on the company they are solved in.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import reduce
+from operator import add
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from lore_jax.weights.batched_cholesky import UNROLLED, cholesky, factor_entries, solve_entries
+from lore_jax.weights.objective import Problem, logistic_gradient, logistic_hessian, logistic_objective
+
+# Ordinary users take about ten; features of 1e5 that contradict each other some hundreds.
+MAX_STEPS = 500
+# Longest row of pairs that is summed by a written-out sum, which XLA turns into one vectorised loop over users.
+WRITTEN_OUT = 64
+
+
+class Local(NamedTuple):
+    """What is known at a point: value [U], gradient [K U], Hessian (in the form that the model's `aim` takes)."""
+
+    value: Array
+    gradient: Array
+    hessian: Any
+
+
+class Model(NamedTuple):
+    """A convex problem a user.
+
+    local: weights [K U] -> Local. aim: (weights [K U], Local) -> the move [K U] to the minimum of the quadratic model.
+    change: move [K U] -> the largest change of a margin along it, [U].
+    """
+
+    local: Callable[[Array], Local]
+    aim: Callable[[Array, Local], Array]
+    change: Callable[[Array], Array]
+
+
+class _State(NamedTuple):
+    """The point reached, its value, the move pending there, its trial length, size and decrement; steps taken."""
+
+    weights: Array
+    value: Array
+    move: Array
+    length: Array
+    size: Array
+    decrement: Array
+    step: Array
+
+
+def _safe(size: Array) -> Array:
+    """A step length that always descends, from the largest change s of a margin along the move.
+
+    The curvature changes by at most e^s along it, so log(1 + s)/s is safe (Sun & Tran-Dinh, generalised
+    self-concordance, 2019). It tends to 1 at the solution.
+    """
+    return jnp.where(size > 1e-3, jnp.log1p(size) / jnp.where(size > 1e-3, size, 1), 1)
+
+
+def newton(model: Model, start: Array) -> Array:
+    """Minima [K U] from `start [K U]`, exact to the float's precision.
+
+    The full step is tried first; where the value does not fall enough, an eighth, and so on down to the length that is
+    safe by theory. Ends when every user's Newton decrement has vanished, at the latest after MAX_STEPS trials.
+    """
+    tolerance = jnp.finfo(start.dtype).eps ** 0.75
+
+    def arrive(weights: Array, step: Array) -> _State:
+        here = model.local(weights)
+        move = model.aim(weights, here)
+        decrement = -jnp.sum(here.gradient * move, 0)
+        return _State(weights, here.value, move, jnp.ones_like(decrement), model.change(move), decrement, step)
+
+    def body(now: _State) -> _State:
+        there = arrive(now.weights + now.length[None] * now.move, now.step + 1)
+        safe = _safe(now.size)
+        lower = there.value <= now.value - 0.1 * now.length * now.decrement
+        taken = lower | (now.length * now.size <= 0.5) | (now.length <= safe)
+        shorter = now._replace(length=jnp.maximum(now.length / 8, safe), step=there.step)
+        return _choose(now.decrement > tolerance, _choose(taken, there, shorter), now._replace(step=there.step))
+
+    def going(now: _State) -> Array:
+        return jnp.any(now.decrement > tolerance) & (now.step < MAX_STEPS)
+
+    # The first trial is the start itself, as a step of no length from nowhere: so all is compiled once.
+    zero = jnp.zeros_like(start[0])
+    nowhere = _State(start, zero + jnp.inf, jnp.zeros_like(start), zero, zero, zero + jnp.inf, jnp.array(0))
+    last = lax.while_loop(going, body, nowhere)
+    # The step pending at the end is taken too: near the solution it squares the error that the test saw.
+    return last.weights + jnp.where(last.size <= 0.5, 1, _safe(last.size))[None] * last.move
+
+
+def _choose(condition: Array, one: _State, other: _State) -> _State:
+    """One state or the other, user by user; the count of steps is common."""
+
+    def pick(a: Array, b: Array) -> Array:
+        return a if a.ndim == 0 else jnp.where(condition[None] if a.ndim == 2 else condition, a, b)
+
+    return jax.tree.map(pick, one, other)
+
+
+def logistic_terms(margins: Array) -> tuple[Array, Array, Array]:
+    """softplus(-m), sigmoid(-m) and sigmoid(m) sigmoid(-m), from one exponential, without loss of digits."""
+    small = jnp.exp(-jnp.abs(margins))
+    share = 1 / (1 + small)
+    loss = jnp.maximum(-margins, 0) + jnp.log1p(small)
+    return loss, jnp.where(margins > 0, small, 1) * share, small * share * share
+
+
+def _sum(terms: Iterable[Array]) -> Array:
+    return reduce(add, terms)
+
+
+def unrolled_logistic(z: Array, weight: Array, mean: Array, precision: Array, offset: Array | None = None) -> Model:
+    """The logistic problem of few unknowns, written out: sum_i weight_i softplus(-(offset_i + z_i.w)) + the prior's.
+
+    Args: z [n K U], weight [n U], mean [K], precision [K K], offset [n U] (None: zero).
+    """
+    pairs, size = z.shape[:2]
+
+    def over_pairs(term: Callable[[Any], Array]) -> Array:
+        """Sum of term(i) over pairs i; term also takes a slice of all, with the pairs' axis first."""
+        return _sum(term(i) for i in range(pairs)) if 0 < pairs <= WRITTEN_OUT else term(slice(None)).sum(0)
+
+    def along(weights: Array) -> Array:
+        return _sum(z[:, k] * weights[k][None] for k in range(size))
+
+    def local(weights: Array) -> Local:
+        margins = along(weights) if offset is None else along(weights) + offset
+        loss, force, curvature = logistic_terms(margins)
+        force, curvature = weight * force, weight * curvature
+        away = weights - mean[:, None]
+        pulled = _sum(precision[:, k][:, None] * away[k][None] for k in range(size))
+        value = over_pairs(lambda i: weight[i] * loss[i]) + 0.5 * _sum(away[k] * pulled[k] for k in range(size))
+        pull = over_pairs(lambda i: z[i] * force[i][..., None, :])
+        bent = z * curvature[:, None]
+        gram = over_pairs(lambda i: bent[i][..., :, None, :] * z[i][..., None, :, :])
+        return Local(value, pulled - pull, gram + precision[:, :, None])
+
+    def aim(_, here: Local) -> Array:
+        hessian = [list(row) for row in here.hessian]
+        return -jnp.stack(solve_entries(factor_entries(hessian), list(here.gradient)))
+
+    def change(move: Array) -> Array:
+        return jnp.max(jnp.abs(along(move)) * (weight > 0), 0, initial=0.0)
+
+    return Model(local, aim, change)
+
+
+def rows(problem: Problem) -> Model:
+    """The logistic problem of any size, from padded or flat pairs."""
+
+    def local(weights: Array) -> Local:
+        here = weights.T
+        gradient, hessian = logistic_gradient(problem, here), logistic_hessian(problem, here)
+        return Local(logistic_objective(problem, here), gradient.T, hessian)
+
+    def aim(_, here: Local) -> Array:
+        return -cholesky(here.hessian).divide(here.gradient.T).T
+
+    def change(move: Array) -> Array:
+        pairs = problem.rows._replace(offset=None)
+        return pairs.largest(jnp.abs(pairs.margins(move.T)) * (pairs.weight > 0), move.shape[1])
+
+    return Model(local, aim, change)
+
+
+def logistic_model(problem: Problem) -> Model:
+    """The faster form for the problem's shape."""
+    pairs, mean = problem.rows, problem.mean
+    if pairs.user is not None or len(mean) > UNROLLED:
+        return rows(problem)
+    offset = None if pairs.offset is None else pairs.offset.T
+    # Turned once and kept: otherwise every loop that reads the pairs turns them anew.
+    z = lax.optimization_barrier(jnp.transpose(pairs.z, (1, 2, 0)))
+    return unrolled_logistic(z, pairs.weight.T, mean, problem.precision, offset)

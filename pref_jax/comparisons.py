@@ -1,0 +1,96 @@
+"""Who preferred which response to which, as arrays of row numbers; the one type that all methods take.
+
+Axis letters: P comparisons.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int
+
+from pref_jax.errors import UserError
+
+
+@runtime_checkable
+class Votes(Protocol):
+    """Anything with int arrays `user`, `chosen`, `rejected` [P]: rows of users and of responses."""
+
+    @property
+    def user(self) -> Any:
+        """Rows of users."""
+        ...
+
+    @property
+    def chosen(self) -> Any:
+        """Rows of the preferred responses."""
+        ...
+
+    @property
+    def rejected(self) -> Any:
+        """Rows of the other responses."""
+        ...
+
+
+class Comparisons(NamedTuple):
+    """Some comparisons as arrays.
+
+    Attributes:
+      user: int [P] row in users.
+      chosen: int [P] row in responses.
+      rejected: int [P] row in responses.
+      controversial: int8 [P], 1 where users disagree on the pair, 0 where they agree, -1 unknown; None: not known.
+      row: int64 [P] row in the table of comparisons; None where they come from no table.
+
+    Example:
+      >>> votes = Comparisons(np.array([0, 1]), np.array([2, 3]), np.array([3, 2]))
+      >>> votes.take(votes.user == 1).chosen
+      array([3])
+    """
+
+    user: Int[np.ndarray, "P"]
+    chosen: Int[np.ndarray, "P"]
+    rejected: Int[np.ndarray, "P"]
+    controversial: Any = None
+    row: Any = None
+
+    def take(self, rows: Any) -> "Comparisons":
+        """The comparisons at `rows`: a mask, a slice or row numbers."""
+        columns: Any = (None if column is None else column[rows] for column in self)
+        return Comparisons(*columns)
+
+
+def concatenate(parts: Iterable[Comparisons]) -> Comparisons:
+    """One table after the other; columns that some part lacks are left out."""
+    columns: Any = (
+        None if any(column is None for column in own) else np.concatenate(own) for own in zip(*parts, strict=True)
+    )
+    return Comparisons(*columns)
+
+
+def check_comparisons(votes: Votes, num_users: int, num_responses: int, what: str) -> Comparisons:
+    """The votes' three columns as int64 arrays.
+
+    Args:
+      votes: any integer type.
+      num_users: rows of users are below it.
+      num_responses: rows of responses are below it.
+      what: names the votes in errors.
+
+    Raises:
+      UserError: for unequal lengths or indices out of range.
+    """
+    columns = {name: np.asarray(getattr(votes, name), np.int64) for name in ("user", "chosen", "rejected")}
+    shapes = {column.shape for column in columns.values()}
+    if len(shapes) > 1 or len(next(iter(shapes))) != 1:
+        found = ", ".join(str(column.shape) for column in columns.values())
+        raise UserError(f"{what}: user, chosen, rejected have shapes {found}; give three 1-D arrays of one length")
+    for name, rows in columns.items():
+        limit = num_users if name == "user" else num_responses
+        bad = np.flatnonzero((rows < 0) | (rows >= limit))
+        if len(bad):
+            raise UserError(
+                f"{what}: {name} of row {bad[0]} is {rows[bad[0]]} ({len(bad)} such rows); "
+                f"indices run from 0 to {limit - 1}"
+            )
+    return Comparisons(**columns)

@@ -1,0 +1,231 @@
+"""What the three tables must hold, and one check that reports everything wrong with them at once.
+
+Axis letters: U users, N responses, P comparisons.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+from jaxtyping import Bool, Int
+
+from pref_jax.errors import Faults
+from pref_jax.ragged import starts
+
+# Arrow makes these functions at import, out of sight of a static type checker.
+pc: Any = pyarrow.compute
+
+SPLITS = ("train", "validation", "test")
+ROLES = ("system", "user", "assistant", "tool")
+
+MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
+USERS = pa.schema([pa.field("user_id", pa.string()), pa.field("group", pa.string()), pa.field("seen", pa.bool_())])
+RESPONSES = pa.schema([("response_id", pa.string()), ("prompt", pa.list_(MESSAGE)), ("text", pa.string())])
+COMPARISONS = pa.schema(
+    [
+        ("user", pa.int32()),
+        ("chosen", pa.int32()),
+        ("rejected", pa.int32()),
+        ("split", pa.string()),
+        ("controversial", pa.bool_()),
+    ]
+)
+SCHEMAS = {"users": USERS, "responses": RESPONSES, "comparisons": COMPARISONS}
+MAY_BE_NULL = {"group", "controversial"}
+_SHOWN_ROWS = 5
+
+
+def check_tables(users: pa.Table, responses: pa.Table, comparisons: pa.Table, *, where: str = "preferences") -> None:
+    """Checks the three tables of one data set, each on its own and against one another.
+
+    Row numbers in messages count from 0. Every check is vectorised; nothing loops over rows.
+
+    Args:
+      users: columns of `USERS`; others may stand beside them.
+      responses: columns of `RESPONSES`.
+      comparisons: columns of `COMPARISONS`.
+      where: name of the data set for the message.
+
+    Raises:
+      UserError: one message with every kind of fault found, the first rows of each, and the mend.
+    """
+    faults = Faults(show=40)
+    tables = {"users": users, "responses": responses, "comparisons": comparisons}
+    sound = {name: _check_columns(faults, name, table) for name, table in tables.items()}
+    if sound["users"]:
+        _check_ids(faults, "users", users["user_id"])
+    prompts = _check_responses(faults, responses) if sound["responses"] else None
+    if sound["comparisons"]:
+        _check_comparisons(faults, comparisons, users, responses.num_rows, prompts)
+    faults.raise_if_any(where)
+
+
+def prompt_ids(prompts: pa.ChunkedArray) -> Int[np.ndarray, "N"]:
+    """Numbers the prompts: two rows have the same number if and only if all their messages are equal.
+
+    Exact (no hashing). The loop runs over the places of a dialogue, not over rows.
+
+    Args:
+      prompts: N lists of {role, content}; a null counts as an empty list.
+
+    Returns:
+      int64 [N], values from 0 to the number of distinct prompts less one.
+    """
+    lengths = pc.fill_null(pc.list_value_length(prompts), 0).to_numpy().astype(np.int64)
+    flat = pc.list_flatten(prompts)
+    message = _join(_codes(pc.struct_field(flat, "role")), _codes(pc.struct_field(flat, "content")))
+    start = starts(lengths)
+    ids = np.zeros(len(lengths), np.int64)
+    fresh = 1
+    for place in range(int(lengths.max(initial=0))):
+        rows = np.flatnonzero(lengths > place)
+        joined = _join(ids[rows], message[start[rows] + place])
+        # Ids of this place start above all earlier ones, so that a dialogue never equals its own beginning.
+        ids[rows] = fresh + joined
+        fresh += int(joined.max()) + 1
+    return np.unique(ids, return_inverse=True)[1].astype(np.int64)
+
+
+def in_splits(split: pa.ChunkedArray, words: tuple[str, ...]) -> Bool[np.ndarray, "P"]:
+    """True where the column `split` holds one of `words`; a null holds none."""
+    return pc.is_in(split, value_set=pa.array(words, pa.string())).to_numpy()
+
+
+def _codes(strings: pa.ChunkedArray) -> Int[np.ndarray, "n"]:
+    """Equal strings get equal numbers; null is its own string (number 0)."""
+    encoded = strings.dictionary_encode().unify_dictionaries()
+    codes = [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
+    return np.concatenate([np.zeros(0, np.int64), *codes]).astype(np.int64) + 1
+
+
+def _join(left: Int[np.ndarray, "n"], right: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+    """Numbers the distinct pairs (left, right) of non-negative numbers."""
+    key = left * (right.max(initial=0) + 1) + right
+    return np.unique(key, return_inverse=True)[1].astype(np.int64)
+
+
+def _rows(mask: Bool[np.ndarray, "n"], names: pa.ChunkedArray | None = None) -> str:
+    """'row 3', 'rows 3, 5' or 'rows 3, 5, 7, 8, 9 and 20 more', with the names of the rows if there are any."""
+    rows = np.flatnonzero(mask)
+    shown = [str(row) if names is None else f"{row} ({names[int(row)].as_py()!r})" for row in rows[:_SHOWN_ROWS]]
+    more = f" and {len(rows) - len(shown)} more" if len(rows) > len(shown) else ""
+    return f"row{'s' if len(rows) > 1 else ''} {', '.join(shown)}{more}"
+
+
+def _note(faults: Faults, table: str, mask: pa.ChunkedArray | np.ndarray, what: str, mend: str, names=None) -> None:
+    mask = mask if isinstance(mask, np.ndarray) else pc.fill_null(mask, False).to_numpy()
+    if mask.any():
+        faults.add(f"{table} {_rows(mask, names)}", what, mend)
+
+
+def _check_columns(faults: Faults, name: str, table: pa.Table) -> bool:
+    """Notes missing columns, wrong types, nulls and empty tables; True if further checks can read all columns."""
+    sound = True
+    for field in SCHEMAS[name]:
+        where = f"{name}, column {field.name!r}"
+        if field.name not in table.column_names:
+            faults.add(where, "missing", f"add it as {field.type}")
+            sound = False
+            continue
+        column = table[field.name]
+        if column.type != field.type:
+            holes = ""
+            if pa.types.is_floating(column.type) and pc.any(pc.is_nan(column)).as_py():
+                holes = " and holds NaN, pandas' way of saying empty"
+            faults.add(where, f"has type {column.type}{holes}", f"give it as {field.type}")
+            sound = False
+        elif field.name not in MAY_BE_NULL:
+            _note(faults, name, pc.is_null(column), f"column {field.name!r} is null", "fill it or drop these rows")
+    if not table.num_rows and name != "comparisons":
+        faults.add(name, "no rows", f"give at least one of the {name}")
+    return sound
+
+
+def _check_ids(faults: Faults, name: str, ids: pa.ChunkedArray) -> None:
+    _note(faults, name, blank(ids), f"{ids_name(name)} is empty", "give every row a name")
+    _note(faults, name, _repeats(_codes(ids)), f"{ids_name(name)} used before", "make ids unique or merge rows", ids)
+
+
+def ids_name(table: str) -> str:
+    """The id column of table 'users' or 'responses'."""
+    return {"users": "user_id", "responses": "response_id"}[table]
+
+
+def blank(strings: pa.Array | pa.ChunkedArray) -> Any:
+    """True where a string is empty or only white space."""
+    return pc.or_(pc.equal(pc.binary_length(strings), 0), pc.utf8_is_space(strings))
+
+
+def _repeats(codes: Int[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
+    """True at every value that stood in an earlier row."""
+    mask = np.ones(len(codes), bool)
+    mask[np.unique(codes, return_index=True)[1]] = False
+    return mask
+
+
+def _check_responses(faults: Faults, responses: pa.Table) -> Int[np.ndarray, "N"]:
+    """Notes faults of the responses; returns their prompt numbers."""
+    _check_ids(faults, "responses", responses["response_id"])
+    _note(faults, "responses", blank(responses["text"]), "text is empty", "drop the pairs that use it")
+    prompt = responses["prompt"]
+    empty = pc.equal(pc.list_value_length(prompt), 0)
+    _note(faults, "responses", empty, "prompt has no message", "give at least one {role, content}")
+    flat = pc.list_flatten(prompt)
+    parents = pc.list_parent_indices(prompt).to_numpy()
+    role, content = pc.struct_field(flat, "role"), pc.struct_field(flat, "content")
+    for bad, what, mend in (
+        (pc.invert(pc.is_in(role, value_set=pa.array(ROLES))), "prompt has an unknown role", f"use {', '.join(ROLES)}"),
+        (pc.is_null(content), "prompt has a message without content", "fill the content in"),
+    ):
+        mask = np.zeros(responses.num_rows, bool)
+        mask[parents[pc.fill_null(bad, False).to_numpy()]] = True
+        _note(faults, "responses", mask, what, mend)
+    ids = prompt_ids(prompt)
+    same = _repeats(_join(ids, _codes(responses["text"])))
+    _note(faults, "responses", same, "same text under the same prompt as an earlier row", "merge them into one row")
+    return ids
+
+
+def _check_comparisons(
+    faults: Faults, comparisons: pa.Table, users: pa.Table, num_responses: int, prompts: Int[np.ndarray, "N"] | None
+) -> None:
+    """Notes faults of the comparisons; rows whose indices are null or out of range are left out of later checks."""
+    index = {name: pc.fill_null(comparisons[name], -1).to_numpy() for name in ("user", "chosen", "rejected")}
+    limits = {"user": users.num_rows, "chosen": num_responses, "rejected": num_responses}
+    inside = {name: (index[name] >= 0) & (index[name] < limits[name]) for name in index}
+    for name, limit in limits.items():
+        outside = ~inside[name] & pc.is_valid(comparisons[name]).to_numpy()
+        table = "users" if name == "user" else "responses"
+        mend = f"use row numbers of {table}, 0 to {limit - 1}"
+        _note(faults, "comparisons", outside, f"column {name!r} out of range", mend)
+    chosen, rejected = index["chosen"], index["rejected"]
+    ok = inside["chosen"] & inside["rejected"]
+    _note(faults, "comparisons", ok & (chosen == rejected), "chosen equals rejected", "drop these rows: they are ties")
+    if prompts is not None:
+        apart = np.zeros(len(ok), bool)
+        apart[ok] = prompts[chosen[ok]] != prompts[rejected[ok]]
+        mend = "compare answers to one prompt only"
+        _note(faults, "comparisons", apart, "chosen and rejected answer different prompts", mend)
+    split = comparisons["split"]
+    unknown = pc.invert(pc.is_in(split, value_set=pa.array([*SPLITS, None], pa.string())))
+    _note(faults, "comparisons", unknown, "unknown split", f"use one of {', '.join(SPLITS)}", split)
+    _check_presence(faults, users, index["user"], inside["user"], split)
+
+
+def _check_presence(
+    faults: Faults,
+    users: pa.Table,
+    user: Int[np.ndarray, "P"],
+    inside: Bool[np.ndarray, "P"],
+    split: pa.ChunkedArray,
+) -> None:
+    """Notes empty splits and users without training pairs (unseen users need theirs as context)."""
+    for word in ("train", "test"):
+        if not in_splits(split, (word,)).any():
+            mend = "mark some rows, or use a source's rule that assigns splits"
+            faults.add("comparisons", f"no pair has split {word!r}", mend)
+    idle = np.bincount(user[inside & in_splits(split, ("train",))], minlength=users.num_rows) == 0
+    names = users["user_id"] if "user_id" in users.column_names else None
+    mend = "give each user a pair with split 'train', or drop the user"
+    _note(faults, "users", idle, "no training pair", mend, names)

@@ -1,0 +1,1 @@
+"""Your own votes as JSON Lines."""

@@ -1,0 +1,199 @@
+"""Bring your own data: JSON lines in the preference format that TRL users know, plus a user.
+
+    {"user": "u1", "prompt": "Name a colour.", "chosen": "Blue.", "rejected": "I would rather not."}
+
+`prompt`, `chosen` and `rejected` are strings or lists of chat messages {role, content}. As in TRL the prompt may be
+left out when `chosen` and `rejected` are whole dialogues that differ in the last, the assistant's message; dialogues
+that begin with the given prompt are cut as well. Optional: `split` (train, validation, test), `group` (for
+evaluation only), `seen` (false for users that shared models must not train on), `controversial`. Other fields are
+counted in meta, not used.
+
+Axis letters: P rows of the file, U users.
+"""
+
+import gzip
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pref_jax.data.preferences import Preferences, build
+from pref_jax.data.schema import COMPARISONS, RESPONSES, USERS
+from pref_jax.data.sources.common.split_rule import RULE, assign_splits
+from pref_jax.data.sources.jsonl.rows import Messages, Row, checked_row
+from pref_jax.data.splits import check_options
+from pref_jax.errors import Faults, UserError
+
+
+def read(
+    path: str | Path,
+    *,
+    validation_fraction: float | int = 0.1,
+    test_fraction: float | int = 0.2,
+    unseen_fraction: float | int = 0.2,
+    seed: int = 0,
+) -> Preferences:
+    """Reads a `.jsonl` (or `.jsonl.gz`) file into tables.
+
+    What a row leaves open is assigned by `pref_jax.data.sources.common.split_rule.assign`, whose words stand in meta. Equal texts
+    under equal prompts become one response. No row is dropped.
+
+    Args:
+      path: the file, UTF-8.
+      validation_fraction: of the seen users' pairs outside test, for those without a given split.
+      test_fraction: of the prompts.
+      unseen_fraction: of the users without a given `seen`.
+      seed: of all draws.
+
+    Raises:
+      UserError: with all bad rows at once, each with file, line, field and mend.
+    """
+    path = Path(path)
+    fractions = {
+        "validation_fraction": validation_fraction,
+        "test_fraction": test_fraction,
+        "unseen_fraction": unseen_fraction,
+    }
+    check_options(fractions=fractions)
+    faults = Faults()
+    ignored: Counter[str] = Counter()
+    found = (checked_row(f"{path}:{line}", line, value, faults, ignored) for line, value in _lines(path, faults))
+    rows = _held_once(row for row in found if row)
+    users = _users(path, rows, faults)
+    faults.raise_if_any(f"{path}: bad rows")
+    if not rows:
+        raise UserError(f"{path}: no rows; give one JSON object a line with user, prompt, chosen and rejected")
+    options = {name.removesuffix("_fraction"): value for name, value in fractions.items()}
+    return _tables(path, rows, users, options, seed, dict(ignored.most_common()))
+
+
+def _held_once(rows: Iterable[Row]) -> list[Row]:
+    """The rows; equal users, prompts and texts are one object in memory, as they come again and again."""
+    known: dict[Any, Any] = {}
+    fields = ("user", "prompt", "chosen", "rejected")
+    return [
+        row._replace(**{name: known.setdefault(getattr(row, name), getattr(row, name)) for name in fields})
+        for row in rows
+    ]
+
+
+def _lines(path: Path, faults: Faults) -> Iterator[tuple[int, Any]]:
+    """Line number and JSON value of each line that has one; notes the others."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; check the path (one .jsonl file is wanted, not a folder)")
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for line, raw in enumerate(file, start=1):
+                try:
+                    text = raw.decode("utf-8-sig" if line == 1 else "utf-8")
+                    if not text.strip():
+                        continue
+                    value = json.loads(text, object_pairs_hook=_object)
+                    if "\\ud" in text.lower():
+                        json.dumps(value, ensure_ascii=False).encode()
+                    yield line, value
+                except UnicodeEncodeError:
+                    what = "holds half of a surrogate pair, which is no character"
+                    faults.add(f"{path}:{line}", what, "drop the escape, or write the character itself")
+                except UnicodeDecodeError as error:
+                    what = f"not UTF-8 (byte {raw[error.start]:#04x} at column {error.start + 1})"
+                    faults.add(f"{path}:{line}", what, "save the file as UTF-8")
+                except json.JSONDecodeError as error:
+                    what = f"not JSON ({error.msg} at column {error.colno})"
+                    faults.add(f"{path}:{line}", what, "write one JSON object on each line")
+                except (ValueError, RecursionError) as error:
+                    faults.add(f"{path}:{line}", f"not read ({error})", "write each field once, and as documented")
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: cut short or not gzip ({error}); fetch or pack the file again") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a field named twice one value would be lost."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = Counter(name for name, _ in pairs)
+        raise ValueError(f"field {next(name for name in names if names[name] > 1)!r} is named twice")
+    return value
+
+
+def _users(path: Path, rows: list[Row], faults: Faults) -> dict[str, dict[str, Any]]:
+    """What the rows say of each user; notes contradictions and users that are only tested."""
+    users: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        user = users.setdefault(row.user, {"group": None, "seen": None, "line": row.line, "trains": False})
+        user["trains"] |= row.split in (None, "train")
+        for field, given in (("group", row.group), ("seen", row.seen)):
+            if given is None:
+                continue
+            if user[field] is None:
+                user[field], user[f"{field}_line"] = given, row.line
+            elif user[field] != given:
+                what = f"{given!r} for user {row.user!r}, but {user[field]!r} at line {user[f'{field}_line']}"
+                faults.add(f"{path}:{row.line}, field {field!r}", what, "give a user one value throughout")
+    for name, user in users.items():
+        if not user["trains"]:
+            mend = "give the user a row with split 'train', or drop the user"
+            faults.add(f"{path}:{user['line']}, field 'split'", f"user {name!r} has no training pair", mend)
+    return users
+
+
+def _tables(
+    path: Path,
+    rows: list[Row],
+    users: dict[str, dict[str, Any]],
+    options: dict[str, float | int],
+    seed: int,
+    ignored: dict[str, int],
+) -> Preferences:
+    """Numbers users, prompts and pairs of responses in order of appearance, assigns what is open, and builds."""
+    user_ids = {name: place for place, name in enumerate(users)}
+    prompts: dict[Messages, int] = {}
+    responses: dict[tuple[int, str], int] = {}
+    index = np.zeros((len(rows), 4), np.int64)
+    for place, row in enumerate(rows):
+        prompt = prompts.setdefault(row.prompt, len(prompts))
+        # By their texts, not the chosen one first: the order of rows must not tell answers.
+        for text in sorted((row.chosen, row.rejected)):
+            responses.setdefault((prompt, text), len(responses))
+        index[place] = user_ids[row.user], prompt, responses[prompt, row.chosen], responses[prompt, row.rejected]
+    given_seen = [users[name]["seen"] for name in user_ids]
+    given_split = [row.split for row in rows]
+    assigned = assign_splits(index[:, 0], index[:, 1], given_split, given_seen, options, np.random.default_rng(seed))
+    dialogues = [[{"role": role, "content": content} for role, content in prompt] for prompt in prompts]
+    return build(
+        pa.table(
+            {"user_id": list(users), "group": [user["group"] for user in users.values()], "seen": assigned.seen},
+            schema=USERS,
+        ),
+        pa.table(
+            {
+                "response_id": [f"r{place}" for place in range(len(responses))],
+                "prompt": [dialogues[prompt] for prompt, _ in responses],
+                "text": [text for _, text in responses],
+            },
+            schema=RESPONSES,
+        ),
+        pa.table(
+            {
+                **{name: index[:, place] for name, place in (("user", 0), ("chosen", 2), ("rejected", 3))},
+                "split": assigned.split,
+                "controversial": pa.array([row.controversial for row in rows], pa.bool_()),
+            },
+            schema=COMPARISONS,
+        ),
+        {
+            "source": f"jsonl: {path.name}",
+            "rule": RULE,
+            "seed": seed,
+            "fractions": options,
+            "assigned": assigned.counts,
+            "filtered": {},
+            "repeated_rows": len(rows) - len(np.unique(index, axis=0)),
+            "ignored_fields": ignored,
+        },
+    )

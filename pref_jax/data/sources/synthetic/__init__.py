@@ -1,0 +1,1 @@
+"""A synthetic language world whose users' tastes are known."""

@@ -1,0 +1,183 @@
+"""Text to tokens: tokenizers in Hugging Face layout, dialogues rendered, every distinct response tokenized once."""
+
+import contextlib
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import pyarrow as pa
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from pref_jax.data.text.token_table import TokenTable
+from pref_jax.errors import UserError
+
+# A turn is closed by a token of its role: the state there has read the whole answer and is where rewards are read.
+END = {"user": "<|end_of_user|>", "assistant": "<|end_of_assistant|>"}
+CHAT_TEMPLATE = "{% for message in messages %}{{ message.content }}<|end_of_{{ message.role }}|>{% endfor %}"
+PAD = "<|pad|>"
+# Some templates write today's date into every dialogue; the same text has to give the same tokens tomorrow.
+DATE = "26 Jul 2024"
+
+
+def train_tokenizer(texts: Sequence[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Trains a byte-level BPE tokenizer with a chat template on `texts`; its `save_pretrained` writes it.
+
+    Returns:
+      A tokenizer in which id 0 is the padding and an answer ends with `<|end_of_assistant|>`, the end of sequence.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, *END.values()],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END["assistant"], chat_template=CHAT_TEMPLATE
+    )
+
+
+def load_tokenizer(folder: str | Path, *, chat_template: str | Path = "") -> PreTrainedTokenizerBase:
+    """Opens the tokenizer files of a model folder; never runs code from it.
+
+    Args:
+      folder: holds `tokenizer.json`.
+      chat_template: a Jinja file that takes the place of the tokenizer's own chat template; "" for its own.
+
+    Raises:
+      UserError: if there are none, they are broken, or the template is not readable.
+    """
+    folder = Path(folder)
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(f"{folder}: no tokenizer.json; give the folder of a model with a fast tokenizer")
+    try:
+        with contextlib.redirect_stderr(None):
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the library raises many kinds, bare Exception among them
+        raise UserError(f"{folder}: the tokenizer does not open ({error}); restore its files") from None
+    if chat_template:
+        try:
+            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{chat_template}: no readable chat template ({error}); give a Jinja file") from None
+    return tokenizer
+
+
+def tokenize_responses(
+    tokenizer: PreTrainedTokenizerBase,
+    responses: pa.Table,
+    *,
+    max_length: int,
+    pairs: bool = False,
+    chunk: int = 4096,
+) -> TokenTable:
+    """Tokenizes every row of a table of responses under its prompt.
+
+    Too long texts lose their beginning, so that the response's end stays. The table tells how many were cut.
+
+    Args:
+      tokenizer: as from `load_tokenizer`.
+      responses: columns `prompt` and `text`.
+      max_length: the most tokens of a text, special ones included.
+      pairs: encoders: prompt and response are a text pair, whose special tokens always stay. Otherwise the dialogue
+        is rendered by the chat template.
+      chunk: rows that are tokenized at a time.
+
+    Raises:
+      UserError: if there is no chat template or it does not take a dialogue; if `max_length` holds no text.
+    """
+    tables = []
+    for start in range(0, responses.num_rows, chunk):
+        rows = responses.slice(start, chunk).to_pylist()
+        if pairs:
+            tables.append(_join(tokenizer, rows, max_length))
+        else:
+            chats = [[*row["prompt"], {"role": "assistant", "content": row["text"]}] for row in rows]
+            tables.append(_render(tokenizer, chats, max_length))
+    return _concatenate(tables)
+
+
+def tokenize_prompts(
+    tokenizer: PreTrainedTokenizerBase, responses: pa.Table, *, max_length: int, pairs: bool = False
+) -> TokenTable:
+    """`tokenize_responses` of the prompts alone: the dialogue before the answer, or a text pair without a second text.
+
+    Raises:
+      UserError: as there.
+    """
+    rows = responses.select(["prompt"]).to_pylist()
+    if pairs:
+        return _join(tokenizer, [{**row, "text": ""} for row in rows], max_length)
+    return _render(tokenizer, [row["prompt"] for row in rows], max_length)
+
+
+def tokenize_dialogues(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Sequence[str]], *, max_length: int
+) -> TokenTable:
+    """Tokenizes dialogues given as turns that alternate between user and assistant, beginning with the user.
+
+    Raises:
+      UserError: if there is no chat template or it does not take a dialogue.
+    """
+    roles = ("user", "assistant")
+    chats = [[{"role": roles[i % 2], "content": text} for i, text in enumerate(dialogue)] for dialogue in turns]
+    return _render(tokenizer, chats, max_length)
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, chats: list[list[dict[str, str]]], max_length: int) -> TokenTable:
+    """Dialogues by the chat template; a long one keeps its last `max_length` tokens."""
+    mend = "or give a Jinja file with --config.backbone.chat_template=FILE"
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"{tokenizer.name_or_path}: the tokenizer has no chat template, so dialogues cannot be written as this "
+            f"decoder reads them; take the model's instruction-tuned variant, {mend}"
+        )
+    try:
+        texts = [str(text) for text in tokenizer.apply_chat_template(chats, tokenize=False, date_string=DATE)]
+    except (jinja2.TemplateError, ValueError) as error:  # ValueError: several templates, none of them the default
+        raise UserError(
+            f"{tokenizer.name_or_path}: the chat template does not take these dialogues ({error}); "
+            f"mend the roles in the data, {mend}"
+        ) from None
+    if max_length < 1:
+        raise UserError(f"max_length is {max_length}; a text keeps one token at least")
+    ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    return _lay([one[-max_length:] for one in ids], truncated=sum(len(one) > max_length for one in ids))
+
+
+def _join(tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int) -> TokenTable:
+    """Text pairs; a long one loses the prompt's beginning, then the response's, and no special token."""
+    special = tokenizer.num_special_tokens_to_add(pair=True)
+    if max_length <= special:
+        raise UserError(
+            f"max_length={max_length} leaves no room for text beside {special} special tokens; set it to at least "
+            f"{special + 1}, with --config.backbone.max_length"
+        )
+    prompts = ["\n".join(message["content"] for message in row["prompt"]) for row in rows]
+    pairs = tokenizer(prompts, [row["text"] for row in rows], verbose=False)
+    ids = pairs["input_ids"]
+    long = [i for i, one in enumerate(ids) if len(one) > max_length]
+    for i in long:
+        # The library's own truncation cuts either half of a pair only, or the longer one.
+        text = np.array([half is not None for half in pairs.sequence_ids(i)])
+        ids[i] = np.array(ids[i])[~text | (text.cumsum() > len(text) - max_length)].tolist()
+    return _lay(ids, truncated=len(long))
+
+
+def _lay(ids: list[list[int]], *, truncated: int) -> TokenTable:
+    """Lays sequences end to end."""
+    lengths = np.fromiter((len(one) for one in ids), np.int64, len(ids))
+    flat = np.fromiter(itertools.chain.from_iterable(ids), np.int32, int(lengths.sum()))
+    return TokenTable(flat, np.concatenate([np.zeros(1, np.int64), lengths.cumsum()]), truncated)
+
+
+def _concatenate(tables: list[TokenTable]) -> TokenTable:
+    lengths = np.concatenate([np.zeros(1, np.int64), *(table.lengths for table in tables)])
+    flat = np.concatenate([np.zeros(0, np.int32), *(table.flat for table in tables)])
+    return TokenTable(flat, lengths.cumsum(), sum(table.truncated for table in tables))
