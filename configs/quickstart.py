@@ -1,8 +1,8 @@
-"""CoPL and LoRe against one shared reward on embedded data: two kinds of users, no download.
+"""CoPL and LoRe against one shared reward on synthetic data: two kinds of users, no download.
 
 command   make quickstart
           python -m experiments.quickstart --workdir=runs/quickstart
-variants  (none) one seed; three_seeds; tiny: seconds, for tests, of no use as a result
+variants  (none) one seed; three_seeds; smoke: seconds, for tests, of no use as a result
 hardware  2 CPU cores, 2 GB of memory
 """
 
@@ -10,14 +10,14 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-VARIANTS = (("three_seeds",), ("tiny",))
+VARIANTS = (("three_seeds",), ("smoke",))
 METHODS = ("shared reward", "group oracle", "CoPL", "shared (features)", "oracle (features)", "LoRe")
 
 
 def get_config(variant: str = "") -> ConfigDict:
     seeds, size = common.choose(variant, *VARIANTS)
-    config = common.small("embedded UF-P-2", METHODS, common.world())
+    config = common.small("synthetic UF-P-2", METHODS, common.world())
     config.seeds = (0, 1, 2) if seeds == "three_seeds" else (0,)
-    if size == "tiny":
+    if size == "smoke":
         common.shrink(config)
     return config

@@ -92,20 +92,26 @@ def embed_users(run: Run) -> None:
     def make(part: Path) -> None:
         log(f"seed {run.seed}: graph")
         spent = stopwatch(run.folder / "graph_training")
-        known, validation = graph_pairs(run, data), graph_pairs(run, data, "validation")
+        train_pairs, validation = graph_pairs(run, data), graph_pairs(run, data, "validation")
         signed = signed_graph.build(
-            known.user, known.chosen, known.rejected, num_users=data.num_users, num_responses=data.num_responses
+            train_pairs.user,
+            train_pairs.chosen,
+            train_pairs.rejected,
+            num_users=data.num_users,
+            num_responses=data.num_responses,
         )
         found = training.fit(
             config,
             signed,
-            known,
+            train_pairs,
             validation,
             jax.random.key(run.seed),
             mesh=mesh if mesh.size > 1 else None,
             folder=run.folder / "graph_training" / "checkpoints",
         )
-        fresh = reembed_seen_users(users=found.users, responses=found.responses, seen=data.seen, known=known)
+        fresh = reembed_seen_users(
+            users=found.users, responses=found.responses, seen=data.seen, train_pairs=train_pairs
+        )
         np.save(part / "users.npy", (fresh if run.config.refresh_seen else found.users)[data.seen])
         np.save(part / "responses.npy", found.responses)
         save_tree(part / "params", found.params)
@@ -159,13 +165,13 @@ def adapt_users(run: Run) -> None:
             users=users,
             responses=responses,
             seen=data.seen,
-            known=data.pairs("train", seen=True),
+            train_pairs=data.pairs("train", seen=True),
             context=data.pairs("train", seen=False),
             unseen=np.flatnonzero(~data.seen),
         )
         np.save(part / "users.npy", adapted.embeddings)
         facts = {
-            "without_neighbours": int(adapted.widened.sum()),
+            "without_neighbours": int(adapted.used_all_users.sum()),
             "neighbours": adapted.num_neighbours.tolist(),
             "seconds": time.perf_counter() - start,
         }

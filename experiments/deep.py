@@ -83,7 +83,7 @@ def train(run: Run, part: Path, model: Opened, folder: Path) -> None:
     longest = rounded(int(model.tokens.lengths.max(initial=1)), config.lm)
     shared = shared_length(config.lm, learn, model.tokens, longest) if section.share_prefix else None
     recipe = freeze(OptimizerConfig, section.optimizer, "deep.optimizer")
-    transform = deep.optimizer(recipe, prior_speed=section.prior_speed)
+    transform = deep.optimizer(recipe, prior_lr_mult=section.prior_lr_mult)
     sizes = {name: section[name] for name in ("users_per_batch", "pairs_per_user", "splits")}
     # A reward model's own head is a better beginning than noise.
     head = model.base["score"]["kernel"][:, 0] if config.lm.num_labels == 1 else None

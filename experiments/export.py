@@ -34,10 +34,10 @@ def run(config: Config, workdir: Path, *, user: str, out: str, seed: str, method
         # Training knew seen users alone.
         found = found._replace(table=load_users(one, load_data(one)))
     if not user:
-        checkpoint.save(target, found.config, found.params, found.table)
+        checkpoint.save(target, found.config, found.params, found.user_embeddings)
         log(f"adapters of {method or METHOD}, seed {one.seed}: {out}")
         return
-    row = None if found.table is None else found.table[_row(one, found, user)]
+    row = None if found.user_embeddings is None else found.user_embeddings[_row(one, found, user)]
     peft.save_peft(target, found.config, found.params, row, base_name=str(backbone_folder(one)))
     log(f"LoRA of user {user}, seed {one.seed}, for PEFT: {out}")
 

@@ -136,7 +136,7 @@ def fixed_rank(config: bradley_terry.LoReConfig, rank: int) -> bradley_terry.LoR
     """The config without a choice of how many basis rewards: shared reward and spread, or tastes, `rank` in all."""
     alone = rank == 1
     ranks, components = () if alone else (rank - 1,), () if alone else (rank,)
-    return dataclasses.replace(config, ranks=ranks, components=components, fallback=alone)
+    return dataclasses.replace(config, ranks=ranks, components=components, allow_shared=alone)
 
 
 def published(task: Task, config: PublishedConfig, seed: int) -> Model:

@@ -18,7 +18,7 @@ from pref_jax.data.preferences import Preferences
 from pref_jax.lm import checkpoint
 
 METHOD, SHARED, ORACLE = "LoRe", "shared (features)", "oracle (features)"
-HEAD, SINGLE, PUBLISHED = "reference head", "one model a user", "LoRe (published)"
+HEAD, SINGLE, PUBLISHED = "pretrained head", "per-user model", "LoRe (published)"
 # Those that learn from votes and need nothing else.
 LEARNED = (SHARED, SINGLE, PUBLISHED, METHOD)
 
@@ -62,7 +62,7 @@ class Models:
         return freeze(PublishedConfig, self.run.config.get("published", {}), "published")
 
     def able(self, name: str) -> bool:
-        """Whether the run has what the method needs: groups for the oracle, a score head for the reference head."""
+        """Whether the run has what the method needs: groups for the oracle, a score head for the pretrained head."""
         if name == ORACLE:
             return self.groups is not None
         return name != HEAD or score_head(self.run) is not None

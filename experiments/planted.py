@@ -24,7 +24,7 @@ from pref_jax.eval.metrics import group_metrics
 from pref_jax.eval.reporting import report, results
 from pref_jax.files import write_text
 
-HEAD, SHARED, SINGLE, REFERENCE, LORE = "given head", "Bradley-Terry", "one model a user", "LoRe (published)", "LoRe"
+HEAD, SHARED, SINGLE, REFERENCE, LORE = "given head", "Bradley-Terry", "per-user model", "LoRe (published)", "LoRe"
 TOLD = "LoRe (true directions)"
 MEANINGS = {
     HEAD: "a fixed reward model, the mean of all directions, that learns nothing",

@@ -69,7 +69,7 @@ def _read(run: Run) -> Preferences:
     try:
         inspect.signature(READERS[name]).bind(seed=run.seed, **options)
     except TypeError as error:
-        raise UserError(f"config.source does not fit {name}: {error}; mend --config.source") from None
+        raise UserError(f"config.source does not fit {name}: {error}; fix --config.source") from None
     if options.get("tokenizer"):
         options["tokenizer"] = str(hub.locate(options["tokenizer"]))
     return READERS[name](seed=run.seed, **options)

@@ -1,4 +1,4 @@
-"""From nothing to a table of personalised rewards in minutes: `compare` on embedded data.
+"""From nothing to a table of personalised rewards in minutes: `compare` on synthetic data.
 
 python -m experiments.quickstart --workdir=runs/quickstart
 """

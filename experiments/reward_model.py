@@ -106,7 +106,7 @@ def train(run: Run, part: Path, model: Opened, folder: Path, *, table: np.ndarra
     """
     spent = stopwatch(folder)
     section, config, mesh = run.config.reward, model.config, model.mesh
-    learn, _ = votes_by_prompt(run, load_data(run), fraction=section.hold_out)
+    learn, _ = votes_by_prompt(run, load_data(run), fraction=section.holdout_fraction)
     frozen = {"base": model.base}
     if table is not None:
         frozen[config.routing] = jax.device_put(table, replicated(mesh))
@@ -151,7 +151,7 @@ def evaluate(
     """
     section, data = run.config.reward, load_data(run)
     params = load_params(folder, model.config.lm, model.mesh)
-    _, held_out = votes_by_prompt(run, data, fraction=section.hold_out)
+    _, held_out = votes_by_prompt(run, data, fraction=section.holdout_fraction)
     with jax.set_mesh(model.mesh):
         margins, chosen_by = (
             score(model, params, pairs, table, batch_size=section.eval_batch_size)

@@ -4,7 +4,8 @@
     loss   = mean over users and splits of the query's mean of -log sigmoid(w_uᵀ (z_chosen - z_rejected))
 
 phi is the pooled state of a frozen transformer with LoRA adapters. In each step some pairs of each user of the batch
-are its support and the others its query (`pref_jax.data.loaders.episodes`). w_u is solved from the support in closed form
+are its support and the others its query (`pref_jax.data.loaders.episodes`). w_u is solved from the support in closed
+form
 (`lore_jax.weights.solve`, the precision diagonal), and the query's loss is differentiated through the solution, by the
 implicit function theorem, into adapters, heads v, mean and precision. A query pair enters no solve.
 
@@ -226,13 +227,13 @@ def make_loss(config: DeepConfig) -> LossFn:
     return loss
 
 
-def optimizer(recipe: OptimizerConfig, *, prior_speed: float) -> optax.GradientTransformation:
-    """`recipe` for adapters and heads; for the prior too, at `prior_speed` times its rate and without weight decay.
+def optimizer(recipe: OptimizerConfig, *, prior_lr_mult: float) -> optax.GradientTransformation:
+    """`recipe` for adapters and heads; for the prior too, at `prior_lr_mult` times its rate and without weight decay.
 
     Adam moves every number by about its learning rate a step. Entries of the heads are of size D^-1/2, the prior's of
     size 1: at one rate for all it would stand still beside them.
     """
-    own = dataclasses.replace(recipe, lr=prior_speed * recipe.lr, weight_decay=0.0)
+    own = dataclasses.replace(recipe, lr=prior_lr_mult * recipe.lr, weight_decay=0.0)
 
     def label(path: tuple[Any, ...], _: Any) -> str:
         return "prior" if jax.tree_util.keystr(path[:1], simple=True) == "prior" else "rest"

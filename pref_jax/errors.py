@@ -1,8 +1,8 @@
-"""Errors for people: what was wrong, where, and how to mend it."""
+"""Errors for people: what was wrong, where, and how to fix it."""
 
 
 class UserError(Exception):
-    """A mistake the user can mend. Commands print its text without a traceback and exit with code 2."""
+    """A mistake the user can fix. Commands print its text without a traceback and exit with code 2."""
 
 
 class Faults:
@@ -19,11 +19,11 @@ class Faults:
     def __len__(self) -> int:
         return self._count
 
-    def add(self, where: str, what: str, mend: str) -> None:
-        """Notes one fault: `where` it is, `what` is wrong, and the `mend`."""
+    def add(self, where: str, what: str, fix: str) -> None:
+        """Notes one fault: `where` it is, `what` is wrong, and the `fix`."""
         self._count += 1
         if len(self._lines) < self._show:
-            self._lines.append(f"  {where}: {what}; {mend}")
+            self._lines.append(f"  {where}: {what}; {fix}")
 
     def raise_if_any(self, title: str) -> None:
         """Raises one `UserError` with everything noted so far; does nothing if there is nothing.

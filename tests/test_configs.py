@@ -15,7 +15,7 @@ import tiny
 from jax.sharding import Mesh
 
 import configs
-from configs import common, compare_small, copl, embedded, lore_personalllm, lore_planted, lore_prism, lore_tldr
+from configs import common, compare_small, copl, lore_personalllm, lore_planted, lore_prism, lore_tldr, synthetic
 from copl_jax.graph.gcf import GCFConfig
 from copl_jax.reward import reward_model
 from copl_jax.reward.lora_experts import ExpertsConfig
@@ -26,6 +26,7 @@ from experiments.baselines.settings import BaselinesConfig
 from experiments.compare import METHODS
 from experiments.linear import PublishedConfig
 from experiments.runner.cli import freeze
+from experiments.studies import lore_studies
 from experiments.studies.planted_world import PlantedConfig
 from lore_jax.deep import DeepConfig
 from lore_jax.fitting.bradley_terry import LoReConfig
@@ -177,15 +178,15 @@ def test_words_that_exclude_each_other_or_are_unknown_are_told(variant):
         common.choose(variant, ("a", "b"), ("c",))
 
 
-def test_embedded_settings_are_the_papers():
+def test_synthetic_settings_are_the_papers():
     """DESIGN 4.5."""
-    for name in embedded.SETTINGS:
-        source: Any = embedded.get_config(name).source
+    for name in synthetic.SETTINGS:
+        source: Any = synthetic.get_config(name).source
         assert source.pairs_per_user == (8 if name.startswith("uf_p_2") else 16)
         assert source.protocol == ("AVG" if name.endswith("avg") else "ALL")
         assert source.tastes == ("dirichlet" if name == "personalllm" else name[:6])
         assert (source.seen_users, source.unseen_users) == (500, 100)
-    config: Any = embedded.get_config("personalllm")
+    config: Any = synthetic.get_config("personalllm")
     assert config.source.dirichlet_alpha == 0.1
     assert "group oracle" not in config.methods
 

@@ -60,7 +60,7 @@ def test_definitions_are_found():
 def test_runs_to_the_end(path, tmp_path, monkeypatch):
     # One device, as on a user's machine.
     monkeypatch.setenv("XLA_FLAGS", "")
-    monkeypatch.setenv("PREF_JAX_VARIANT", "tiny")
+    monkeypatch.setenv("PREF_JAX_VARIANT", "smoke")
     monkeypatch.setenv("PREF_JAX_WORKDIR", str(tmp_path / "run"))
     notebook = _read(path)
     resources = {"metadata": {"path": str(ROOT)}}

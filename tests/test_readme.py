@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import embedded
+from configs import synthetic
 from copl_jax.graph.message_passing import LAYERS
 from pref_jax.eval.reporting import report, results
 
@@ -16,7 +16,7 @@ COLUMNS = {
     "quickstart": ["seen/accuracy", "seen/controversial", "unseen/accuracy", "unseen/controversial"],
     "crowdrag": ["seen/accuracy", "unseen/accuracy", "seen/log_loss", "unseen/log_loss"],
 }
-SETTINGS = [name for name in embedded.SETTINGS if (ROOT / "results/embedded" / name).is_dir()]
+SETTINGS = [name for name in synthetic.SETTINGS if (ROOT / "results/embedded" / name).is_dir()]
 METHODS = ["shared reward", "group oracle", "CoPL"]
 
 

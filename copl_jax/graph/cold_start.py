@@ -37,13 +37,14 @@ class ColdStart(NamedTuple):
 
     Attributes:
       embeddings: float [M D], convex combinations of seen users' embeddings, not scaled to length 1.
-      widened: bool [M], True where no seen user shares a chosen response, so that all seen users were scored; without
+      used_all_users: bool [M], True where no seen user shares a chosen response, so that all seen users were scored;
+      without
         any pair they all score alike and the embedding is their mean.
       num_neighbours: int32 [M], size of N(u*) before widening.
     """
 
     embeddings: Float[np.ndarray, "M D"]
-    widened: Bool[np.ndarray, " M"]
+    used_all_users: Bool[np.ndarray, " M"]
     num_neighbours: Int32[np.ndarray, " M"]
 
 
@@ -52,7 +53,7 @@ def cold_start(
     users: Float[np.ndarray, "U D"],
     responses: Float[np.ndarray, "N D"],
     seen: Bool[np.ndarray, " U"],
-    known: Comparisons,
+    train_pairs: Comparisons,
     context: Comparisons,
     unseen: Int[np.ndarray, " M"],
     temperature: float = 0.07,
@@ -66,7 +67,7 @@ def cold_start(
       users: normalised embeddings, as `recipe.fit` gives them; rows of users that are not seen are not read.
       responses: raw embeddings.
       seen: which users have an embedding.
-      known: the pairs of the graph; those of users not seen are left out.
+      train_pairs: the pairs of the graph; those of users not seen are left out.
       context: the unseen users' pairs; those of users not in `unseen` are left out.
       unseen: user rows to embed, distinct; seen ones are refreshed.
       temperature: of the softmax over neighbours.
@@ -87,7 +88,7 @@ def cold_start(
     embeddings[pairs.count == 0] = users[everybody].mean(axis=0)
 
     num_neighbours = np.zeros(len(unseen), np.int32)
-    for some, of, neighbour in _neighbours(pairs, known, seen, len(responses)):
+    for some, of, neighbour in _neighbours(pairs, train_pairs, seen, len(responses)):
         size = np.bincount(of, minlength=len(some))
         num_neighbours[some] = size
         embeddings[some[size > 0]] = _embed(tables, pairs, some, of, neighbour, temperature)[size > 0]
@@ -95,7 +96,7 @@ def cold_start(
     for some in _chunks(np.flatnonzero(widened & (pairs.count > 0)), np.full(len(unseen), len(everybody))):
         of, neighbour = np.repeat(np.arange(len(some)), len(everybody)), np.tile(everybody, len(some))
         embeddings[some] = _embed(tables, pairs, some, of, neighbour, temperature)
-    return ColdStart(embeddings=embeddings, widened=widened, num_neighbours=num_neighbours)
+    return ColdStart(embeddings=embeddings, used_all_users=widened, num_neighbours=num_neighbours)
 
 
 def reembed_seen_users(
@@ -103,7 +104,7 @@ def reembed_seen_users(
     users: Float[np.ndarray, "U D"],
     responses: Float[np.ndarray, "N D"],
     seen: Bool[np.ndarray, " U"],
-    known: Comparisons,
+    train_pairs: Comparisons,
 ) -> Float[np.ndarray, "U D"]:
     """Seen users embedded anew from their own pairs, by `adapt` as unseen users are, and scaled to length 1.
 
@@ -117,7 +118,7 @@ def reembed_seen_users(
     """
     who = np.flatnonzero(seen)
     embedded = cold_start(
-        users=users, responses=responses, seen=seen, known=known, context=known, unseen=who
+        users=users, responses=responses, seen=seen, train_pairs=train_pairs, context=train_pairs, unseen=who
     ).embeddings
     fresh = users.copy()
     fresh[who] = normalised(embedded)
@@ -158,7 +159,7 @@ def _chunks(rows: np.ndarray, cost: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _neighbours(
-    pairs: _Context, known: Comparisons, seen: np.ndarray, num_responses: int
+    pairs: _Context, train_pairs: Comparisons, seen: np.ndarray, num_responses: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Two hops, unseen user - chosen response - seen user, for a chunk of unseen users with pairs at a time.
 
@@ -166,8 +167,8 @@ def _neighbours(
       The chunk's rows, ascending; then for each distinct neighbour, in order: whose it is (position in the chunk) and
       its user row.
     """
-    of_seen = seen[known.user]
-    user, response = unique_edges(known.user[of_seen], known.chosen[of_seen], num_responses)
+    of_seen = seen[train_pairs.user]
+    user, response = unique_edges(train_pairs.user[of_seen], train_pairs.chosen[of_seen], num_responses)
     by_response = user[np.argsort(response, kind="stable")]
     degree = np.bincount(response, minlength=num_responses)
     start = starts(degree)

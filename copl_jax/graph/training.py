@@ -128,8 +128,8 @@ def fit(
         made_from = _digest(config, key, dtype, train, validation)
         run, history = _rounds(config, data, run, run_key, steps_per_epoch, folder, checkpoint_every, made_from)
         if history["step"] and not int(run.best["step"]):
-            mend = "lower its learning_rate" + ("" if folder is None else f" and delete {folder}")
-            raise UserError(f"recipe.fit: the graph's training diverged, no loss was finite; {mend}")
+            fix = "lower its learning_rate" + ("" if folder is None else f" and delete {folder}")
+            raise UserError(f"recipe.fit: the graph's training diverged, no loss was finite; {fix}")
         nodes = np.asarray(_propagate(config, run.best["params"], data[0]))
     num_users, num_responses = int(graph.num_users), int(graph.num_responses)
     return GCFResult(

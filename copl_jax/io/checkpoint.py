@@ -1,7 +1,7 @@
 """A trained reward model without its transformer, in a folder: experts, gates, head, and the users' table if wanted.
 
-Files and their names are those of `pref_jax.lm.parameter_files`; among the tensors is `table`, and beside the model's config
-(without the transformer's) stands `embedding_dim`.
+Files and their names are those of `pref_jax.lm.parameter_files`; among the tensors is `table`, and beside the model's
+config (without the transformer's) stands `embedding_dim`.
 
 Axes: U users, C features of a user embedding.
 """
@@ -30,12 +30,12 @@ class Stored(NamedTuple):
     Attributes:
       config: the model's.
       params: trainable parameters, as from `reward.init`.
-      table: user embeddings float32 [U C] or group numbers int32 [U], or None if they were not kept.
+      user_embeddings: float32 [U C], or group numbers int32 [U], or None if they were not kept.
     """
 
     config: RewardConfig
     params: dict[str, Any]
-    table: np.ndarray | None
+    user_embeddings: np.ndarray | None
 
 
 def save(folder: str | Path, config: RewardConfig, params: Mapping[str, Any], table: np.ndarray | None = None) -> None:

@@ -179,7 +179,8 @@ def make_loss(config: RewardConfig) -> LossFn:
         "users" for routing "groups", or "base" alone.
       batch: {"user": int32 [B], "chosen": int32 [B L], "chosen_mask": bool [B L], "rejected", "rejected_mask"}; or,
         for decoders, {"user", "tokens": int32 [B L], "parts": int32 [B L]} with rows that both texts of a pair share,
-        as from `pref_jax.data.text.shared_prefix`. Without a key both give the same; dropout strikes what is shared once.
+        as from `pref_jax.data.text.shared_prefix`. Without a key both give the same; dropout strikes what is shared
+        once.
       key: for gate noise and dropout; None for none of either.
 
     Its metrics are float scalars: "accuracy", "margin" (mean reward difference), and with experts "gate_entropy"

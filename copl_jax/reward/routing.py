@@ -29,7 +29,8 @@ class GateConfig:
       noise: standard deviation of eps, added to the logits in training.
       temperature: tau.
       top_k: K, experts of each user beside the shared one. Their weights are the softmax's, not scaled to sum to 1.
-      balance: what keeps experts from dying, see `copl_jax.reward.load_balancing`: nothing, a "loss", or a "bias" of the logits.
+      balance: what keeps experts from dying, see `copl_jax.reward.load_balancing`: nothing, a "loss", or a "bias" of
+      the logits.
       balance_weight: of that loss.
       balance_rate: how far that bias moves in the first step, in units of the logits.
     """

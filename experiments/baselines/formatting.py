@@ -10,7 +10,7 @@ from pref_jax.comparisons import Comparisons
 from pref_jax.data.checks import formatting
 from pref_jax.data.schema import prompt_ids
 
-METHOD = "formatting alone"
+METHOD = "formatting-only"
 
 
 def formatting_alone(run: Run) -> None:

@@ -4,7 +4,7 @@ from experiments.runner.test_labels import load_test_labels, test_signs
 from experiments.runner.workspace import Run, scored, test_pairs
 from pref_jax.data.checks.majority import majority_margins
 
-METHOD = "majority of others"
+METHOD = "leave-one-out majority"
 
 
 def majority(run: Run) -> None:

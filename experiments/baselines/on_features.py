@@ -82,7 +82,7 @@ def _fit(
     recipe = OptimizerConfig(
         lr=config.lr, num_steps=steps, weight_decay=config.weight_decay, warmup_fraction=0.05, clip=1.0
     )
-    transform = personal.optimizer(recipe, table_speed=config.table_speed)
+    transform = personal.optimizer(recipe, user_lr_mult=config.user_lr_mult)
     sizes = {"context": config.context, "batch_size": config.batch_size, "num_steps": steps}
     params = head.init(jax.random.key(run.seed), states.features.shape[1], int(seen.sum()))
     return fit(

@@ -112,9 +112,9 @@ def train(run: Run, part: Path, model: Opened, folder: Path, params: Any, frozen
     log(f"seed {run.seed}: {folder.name}, training")
     spent = stopwatch(folder)
     section, config = run.config.reward, settings.read(run)
-    learn, _ = votes_by_prompt(run, load_data(run), fraction=section.hold_out)
+    learn, _ = votes_by_prompt(run, load_data(run), fraction=section.holdout_fraction)
     recipe = freeze(OptimizerConfig, section.optimizer, "reward.optimizer")
-    transform = personal.optimizer(recipe, table_speed=config.table_speed)
+    transform = personal.optimizer(recipe, user_lr_mult=config.user_lr_mult)
     shared = shared_length(model.config.lm, learn, model.tokens, model.length) if section.share_prefix else None
     sizes = {"context": config.context, "batch_size": section.batch_size, "num_steps": recipe.num_steps}
     batches = context_batches(learn, **sizes, seed=run.seed).map(lambda batch: {**batch, "row": batch["chosen"]})

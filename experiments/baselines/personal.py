@@ -84,13 +84,13 @@ def feature_loss(head: Head) -> LossFn:
     return loss
 
 
-def optimizer(recipe: OptimizerConfig, *, table_speed: float) -> optax.GradientTransformation:
-    """`recipe`; for what `FAST` names at `table_speed` times its rate, and without weight decay.
+def optimizer(recipe: OptimizerConfig, *, user_lr_mult: float) -> optax.GradientTransformation:
+    """`recipe`; for what `FAST` names at `user_lr_mult` times its rate, and without weight decay.
 
     Adam moves every number by about its learning rate a step, but a user's row only in the few steps that meet them.
     PAL's prototypes and scale are faster than its networks in the published recipe, too.
     """
-    own = dataclasses.replace(recipe, lr=table_speed * recipe.lr, weight_decay=0.0)
+    own = dataclasses.replace(recipe, lr=user_lr_mult * recipe.lr, weight_decay=0.0)
 
     def label(path: tuple[Any, ...], _: Any) -> str:
         return "fast" if any(getattr(key, "key", None) in FAST for key in path) else "rest"

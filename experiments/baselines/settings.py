@@ -27,7 +27,7 @@ class BaselinesConfig:
       blocks: of GPO's transformer.
       soft_tokens: that stand for a user in P-RLHF.
       generic_share: of P-RLHF's training pairs that are read as of nobody in particular.
-      table_speed: learning rate of what a user owns, and of PAL's prototypes and scale, in that of the networks: few
+      user_lr_mult: learning rate of what a user owns, and of PAL's prototypes and scale, in that of the networks: few
         pairs move each user's row.
       batch_size, steps, lr, weight_decay: of the training on frozen features; `steps` is chosen from.
     """
@@ -41,7 +41,7 @@ class BaselinesConfig:
     blocks: int = 2
     soft_tokens: int = 4
     generic_share: float = 0.5
-    table_speed: float = 30.0
+    user_lr_mult: float = 30.0
     batch_size: int = 128
     steps: tuple[int, ...] = (200,)
     lr: float = 1e-3

@@ -14,7 +14,7 @@ from experiments.baselines import shared
 from experiments.runner.workspace import Run, load_scores, method_folder, scored
 from pref_jax.errors import UserError
 
-METHOD = "CoPL (shrunk)"
+METHOD = "CoPL + shrinkage"
 GRID = np.linspace(0, 1, 21)
 
 
@@ -26,8 +26,10 @@ def best_mixture(base: np.ndarray, personal: np.ndarray) -> tuple[float, list[fl
 
 def shrunk(run: Run) -> None:
     """Mixes the margins of both methods, which are run first where that is not done."""
-    if not run.config.reward.hold_out > 0:
-        raise UserError(f"{METHOD} chooses on held-out prompts; set --config.reward.hold_out above 0, such as 0.2")
+    if not run.config.reward.holdout_fraction > 0:
+        raise UserError(
+            f"{METHOD} chooses on held-out prompts; set --config.reward.holdout_fraction above 0, such as 0.2"
+        )
     shared.shared(run)
     copl_experiment.copl(run)
 

@@ -16,9 +16,9 @@ from experiments.benchmarks.tastes import World, accuracy, answered, interval, m
 from lore_jax.online import acquisition, bayes_filter, posterior_sampling
 from lore_jax.online import sliding_window as windows
 
-# "posterior": information by draws from the exact posterior, the others by Laplace's Gaussian.
-Strategy = acquisition.Strategy | Literal["posterior"]
-STRATEGIES: tuple[Strategy, ...] = ("random", "information", "posterior", "d_optimal", "boundary", "thompson")
+# "bald_mc": information by draws from the exact posterior, the others by Laplace's Gaussian.
+Strategy = acquisition.Strategy | Literal["bald_mc"]
+STRATEGIES: tuple[Strategy, ...] = ("random", "bald", "bald_mc", "d_optimal", "boundary", "thompson")
 # What a random questioner reaches with as many answers is what the others are to reach sooner.
 GOAL = 20
 
@@ -37,9 +37,9 @@ def lore_active(
 def questioned(key: jax.Array, world: World, strategy: Strategy, answers: int = GOAL, batch: int = 1) -> jax.Array:
     """Accuracy before any answer and after each round of `batch` answers, every user asked by the strategy: [S + 1].
 
-    "posterior" asks one pair at a time, whatever the batch.
+    "bald_mc" asks one pair at a time, whatever the batch.
     """
-    batch = 1 if strategy == "posterior" else batch
+    batch = 1 if strategy == "bald_mc" else batch
     users, pairs = len(world.truth), len(world.pool)
     every = jnp.arange(users)
 
@@ -50,7 +50,7 @@ def questioned(key: jax.Array, world: World, strategy: Strategy, answers: int = 
     def step(carry, key):
         window, open = carry
         ask, reply = jax.random.split(key)
-        if strategy == "posterior":
+        if strategy == "bald_mc":
             index = posterior_sampling.select_query(window, world.pool, open, ask).index
         else:
             index = acquisition.select_queries(

@@ -43,7 +43,7 @@ def _update(users: int, rank: int, *, rounds: int, each: int, past: int = 50, wi
     logistic, ridge, fading = (
         bayes_filter.UpdateRule(),
         bayes_filter.UpdateRule(likelihood="ridge"),
-        bayes_filter.UpdateRule(retain=0.98),
+        bayes_filter.UpdateRule(forgetting_factor=0.98),
     )
     observe = {
         "logistic": jax.jit(lambda state, z: bayes_filter.update(state, z, None, origin, logistic)),
@@ -133,7 +133,7 @@ def answer_stream(key: jax.Array, world: World, truth: jax.Array, pairs: int) ->
 
 def _changing(trials: int, users: int, rank: int, change: int, after: int, *, turned: bool) -> Result:
     """Populations whose tastes all turn round, or are drawn anew, after `change` answers to random pairs."""
-    logistic, fading = bayes_filter.UpdateRule(), bayes_filter.UpdateRule(retain=0.95)
+    logistic, fading = bayes_filter.UpdateRule(), bayes_filter.UpdateRule(forgetting_factor=0.95)
     curves: dict[str, list[np.ndarray]] = {name: [] for name in ("watched", "forgetting", "refit")}
     steady: dict[str, list[float]] = {"watched": [], "refit": [], "false_alarms": []}
     seconds = {"watched": 0.0, "refit": 0.0}

@@ -19,7 +19,7 @@ _POST, _SUMMARY, _VOTES_A_POST, _WORKERS = 1200, 150, 8, 80
 
 
 def prepare(small: int = 100_000, times: int = 10) -> list[Result]:
-    """The embedded world and votes in TL;DR's schema at two sizes.
+    """The synthetic world and votes in TL;DR's schema at two sizes.
 
     The baseline is the small one's time, scaled; ratio 1 is linear cost.
     """

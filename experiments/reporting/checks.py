@@ -1,4 +1,4 @@
-"""Leakage checks of a run (`pref_jax.data.checks.leakage`), told in every report; `experiments.compare` makes them first."""
+"""Leakage checks of a run (`pref_jax.data.checks.leakage`), told in every report; `experiments.compare` comes first."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from pref_jax.files import read_json, write_json
 
 FILE = "leaks.json"
 # Methods whose rule is to know groups, or other people's answers, and what that is; no other may ask for them.
-MAY_READ = {"group oracle": GROUPS, "oracle (features)": GROUPS, "majority of others": ANSWERS}
+MAY_READ = {"group oracle": GROUPS, "oracle (features)": GROUPS, "leave-one-out majority": ANSWERS}
 # What else opens the door: scores and reports, which no method sees.
 REPORTS = (TABLE, "studies", "report on experts", "a reader of the finished run", "counts of the tables")
 

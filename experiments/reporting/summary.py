@@ -24,12 +24,12 @@ MEANINGS = {
     "CoPL": "user embeddings from the graph of votes choose LoRA experts; unseen users by two-hop neighbours.",
     "CoPL (balancing loss)": "CoPL with a loss for even use of the experts (Switch Transformers).",
     "CoPL (balancing bias)": "CoPL with biases of the gates that move towards even use (loss-free balancing).",
-    "CoPL (shrunk)": "CoPL mixed with the shared reward, by how much decided on prompts neither was trained on.",
+    "CoPL + shrinkage": "CoPL mixed with the shared reward, by how much decided on prompts neither was trained on.",
     "LoRe": "a low-rank basis of rewards on frozen features; an unseen user's weights are solved in closed form.",
     "deep LoRe": "LoRe's basis on an adapted transformer, trained through the solver of the users' weights.",
     "LoRe (published)": "the published recipe on the same features: one Adam over basis and weights, no shrinkage.",
-    "one model a user": "a linear reward for each user alone on the same features, its prior chosen by held-out votes.",
-    "reference head": "the score head that the frozen reward model came with; it learns nothing.",
+    "per-user model": "a linear reward for each user alone on the same features, its prior chosen by held-out votes.",
+    "pretrained head": "the score head that the frozen reward model came with; it learns nothing.",
     "shared (features)": "one linear Bradley-Terry reward on the frozen features that LoRe uses.",
     "oracle (features)": "one linear Bradley-Terry reward a true group on the same features.",
     "VPL": "a variational encoder of a user's answers; a network on the adapted transformer reads its latent.",
@@ -42,8 +42,8 @@ MEANINGS = {
         f"{name} (features)": f"{name} on the frozen features; its choices by held-out votes."
         for name in ("VPL", "I2E", "PAL-A", "PAL-B", "GPO")
     },
-    "formatting alone": "a check, no rival: a regression on lengths, lines, marks and capitals, which reads no word.",
-    "majority of others": "what most other people chose on the very same test pair; ties count half.",
+    "formatting-only": "a check, no rival: a regression on lengths, lines, marks and capitals, which reads no word.",
+    "leave-one-out majority": "what most other people chose on the very same test pair; ties count half.",
 }
 
 
@@ -99,10 +99,10 @@ def _findings(every: list[Answered]) -> list[str]:
         ("CoPL", "group oracle"),
         ("CoPL (balancing loss)", "CoPL"),
         ("CoPL (balancing bias)", "CoPL"),
-        ("CoPL (shrunk)", "shared reward"),
+        ("CoPL + shrinkage", "shared reward"),
         ("LoRe", "shared (features)"),
         ("LoRe", "LoRe (published)"),
-        ("LoRe", "one model a user"),
+        ("LoRe", "per-user model"),
         ("deep LoRe", "LoRe"),
         ("deep LoRe", "shared reward"),
     ):

@@ -42,8 +42,8 @@ def present(config: Config) -> tuple[dict[str, Config], dict[str, str]]:
     for name in config.datasets:
         own = config.datasets[name].copy_and_resolve_references()
         if own.source.get("path", None) == "":
-            mend = f"--config.datasets.{name}.source.path=DIR"
-            absent[str(own.dataset)] = f"no folder was named for its files ({mend})"
+            fix = f"--config.datasets.{name}.source.path=DIR"
+            absent[str(own.dataset)] = f"no folder was named for its files ({fix})"
         else:
             there[name] = own
     if not there:

@@ -31,7 +31,7 @@ def launch(
 ) -> None:
     """Runs an experiment from the command line and ends the process.
 
-    Exit codes: 0 it ran, 2 the user has something to mend (one message, no traceback), 130 interrupted.
+    Exit codes: 0 it ran, 2 the user has something to fix (one message, no traceback), 130 interrupted.
 
     Args:
       run: takes the config, the workdir and, by name, the values of the experiment's own flags.

@@ -1,8 +1,8 @@
 """The one door to groups and to the answers of test pairs: who opens it, and when, is kept with the run.
 
 Methods get the tables of `stages.load_data`, which have neither, so none can learn, tune or choose by them. What needs
-them comes here: scores, once all methods have theirs; the oracles (groups); the majority of others, whose rule is to
-look at other people's votes on the very test pair. SEED/test_reads.jsonl has a line for each time:
+them comes here: scores, once all methods have theirs; the oracles (groups); the leave-one-out majority, whose rule is
+to look at other people's votes on the very test pair. SEED/test_reads.jsonl has a line for each time:
 {"reader", "what", "time" (UTC), "scored": the methods that had scores by then, each with a digest of its margins}.
 
 Axis letters: U users, P test pairs.

@@ -148,7 +148,7 @@ def graph_pairs(run: Run, data: Preferences, split: str = "train") -> Comparison
     tell them to its users' embeddings.
     """
     pairs = data.pairs(split, seen=True)
-    held = _held_out(run, data, pairs, run.config.reward.hold_out)
+    held = _held_out(run, data, pairs, run.config.reward.holdout_fraction)
     return pairs.take(~held)
 
 
@@ -208,8 +208,8 @@ def scored(run: Run, method: str, score: Callable[[], tuple[np.ndarray, dict[str
     margins, facts = score()
     wrong = int((~np.isfinite(margins)).sum())
     if wrong:
-        mend = f"delete {folder} and lower the learning rate, or leave the method out"
-        raise UserError(f"{method}, seed {run.seed}: {wrong} of {len(margins)} margins are not finite; {mend}")
+        fix = f"delete {folder} and lower the learning rate, or leave the method out"
+        raise UserError(f"{method}, seed {run.seed}: {wrong} of {len(margins)} margins are not finite; {fix}")
     seconds = time.perf_counter() - start + sum(facts.get("stage_seconds", {}).values())
 
     def write(part: Path) -> None:

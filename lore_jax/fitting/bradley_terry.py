@@ -63,11 +63,11 @@ class LoReConfig:
     # Gaussian clusters of the weights, tried on the best gaussian and the best simplex basis; 0: none.
     clusters: int = 16
     # A candidate must serve people who gave all their answers and people who gave so few.
-    few: int = 5
+    few_shot_context: int = 5
     # A personal candidate must beat the shared reward by this many standard errors of the validation log-loss.
-    margin: float = 1.0
+    min_gain_se: float = 1.0
     # Whether the shared reward may be chosen; without it, only if there are no personal candidates.
-    fallback: bool = True
+    allow_shared: bool = True
     # After the choice, fit once more on training and validation votes together.
     refit: bool = True
     steps: int = 120

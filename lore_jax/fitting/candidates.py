@@ -1,4 +1,5 @@
-"""The personal candidates of `lore_jax.fitting.model_selection.regularised`: populations fitted from one start, on votes that count.
+"""The personal candidates of `lore_jax.fitting.model_selection.regularised`: populations fitted from one start, on
+votes that count.
 
 Axis letters: U users, n votes a user (padded), N responses, D features, K basis.
 

@@ -1,4 +1,5 @@
-"""Where the votes of a joint fit stand, and the two products with their features that `lore_jax.fitting.variable_projection` takes.
+"""Where the votes of a joint fit stand, and the two products with their features that
+`lore_jax.fitting.variable_projection` takes.
 
 Axis letters: U users, n votes a user (padded), P votes (flat), N responses, D features, K basis.
 """

@@ -3,7 +3,8 @@
 Axis letters: U users, M unseen users, n votes a user (padded), N responses, D features, K basis, P pairs, G groups.
 
 - `regularised`, the default: learns a population of tastes around the shared reward (`lore_jax.fitting.priors`,
-  `lore_jax.fitting.gaussian_mixture`) and lets validation votes decide its form, rank and shrinkage, "no personalisation" among them.
+  `lore_jax.fitting.gaussian_mixture`) and lets validation votes decide its form, rank and shrinkage, "no
+  personalisation" among them.
 - `reference`: the published recipe, one Adam over W and V (arXiv 2504.14439, section 4; DESIGN 4.4); `fast`: the same
   loss by variable projection; `reference_anchored`: the published regularised recipe.
 - `shared`: one Bradley-Terry direction (K = 1); `per_group`: one a group, the oracle on the same features.
@@ -63,13 +64,13 @@ class _Leaderboard:
         told = scores(loss, logits, self._held)
         self.rows.append({**what, **told, "gain": float(gains.sum()), "gain_error": error})
 
-    def lowest(self, kinds: Iterable[str], among: Iterable[int]) -> list[int]:
+    def best_per_kind(self, kinds: Iterable[str], among: Iterable[int]) -> list[int]:
         """The candidate of the lowest log-loss of each kind, where there is one."""
         rising = sorted(among, key=lambda index: self.rows[index]["log_loss"])
         firsts = {self.rows[index]["kind"]: index for index in reversed(rising)}
         return [firsts[kind] for kind in kinds if kind in firsts]
 
-    def few(self, start: Initialization, some: Array, index: int) -> None:
+    def score_few_shot(self, start: Initialization, some: Array, index: int) -> None:
         """Notes the log-loss for users known by `some` of their votes [U n]."""
         if index == self.best:
             loss = self.rows[index]["log_loss"]
@@ -87,7 +88,7 @@ def _try_all(start: Initialization, tried: _Leaderboard, config: LoReConfig) -> 
     """Every personal candidate, then clusters on the best gaussian and the best simplex basis."""
     for (kind, rank, variance), outcome in search(start, config).items():
         tried.add(outcome, kind=kind, rank=rank, variance=variance)
-    for index in tried.lowest(("gaussian", "simplex"), tried.fits) if config.clusters else ():
+    for index in tried.best_per_kind(("gaussian", "simplex"), tried.fits) if config.clusters else ():
         own = tried.rows[index]
         what = {"kind": "clusters", "basis": own["kind"], "rank": own["rank"], "variance": own["variance"]}
         tried.add(clustered(start, tried.fits[index], config), **what)
@@ -95,13 +96,13 @@ def _try_all(start: Initialization, tried: _Leaderboard, config: LoReConfig) -> 
 
 def _choose(start: Initialization, tried: _Leaderboard, config: LoReConfig) -> int:
     """The candidate to take, for people of all their answers and of few alike."""
-    able = [i for i in tried.fits if tried.rows[i]["gain"] > config.margin * tried.rows[i]["gain_error"]]
-    last = tried.lowest(PERSONAL, able if config.fallback else tried.fits)
-    if config.fallback or not last:
+    able = [i for i in tried.fits if tried.rows[i]["gain"] > config.min_gain_se * tried.rows[i]["gain_error"]]
+    last = tried.best_per_kind(PERSONAL, able if config.allow_shared else tried.fits)
+    if config.allow_shared or not last:
         last.append(tried.best)
-    some = jnp.asarray(_some(np.asarray(start.mask), config.few, config.seed))
+    some = jnp.asarray(_some(np.asarray(start.mask), config.few_shot_context, config.seed))
     for index in last:
-        tried.few(start, some, index)
+        tried.score_few_shot(start, some, index)
     return min(last, key=lambda index: tried.rows[index]["log_loss"] + tried.rows[index]["few_log_loss"])
 
 

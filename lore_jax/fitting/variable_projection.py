@@ -63,7 +63,7 @@ class _State(NamedTuple):
     gradient: Array
     memory: optax.OptState
     step: Array
-    calm: Array
+    stalled: Array
     history: Array
 
 
@@ -179,15 +179,15 @@ def _program(features, votes: Layout, key, goal, tolerance, *, rank: int, steps:
         change = -data.responses(toward)
         length, there = _search(now.z, change, votes.share, now.here, slope, ridge)
         gain = now.here.value - there.value
-        calm = jnp.where(gain <= tolerance * there.value, now.calm + 1, 0)
+        stalled = jnp.where(gain <= tolerance * there.value, now.stalled + 1, 0)
         # Without a step the next direction would be the same.
-        calm = jnp.where(length > 0, calm, STALLED)
+        stalled = jnp.where(length > 0, stalled, STALLED)
         matrix, z = now.matrix - length * toward, now.z + length * change
         history = now.history.at[now.step].set(there.loss)
-        return _State(matrix, z, there, gradient(there), memory, now.step + 1, calm, history)
+        return _State(matrix, z, there, gradient(there), memory, now.step + 1, stalled, history)
 
     def going(now: _State) -> Array:
-        return (now.step < steps) & (now.calm < STALLED) & (now.here.loss > goal)
+        return (now.step < steps) & (now.stalled < STALLED) & (now.here.loss > goal)
 
     here = solve_weights(z, votes.share, jnp.zeros((rank - 1, z.shape[2])), ridge)
     history = jnp.full((steps,), here.loss)

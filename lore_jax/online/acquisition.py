@@ -4,7 +4,7 @@ Axis letters: U users, n pairs of a pool, K basis, B pairs asked at once.
 
 With a user's belief w ~ N(weights, covariance), a pair z of the pool has margin m = z.w and spread s = zᵀ covariance z:
 
-- "information": what the answer tells of w, the mutual information H(E p) - E H(p), p = sigmoid(z.w) (BALD; Houlsby et
+- "bald": what the answer tells of w, the mutual information H(E p) - E H(p), p = sigmoid(z.w) (BALD; Houlsby et
   al. 2011). At most log 2, as an answer is: a pair whose outcome is wide open is not thought to tell more.
 - "d_optimal": half the gain in log det of the precision, 1/2 log(1 + c s), c = the expected curvature E p (1 - p).
 - "boundary": how much the answer lowers the variance of the margins of the pool's other pairs, those counted most whose
@@ -29,7 +29,7 @@ from lore_jax.online.bayes_filter import GaussianPosterior, shrink
 from lore_jax.weights.precision import full_matmul_precision
 from pref_jax.errors import UserError
 
-Strategy = Literal["information", "d_optimal", "boundary", "thompson", "random"]
+Strategy = Literal["bald", "d_optimal", "boundary", "thompson", "random"]
 # sigmoid(x) is the sum of SHARE Phi(x / sqrt(VARIANCE)) to 5e-5, and the entropy of a coin with logit x the sum of
 # HEIGHT exp(-x² / (2 VARIANCE)) to 2e-4 (nats): with both, expectations over Gaussian margins are closed forms.
 # Fitted for the least largest error; after Monahan & Stefanski 1992.
@@ -113,7 +113,7 @@ def _random(case: _Case) -> Array:
 
 
 _SCORES: dict[str, Callable[[_Case], Array]] = {
-    "information": _informative,
+    "bald": _informative,
     "d_optimal": _d_optimal,
     "boundary": _boundary,
     "thompson": _thompson,
@@ -159,7 +159,7 @@ def select_queries(
     open: Bool[Array, "U n"],
     key: Array,
     *,
-    strategy: Strategy = "information",
+    strategy: Strategy = "bald",
     count: int = 1,
 ) -> Choice:
     """The next `count` pairs for each user, best first.

@@ -10,11 +10,12 @@ those of the rejected one. A log-likelihood that is quadratic in the margin z.w 
 - `observe` with "logistic": the exact mode of the present Gaussian times the new likelihood, then Laplace's
   approximation there. Exact for the first answer; later ones inherit the approximation (assumed-density filtering).
 
-`lore_jax.online.sliding_window` keeps the last answers and is exact for "logistic" too; `lore_jax.online.change_detection` finds sudden changes.
+`lore_jax.online.sliding_window` keeps the last answers and is exact for "logistic" too;
+`lore_jax.online.change_detection` finds sudden changes.
 
-Forgetting: with `retain` < 1 the taste is an autoregressive process whose stationary law is the prior,
-w' - mean = retain (w - mean) + noise. What was learned fades towards the prior, and never beyond it. Under "ridge" this
-is the exact posterior of that process.
+Forgetting: with `forgetting_factor` < 1 the taste is an autoregressive process whose stationary law is the prior,
+w' - mean = forgetting_factor (w - mean) + noise. What was learned fades towards the prior, and never beyond it. Under
+"ridge" this is the exact posterior of that process.
 
 All functions are pure and meant to be jitted by the caller, the old state donated: one program updates one user as well
 as a million. `in_order` takes events as they arrive, several of one user among them.
@@ -51,18 +52,20 @@ class UpdateRule:
     """How an answer counts; hashable, so that it can be a static argument.
 
     likelihood: "logistic" (Bradley-Terry) or "ridge" (squared distance of the margin from 1, unit noise).
-    retain: share of the deviation from the prior's mean that is left one answer later; 1 forgets nothing.
+    forgetting_factor: share of the deviation from the prior's mean that is left one answer later; 1 forgets nothing.
     """
 
     likelihood: Literal["ridge", "logistic"] = "logistic"
-    retain: float = 1.0
+    forgetting_factor: float = 1.0
 
     def __post_init__(self) -> None:
         """Raises UserError for values that mean nothing."""
         if self.likelihood not in ("ridge", "logistic"):
             raise UserError(f"likelihood: {self.likelihood!r}; give 'ridge' or 'logistic'")
-        if not 0 < self.retain <= 1:
-            raise UserError(f"retain: {self.retain}; give a number in (0, 1], where 1 forgets nothing")
+        if not 0 < self.forgetting_factor <= 1:
+            raise UserError(
+                f"forgetting_factor: {self.forgetting_factor}; give a number in (0, 1], where 1 forgets nothing"
+            )
 
 
 class View(NamedTuple):
@@ -127,14 +130,14 @@ def _slack(matrix: Array) -> float:
     return 8 * matrix.shape[-1] * float(jnp.finfo(matrix.dtype).eps)
 
 
-def forget(belief: GaussianPosterior, origin: GaussianPosterior, retain: float) -> GaussianPosterior:
+def forget(belief: GaussianPosterior, origin: GaussianPosterior, forgetting_factor: float) -> GaussianPosterior:
     """One answer's worth of forgetting towards `origin` (`start(prior, 1)`): the process in the module's docstring."""
-    if retain == 1:
+    if forgetting_factor == 1:
         return belief
     known, fresh = covariance(belief), covariance(origin)
     # Less what the factor adds: it must not add up, answer by answer, to more than the prior.
-    blend = retain**2 * (1 - _slack(known)) * known + (1 - retain**2) * fresh
-    weights = origin.weights + retain * (belief.weights - origin.weights)
+    blend = forgetting_factor**2 * (1 - _slack(known)) * known + (1 - forgetting_factor**2) * fresh
+    weights = origin.weights + forgetting_factor * (belief.weights - origin.weights)
     return belief._replace(weights=weights, factor=relaxed_cholesky(blend))
 
 
@@ -219,7 +222,7 @@ def update(
     """
     usable = jnp.isfinite(z).all(-1) if mask is None else mask & jnp.isfinite(z).all(-1)
     z = jnp.where(usable[:, None], z, 0).astype(belief.weights.dtype)
-    faded = forget(belief, origin, rule.retain)
+    faded = forget(belief, origin, rule.forgetting_factor)
     fresh = _ridge_step(faded, z) if rule.likelihood == "ridge" else logistic_step(faded, z)
     return select(usable & jnp.isfinite(view(faded, z).spread), fresh, belief)
 

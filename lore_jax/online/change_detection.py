@@ -2,8 +2,8 @@
 
 Axis letters: U users, K basis.
 
-Beside the belief from all answers stand two rivals: somebody who began `anew`, with the prior, and somebody who
-`turned` round, with the opposite of the belief. Each rival starts where its `evidence` was last zero, and learns from
+Beside the belief from all answers stand two rivals: somebody who began `reset`, with the prior, and somebody who
+`flipped` round, with the opposite of the belief. Each rival starts where its `evidence` was last zero, and learns from
 then on. `evidence` is the logarithm of how much better the rival has predicted the answers since; it restarts at zero,
 and the rival with it, when it falls below. Where one passes the threshold, that rival becomes the belief: the answers
 before the change count no more (or for the contrary), those after it count as they should.
@@ -36,8 +36,8 @@ class Tracker(NamedTuple):
     """Users under watch: belief, rivals, alarms [U] so far."""
 
     belief: GaussianPosterior
-    anew: Alternative
-    turned: Alternative
+    reset: Alternative
+    flipped: Alternative
     alarms: Array
 
 
@@ -68,23 +68,23 @@ def track(
     threshold: alarm when the answers since the presumed change are exp(threshold) times as likely under a rival.
     """
     # A rival may know less than the belief: an answer too large for one of them is refused by all.
-    everybody = (tracker.belief, tracker.anew.belief, tracker.turned.belief)
-    belief, anew, turned = (update(old, z, mask, origin, rule) for old in everybody)
+    everybody = (tracker.belief, tracker.reset.belief, tracker.flipped.belief)
+    belief, reset, flipped = (update(old, z, mask, origin, rule) for old in everybody)
     taken = jnp.ones(len(z), bool)
-    for old, new in zip(everybody, (belief, anew, turned), strict=True):
+    for old, new in zip(everybody, (belief, reset, flipped), strict=True):
         taken &= new.answers > old.answers
     known = jax.nn.log_sigmoid(predict(tracker.belief, z, rule))
 
     def weigh(rival: Alternative) -> Array:
         return rival.evidence + jax.nn.log_sigmoid(predict(rival.belief, z, rule)) - known
 
-    first, second = weigh(tracker.anew), weigh(tracker.turned)
+    first, second = weigh(tracker.reset), weigh(tracker.flipped)
     alarm = jnp.maximum(first, second) > threshold
-    belief = select(alarm, select(first >= second, anew, turned), belief)
+    belief = select(alarm, select(first >= second, reset, flipped), belief)
 
     def carry_on(learned: GaussianPosterior, evidence: Array, seed: GaussianPosterior) -> Alternative:
         over = alarm | (evidence <= 0)
         return Alternative(select(over, seed, learned), jnp.where(over, 0, evidence))
 
-    rivals = carry_on(anew, first, origin), carry_on(turned, second, opposite(belief))
+    rivals = carry_on(reset, first, origin), carry_on(flipped, second, opposite(belief))
     return select(taken, Tracker(belief, *rivals, tracker.alarms + alarm), tracker)

@@ -5,7 +5,8 @@ Axis letters: U users, K basis, M answers kept, S draws, n pairs of a pool, F fi
 A strong answer cuts off half of what was possible, and the rest is no Gaussian. Draws of Student's t about the mode,
 with Laplace's covariance and longer tails than a posterior has here, each weighed by posterior over proposal
 (importance sampling; Geweke 1989), have the true moments as S grows. `ask` then finds the pair of the largest mutual
-information between its answer and the weights, H(E p) - E H(p) as in `lore_jax.online.acquisition`, where expectations are over
+information between its answer and the weights, H(E p) - E H(p) as in `lore_jax.online.acquisition`, where
+expectations are over
 the draws. Only the pairs that `asking.information` ranks first are weighed so: among all, the noise of a few hundred
 draws would choose.
 """
@@ -31,10 +32,10 @@ BLOCK = 256
 
 
 class Draws(NamedTuple):
-    """weights [U S K], share [U S]: each draw's part of the posterior, sums to 1."""
+    """weights [U S K], importance_weights [U S]: each draw's part of the posterior, sums to 1."""
 
     weights: Array
-    share: Array
+    importance_weights: Array
 
 
 @full_matmul_precision
@@ -124,7 +125,7 @@ def select_query(
         first = jnp.where(open, information(own @ window.belief.weights, spread), -1)
         _, final = lax.top_k(first, min(finalists, len(own)))
         drawn = _sample_one(window.belief, window.base, window.z, key, count)
-        score = jnp.where(open[final], sampled_information(drawn.weights, drawn.share, own[final]), -1)
+        score = jnp.where(open[final], sampled_information(drawn.weights, drawn.importance_weights, own[final]), -1)
         best = jnp.argmax(score)
         found = open[final[best]]
         index = jnp.where(found, final[best], -1).astype(jnp.int32)

@@ -2,7 +2,8 @@
 
 Axis letters: U users, K basis, M answers kept.
 
-`lore_jax.online.bayes_filter` sees an answer once, at the weights of that moment. Here the last M answers stay and are solved anew
+`lore_jax.online.bayes_filter` sees an answer once, at the weights of that moment. Here the last M answers stay and
+are solved anew
 with each, to the exact MAP; one that leaves becomes the Gaussian that touches its likelihood at the present weights.
 Up to M answers this equals `solve.logistic` on all of them; with M = 1 it equals `online.observe`. It costs M * K
 numbers of memory and one Newton solve of M pairs a user and answer.

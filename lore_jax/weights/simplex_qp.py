@@ -103,7 +103,8 @@ def quadratic_simplex(
     """Minimum over the simplex of  gradient.(w - at) + 1/2 (w - at)ᵀ matrix (w - at), for positive definite matrices.
 
     An interior-point method finds the support, then the minimum over that support is solved directly and kept if it is
-    feasible and no worse: exact to the float's precision. Not differentiable as written: `lore_jax.weights.solve` wraps it.
+    feasible and no worse: exact to the float's precision. Not differentiable as written: `lore_jax.weights.solve`
+    wraps it.
     """
     scale = jnp.maximum(
         jnp.diagonal(matrix, axis1=-2, axis2=-1).max(-1), jnp.abs(gradient).max(-1) / at.shape[-1]

@@ -92,7 +92,7 @@ class Preferences:
 def build(users: pa.Table, responses: pa.Table, comparisons: pa.Table, meta: dict[str, Any]) -> Preferences:
     """Makes checked preferences from tables.
 
-    Harmless differences of type are mended (other integer widths, large or dictionary-coded strings); further columns
+    Harmless differences of type are fixed (other integer widths, large or dictionary-coded strings); further columns
     are kept. The schemas stand in `pref_jax.data.schema`.
 
     Args:

@@ -48,7 +48,7 @@ def check_tables(users: pa.Table, responses: pa.Table, comparisons: pa.Table, *,
       where: name of the data set for the message.
 
     Raises:
-      UserError: one message with every kind of fault found, the first rows of each, and the mend.
+      UserError: one message with every kind of fault found, the first rows of each, and the fix.
     """
     faults = Faults(show=40)
     tables = {"users": users, "responses": responses, "comparisons": comparisons}
@@ -113,10 +113,10 @@ def _rows(mask: Bool[np.ndarray, "n"], names: pa.ChunkedArray | None = None) -> 
     return f"row{'s' if len(rows) > 1 else ''} {', '.join(shown)}{more}"
 
 
-def _note(faults: Faults, table: str, mask: pa.ChunkedArray | np.ndarray, what: str, mend: str, names=None) -> None:
+def _note(faults: Faults, table: str, mask: pa.ChunkedArray | np.ndarray, what: str, fix: str, names=None) -> None:
     mask = mask if isinstance(mask, np.ndarray) else pc.fill_null(mask, False).to_numpy()
     if mask.any():
-        faults.add(f"{table} {_rows(mask, names)}", what, mend)
+        faults.add(f"{table} {_rows(mask, names)}", what, fix)
 
 
 def _check_columns(faults: Faults, name: str, table: pa.Table) -> bool:
@@ -174,13 +174,13 @@ def _check_responses(faults: Faults, responses: pa.Table) -> Int[np.ndarray, "N"
     flat = pc.list_flatten(prompt)
     parents = pc.list_parent_indices(prompt).to_numpy()
     role, content = pc.struct_field(flat, "role"), pc.struct_field(flat, "content")
-    for bad, what, mend in (
+    for bad, what, fix in (
         (pc.invert(pc.is_in(role, value_set=pa.array(ROLES))), "prompt has an unknown role", f"use {', '.join(ROLES)}"),
         (pc.is_null(content), "prompt has a message without content", "fill the content in"),
     ):
         mask = np.zeros(responses.num_rows, bool)
         mask[parents[pc.fill_null(bad, False).to_numpy()]] = True
-        _note(faults, "responses", mask, what, mend)
+        _note(faults, "responses", mask, what, fix)
     ids = prompt_ids(prompt)
     same = _repeats(_join(ids, _codes(responses["text"])))
     _note(faults, "responses", same, "same text under the same prompt as an earlier row", "merge them into one row")
@@ -197,16 +197,16 @@ def _check_comparisons(
     for name, limit in limits.items():
         outside = ~inside[name] & pc.is_valid(comparisons[name]).to_numpy()
         table = "users" if name == "user" else "responses"
-        mend = f"use row numbers of {table}, 0 to {limit - 1}"
-        _note(faults, "comparisons", outside, f"column {name!r} out of range", mend)
+        fix = f"use row numbers of {table}, 0 to {limit - 1}"
+        _note(faults, "comparisons", outside, f"column {name!r} out of range", fix)
     chosen, rejected = index["chosen"], index["rejected"]
     ok = inside["chosen"] & inside["rejected"]
     _note(faults, "comparisons", ok & (chosen == rejected), "chosen equals rejected", "drop these rows: they are ties")
     if prompts is not None:
         apart = np.zeros(len(ok), bool)
         apart[ok] = prompts[chosen[ok]] != prompts[rejected[ok]]
-        mend = "compare answers to one prompt only"
-        _note(faults, "comparisons", apart, "chosen and rejected answer different prompts", mend)
+        fix = "compare answers to one prompt only"
+        _note(faults, "comparisons", apart, "chosen and rejected answer different prompts", fix)
     split = comparisons["split"]
     unknown = pc.invert(pc.is_in(split, value_set=pa.array([*SPLITS, None], pa.string())))
     _note(faults, "comparisons", unknown, "unknown split", f"use one of {', '.join(SPLITS)}", split)
@@ -223,9 +223,9 @@ def _check_presence(
     """Notes empty splits and users without training pairs (unseen users need theirs as context)."""
     for word in ("train", "test"):
         if not in_splits(split, (word,)).any():
-            mend = "mark some rows, or use a source's rule that assigns splits"
-            faults.add("comparisons", f"no pair has split {word!r}", mend)
+            fix = "mark some rows, or use a source's rule that assigns splits"
+            faults.add("comparisons", f"no pair has split {word!r}", fix)
     idle = np.bincount(user[inside & in_splits(split, ("train",))], minlength=users.num_rows) == 0
     names = users["user_id"] if "user_id" in users.column_names else None
-    mend = "give each user a pair with split 'train', or drop the user"
-    _note(faults, "users", idle, "no training pair", mend, names)
+    fix = "give each user a pair with split 'train', or drop the user"
+    _note(faults, "users", idle, "no training pair", fix, names)

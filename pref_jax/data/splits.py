@@ -106,20 +106,20 @@ def answers_a_user(
     return counts, seen & (counts >= pairs)
 
 
-def draw_pairs(counts: Int[np.ndarray, "U"], pool: int, rng: np.random.Generator, *, mend: str) -> Drawn:
+def draw_pairs(counts: Int[np.ndarray, "U"], pool: int, rng: np.random.Generator, *, fix: str) -> Drawn:
     """Draws counts[u] distinct ones of `pool` pairs for each user.
 
     Args:
       counts: pairs of each user.
       pool: number of pairs.
       rng: of all draws.
-      mend: what to do where the pool is too small.
+      fix: what to do where the pool is too small.
 
     Raises:
       UserError: if a user is to answer more pairs than there are.
     """
     if counts.max(initial=0) > pool:
-        raise UserError(f"{mend}: a user is to answer {counts.max()} of a pool of {pool} pairs")
+        raise UserError(f"{fix}: a user is to answer {counts.max()} of a pool of {pool} pairs")
     user = np.repeat(np.arange(len(counts)), counts)
     pick = rng.integers(pool, size=len(user))
     start = starts(counts)

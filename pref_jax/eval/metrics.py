@@ -264,5 +264,5 @@ def _checked(
 def _add_not_finite(faults: Faults, name: str, array: np.ndarray) -> None:
     for what, count in (("NaN", int(np.isnan(array).sum())), ("infinite", int(np.isinf(array).sum()))):
         if count:
-            mend = "look for a diverged run or an overflow in half precision (lower the learning rate, use float32)"
-            faults.add(name, f"{count} of {len(array)} are {what}", mend)
+            fix = "look for a diverged run or an overflow in half precision (lower the learning rate, use float32)"
+            faults.add(name, f"{count} of {len(array)} are {what}", fix)

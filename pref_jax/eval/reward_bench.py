@@ -192,8 +192,8 @@ def _check_columns(reward: np.ndarray, responses: Responses) -> None:
         faults.add("rewards", "none", "give the rewards of at least one prompt's responses by at least one scorer")
     bad = int((~np.isfinite(reward)).any(axis=1).sum())
     if bad:
-        mend = "look for a diverged run or an overflow in half precision (lower the learning rate, use float32)"
-        faults.add("rewards", f"of {bad} of {len(reward)} responses are NaN or infinite", mend)
+        fix = "look for a diverged run or an overflow in half precision (lower the learning rate, use float32)"
+        faults.add("rewards", f"of {bad} of {len(reward)} responses are NaN or infinite", fix)
     faults.raise_if_any("cannot score these responses")
 
 
@@ -201,14 +201,14 @@ def _check_prompts(prompts: _Prompts, correct: np.ndarray, wrong: np.ndarray) ->
     faults = Faults()
     in_ties = prompts.subset == TIES
     single = ~in_ties | prompts.reference
-    for where, what, mend in (
+    for where, what, fix in (
         ((correct == 0) | (wrong == 0), "lacks a correct or a wrong answer", "give all of a prompt's responses"),
         ((correct > 1) & single, "has several correct answers", "only tied prompts of Ties may; number prompts apart"),
         (prompts.reference & ~in_ties, "is a reference prompt", "only Ties has those"),
     ):
         for q in np.flatnonzero(where):
             kind = f"{'reference' if prompts.reference[q] else 'tied'} " if in_ties[q] else ""
-            faults.add(f"{prompts.subset[q]}, {kind}prompt {prompts.number[q]}", what, mend)
+            faults.add(f"{prompts.subset[q]}, {kind}prompt {prompts.number[q]}", what, fix)
     tied, reference = (prompts.number[in_ties & (prompts.reference == kind)] for kind in (False, True))
     if in_ties.any() and not np.intersect1d(tied, reference).size:
         what = f"no question has both prompts ({len(tied)} tied, {len(reference)} reference)"

@@ -219,9 +219,7 @@ def _check(key: str, found: _Tensor | None, shape: tuple[int, ...], faults: Faul
         if not optional:
             faults.add(key, "missing", "use a checkpoint that fits config.json")
     elif found.shape != shape:
-        faults.add(
-            found.key, f"shape {found.shape}, where config.json means {shape}", "mend config.json or the weights"
-        )
+        faults.add(found.key, f"shape {found.shape}, where config.json means {shape}", "fix config.json or the weights")
     elif found.dtype not in ("F64", "F32", "F16", "BF16"):
         faults.add(found.key, f"holds {found.dtype}, no plain floats", "use an unquantised checkpoint")
 

@@ -89,11 +89,11 @@ def check(tensors: Mapping[str, np.ndarray], wanted: Kinds, *, where: str) -> No
     for path in sorted(wanted.keys() - tensors.keys()):
         faults.add(path, "missing", FIX)
     for path in sorted(tensors.keys() - wanted.keys()):
-        faults.add(path, "the config knows no such tensor", "mend the config, or write the folder anew")
+        faults.add(path, "the config knows no such tensor", "fix the config, or write the folder anew")
     for path in sorted(wanted.keys() & tensors.keys()):
         found = tensors[path].shape, tensors[path].dtype
         if found != wanted[path]:
-            faults.add(path, f"is {_kind(*found)}, where {_kind(*wanted[path])} is meant", "mend the config or it")
+            faults.add(path, f"is {_kind(*found)}, where {_kind(*wanted[path])} is meant", "fix the config or it")
     faults.raise_if_any(where)
 
 

@@ -158,7 +158,7 @@ def restore_params(folder: str | Path, like: Any = None, *, best: bool = False) 
     """
     folder = Path(folder).resolve()
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; run the stage that trains these parameters, or mend the path")
+        raise UserError(f"{folder}: no such folder; run the stage that trains these parameters, or fix the path")
     with _orbax(folder, "open"):
         series = ocp.training.Checkpointer(folder, context=_context())
     with contextlib.closing(series):
@@ -193,7 +193,7 @@ def load_tree(folder: str | Path, like: Any = None) -> Any:
     """
     folder = Path(folder).resolve()
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; run the stage that writes it, or mend the path")
+        raise UserError(f"{folder}: no such folder; run the stage that writes it, or fix the path")
     return _load(folder, "tree", like)
 
 
@@ -271,17 +271,17 @@ def _check_fit(folder: Path, stored: Any, like: Any) -> None:
     """Compares names, shapes and dtypes before anything is read: Orbax would cast a dtype silently."""
     if not isinstance(stored, dict):
         raise _damaged(folder, "a part of it is missing")
-    mend = "use the settings it was written with, or another folder"
+    fix = "use the settings it was written with, or another folder"
     faults, wanted = Faults(show=5), _abstract(like)
     for name in sorted(stored.keys() | wanted.keys()):
         if name not in stored:
-            faults.add(name, "not in the checkpoint", mend)
+            faults.add(name, "not in the checkpoint", fix)
         elif name not in wanted:
-            faults.add(name, "in the checkpoint, but unknown to this model or optimizer", mend)
+            faults.add(name, "in the checkpoint, but unknown to this model or optimizer", fix)
         else:
             there, here = (f"{x.dtype}{list(x.shape)}" for x in (stored[name], wanted[name]))
             if there != here:
-                faults.add(name, f"{there} in the checkpoint, {here} wanted", mend)
+                faults.add(name, f"{there} in the checkpoint, {here} wanted", fix)
     faults.raise_if_any(f"{folder}: this checkpoint does not fit")
 
 
@@ -298,7 +298,7 @@ def _context() -> Any:
 
 @contextlib.contextmanager
 def _orbax(folder: Path, verb: str) -> Iterator[None]:
-    """Silences Orbax's chatter for the block and turns its many kinds of exception into one that names the mend."""
+    """Silences Orbax's chatter for the block and turns its many kinds of exception into one that names the fix."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -309,7 +309,7 @@ def _orbax(folder: Path, verb: str) -> Iterator[None]:
     except OSError as error:
         if verb != "read":
             raise UserError(
-                f"{folder}: cannot {verb} checkpoints here ({error}); mend the path or free space"
+                f"{folder}: cannot {verb} checkpoints here ({error}); fix the path or free space"
             ) from error
         raise _damaged(folder, _first_line(error)) from error
     except Exception as error:  # Orbax and TensorStore raise ValueError, KeyError, TypeError, RuntimeError and more

@@ -71,7 +71,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     asked = f"mesh data={data} fsdp={fsdp} tensor={tensor}"
     rest = [name for name, size in sizes.items() if size == -1]
     if len(rest) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise UserError(f"{asked}: sizes are whole numbers from 1, one of them may be -1 (the rest); mend the sizes")
+        raise UserError(f"{asked}: sizes are whole numbers from 1, one of them may be -1 (the rest); fix the sizes")
     known = math.prod(size for size in sizes.values() if size != -1)
     if rest:
         sizes[rest[0]] = max(1, len(devices) // known)

@@ -27,10 +27,10 @@ def random_pairs(rng, users, count, num_responses) -> Comparisons:
     return as_pairs(rng.choice(users, count), chosen, rejected)
 
 
-def reference(users, responses, seen, known, context, unseen, temperature):
+def reference(users, responses, seen, train_pairs, context, unseen, temperature):
     """DESIGN 4.3 user by user."""
     chose = np.zeros((len(users), len(responses)), bool)
-    chose[known.user, known.chosen] = True
+    chose[train_pairs.user, train_pairs.chosen] = True
     embeddings, widened, sizes = [], [], []
     for who in unseen:
         own = context.user == who
@@ -56,7 +56,7 @@ def example(seed, *, num_users=90, num_responses=60, count=160) -> dict[str, Any
         "users": users,
         "responses": rng.standard_normal((num_responses, 6)),
         "seen": seen,
-        "known": random_pairs(rng, num_users - 5, count, num_responses),
+        "train_pairs": random_pairs(rng, num_users - 5, count, num_responses),
         "context": random_pairs(rng, np.arange(num_users - 20, num_users - 2), 60, num_responses),
         "unseen": unseen,
     }
@@ -71,7 +71,7 @@ def test_is_the_dense_formula(seed, chunk, monkeypatch):
         got = adapt(**inputs, temperature=0.2)
     embeddings, widened, sizes = reference(**inputs, temperature=0.2)
     np.testing.assert_allclose(got.embeddings, embeddings, rtol=1e-9, atol=1e-12)
-    np.testing.assert_array_equal(got.widened, widened)
+    np.testing.assert_array_equal(got.used_all_users, widened)
     np.testing.assert_array_equal(got.num_neighbours, sizes)
 
 
@@ -90,7 +90,7 @@ def test_seen_users_are_refreshed_and_answers_may_come_later():
             embeddings, widened, sizes = reference(**asked, temperature=0.2)
             np.testing.assert_allclose(got.embeddings, embeddings, rtol=1e-9, atol=1e-12)
             np.testing.assert_array_equal(got.num_neighbours, sizes)
-            np.testing.assert_array_equal(got.widened, widened)
+            np.testing.assert_array_equal(got.used_all_users, widened)
     # Contradictory answers cancel out: nobody explains one half of them better without losing on the other.
     back = Comparisons(first.user, first.rejected, first.chosen, first.controversial, first.row)
     both = concatenate([first, back])
@@ -104,7 +104,7 @@ def test_refreshed_users_are_the_formula_on_their_own_answers(seed):
     who = np.flatnonzero(inputs["seen"])
     with jax.enable_x64(True):
         fresh = adapting.reembed_seen_users(**inputs)
-    expected, *_ = reference(**inputs, context=inputs["known"], unseen=who, temperature=0.07)
+    expected, *_ = reference(**inputs, context=inputs["train_pairs"], unseen=who, temperature=0.07)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(fresh[who], expected, rtol=1e-9, atol=1e-12)
     np.testing.assert_array_equal(fresh[~inputs["seen"]], inputs["users"][~inputs["seen"]])
@@ -120,8 +120,10 @@ def test_refreshing_brings_strays_back_to_their_like():
     draws = random_pairs(rng, np.arange(200), 1600, 80)
     first, second = np.minimum(draws.chosen, draws.rejected), np.maximum(draws.chosen, draws.rejected)
     wins = np.sum(centres[camp[draws.user]] * (responses[first] - responses[second]), axis=1) > 0
-    known = as_pairs(draws.user, np.where(wins, first, second), np.where(wins, second, first))
-    fresh = adapting.reembed_seen_users(users=users, responses=responses, seen=np.ones(200, bool), known=known)
+    train_pairs = as_pairs(draws.user, np.where(wins, first, second), np.where(wins, second, first))
+    fresh = adapting.reembed_seen_users(
+        users=users, responses=responses, seen=np.ones(200, bool), train_pairs=train_pairs
+    )
     assert (np.argmax(users @ centres.T, axis=1) == camp).mean() < 0.95
     assert (np.argmax(fresh @ centres.T, axis=1) == camp).mean() > 0.98
 
@@ -133,7 +135,7 @@ def test_corner_cases():
         "users": np.eye(8, 3) + rng.standard_normal((8, 3)) * 0.1,
         "responses": rng.standard_normal((6, 3)),
         "seen": np.arange(8) < 4,
-        "known": as_pairs([0, 1, 1, 5], [0, 0, 1, 3], [1, 2, 2, 2]),
+        "train_pairs": as_pairs([0, 1, 1, 5], [0, 0, 1, 3], [1, 2, 2, 2]),
         "context": as_pairs([4, 4, 5, 7, 7], [0, 0, 5, 3, 3], [2, 2, 0, 1, 1]),
         "unseen": np.array([4, 5, 6, 7]),
     }
@@ -142,8 +144,8 @@ def test_corner_cases():
     embeddings, widened, _ = reference(**inputs, temperature=0.07)
     np.testing.assert_allclose(got.embeddings, embeddings, rtol=1e-9, atol=1e-12)
     np.testing.assert_array_equal(got.num_neighbours, [2, 0, 0, 0])
-    np.testing.assert_array_equal(got.widened, widened)
-    np.testing.assert_array_equal(got.widened, [False, True, True, True])
+    np.testing.assert_array_equal(got.used_all_users, widened)
+    np.testing.assert_array_equal(got.used_all_users, [False, True, True, True])
     np.testing.assert_allclose(got.embeddings[2], inputs["users"][:4].mean(0))
 
 
@@ -152,8 +154,8 @@ def test_nobody_to_adapt_and_nothing_known():
     none = as_pairs([], [], [])
     got = adapt(**inputs | {"unseen": np.zeros(0, np.int64)})
     assert got.embeddings.shape == (0, 6)
-    got = adapt(**inputs | {"known": none})
-    assert got.widened.all()
+    got = adapt(**inputs | {"train_pairs": none})
+    assert got.used_all_users.all()
     assert np.isfinite(got.embeddings).all()
     got = adapt(**inputs | {"context": none})
     mean = inputs["users"][inputs["seen"]].mean(0)
@@ -208,7 +210,7 @@ def test_unseen_users_land_among_their_like():
         users=users,
         responses=fitted.responses,
         seen=np.arange(360) < 300,
-        known=train,
+        train_pairs=train,
         context=draw(unseen, 8),
         unseen=unseen,
     )
@@ -218,7 +220,7 @@ def test_unseen_users_land_among_their_like():
     own = got.embeddings[test.user - 300]
     margins = np.sum(own * (fitted.responses[test.chosen] - fitted.responses[test.rejected]), 1)
     assert (margins > 0).mean() > 0.9
-    assert not got.widened.any()
+    assert not got.used_all_users.any()
 
 
 def test_mistakes_are_told():

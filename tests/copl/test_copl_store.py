@@ -52,11 +52,11 @@ def test_what_comes_back_is_the_same_in_every_bit(tmp_path, config, with_table):
     assert jax.tree.structure(found.params) == jax.tree.structure(params)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.view(jnp.int32), b.view(jnp.int32)), found.params, params)
     if table is None:
-        assert found.table is None
+        assert found.user_embeddings is None
     else:
-        assert found.table is not None
-        np.testing.assert_array_equal(found.table, table)
-        assert found.table.dtype == table.dtype
+        assert found.user_embeddings is not None
+        np.testing.assert_array_equal(found.user_embeddings, table)
+        assert found.user_embeddings.dtype == table.dtype
     assert {path.name for path in (tmp_path / "adapters").iterdir()} == {checkpoint.TENSORS, checkpoint.CONFIG}
 
 

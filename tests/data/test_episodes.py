@@ -113,7 +113,7 @@ def test_users_of_one_pair_have_no_support_and_few_users_fill_a_batch():
 
 @pytest.mark.parametrize("changes", [{"pairs_per_user": 0}, {"splits": 0}, {"users_per_batch": 0}, {"seed": -1}])
 def test_sizes_out_of_range_are_told(changes):
-    with pytest.raises(UserError, match="mend the config"):
+    with pytest.raises(UserError, match="fix the config"):
         episode_batches(ragged()[0], **{**SIZES, **changes})
 
 

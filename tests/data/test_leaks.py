@@ -1,4 +1,4 @@
-"""Planted leaks are found, clean tables pass; formatting alone finds a format that tells and nothing in noise."""
+"""Planted leaks are found, clean tables pass; formatting-only finds a format that tells and nothing in noise."""
 
 import dataclasses
 import itertools

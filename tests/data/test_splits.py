@@ -12,7 +12,7 @@ from pref_jax.errors import UserError
 def test_pairs_of_a_user_are_distinct_and_drawn_evenly(pool):
     """From users who answer one pair to those who answer all there are, which redrawing would take long to find."""
     counts = np.tile([1, 7, 33, 40], 500)
-    drawn = draw_pairs(counts, pool, np.random.default_rng(pool), mend="")
+    drawn = draw_pairs(counts, pool, np.random.default_rng(pool), fix="")
     assert np.array_equal(np.bincount(drawn.user), counts)
     assert drawn.pick.min() >= 0
     assert len(np.unique(drawn.user * pool + drawn.pick)) == counts.sum()
@@ -25,11 +25,11 @@ def test_pairs_of_a_user_are_distinct_and_drawn_evenly(pool):
 
 
 def test_everybody_answers_everything():
-    drawn = draw_pairs(np.full(3000, 300), 300, np.random.default_rng(0), mend="")
+    drawn = draw_pairs(np.full(3000, 300), 300, np.random.default_rng(0), fix="")
     assert np.array_equal(np.sort(drawn.pick.reshape(3000, 300), axis=1), np.tile(np.arange(300), (3000, 1)))
     assert (drawn.pick.reshape(3000, 300)[:, 0] == 0).mean() < 0.02
     with pytest.raises(UserError, match="lower it: a user is to answer 4 of a pool of 3 pairs"):
-        draw_pairs(np.array([1, 4]), 3, np.random.default_rng(0), mend="lower it")
+        draw_pairs(np.array([1, 4]), 3, np.random.default_rng(0), fix="lower it")
 
 
 def test_tastes_are_as_many_of_each_among_seen_and_unseen_users():

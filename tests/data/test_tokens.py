@@ -179,7 +179,7 @@ def test_a_chat_template_that_fails_is_told(tokenizer, tmp_path, template, words
     tokenizer.save_pretrained(tmp_path)
     file = tmp_path / "own.jinja"
     file.write_text(template)
-    with pytest.raises(UserError, match=f"(?s){words}.*mend the roles"):
+    with pytest.raises(UserError, match=f"(?s){words}.*fix the roles"):
         tokenization.tokenize_dialogues(
             tokenization.load_tokenizer(tmp_path, chat_template=file), DIALOGUES, max_length=9
         )

@@ -1,4 +1,4 @@
-"""The embedded world: what its texts, tastes and protocols promise."""
+"""The synthetic world: what its texts, tastes and protocols promise."""
 
 import collections
 import dataclasses

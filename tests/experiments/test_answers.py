@@ -152,7 +152,7 @@ def test_over_trials():
 
 
 def test_the_fit_is_the_one_that_was_scored(tmp_path):
-    config: Any = quickstart.get_config("tiny")
+    config: Any = quickstart.get_config("smoke")
     config.methods = (lore.METHOD,)
     run = next(runs(config, tmp_path))
     prepare(run)

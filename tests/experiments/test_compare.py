@@ -25,13 +25,13 @@ from pref_jax.files import read_json, write_json
 
 ROOT = Path(__file__).parents[2]
 METHODS = {
-    "uf_p_2_avg": ("shared reward", "CoPL", "shared (features)", "oracle (features)", "LoRe", "formatting alone"),
-    "personalllm": ("shared (features)", "formatting alone", "majority of others"),
+    "uf_p_2_avg": ("shared reward", "CoPL", "shared (features)", "oracle (features)", "LoRe", "formatting-only"),
+    "personalllm": ("shared (features)", "formatting-only", "leave-one-out majority"),
 }
 
 
 def _config(decoders: Path) -> Any:
-    config: Any = compare_small.get_config("tiny")
+    config: Any = compare_small.get_config("smoke")
     config.decoders = str(decoders)
     for name in list(config.datasets):
         if name in METHODS:
@@ -87,7 +87,7 @@ def test_the_table_holds_what_the_margins_say(config, finished):
         "shared (features)": "",
         "oracle (features)": "shared (features)",
         "LoRe": "shared (features)",
-        "formatting alone": "shared reward",
+        "formatting-only": "shared reward",
     }
     gap = rows["CoPL"]["gap"]["seen"]
     difference = rows["CoPL"]["accuracy"]["seen"]["mean"] - rows["shared reward"]["accuracy"]["seen"]["mean"]
@@ -114,7 +114,7 @@ def test_files_are_those_promised(finished):
     report = (finished / "report.md").read_text()
     assert (finished / "table.md").read_text().strip() in report
     assert "no folder was named for its files (--config.datasets.crowdrag.source.path=DIR)" in report
-    assert "**formatting alone**: a check" in report
+    assert "**formatting-only**: a check" in report
     assert "none of 450 test pairs is on a prompt of training pairs" in report
     assert report.count("](plots/") == 3
     assert all(f"({name}/report.md)" in report for name in METHODS)
@@ -170,7 +170,7 @@ def test_answers_are_read_last_and_only_by_those_who_may(config, finished):
             "all methods had their scores before the table read answers"
         )
         others = {line["reader"] for line in lines} - {test_labels.TABLE}
-        assert others <= {"oracle (features)", "report on experts", "majority of others"}
+        assert others <= {"oracle (features)", "report on experts", "leave-one-out majority"}
         assert not checks.readers(run).found
     for line in test_labels.reads(_run(config, finished, "uf_p_2_avg")):
         assert (line["what"] == test_labels.GROUPS) == (line["reader"] != test_labels.TABLE)

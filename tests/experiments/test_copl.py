@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import copl as copl_config
-from configs import embedded
+from configs import synthetic
 from copl_jax.io import checkpoint
 from copl_jax.reward import reward_model
 from experiments import copl
@@ -25,7 +25,7 @@ from pref_jax.files import read_json
 
 
 def _config(decoders: Path) -> Any:
-    config: Any = copl_config.get_config("tiny")
+    config: Any = copl_config.get_config("smoke")
     config.pretrain.folder = str(decoders)
     return config
 
@@ -170,7 +170,7 @@ def test_a_decoder_is_pretrained_once_and_only_shared_by_equal_settings(at_once,
 
 
 def test_without_a_shared_folder_the_decoder_lies_in_the_run(tmp_path):
-    config: Any = embedded.get_config("tiny")
+    config: Any = synthetic.get_config("smoke")
     config.pretrain.folder = ""
     run = _one(config, tmp_path)
     assert pretrain_folders(run) == (run.folder / "backbone", run.folder / "pretrain")

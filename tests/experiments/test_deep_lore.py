@@ -20,7 +20,7 @@ from pref_jax.files import read_json
 
 
 def _config(decoders) -> Any:
-    config: Any = deep_config.get_config("tiny")
+    config: Any = deep_config.get_config("smoke")
     config.pretrain.folder = str(decoders)
     config.methods = ("deep LoRe",)
     return config

@@ -32,7 +32,7 @@ def planted() -> World:
     return draw_world(PlantedConfig(**sizes, alpha=0.05, pairs=20), 2)
 
 
-# --- one model a user ---
+# --- per-user model ---
 
 
 def own_direction(z: np.ndarray, strength: float) -> np.ndarray:
@@ -175,7 +175,7 @@ def test_trials_are_solved_together_as_one_by_one(planted):
 
 
 def config_of(folder, module: Any = lore_personalllm) -> Any:
-    config: Any = module.get_config("tiny")
+    config: Any = module.get_config("smoke")
     config.backbone.name = str(folder)
     config.backbone.max_length = 48
     return config
@@ -212,7 +212,7 @@ def test_every_study_leaves_its_rows_tables_and_pictures(finished):
     report = (finished / "report.md").read_text()
     for title in ("Seen and unseen users", "How many basis rewards", "How few answers", "How different the users"):
         assert f"## {title}" in report
-    assert "K = 0, reference head" in report
+    assert "K = 0, pretrained head" in report
     for name in ("ranks_seen", "ranks_unseen", "shots", "diversity_seen", "diversity_unseen"):
         assert f"plots/{name}.png" in report
         assert (finished / "plots" / f"{name}.png").stat().st_size > 5000
@@ -267,7 +267,7 @@ def test_what_was_cut_off_goes_on_to_the_same_numbers(finished, reward_model, mo
 
 
 def test_mistakes_are_told(tmp_path):
-    config: Any = lore_personalllm.get_config("tiny")
+    config: Any = lore_personalllm.get_config("smoke")
     config.methods = ("CoPL",)
     with pytest.raises(UserError, match=f"names no method on features; add some of: {HEAD}"):
         lore.run(config, tmp_path)
@@ -283,7 +283,7 @@ def test_mistakes_are_told(tmp_path):
     for wrong in bad:
         with pytest.raises(UserError, match="recipe is reference or anchored"):
             linear.PublishedConfig(**wrong)
-    config = lore_prism.get_config("tiny")
+    config = lore_prism.get_config("smoke")
     config.studies.shot = (1,)
     with pytest.raises(UserError, match=r"config\.studies\.shot: unknown field; did you mean shots"):
         lore_studies.read(config)

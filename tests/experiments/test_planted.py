@@ -71,12 +71,12 @@ def test_what_is_learned_beats_what_is_given_where_tastes_differ():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("planted")
-    planted.run(lore_planted.get_config("tiny"), workdir)
+    planted.run(lore_planted.get_config("smoke"), workdir)
     return workdir
 
 
 def test_every_world_method_and_seed_has_a_row_and_the_report_its_tables(finished):
-    config: Any = lore_planted.get_config("tiny")
+    config: Any = lore_planted.get_config("smoke")
     for pairs in config.pairs:
         rows = read_results(finished / "worlds" / f"alpha 0.1, {pairs} pairs, 0% wrong" / "results.json")["rows"]
         assert {(row["method"], row["seed"]) for row in rows} == set(itertools.product(config.methods, config.seeds))
@@ -101,7 +101,7 @@ def test_a_grid_that_was_cut_off_goes_on(finished, monkeypatch):
         return draw(config, seed)
 
     monkeypatch.setattr(planted, "draw", watched)
-    planted.run(lore_planted.get_config("tiny"), finished)
+    planted.run(lore_planted.get_config("smoke"), finished)
     assert drawn == [(6, 0), (6, 1)]
     assert path.read_bytes() == before
     again = read_results(other)["rows"]
@@ -109,7 +109,7 @@ def test_a_grid_that_was_cut_off_goes_on(finished, monkeypatch):
 
 
 def test_mistakes_are_told(tmp_path):
-    config: Any = lore_planted.get_config("tiny")
+    config: Any = lore_planted.get_config("smoke")
     config.methods = ("LoRe", "LoRa")
     with pytest.raises(UserError, match="unknown LoRa; known: given head"):
         planted.run(config, tmp_path)

@@ -43,7 +43,7 @@ def bench(root: Path, *, more: str = "") -> Path:
 def finished(tmp_path_factory) -> tuple[Any, Path, Path]:
     """Config and workdir of a run of two seeds that has been scored, and the data."""
     root = tmp_path_factory.mktemp("bench")
-    config: Any = lore_personalllm.get_config("tiny")
+    config: Any = lore_personalllm.get_config("smoke")
     config.backbone.update({"name": str(tiny.reward_model(root / "model")), "max_length": 48})
     config.methods, config.seeds = (HEAD, SHARED, METHOD), (0, 1)
     config.lore.update({"fallback": False})
@@ -115,9 +115,9 @@ def test_mistakes_are_told(finished, tmp_path, capsys):
         reward_bench.run(config, tmp_path / "new", path=str(tmp_path / "other"))
     fewer = config.copy_and_resolve_references()
     fewer.methods = ("CoPL",)
-    with pytest.raises(UserError, match="names nothing to score; add some of: reference head"):
+    with pytest.raises(UserError, match="names nothing to score; add some of: pretrained head"):
         reward_bench.run(fewer, tmp_path / "x")
-    argv = ["reward_bench", "--config=configs/quickstart.py:tiny", f"--workdir={tmp_path / 'y'}", "--path=/nowhere"]
+    argv = ["reward_bench", "--config=configs/quickstart.py:smoke", f"--workdir={tmp_path / 'y'}", "--path=/nowhere"]
     with pytest.raises(SystemExit) as stop:
         cli.launch(reward_bench.run, "doc", define=reward_bench.define, argv=argv)
     assert stop.value.code == 2

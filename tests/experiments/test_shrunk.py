@@ -55,13 +55,13 @@ def test_huge_margins_stay_finite():
 
 
 def test_nothing_held_out_is_told(tmp_path):
-    with pytest.raises(UserError, match="hold_out above 0"):
-        shrunk.shrunk(Run(quickstart.get_config("tiny"), 0, tmp_path))
+    with pytest.raises(UserError, match="holdout_fraction above 0"):
+        shrunk.shrunk(Run(quickstart.get_config("smoke"), 0, tmp_path))
 
 
 def test_what_it_is_chosen_by_is_unknown_to_the_graph_and_the_models(tmp_path):
-    config: Any = quickstart.get_config("tiny")
-    config.reward.hold_out = 0.3
+    config: Any = quickstart.get_config("smoke")
+    config.reward.holdout_fraction = 0.3
     run = Run(config, 0, tmp_path)
     prepare(run)
     data = load_data(run)
@@ -73,13 +73,13 @@ def test_what_it_is_chosen_by_is_unknown_to_the_graph_and_the_models(tmp_path):
     for known in asked:
         assert not known & set(prompt[held.chosen].tolist())
     assert len(graph.user) + len(stop.user) == len(learn.user)
-    config.reward.hold_out = 0.0
+    config.reward.holdout_fraction = 0.0
     assert len(graph_pairs(run, data).user) == len(data.pairs("train", seen=True).user)
 
 
 def test_its_margins_and_time_are_those_of_both_models(tmp_path, monkeypatch):
-    config: Any = quickstart.get_config("tiny")
-    config.reward.hold_out = 0.2
+    config: Any = quickstart.get_config("smoke")
+    config.reward.holdout_fraction = 0.2
     run, held = Run(config, 0, tmp_path), np.abs(np.random.default_rng(5).normal(size=200)) + 1
     monkeypatch.setattr(shared, "shared", lambda run: None)
     monkeypatch.setattr(copl, "copl", lambda run: None)

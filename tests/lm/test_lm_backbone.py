@@ -197,8 +197,8 @@ def test_a_lower_layer_is_where_the_model_cut_there_ends():
     ours = backbone.hidden_states(GEMMA3, params, tokens, mask, adapters, layer=2)
     normed = ours / np.sqrt((np.asarray(ours) ** 2).mean(axis=-1, keepdims=True) + GEMMA3.norm_eps)
     np.testing.assert_allclose(normed * (1 + params["final_norm"]["scale"][None, None]), want, atol=1e-5)
-    embedded = backbone.hidden_states(GEMMA3, params, tokens, mask, adapters, layer=0)
-    np.testing.assert_allclose(embedded, params["embed"]["embedding"][tokens] * 4.0, atol=1e-6)
+    first = backbone.hidden_states(GEMMA3, params, tokens, mask, adapters, layer=0)
+    np.testing.assert_allclose(first, params["embed"]["embedding"][tokens] * 4.0, atol=1e-6)
 
 
 def test_scores_are_the_heads_product_in_float32():

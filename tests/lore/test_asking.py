@@ -13,7 +13,7 @@ from pref_jax.errors import UserError
 USERS, POOL, BASIS = 5, 30, 3
 STRATEGIES = tuple(acquisition._SCORES)
 choose = jax.jit(acquisition.select_queries, static_argnames=("strategy", "count"))
-SURE = ("information", "d_optimal", "boundary")
+SURE = ("bald", "d_optimal", "boundary")
 
 
 def case(seed, users=USERS, pool=POOL):
@@ -80,7 +80,7 @@ def reference_scores(strategy, weights, covariance, pool):
     """The module's formulas in NumPy, on covariances and with integrals."""
     margin, spread = pool @ weights, np.einsum("nk,kl,nl->n", pool, covariance, pool)
     curvature = np.array([mean_curvature(*at) for at in zip(margin, spread, strict=True)])
-    if strategy == "information":
+    if strategy == "bald":
         return np.array([mean_information(*at) for at in zip(margin, spread, strict=True)]), curvature
     precision, density = np.linalg.inv(covariance), np.exp(-(margin**2) / (2 * spread)) / spread
     scores = []
@@ -160,7 +160,7 @@ def test_signs_of_pairs_do_not_matter(strategy):
 def test_ties_go_to_the_first_and_duplicates_tell_less_the_second_time():
     belief = bayes_filter.start(Prior(jnp.zeros(2), jnp.eye(2)), 1)
     pool = jnp.asarray([[1.0, 0.0], [1.0, 0.0], [0.0, 0.95], [0.0, 0.0]])
-    for strategy in ("information", "d_optimal"):
+    for strategy in ("bald", "d_optimal"):
         found = choose(belief, pool, jnp.ones((1, 4), bool), jax.random.key(0), strategy=strategy, count=4)
         np.testing.assert_array_equal(found.index, [[0, 2, 1, 3]])
         assert found.score[0, 3] == pytest.approx(0, abs=1e-6)
@@ -201,7 +201,7 @@ def test_choices_that_cannot_be_are_told(mistake, message):
         choose(belief, pool, jnp.ones((1, len(pool)), bool), jax.random.key(0), count=mistake.get("count", 1))
 
 
-@pytest.mark.parametrize("strategy", ["information", "d_optimal", "boundary"])
+@pytest.mark.parametrize("strategy", ["bald", "d_optimal", "boundary"])
 def test_chosen_pairs_tell_more_than_random_ones(strategy):
     rng = np.random.default_rng(7)
     truth = jnp.asarray(2 * rng.normal(size=(100, BASIS)), jnp.float32)

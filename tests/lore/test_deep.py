@@ -292,7 +292,7 @@ def test_devices_and_micro_batches_change_nothing(alone, how):
 def test_the_prior_has_a_rate_of_its_own_and_no_decay():
     params = working()
     recipe = OptimizerConfig(lr=1e-3, num_steps=10, weight_decay=0.5)
-    transform = deep.optimizer(recipe, prior_speed=7.0)
+    transform = deep.optimizer(recipe, prior_lr_mult=7.0)
     gradients = jax.tree.map(jnp.ones_like, params)
     updates: Any = transform.update(gradients, transform.init(params), params)[0]
     jax.tree.map(lambda x: np.testing.assert_allclose(x, -7e-3, rtol=1e-4), updates["prior"])

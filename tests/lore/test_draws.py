@@ -55,7 +55,7 @@ def test_draws_have_the_moments_of_the_posterior(seed):
         weights, share = grid(prior, z[user])
         mean = share @ weights
         spread = np.sqrt(share @ (weights - mean) ** 2)
-        own, part = np.asarray(found.weights[user], np.float64), np.asarray(found.share[user], np.float64)
+        own, part = np.asarray(found.weights[user], np.float64), np.asarray(found.importance_weights[user], np.float64)
         close = part @ own
         np.testing.assert_allclose(close, mean, atol=0.05 * spread.max())
         np.testing.assert_allclose(np.sqrt(part @ (own - close) ** 2), spread, rtol=0.06)
@@ -72,7 +72,7 @@ def test_information_equals_the_sum_over_the_grid(seed):
     found = posterior_sampling.sample_posterior(window, jax.random.key(seed), 20_000)
     for user in range(len(z)):
         own = posterior_sampling.sampled_information(
-            found.weights[user], found.share[user], jnp.asarray(pool, jnp.float32)
+            found.weights[user], found.importance_weights[user], jnp.asarray(pool, jnp.float32)
         )
         np.testing.assert_allclose(own, told(*grid(prior, z[user]), pool), atol=0.015)
 
@@ -125,16 +125,16 @@ def test_one_pool_for_everybody_is_the_same_pool_for_each():
 def test_without_answers_all_draws_are_of_the_prior():
     prior = Prior(jnp.asarray([1.0, -2.0]), jnp.asarray([[2.0, 0.3], [0.3, 0.5]]))
     found = posterior_sampling.sample_posterior(windows.start(prior, 2, KEEP), jax.random.key(0), 40_000)
-    mean = np.einsum("us,usk->uk", found.share, found.weights)
+    mean = np.einsum("us,usk->uk", found.importance_weights, found.weights)
     np.testing.assert_allclose(mean, np.tile(prior.mean, (2, 1)), atol=0.03)
-    covariance = np.cov(found.weights[0].T, aweights=found.share[0])
+    covariance = np.cov(found.weights[0].T, aweights=found.importance_weights[0])
     np.testing.assert_allclose(covariance, np.linalg.inv(prior.precision), rtol=0.05, atol=0.03)
 
 
 def test_answers_that_left_the_window_still_count():
     window, prior, z = answered(6, answers=6, strength=1.0, keep=3)
     found = posterior_sampling.sample_posterior(window, jax.random.key(0), 20_000)
-    mean = np.einsum("us,usk->uk", found.share, found.weights)
+    mean = np.einsum("us,usk->uk", found.importance_weights, found.weights)
     truth = np.stack([np.dot(*grid(prior, own)[::-1]) for own in z])
     np.testing.assert_allclose(mean, truth, atol=0.1)
 
@@ -143,7 +143,7 @@ def test_answers_that_left_the_window_still_count():
 def test_nothing_is_lost_to_absurd_sizes(size):
     window, _, z = answered(7, strength=size)
     found = posterior_sampling.sample_posterior(window, jax.random.key(0))
-    np.testing.assert_allclose(found.share.sum(1), 1, rtol=1e-4)
+    np.testing.assert_allclose(found.importance_weights.sum(1), 1, rtol=1e-4)
     pool = jnp.asarray(np.random.default_rng(1).normal(size=(9, 2)) * size, jnp.float32)
     choice = ask(window, pool, jnp.ones((len(z), 9), bool), jax.random.key(0))
     assert (choice.index >= 0).all()

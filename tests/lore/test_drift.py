@@ -73,12 +73,12 @@ def test_evidence_and_beliefs_equal_numpys():
                 if alarm or evidence[rival] <= 1e-6:
                     evidence[rival] = 0.0
                     sides[1 + rival] = nothing if rival == 0 else (-sides[0][0], sides[0][1])
-            assert found.anew.evidence[step, user] == pytest.approx(evidence[0], abs=1e-3)
-            assert found.turned.evidence[step, user] == pytest.approx(evidence[1], abs=1e-3)
+            assert found.reset.evidence[step, user] == pytest.approx(evidence[0], abs=1e-3)
+            assert found.flipped.evidence[step, user] == pytest.approx(evidence[1], abs=1e-3)
             assert found.alarms[step, user] == count
         np.testing.assert_allclose(found.belief.weights[-1, user], sides[0][0], atol=1e-3)
-        np.testing.assert_allclose(found.anew.belief.weights[-1, user], sides[1][0], atol=1e-3)
-        np.testing.assert_allclose(found.turned.belief.weights[-1, user], sides[2][0], atol=1e-3)
+        np.testing.assert_allclose(found.reset.belief.weights[-1, user], sides[1][0], atol=1e-3)
+        np.testing.assert_allclose(found.flipped.belief.weights[-1, user], sides[2][0], atol=1e-3)
         alarms += count
     assert alarms >= 6
 
@@ -114,7 +114,7 @@ def test_who_changes_is_known_again_soon():
 
 @pytest.mark.parametrize("likelihood", ["logistic", "ridge"])
 def test_what_is_masked_or_refused_leaves_no_trace(likelihood):
-    rule = bayes_filter.UpdateRule(likelihood=likelihood, retain=0.95)
+    rule = bayes_filter.UpdateRule(likelihood=likelihood, forgetting_factor=0.95)
     origin = bayes_filter.start(PRIOR, 1)
     tracker = change_detection.start_tracker(PRIOR, 3)
     _, answers = stream(4, 20, 3, change=14)

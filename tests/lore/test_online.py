@@ -64,13 +64,17 @@ def test_ridge_equals_a_refit_after_hundreds_of_answers(double, tolerance):
 
 def test_forgetting_is_the_posterior_of_an_autoregressive_taste():
     answers, mean, precision = case(seed=1, answers=30)
-    retain = 0.9
+    forgetting_factor = 0.9
     with jax.enable_x64(True):
         belief, covariance = run(
-            answers, mean, precision, bayes_filter.UpdateRule(likelihood="ridge", retain=retain), jnp.float64
+            answers,
+            mean,
+            precision,
+            bayes_filter.UpdateRule(likelihood="ridge", forgetting_factor=forgetting_factor),
+            jnp.float64,
         )
-    # Dense: the tastes of all moments at once, cov(w_s, w_t) = retain^|s - t| prior covariance.
-    lag = retain ** np.abs(np.arange(30)[:, None] - np.arange(30))
+    # Dense: the tastes of all moments at once, cov(w_s, w_t) = forgetting_factor^|s - t| prior covariance.
+    lag = forgetting_factor ** np.abs(np.arange(30)[:, None] - np.arange(30))
     joint = np.kron(lag, np.linalg.inv(precision))
     for user in range(USERS):
         design = np.zeros((30, 30 * BASIS))
@@ -87,7 +91,7 @@ def test_forgetting_is_the_posterior_of_an_autoregressive_taste():
 @pytest.mark.parametrize("double", [True, False])
 def test_what_is_forgotten_ends_at_the_prior_and_not_beyond(double):
     answers, mean, precision = case(seed=2, answers=20)
-    rule = bayes_filter.UpdateRule(retain=0.8)
+    rule = bayes_filter.UpdateRule(forgetting_factor=0.8)
     dtype, tolerance = (jnp.float64, 1e-9) if double else (jnp.float32, 2e-3)
     with jax.enable_x64(double):
         prior = prior_of(mean, precision, dtype)
@@ -241,7 +245,7 @@ def test_events_take_effect_in_their_order(width):
     user = rng.choice([0, 0, 0, 0, 2, 3, 5, -1, USERS, 10**6], 60)
     z, mask = rng.normal(size=(60, BASIS)), rng.random(60) < 0.8
     z[~mask] = np.nan
-    rule = bayes_filter.UpdateRule(retain=0.9)
+    rule = bayes_filter.UpdateRule(forgetting_factor=0.9)
     with jax.enable_x64(True):
         prior = prior_of(mean, precision)
         origin = bayes_filter.start(prior, 1)
@@ -264,7 +268,7 @@ def test_events_take_effect_in_their_order(width):
 def test_the_order_of_one_users_events_matters_and_is_kept():
     prior = Prior(jnp.zeros(2), jnp.eye(2))
     origin = bayes_filter.start(prior, 1)
-    rule = bayes_filter.UpdateRule(retain=0.5)
+    rule = bayes_filter.UpdateRule(forgetting_factor=0.5)
 
     def step(rows, z, mask):
         return bayes_filter.update(rows, z, mask, origin, rule)
@@ -305,7 +309,7 @@ def test_nothing_asked_nothing_learned(rule):
     np.testing.assert_array_equal(after.answers, [0, 0, 0, 0, 1])
 
 
-@pytest.mark.parametrize("rule", [LOGISTIC, RIDGE, bayes_filter.UpdateRule(retain=0.99)])
+@pytest.mark.parametrize("rule", [LOGISTIC, RIDGE, bayes_filter.UpdateRule(forgetting_factor=0.99)])
 def test_thousands_of_answers_of_all_sizes_stay_finite_and_positive(rule):
     rng = np.random.default_rng(10)
     answers = rng.normal(size=(4000, USERS, BASIS)) * 10.0 ** rng.integers(-6, 7, (4000, USERS, 1))
@@ -333,9 +337,11 @@ def test_duplicated_answers_equal_the_refit():
         np.testing.assert_allclose(belief.weights[user], direct, atol=2e-5)
 
 
-@pytest.mark.parametrize("mistake", [{"retain": 0.0}, {"retain": 1.5}, {"retain": float("nan")}])
+@pytest.mark.parametrize(
+    "mistake", [{"forgetting_factor": 0.0}, {"forgetting_factor": 1.5}, {"forgetting_factor": float("nan")}]
+)
 def test_rules_that_mean_nothing_are_told(mistake):
-    with pytest.raises(UserError, match="retain"):
+    with pytest.raises(UserError, match="forgetting_factor"):
         bayes_filter.UpdateRule(**mistake)
 
 

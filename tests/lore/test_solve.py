@@ -194,7 +194,7 @@ def test_no_pairs_give_the_prior_exactly(name):
 
 EDGES = {
     "huge": lambda rng, z: z * 1e6,
-    "tiny": lambda rng, z: z * 1e-6,
+    "smoke": lambda rng, z: z * 1e-6,
     "separable": lambda rng, z: np.abs(z) * 100,
     "contradicting": lambda rng, z: z * np.where(np.arange(z.shape[1]) % 2, -1, 1)[None, :, None] * 1e3,
     "collinear": lambda rng, z: np.repeat(z[..., :1], z.shape[-1], -1) * 1e3,

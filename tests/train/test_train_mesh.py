@@ -31,7 +31,7 @@ def test_one_device_is_a_mesh_too():
     [{"fsdp": 3}, {"data": 4}, {"data": 16}, {"data": -1, "fsdp": -1}, {"tensor": 0}, {"data": -2}, {"fsdp": 9}],
 )
 def test_sizes_that_do_not_fit_are_told(sizes):
-    with pytest.raises(UserError, match=r"mend the sizes|or -1 for one of them"):
+    with pytest.raises(UserError, match=r"fix the sizes|or -1 for one of them"):
         meshes.make_mesh(**sizes)
 
 

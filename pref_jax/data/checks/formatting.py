@@ -56,7 +56,7 @@ NAMES = tuple(FEATURES)
 
 
 class Judge(NamedTuple):
-    """A fit on formatting alone.
+    """A fit on formatting-only.
 
     Attributes:
       weights: float64 [F], of raw features' differences (chosen less rejected).

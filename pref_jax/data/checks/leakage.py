@@ -141,7 +141,7 @@ def _formatting(preferences: Preferences, seed: int) -> Leak:
     pairs = preferences.pairs(("train", "validation"), seen=True)
     prompt = prompt_ids(preferences.responses["prompt"])[pairs.chosen]
     if len(np.unique(prompt)) < 2:
-        return Leak("formatting", False, "formatting alone was not judged: there is one training prompt", {})
+        return Leak("formatting", False, "formatting-only was not judged: there is one training prompt", {})
     judged, place = np.unique(np.concatenate([pairs.chosen, pairs.rejected]), return_inverse=True)
     table = formatting.features(preferences.responses["text"].take(pa.array(judged)).to_pylist())
     chosen, rejected = table[place.reshape(2, -1)]
@@ -151,7 +151,7 @@ def _formatting(preferences: Preferences, seed: int) -> Leak:
     numbers = {"accuracy": found.accuracy, "low": low, "high": high, "weights": _weights(found.weights)}
     told = [name for name, weight in sorted(numbers["weights"].items(), key=lambda item: -abs(item[1]))[:3] if weight]
     most = f"; what tells most: {', '.join(told)}" if low > 0.5 and told else ""
-    text = f"formatting alone predicts {share} of the training answers on prompts that it was not fitted to{most}"
+    text = f"formatting-only predicts {share} of the training answers on prompts that it was not fitted to{most}"
     return Leak("formatting", low > 0.5, text, numbers)
 
 

@@ -61,7 +61,7 @@ def index_batches(num_rows: int, batch_size: int, num_steps: int, seed: int) -> 
     if batch_size < 1 or num_steps < 1 or seed < 0:
         raise UserError(
             f"batches: batch_size={batch_size} num_steps={num_steps} seed={seed}: "
-            "sizes start at 1 and the seed at 0; mend the config"
+            "sizes start at 1 and the seed at 0; fix the config"
         )
     return grain.MapDataset.source(_ShuffledRows(num_rows, batch_size, num_steps, seed))
 

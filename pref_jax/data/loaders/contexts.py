@@ -46,7 +46,7 @@ def context_batches(
       UserError: if there are no pairs, or a size or the seed is out of range.
     """
     if context < 0:
-        raise UserError(f"contexts: {context} pairs in a context; give a whole number from 0; mend the config")
+        raise UserError(f"contexts: {context} pairs in a context; give a whole number from 0; fix the config")
     index = group_by(pairs.user, 0)
 
     def add(number: int, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

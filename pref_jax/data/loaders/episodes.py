@@ -41,7 +41,7 @@ def episode_batches(
     """
     if pairs_per_user < 1 or splits < 1:
         raise UserError(
-            f"episodes: pairs_per_user={pairs_per_user} splits={splits}: give whole numbers from 1; mend the config"
+            f"episodes: pairs_per_user={pairs_per_user} splits={splits}: give whole numbers from 1; fix the config"
         )
     order = np.argsort(pairs.user, kind="stable")
     counts = np.unique(pairs.user, return_counts=True)[1].astype(np.int64)

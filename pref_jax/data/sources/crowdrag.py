@@ -131,13 +131,13 @@ def _unknown(dimensions: tuple[str, ...]) -> Faults:
 def _raw(folder: Path) -> Path:
     """The folder of the four files."""
     raw = folder / "data" / "raw"
-    mend = f"give the root of a clone of {REPOSITORY}"
+    fix = f"give the root of a clone of {REPOSITORY}"
     if not raw.is_dir():
-        raise UserError(f"{folder}: no folder data/raw in it; {mend}")
+        raise UserError(f"{folder}: no folder data/raw in it; {fix}")
     faults = Faults()
     for name in (VOTES, HUMAN, LLM, QUERIES):
         if not (raw / name).is_file():
-            faults.add(str(raw / name), "no such file", mend)
+            faults.add(str(raw / name), "no such file", fix)
     faults.raise_if_any(f"{folder}: not a whole clone")
     return raw
 

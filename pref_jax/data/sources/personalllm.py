@@ -96,7 +96,8 @@ def read(
       rule: `copl` or `lore`, see module.
       revision: on the hub.
       alpha: concentration of the users' weights; small is diverse.
-      seen_users: as the next four, see `pref_jax.data.sources.common.simulated_users.Survey`; the protocol's own if None: 10 000
+      seen_users: as the next four, see `pref_jax.data.sources.common.simulated_users.Survey`; the protocol's own if
+      None: 10 000
         (`copl`) or 1000 (`lore`).
       unseen_users: 100 or 500.
       pairs_per_user: 16 or 48, of which one is for validation.

@@ -132,18 +132,18 @@ def tokenize_dialogues(
 
 def _render(tokenizer: PreTrainedTokenizerBase, chats: list[list[dict[str, str]]], max_length: int) -> TokenTable:
     """Dialogues by the chat template; a long one keeps its last `max_length` tokens."""
-    mend = "or give a Jinja file with --config.backbone.chat_template=FILE"
+    fix = "or give a Jinja file with --config.backbone.chat_template=FILE"
     if not tokenizer.chat_template:
         raise UserError(
             f"{tokenizer.name_or_path}: the tokenizer has no chat template, so dialogues cannot be written as this "
-            f"decoder reads them; take the model's instruction-tuned variant, {mend}"
+            f"decoder reads them; take the model's instruction-tuned variant, {fix}"
         )
     try:
         texts = [str(text) for text in tokenizer.apply_chat_template(chats, tokenize=False, date_string=DATE)]
     except (jinja2.TemplateError, ValueError) as error:  # ValueError: several templates, none of them the default
         raise UserError(
             f"{tokenizer.name_or_path}: the chat template does not take these dialogues ({error}); "
-            f"mend the roles in the data, {mend}"
+            f"fix the roles in the data, {fix}"
         ) from None
     if max_length < 1:
         raise UserError(f"max_length is {max_length}; a text keeps one token at least")

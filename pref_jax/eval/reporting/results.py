@@ -176,18 +176,18 @@ def _is_number(value: Any) -> bool:
 
 def _validate(results: Any, path: Path) -> None:
     """Raises one UserError with everything that is wrong with `results`."""
-    mend = "restore the file, or remove it and run the command again"
+    fix = "restore the file, or remove it and run the command again"
     faults = Faults()
     if not isinstance(results, dict):
-        raise UserError(f"{path}: holds a {type(results).__name__}, not an object with dataset, rows, versions; {mend}")
+        raise UserError(f"{path}: holds a {type(results).__name__}, not an object with dataset, rows, versions; {fix}")
     for name, kind in (("dataset", str), ("rows", list), ("versions", dict)):
         if not isinstance(results.get(name), kind):
-            faults.add(str(path), f"`{name}` is missing or no {kind.__name__}", mend)
+            faults.add(str(path), f"`{name}` is missing or no {kind.__name__}", fix)
     rows = results.get("rows")
     places: dict[tuple[Any, Any], int] = {}
     for number, row in enumerate(rows if isinstance(rows, list) else []):
         for what in _row_faults(row):
-            faults.add(f"{path}, rows[{number}]", what, mend)
+            faults.add(f"{path}, rows[{number}]", what, fix)
         if isinstance(row, dict) and isinstance(row.get("method"), str) and isinstance(row.get("seed"), int):
             first = places.setdefault((row["method"], row["seed"]), number)
             if first != number:

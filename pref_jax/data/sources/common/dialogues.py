@@ -1,4 +1,5 @@
-"""Votes on replies in dialogues, as tables need them: prompts and replies get names, what is no vote is left out and counted.
+"""Votes on replies in dialogues, as tables need them: prompts and replies get names, what is no vote is left out and
+counted.
 
 Chosen and rejected replies go through the same hands, so that no text tells by its form which it is.
 

@@ -185,8 +185,8 @@ def _table(folder: Path, files: Sequence[str], columns: Mapping[str, pa.DataType
     faults = Faults()
     found = {glob: sorted(file for file in folder.glob(f"{glob}.*") if _ending(file)) for glob in files}
     for glob in (glob for glob in files if not found[glob]):
-        mend = f"lay the folder out like the hub's repository, or give another one with {flag}=FOLDER"
-        faults.add(f"{folder / glob}", f"no such file with the ending {', '.join(_BUILDERS)}", mend)
+        fix = f"lay the folder out like the hub's repository, or give another one with {flag}=FOLDER"
+        faults.add(f"{folder / glob}", f"no such file with the ending {', '.join(_BUILDERS)}", fix)
     faults.raise_if_any(f"{folder}: files missing")
     names = sorted({str(file) for some in found.values() for file in some})
     formats = {_BUILDERS[_ending(Path(name))] for name in names}

@@ -88,16 +88,16 @@ def sample_comparisons(survey: SimulationConfig, test: Bool[np.ndarray, "I"], rn
     counts, held_out = answers_a_user(seen, survey.pairs_per_user, survey.protocol, rng)
     if survey.context_pairs is not None:
         counts = np.where(seen, counts, survey.context_pairs)
-    mend = "lower {}, or change what is held out"
+    fix = "lower {}, or change what is held out"
     pool = np.flatnonzero(~test)
-    user, pick, last = draw_pairs(counts, len(pool), rng, mend=mend.format("source.pairs_per_user"))
+    user, pick, last = draw_pairs(counts, len(pool), rng, fix=fix.format("source.pairs_per_user"))
     split = np.where(last & held_out[user], VALIDATION, TRAIN)
     tests = np.flatnonzero(test)
     if survey.test_pairs_per_user is None:
         tester, asked = np.repeat(np.arange(len(seen)), len(tests)), np.tile(np.arange(len(tests)), len(seen))
     else:
         wanted = np.full(len(seen), survey.test_pairs_per_user)
-        tester, asked, _ = draw_pairs(wanted, len(tests), rng, mend=mend.format("source.test_pairs_per_user"))
+        tester, asked, _ = draw_pairs(wanted, len(tests), rng, fix=fix.format("source.test_pairs_per_user"))
     return Asked(
         np.concatenate([user, tester]),
         np.concatenate([pool[pick], tests[asked]]),

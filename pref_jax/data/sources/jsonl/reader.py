@@ -40,8 +40,8 @@ def read(
 ) -> Preferences:
     """Reads a `.jsonl` (or `.jsonl.gz`) file into tables.
 
-    What a row leaves open is assigned by `pref_jax.data.sources.common.split_rule.assign`, whose words stand in meta. Equal texts
-    under equal prompts become one response. No row is dropped.
+    What a row leaves open is assigned by `pref_jax.data.sources.common.split_rule.assign`, whose words stand in meta.
+    Equal texts under equal prompts become one response. No row is dropped.
 
     Args:
       path: the file, UTF-8.
@@ -51,7 +51,7 @@ def read(
       seed: of all draws.
 
     Raises:
-      UserError: with all bad rows at once, each with file, line, field and mend.
+      UserError: with all bad rows at once, each with file, line, field and fix.
     """
     path = Path(path)
     fractions = {
@@ -137,8 +137,8 @@ def _users(path: Path, rows: list[Row], faults: Faults) -> dict[str, dict[str, A
                 faults.add(f"{path}:{row.line}, field {field!r}", what, "give a user one value throughout")
     for name, user in users.items():
         if not user["trains"]:
-            mend = "give the user a row with split 'train', or drop the user"
-            faults.add(f"{path}:{user['line']}, field 'split'", f"user {name!r} has no training pair", mend)
+            fix = "give the user a row with split 'train', or drop the user"
+            faults.add(f"{path}:{user['line']}, field 'split'", f"user {name!r} has no training pair", fix)
     return users
 
 

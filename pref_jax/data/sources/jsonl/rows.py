@@ -1,4 +1,4 @@
-"""One line of a JSONL source, checked: every fault of a row noted with its field and how to mend it.
+"""One line of a JSONL source, checked: every fault of a row noted with its field and how to fix it.
 
 The format is `pref_jax.data.sources.jsonl.reader`'s.
 """
@@ -62,8 +62,8 @@ def checked_row(where: str, line: int, value: Any, faults: Faults, ignored: Coun
     return Row(line, str(user), prompt, chosen, rejected, **optional)
 
 
-def _note(faults: Faults, where: str, field: str, what: str, mend: str) -> None:
-    faults.add(f"{where}, field {field!r}", what, mend)
+def _note(faults: Faults, where: str, field: str, what: str, fix: str) -> None:
+    faults.add(f"{where}, field {field!r}", what, fix)
 
 
 def _option(value: dict[str, Any], field: str, kind: type, note: Note) -> Any:
@@ -93,8 +93,8 @@ def _pair(value: dict[str, Any], note: Note) -> tuple[Messages, str, str] | None
             return None
         prompt = chosen[:-1]
         if not prompt or prompt != rejected[:-1]:
-            mend = "let them differ in the last message only, or give the prompt"
-            note("prompt", "missing, and chosen and rejected share no dialogue before their last messages", mend)
+            fix = "let them differ in the last message only, or give the prompt"
+            note("prompt", "missing, and chosen and rejected share no dialogue before their last messages", fix)
             return None
     if prompt is None or chosen is None or rejected is None:
         return None
@@ -146,8 +146,8 @@ def _answer(prompt: Messages, messages: Messages, field: str, note: Note) -> str
     if len(messages) > len(prompt) and messages[: len(prompt)] == prompt:
         messages = messages[len(prompt) :]
     if len(messages) != 1:
-        mend = "give one answer, and everything before it as the prompt"
-        note(field, f"holds {len(messages)} messages after the prompt", mend)
+        fix = "give one answer, and everything before it as the prompt"
+        note(field, f"holds {len(messages)} messages after the prompt", fix)
         return None
     if messages[0][0] != "assistant":
         note(field, f"ends with a message of role {messages[0][0]!r}", "end with the assistant's answer")

@@ -1,4 +1,4 @@
-"""The words of the embedded language world: what can be asked, and how an answer shows its qualities.
+"""The words of the synthetic language world: what can be asked, and how an answer shows its qualities.
 
 Sentences are English; the words that carry meaning are invented, so that no pretrained model knows them and the
 vocabulary can be as large as one likes. An answer shows a level of an attribute by one of many marker words of that

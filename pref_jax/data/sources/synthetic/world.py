@@ -21,7 +21,7 @@ from pref_jax.data.splits import answers_a_user, draw_pairs
 from pref_jax.errors import Faults
 
 RULE = (
-    "embedded language world: responses carry levels 1-5 of four attributes, a user prefers the larger weighted level, "
+    "synthetic language world: responses carry levels 1-5 of four attributes, a user prefers the larger weighted level, "
     "equal ratings broken at random once a response; topics and marker words of test prompts occur in no other prompt"
 )
 
@@ -202,7 +202,7 @@ def _comparisons(config, halves: list[_Texts], tastes: np.ndarray, rng) -> tuple
         pairs, ratings, contested = _pool(config, texts, rng)
         choose = len(texts.prompts) * config.responses_per_prompt * (config.responses_per_prompt - 1) // 2
         filtered[f"{half}_pairs_filtered"] = choose - len(pairs)
-        user, pick, last = draw_pairs(asked, len(pairs), rng, mend=f"raise world.{half}_prompts")
+        user, pick, last = draw_pairs(asked, len(pairs), rng, fix=f"raise world.{half}_prompts")
         a, b = pairs[pick].T
         prefers_a = np.einsum("pk,pk->p", tastes[user], ratings[a] - ratings[b]) > 0
         if half == "train":

@@ -26,7 +26,7 @@ METHODS = ("VPL (features)", "PAL-A", "GPO", "P-RLHF")
 
 
 def _config(decoders: Any, methods: tuple[str, ...] = METHODS) -> Any:
-    config: Any = quickstart.get_config("tiny")
+    config: Any = quickstart.get_config("smoke")
     config.pretrain.folder = str(decoders)
     config.methods = methods
     config.baselines.steps = (4, 6)

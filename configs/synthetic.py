@@ -1,12 +1,12 @@
-"""CoPL in the papers' four settings and on PersonalLLM's tastes, on the embedded world: no download.
+"""CoPL in the papers' four settings and on PersonalLLM's tastes, on the synthetic world: no download.
 
-command   python -m experiments.compare --config=configs/embedded.py:uf_p_4_avg --workdir=runs/uf_p_4_avg
-          python -m experiments.compare --config=configs/embedded.py:personalllm,three_seeds --workdir=runs/personalllm
+command   python -m experiments.compare --config=configs/synthetic.py:uf_p_4_avg --workdir=runs/uf_p_4_avg
+          python -m experiments.compare --config=configs/synthetic.py:personalllm,three_seeds --workdir=runs/personalllm
 variants  uf_p_2_all (also without a word), uf_p_2_avg: users care for helpfulness or honesty, 8 pairs a user
           uf_p_4_all, uf_p_4_avg: one of four attributes, 16 pairs
           personalllm: weights over the four, Dirichlet(0.1), 16 pairs; no groups, so no group oracle
           uf_p_4_all and personalllm also with both ways to balance experts
-          after a comma: three_seeds; tiny: seconds, for tests, of no use as a result
+          after a comma: three_seeds; smoke: seconds, for tests, of no use as a result
           ALL gives every user the same number of pairs, AVG a uniform one of the same mean
 hardware  2 CPU cores, 2 GB of memory
 decoder   pretrained once a seed and shared by all variants, in runs/decoders (config.pretrain.folder; "" for none)
@@ -32,7 +32,7 @@ NAMES = {
     "uf_p_4_avg": "UF-P-4 AVG",
     "personalllm": "PersonalLLM",
 }
-VARIANTS = (tuple(SETTINGS), ("three_seeds",), ("tiny",))
+VARIANTS = (tuple(SETTINGS), ("three_seeds",), ("smoke",))
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -42,7 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
     methods = ("shared reward", *(("group oracle",) if grouped else ()), "CoPL")
     if setting in ("uf_p_4_all", "personalllm"):
         methods += ("CoPL (balancing loss)", "CoPL (balancing bias)")
-    config = common.small(f"embedded {NAMES[setting]}", methods, common.world(**SETTINGS[setting]))
+    config = common.small(f"synthetic {NAMES[setting]}", methods, common.world(**SETTINGS[setting]))
     config.seeds = (0, 1, 2) if seeds == "three_seeds" else (0,)
     config.pretrain.folder = "runs/decoders"
     if SETTINGS[setting]["pairs_per_user"] == 16:
@@ -50,6 +50,6 @@ def get_config(variant: str = "") -> ConfigDict:
         # models see each pair as often as with 8 pairs a user.
         config.graph.epochs = 120
         config.reward.optimizer.num_steps = 200
-    if size == "tiny":
+    if size == "smoke":
         common.shrink(config)
     return config

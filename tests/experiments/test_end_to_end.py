@@ -24,7 +24,7 @@ from pref_jax.eval.reporting.results import read_results
 from pref_jax.lm.checkpoint import load_config
 
 ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-m", "experiments.quickstart", "--config=configs/quickstart.py:tiny"]
+COMMAND = [sys.executable, "-m", "experiments.quickstart", "--config=configs/quickstart.py:smoke"]
 # One device, as on a user's machine: the tests' own fake devices would divide the sums otherwise.
 ENVIRONMENT = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
 # Every stage leaves one of these; the run is killed soon after each appears, that is within the next stage.
@@ -98,24 +98,24 @@ def test_killed_in_every_stage_it_ends_in_the_same_numbers(undisturbed, tmp_path
 
 def test_a_finished_run_repeated_changes_no_number(undisturbed):
     before = _metrics(undisturbed)
-    config = _config("tiny")
+    config = _config("smoke")
     compare.run(config, undisturbed)
     assert _metrics(undisturbed) == before
 
 
 def test_another_config_does_not_write_into_a_runs_folder(undisturbed):
-    config = _config("tiny")
+    config = _config("smoke")
     config.source.seen_users = 25
     with pytest.raises(UserError, match=r"source\.seen_users: there 24, now 25"):
         list(runs(config, undisturbed))
 
 
 def test_unknown_methods_and_bad_seeds_are_told(tmp_path):
-    config = _config("tiny")
+    config = _config("smoke")
     config.methods = ("CoPL", "CoPI")
     with pytest.raises(UserError, match="unknown CoPI"):
         compare.run(config, tmp_path / "a")
-    config = _config("tiny")
+    config = _config("smoke")
     config.seeds = ()
     with pytest.raises(UserError, match="seeds"):
         compare.run(config, tmp_path / "b")
@@ -137,7 +137,7 @@ def test_a_truncated_file_is_told_and_named(undisturbed, tmp_path, damage, words
     for folder in ("lore", "copl"):
         subprocess.run(["rm", "-r", str(workdir / "seed_0" / folder / "scores")], check=True)
     with pytest.raises(UserError, match=words):
-        compare.run(_config("tiny"), workdir)
+        compare.run(_config("smoke"), workdir)
 
 
 def test_results_hold_what_the_margins_say(undisturbed):
@@ -150,7 +150,7 @@ def test_results_hold_what_the_margins_say(undisturbed):
 
 def _export(capsys, *flags: str) -> str:
     """What the command says; a user's mistake raises SystemExit."""
-    argv = ["export", "--config=configs/quickstart.py:tiny", *flags]
+    argv = ["export", "--config=configs/quickstart.py:smoke", *flags]
     cli.launch(export.run, "doc", define=export.define, argv=argv)
     return capsys.readouterr().out
 
@@ -168,11 +168,11 @@ def test_one_users_reward_model_is_exported(undisturbed, tmp_path, capsys):
     assert inside.config == outside.config
     jax.tree.map(np.testing.assert_array_equal, inside.params, outside.params)
     # Unseen users, who joined after training, are in the exported table.
-    assert inside.table is not None
-    assert outside.table is not None
-    seen = np.linalg.norm(inside.table, axis=1) > 0
-    np.testing.assert_array_equal(outside.table[seen], inside.table[seen])
-    assert (np.linalg.norm(outside.table, axis=1) > 0).all()
+    assert inside.user_embeddings is not None
+    assert outside.user_embeddings is not None
+    seen = np.linalg.norm(inside.user_embeddings, axis=1) > 0
+    np.testing.assert_array_equal(outside.user_embeddings[seen], inside.user_embeddings[seen])
+    assert (np.linalg.norm(outside.user_embeddings, axis=1) > 0).all()
     _export(capsys, workdir, f"--user={user}", f"--out={out}", "--method=shared reward")
     assert json.loads((out / "adapter_config.json").read_text())["r"] == 2
     for flags, words in (
