@@ -21,8 +21,8 @@ from pref_jax.data.splits import answers_a_user, draw_pairs
 from pref_jax.errors import Faults
 
 RULE = (
-    "synthetic language world: responses carry levels 1-5 of four attributes, a user prefers the larger weighted level, "
-    "equal ratings broken at random once a response; topics and marker words of test prompts occur in no other prompt"
+    "synthetic language world: responses carry levels 1-5 of four attributes, a user prefers the larger weighted "
+    "level, equal ratings broken at random once a response; topics and marker words of test prompts occur in no other prompt"
 )
 
 
