@@ -22,7 +22,8 @@ from pref_jax.errors import Faults
 
 RULE = (
     "synthetic language world: responses carry levels 1-5 of four attributes, a user prefers the larger weighted "
-    "level, equal ratings broken at random once a response; topics and marker words of test prompts occur in no other prompt"
+    "level, equal ratings broken at random once per response; topics and marker words of test prompts occur in no "
+    "other prompt"
 )
 
 
