@@ -20,9 +20,9 @@ from copl_jax.reward.lora_experts import ExpertsConfig
 from copl_jax.reward.reward_model import RewardConfig
 from experiments.benchmarks import reference
 from experiments.benchmarks.measure import Result, in_turns, result
-from pref_jax.lm import backbone, checkpoint, sharding
+from pref_jax.lm import backbone, checkpoint, sharding_rules
+from pref_jax.mesh import make_mesh, put_batch, replicated, tree_shardings
 from pref_jax.train.loop import jit_step
-from pref_jax.train.mesh import make_mesh, put_batch, replicated, tree_shardings
 from pref_jax.train.state import OptimizerConfig, init_state, make_step, optimizer
 
 LORA = ExpertsConfig(num_experts=0, rank=8, alpha=16.0, dropout=0.0)
@@ -160,7 +160,7 @@ def _theirs(folder: Path, config: RewardConfig, params: Any, tokens: np.ndarray,
 def _ours(config: RewardConfig, base: Any, params: Any, tokens: np.ndarray, mask: np.ndarray) -> _Side:
     """The road of `experiments.reward_model`, but for the feed: the batch lies on the device, as the reference's."""
     mesh = make_mesh(devices=jax.devices()[:1])
-    frozen = {"base": jax.device_put(base, tree_shardings(mesh, sharding.specs(base, mesh)))}
+    frozen = {"base": jax.device_put(base, tree_shardings(mesh, sharding_rules.specs(base, mesh)))}
     params = jax.device_put(params, replicated(mesh))
     transform = optimizer(OptimizerConfig(lr=RATE, num_steps=1_000_000, weight_decay=DECAY))
     # The steps take the memory of the state they are given; the forward passes keep their own.

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import grain
 import numpy as np
 
-from experiments.runner.workspace import log
 from pref_jax.comparisons import Comparisons
 from pref_jax.data.loaders.batches import pair_batches
 from pref_jax.data.loaders.episodes import episode_batches
@@ -95,11 +94,7 @@ def shared_length(lm: LMConfig, pairs: Comparisons, tokens: TokenTable, length: 
     if not lm.traits.causal:
         return None
     shared = int(shared_lengths(tokens, pairs.chosen, pairs.rejected).max(initial=1))
-    if _work(lm, shared) >= 2 * _work(lm, length):
-        log(f"  a row for each response: {2 * length} tokens a pair are less work than {shared} in one row")
-        return None
-    log(f"  one row for both responses of a pair: {shared} tokens in place of {2 * length}")
-    return rounded(shared, lm)
+    return None if _work(lm, shared) >= 2 * _work(lm, length) else rounded(shared, lm)
 
 
 def _work(lm: LMConfig, length: int) -> int:
