@@ -15,6 +15,7 @@ from pref_jax.data.text.shared_prefix import shared_lengths, shared_rows
 from pref_jax.data.text.token_table import TokenTable
 from pref_jax.lm.backbone import linear_shapes
 from pref_jax.lm.config import LMConfig
+from pref_jax.progress import log
 
 STEP = 8
 # Rows of responses, chosen and rejected [B] -> the texts of B pairs, as `pref_jax.lm.pairs.pair_states` takes them.
@@ -94,7 +95,11 @@ def shared_length(lm: LMConfig, pairs: Comparisons, tokens: TokenTable, length: 
     if not lm.traits.causal:
         return None
     shared = int(shared_lengths(tokens, pairs.chosen, pairs.rejected).max(initial=1))
-    return None if _work(lm, shared) >= 2 * _work(lm, length) else rounded(shared, lm)
+    if _work(lm, shared) >= 2 * _work(lm, length):
+        log(f"  a row for each response: {2 * length} tokens a pair are less work than {shared} in one row")
+        return None
+    log(f"  one row for both responses of a pair: {shared} tokens in place of {2 * length}")
+    return rounded(shared, lm)
 
 
 def _work(lm: LMConfig, length: int) -> int:
