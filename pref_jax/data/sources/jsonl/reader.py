@@ -61,9 +61,11 @@ def read(
     check_options(fractions=fractions)
     faults = Faults()
     ignored: Counter[str] = Counter()
-    in_memory = not isinstance(path, str | Path)
-    lines = enumerate(path, start=1) if in_memory else _lines(path := Path(path), faults)
-    path = Path("votes") if in_memory else Path(path)
+    if isinstance(path, str | Path):
+        path = Path(path)
+        lines = _lines(path, faults)
+    else:
+        lines, path = enumerate(path, start=1), Path("votes")
     found = (checked_row(f"{path}:{line}", line, value, faults, ignored) for line, value in lines)
     rows = _held_once(row for row in found if row)
     users = _users(path, rows, faults)
