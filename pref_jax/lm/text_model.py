@@ -186,7 +186,14 @@ class TextModel:
         }
 
     def read_rows(
-        self, tokens: TokenTable, route: Int[np.ndarray, " N"] | None, width: int, read: Callable[..., jax.Array]
+        self,
+        tokens: TokenTable,
+        read: Callable[..., jax.Array],
+        *,
+        width: int = 1,
+        rows: Int[np.ndarray, " N"] | None = None,
+        route: Int[np.ndarray, " N"] | None = None,
+        batch_size: int = 0,
     ) -> Float32[np.ndarray, "N F"]:
         """F numbers of every text under its route, whatever else is read beside it.
 
@@ -196,31 +203,36 @@ class TextModel:
 
         Args:
           tokens: the texts.
-          route: what else their numbers depend on, such as the user's row; None for nothing.
+          read: (ids int32 [B L], mask bool [B L], route int [B]) -> [B F] or [B], cut over the mesh; without a route of
+            two arguments.
           width: F.
-          read: (ids int32 [B L], mask bool [B L], route int [B]) -> [B F], cut over the mesh; without route, of two.
+          rows: which texts, by number; None for all.
+          route: what else their numbers depend on, such as the user's row.
+          batch_size: B, rounded up to a multiple of the parts of a batch; 0 for the model's own.
         """
-        found = np.empty((len(tokens.lengths), width), np.float32)
-        limit = self.config.max_positions
-        bucket = np.array([bucket_length(int(length), limit=limit) for length in tokens.lengths], np.int64)
-        few = -(-FEW // batch_shards(self.mesh)) * batch_shards(self.mesh)
-        with jax.set_mesh(self.mesh), tqdm(desc="score", total=len(bucket), unit="text", disable=None) as bar:
+        rows = np.arange(len(tokens.lengths)) if rows is None else rows
+        found, limit = np.empty((len(rows), width), np.float32), self.config.max_positions
+        bucket = np.array([bucket_length(int(length), limit=limit) for length in tokens.lengths], np.int64)[rows]
+        shards = batch_shards(self.mesh)
+        most, few = (-(-size // shards) * shards for size in (batch_size or self.batch_size, FEW))
+        with jax.set_mesh(self.mesh), tqdm(desc="score", total=len(rows), unit="text", disable=None) as bar:
             for length in np.unique(bucket):
                 members = np.flatnonzero(bucket == length)
-                rows = min(few, self.rows) if len(members) <= few else self.rows
-                for start in range(0, len(members), rows):
-                    some = members[start : start + rows]
-                    padded = np.pad(some, (0, rows - len(some)), mode="edge")
-                    batch = tokens.take(padded, int(length))
+                size = min(few, most) if len(members) <= few else most
+                for start in range(0, len(members), size):
+                    some = members[start : start + size]
+                    padded = np.pad(some, (0, size - len(some)), mode="edge")
+                    batch = tokens.take(rows[padded], int(length))
                     batch = batch if route is None else (*batch, route[padded])
-                    found[some] = np.asarray(read(*put_batch(batch, self.mesh))).reshape(rows, width)[: len(some)]
+                    result = np.asarray(read(*put_batch(batch, self.mesh)))
+                    found[some] = result.reshape(size, width)[: len(some)]
                     bar.update(len(some))
         return found
 
     def states(self, tokens: TokenTable) -> Float32[np.ndarray, "N D"]:
         """Pooled states of the texts, by `read_rows`."""
         read = functools.partial(features.pooled, self.config, self.params, layer=self.layer)
-        return self.read_rows(tokens, None, self.config.hidden_size, read)
+        return self.read_rows(tokens, read, width=self.config.hidden_size)
 
     def rendering(self) -> str:
         """A digest of the tokens of two fixed dialogues: it changes with tokenizer, template, special tokens."""
