@@ -25,11 +25,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors
 import safetensors.numpy
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from pref_jax.errors import UserError
 from pref_jax.files import atomic_folder, read_json, write_json
-from pref_jax.lm.text_model import PROBE, PROBE_TEXT, Prompt, TextModel, TextSettings, as_responses, differences
+from pref_jax.lm.text_model import (
+    PROBE,
+    PROBE_TEXT,
+    Prompt,
+    TextModel,
+    TextSettings,
+    as_responses,
+    differences,
+    open_text,
+)
 from pref_jax.version import __version__
 
 FORMAT = 1
@@ -68,6 +77,7 @@ class Saved(NamedTuple):
       tensors: its arrays.
       users: user ids in the order of the model's rows.
       text: the base, or None for models of features.
+      votes: how many each user gave, int64 [U].
     """
 
     folder: Path
@@ -75,6 +85,7 @@ class Saved(NamedTuple):
     tensors: dict[str, np.ndarray]
     users: list[str]
     text: TextModel | None
+    votes: Int64[np.ndarray, " U"]
 
 
 class PersonalReward(abc.ABC):
@@ -92,6 +103,10 @@ class PersonalReward(abc.ABC):
     @abc.abstractmethod
     def users(self) -> list[str]:
         """Ids of the users that the model knows."""
+
+    def knows(self, user: str) -> bool:
+        """Whether the model knows a user; methods of many users have a faster one."""
+        return user in self.users
 
     @abc.abstractmethod
     def rewards(self, users: Sequence[str | None], rows: Any, *, uncertainty: bool) -> Scores:
@@ -172,10 +187,10 @@ class PersonalReward(abc.ABC):
         return np.argsort(-np.asarray(self.score(user, prompt, responses)), kind="stable").tolist()
 
     def _check_users(self, users: Sequence[str | None]) -> None:
-        known = set(self.users)
-        unknown = [user for user in dict.fromkeys(users) if user is not None and user not in known]
+        unknown = [user for user in dict.fromkeys(users) if user is not None and not self.knows(user)]
         if unknown:
-            some = ", ".join(map(repr, self.users[:3])) or "none"
+            known = self.users
+            some = ", ".join(map(repr, known[:3])) or "none"
             raise UserError(
                 f"user {', '.join(map(repr, unknown[:3]))} is not known ({len(known)} users are, such as {some}); "
                 "call add_votes first, or score with user=None for the reward of nobody in particular"
@@ -272,7 +287,7 @@ def read(folder: str | Path, *, base: str | None = None, text: TextModel | None 
       folder: where `save` wrote.
       base: where the base lies now, if it has moved; it must be the same to the bit.
       text: the base, already opened.
-      **options: of `TextModel`, such as `mesh` and `batch_size`, which change no score.
+      **options: of `open_text`: `mesh` and `batch_size` change no score; those that would are refused.
 
     Raises:
       UserError: for files that are missing, truncated or changed, and for a base, a tokenizer or a template that would
@@ -287,7 +302,9 @@ def read(folder: str | Path, *, base: str | None = None, text: TextModel | None 
         text = text or _open_base(folder, found["base"], base, options)
         check_base(folder, found["base"], text)
     tensors = safetensors.numpy.load_file(folder / TENSORS)
-    return Saved(folder, found["model"], tensors, pq.read_table(folder / USERS)["user_id"].to_pylist(), text)
+    users = pq.read_table(folder / USERS)
+    votes = users["votes"].to_numpy()
+    return Saved(folder, found["model"], tensors, users["user_id"].to_pylist(), text, votes)
 
 
 def _open_base(folder: Path, saved: dict[str, Any], base: str | None, options: dict[str, Any]) -> TextModel:
@@ -295,7 +312,7 @@ def _open_base(folder: Path, saved: dict[str, Any], base: str | None, options: d
     template = folder / TEMPLATE
     fields["chat_template"] = str(template) if template.is_file() else ""
     revision = None if base is not None else saved["revision"]
-    return TextModel(name=base or saved["name"], revision=revision, settings=TextSettings(**fields), **options)
+    return open_text(base or saved["name"], **{"revision": revision, **fields, **options})
 
 
 def check_base(folder: Path, saved: dict[str, Any], text: TextModel) -> None:
@@ -319,7 +336,7 @@ def load(folder: str | Path, *, base: str | None = None, **options: Any) -> Pers
     Args:
       folder: where `save` wrote.
       base: where the base lies now, if it has moved.
-      **options: of `TextModel`, such as `mesh` and `batch_size`, which change no score.
+      **options: of `open_text`, such as `mesh` and `batch_size`, which change no score.
 
     Raises:
       UserError: as `read`; or if no installed package knows the kind.

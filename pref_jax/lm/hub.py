@@ -7,12 +7,13 @@ from pathlib import Path
 from pref_jax.errors import UserError
 
 
-def locate(name: str | Path) -> Path:
+def locate(name: str | Path, revision: str | None = None) -> Path:
     """The folder behind a name, which is one of
 
     - a folder,
     - `package:some_package/folder`: files inside an installed package, found without importing it,
-    - a Hugging Face hub id such as `org/model`: fetched into the hub's cache (weights, configs, tokenizer files only).
+    - a Hugging Face hub id such as `org/model`: fetched into the hub's cache (weights, configs, tokenizer files only),
+      at a `revision` (branch, tag or commit) if one is given.
 
     Raises:
       UserError: if there is no such folder or package, or the hub cannot be reached.
@@ -28,7 +29,7 @@ def locate(name: str | Path) -> Path:
 
     try:
         patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
-        return Path(huggingface_hub.snapshot_download(text, allow_patterns=patterns))
+        return Path(huggingface_hub.snapshot_download(text, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises errors of many libraries: all mean "not fetched" to the user
         raise UserError(
             f"{text}: no such folder here, and the hub did not give it ({type(error).__name__}: {error}); "

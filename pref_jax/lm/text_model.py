@@ -6,6 +6,7 @@ Axis letters: B rows, L length, N texts, D features of the transformer, F number
 import dataclasses
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +42,8 @@ PROBE = (
 PROBE_TEXT = "Six minutes, then\ncold water."
 # Rows of a program for few texts, so that one person's request does not pay for a full batch.
 FEW = 8
+# Bytes of a part of a weight file by which it is known again, and how many parts of it are read.
+CHUNK, CHUNKS = 1 << 18, 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,9 +233,13 @@ class TextModel:
         return found
 
     def states(self, tokens: TokenTable) -> Float32[np.ndarray, "N D"]:
-        """Pooled states of the texts, by `read_rows`."""
+        """Pooled states of the texts, by `read_rows`; equal texts are read once."""
+        numbers: dict[bytes, int] = {}
+        texts = (tokens.flat[start:end].tobytes() for start, end in itertools.pairwise(tokens.offsets))
+        which = np.array([numbers.setdefault(text, len(numbers)) for text in texts], np.int64)
+        first = np.unique(which, return_index=True)[1]
         read = functools.partial(features.pooled, self.config, self.params, layer=self.layer)
-        return self.read_rows(tokens, read, width=self.config.hidden_size)
+        return self.read_rows(tokens, read, width=self.config.hidden_size, rows=first)[which]
 
     def rendering(self) -> str:
         """A digest of the tokens of two fixed dialogues: it changes with tokenizer, template, special tokens."""
@@ -256,14 +263,19 @@ class TextModel:
 
     @cached_property
     def weights_digest(self) -> str:
-        """A digest of the checkpoint's config and of the first and last megabyte of each weight file."""
+        """A digest of the checkpoint's config and of size, header and `CHUNKS` evenly spaced parts of each weight file.
+
+        All of a file that is no longer than its parts; of larger ones a sample, so that opening a model stays quick.
+        """
         digest = hashlib.sha256((self.folder / "config.json").read_bytes())
         for path in sorted(self.folder.glob("*.safetensors")):
             with path.open("rb") as file:
                 size = path.stat().st_size
-                digest.update(size.to_bytes(8, "little") + file.read(1 << 20))
-                file.seek(max(0, size - (1 << 20)))
-                digest.update(file.read(1 << 20))
+                header = file.read(8 + int.from_bytes(file.read(8), "little"))
+                digest.update(size.to_bytes(8, "little") + header)
+                for place in np.linspace(0, max(0, size - CHUNK), CHUNKS).astype(int):
+                    file.seek(int(place))
+                    digest.update(file.read(CHUNK))
         return digest.hexdigest()
 
 
@@ -288,6 +300,25 @@ def differences(saved: dict[str, Any], found: dict[str, Any]) -> list[Difference
         for key in sorted(ours.keys() | theirs.keys())
         if ours.get(key) != theirs.get(key)
     ]
+
+
+def open_text(name: str, **options: Any) -> TextModel:
+    """A `TextModel` by its name, with options of its own and of `TextSettings` side by side.
+
+    Raises:
+      UserError: for options that neither has.
+
+    Example:
+      >>> open_text("Qwen/Qwen3-0.6B", max_length=512, batch_size=8).settings.max_length
+      512
+    """
+    settings = {field.name for field in dataclasses.fields(TextSettings)}
+    known = settings | {field.name for field in dataclasses.fields(TextModel)} - {"name", "settings"}
+    if unknown := sorted(options.keys() - known):
+        raise UserError(f"unknown options {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    own = {name: value for name, value in options.items() if name not in settings}
+    given = {name: value for name, value in options.items() if name in settings}
+    return TextModel(name=name, settings=TextSettings(**given), **own)
 
 
 def as_responses(prompts: Sequence[Prompt], texts: Sequence[str]) -> pa.Table:
