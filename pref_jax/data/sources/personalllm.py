@@ -24,7 +24,14 @@ from jaxtyping import Bool, Float, Int
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources.common import hub
 from pref_jax.data.sources.common.columns import Answers, Sieve, answers, assemble, names, number, repeated, unordered
-from pref_jax.data.sources.common.simulated_users import TEST, Asked, SimulationConfig, sample_comparisons
+from pref_jax.data.sources.common.options import flat_options
+from pref_jax.data.sources.common.simulated_users import (
+    TEST,
+    Asked,
+    SimulationConfig,
+    SimulationOptions,
+    sample_comparisons,
+)
 from pref_jax.errors import UserError
 
 ID = "namkoong-lab/PersonalLLM"
@@ -36,16 +43,21 @@ RULES: dict[str, dict[str, Any]] = {
     "copl": {
         "models": ("gemma_7b", "mistral_weqweasdas", "llama3_sfairx", "oasst_deberta_v3"),
         "answers": (5, 6, 7),
-        "survey": {"seen_users": 10_000, "unseen_users": 100, "pairs_per_user": 16, "test_pairs_per_user": 100},
+        "sizes": {"seen_users": 10_000, "unseen_users": 100, "pairs_per_user": 16, "test_pairs_per_user": 100},
     },
     # 48: one of a seen user's pairs is for validation.
     "lore": {
         "models": MODELS,
         "answers": (1, 2, 3, 4, 5, 6, 7, 8),
-        "survey": {"seen_users": 1000, "unseen_users": 500, "pairs_per_user": 48, "test_pairs_per_user": None},
+        "sizes": {
+            "seen_users": 1000,
+            "unseen_users": 500,
+            "pairs_per_user": 48,
+            "context_pairs": 9,
+            "test_pairs_per_user": None,
+        },
     },
 }
-CONTEXT_PAIRS = {"copl": None, "lore": 9}
 WORDS = {
     "copl": (
         "Pairs among the answers named; left out where one is scored at least as high by every model. A user prefers "
@@ -75,18 +87,14 @@ class Scored(NamedTuple):
     test: Bool[np.ndarray, "Q"]
 
 
+@flat_options(survey=SimulationOptions(seen_users=None, unseen_users=None, test_pairs_per_user=None))
 def read(
     path: str | Path = ID,
     *,
     rule: str = "copl",
     revision: str | None = None,
     alpha: float | int = 0.1,
-    seen_users: int | None = None,
-    unseen_users: int | None = None,
-    pairs_per_user: int | None = None,
-    context_pairs: int | None = None,
-    test_pairs_per_user: int | None = None,
-    protocol: str = "ALL",
+    survey: SimulationOptions,
     seed: int = 0,
 ) -> Preferences:
     """Reads the scores and asks simulated users.
@@ -96,14 +104,8 @@ def read(
       rule: `copl` or `lore`, see module.
       revision: on the hub.
       alpha: concentration of the users' weights; small is diverse.
-      seen_users: as the next four, see `pref_jax.data.sources.common.simulated_users.Survey`; the protocol's own if
-      None: 10 000
-        (`copl`) or 1000 (`lore`).
-      unseen_users: 100 or 500.
-      pairs_per_user: 16 or 48, of which one is for validation.
-      context_pairs: all of them, or 9.
-      test_pairs_per_user: 100, or every test prompt.
-      protocol: `ALL` or `AVG`.
+      survey: its fields are keyword options, see `SimulationOptions`; what is None is the protocol's own, `sizes` in
+        `RULES`.
       seed: of all draws.
 
     Raises:
@@ -113,17 +115,7 @@ def read(
         raise UserError(f"config.source.rule is {rule!r}; give copl or lore")
     if not 0 < alpha < np.inf:
         raise UserError(f"config.source.alpha is {alpha}; give a number above 0")
-    given = {
-        "seen_users": seen_users,
-        "unseen_users": unseen_users,
-        "pairs_per_user": pairs_per_user,
-        "test_pairs_per_user": test_pairs_per_user,
-        "context_pairs": context_pairs,
-    }
-    usual = {**RULES[rule]["survey"], "context_pairs": CONTEXT_PAIRS[rule]}
-    survey = SimulationConfig(
-        **{name: usual[name] if value is None else value for name, value in given.items()}, protocol=protocol
-    )
+    sizes = survey.filled(**RULES[rule]["sizes"])
     models, which = RULES[rule]["models"], RULES[rule]["answers"]
     scored, meta = _scored(path, revision, models, which)
     meta |= {
@@ -131,11 +123,11 @@ def read(
         "licence": "CC-BY-4.0",
         "rule": RULE.format(WORDS[rule]),
         "seed": seed,
-        "options": {**dataclasses.asdict(survey), "alpha": alpha, "models": models, "answers": which},
+        "options": {**dataclasses.asdict(sizes), "alpha": alpha, "models": models, "answers": which},
     }
     rng = np.random.default_rng(seed)
-    weights = rng.dirichlet(np.full(len(models), alpha), len(survey.seen))
-    return (_copl if rule == "copl" else _lore)(scored, survey, weights, meta, rng)
+    weights = rng.dirichlet(np.full(len(models), alpha), len(sizes.seen))
+    return (_copl if rule == "copl" else _lore)(scored, sizes, weights, meta, rng)
 
 
 def _scored(

@@ -38,11 +38,13 @@ from pref_jax.data.sources.common.columns import (
     repeated,
     unordered,
 )
+from pref_jax.data.sources.common.options import flat_options
 from pref_jax.data.sources.common.simulated_users import (
     TEST,
     TRAIN,
     VALIDATION,
     SimulationConfig,
+    SimulationOptions,
     sample_comparisons,
     tastes,
 )
@@ -76,12 +78,19 @@ LORE_RULE = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Options of `lore`, as `read` explains them."""
+    """Options of `lore`.
 
-    unseen_fraction: float | int
-    validation_fraction: float | int
-    train_pairs: int
-    context_pairs: int
+    Attributes:
+      unseen_fraction: of the workers.
+      validation_fraction: of the seen workers' training pairs.
+      train_pairs: at most so many pairs of a seen worker, validation included.
+      context_pairs: at most so many training pairs of an unseen worker.
+    """
+
+    unseen_fraction: float | int = 0.5
+    validation_fraction: float | int = 0.1
+    train_pairs: int = 150
+    context_pairs: int = 50
 
     def __post_init__(self):
         check_options(
@@ -114,6 +123,7 @@ class Votes(NamedTuple):
     counts: dict[str, int]
 
 
+@flat_options(limits=Limits(), survey=SimulationOptions(pairs_per_user=8))
 def read(
     path: str | Path = ID,
     *,
@@ -121,15 +131,8 @@ def read(
     revision: str | None = REVISION,
     seed: int = 0,
     workers: int = 10,
-    seen_users: int = 10_000,
-    unseen_users: int = 100,
-    pairs_per_user: int = 8,
-    test_pairs_per_user: int = 100,
-    protocol: str = "ALL",
-    unseen_fraction: float | int = 0.5,
-    validation_fraction: float | int = 0.1,
-    train_pairs: int = 150,
-    context_pairs: int = 50,
+    limits: Limits,
+    survey: SimulationOptions,
 ) -> Preferences:
     """Reads the votes and builds the tables of one protocol.
 
@@ -140,15 +143,8 @@ def read(
       revision: on the hub.
       seed: of all draws.
       workers: `copl`: how many of the busiest workers' pairs are taken.
-      seen_users: `copl`, as the next four, see `pref_jax.data.sources.common.simulated_users.Survey`.
-      unseen_users: `copl`.
-      pairs_per_user: `copl`.
-      test_pairs_per_user: `copl`.
-      protocol: `copl`: `ALL` or `AVG`.
-      unseen_fraction: `lore`: of the workers.
-      validation_fraction: `lore`: of the seen workers' training pairs.
-      train_pairs: `lore`: at most so many pairs of a seen worker, validation included.
-      context_pairs: `lore`: at most so many training pairs of an unseen worker.
+      limits: for `lore`; its fields are keyword options.
+      survey: for `copl`; its fields are keyword options, but for `context_pairs`, which `lore` alone has.
 
     Raises:
       UserError: if options are bad, the data cannot be read, their schema is another, or too little is left.
@@ -156,19 +152,7 @@ def read(
     if rule not in ("copl", "lore"):
         raise UserError(f"config.source.rule is {rule!r}; give copl or lore")
     check_options(fractions={}, counts={"workers": workers})
-    limits = Limits(
-        unseen_fraction=unseen_fraction,
-        validation_fraction=validation_fraction,
-        train_pairs=train_pairs,
-        context_pairs=context_pairs,
-    )
-    survey = SimulationConfig(
-        seen_users=seen_users,
-        unseen_users=unseen_users,
-        pairs_per_user=pairs_per_user,
-        test_pairs_per_user=test_pairs_per_user,
-        protocol=protocol,
-    )
+    sizes = survey.filled()
     table, test = hub.read_halves(
         path, train="comparisons/train/*", test="comparisons/validation/*", columns=COLUMNS, revision=revision
     )
@@ -180,9 +164,7 @@ def read(
         "votes_in_source": table.num_rows,
     }
     rng = np.random.default_rng(seed)
-    if rule == "copl":
-        return _copl(votes, survey, workers, meta, rng)
-    return _lore(votes, limits, meta, rng)
+    return _copl(votes, sizes, workers, meta, rng) if rule == "copl" else _lore(votes, limits, meta, rng)
 
 
 def _votes(table: pa.Table, test: Bool[np.ndarray, "R"]) -> Votes:

@@ -40,7 +40,13 @@ from pref_jax.data.sources.common.columns import (
     unanimous,
     unordered,
 )
-from pref_jax.data.sources.common.simulated_users import SimulationConfig, sample_comparisons, tastes
+from pref_jax.data.sources.common.options import flat_options
+from pref_jax.data.sources.common.simulated_users import (
+    SimulationConfig,
+    SimulationOptions,
+    sample_comparisons,
+    tastes,
+)
 from pref_jax.data.sources.synthetic.lexicon import ATTRIBUTES
 from pref_jax.data.splits import check_options, draw
 from pref_jax.data.text.tokenization import load_tokenizer, tokenize_responses
@@ -81,6 +87,7 @@ class Pool(NamedTuple):
     prompt: Int[np.ndarray, "P"]
 
 
+@flat_options(survey=SimulationOptions())
 def read(
     path: str | Path = RATINGS_ID,
     *,
@@ -91,11 +98,7 @@ def read(
     tokenizer: str = "",
     max_tokens: int = 1024,
     test_fraction: float | int = 0.1,
-    seen_users: int = 10_000,
-    unseen_users: int = 100,
-    pairs_per_user: int | None = None,
-    test_pairs_per_user: int = 100,
-    protocol: str = "ALL",
+    survey: SimulationOptions,
     seed: int = 0,
 ) -> Preferences:
     """Reads ratings and pairs, and asks simulated users.
@@ -111,11 +114,8 @@ def read(
       max_tokens: the most tokens of prompt and answer together, rendered by the tokenizer's chat template if it has
         one, for either answer of a pair.
       test_fraction: of the prompts.
-      seen_users: as the next four, see `pref_jax.data.sources.common.simulated_users.Survey`.
-      unseen_users: how many.
-      pairs_per_user: 8 for two attributes and 16 for four if None.
-      test_pairs_per_user: how many.
-      protocol: `ALL` or `AVG`.
+      survey: its fields are keyword options, see `SimulationOptions`; `pairs_per_user` is 8 for two attributes and 16
+        for four if None.
       seed: of all draws.
 
     Raises:
@@ -124,19 +124,13 @@ def read(
     if attributes not in (2, 4):
         raise UserError(f"config.source.attributes is {attributes}; give 2 (UF-P-2) or 4 (UF-P-4)")
     check_options(fractions={"test_fraction": test_fraction})
-    survey = SimulationConfig(
-        seen_users=seen_users,
-        unseen_users=unseen_users,
-        pairs_per_user={2: 8, 4: 16}[attributes] if pairs_per_user is None else pairs_per_user,
-        test_pairs_per_user=test_pairs_per_user,
-        protocol=protocol,
-    )
+    sizes = survey.filled(pairs_per_user=4 * attributes)
     rated = hub.read_columns(path, files=FILES, columns=RATINGS, revision=revision)
     pairs = hub.read_columns(
         pairs_path, files=["data/train*"], columns=PAIRS, revision=pairs_revision, flag="--config.source.pairs_path"
     )
     options = {
-        **dataclasses.asdict(survey),
+        **dataclasses.asdict(sizes),
         "attributes": list(ATTRIBUTES[:attributes]),
         "test_fraction": test_fraction,
         "max_tokens": max_tokens if tokenizer else None,
@@ -154,7 +148,7 @@ def read(
     }
     rng = np.random.default_rng(seed)
     found, pool, counts = _pool(rated, pairs, tokenizer, max_tokens, rng)
-    return _asked(found, pool, survey, attributes, test_fraction, {**meta, **counts}, rng)
+    return _asked(found, pool, sizes, attributes, test_fraction, {**meta, **counts}, rng)
 
 
 def _pool(
