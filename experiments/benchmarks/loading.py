@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +22,27 @@ import numpy as np
 from experiments.benchmarks import reference
 from experiments.benchmarks.measure import Result, forget_peak, memory, result
 from pref_jax.errors import UserError
-from pref_jax.lm import checkpoint
+from pref_jax.lm import backbone, checkpoint
+from pref_jax.lm.config import LMConfig
 
 # 145 million parameters, 580 MB in float32; all layers' `up_proj` together are a fifth of it.
-SHAPE = {
-    "model_type": "llama",
-    "vocab_size": 32000,
-    "hidden_size": 1024,
-    "intermediate_size": 2816,
-    "num_hidden_layers": 10,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": True,
-}
-# dtype of the file and of the parameters, and the size that no file exceeds.
-CASES = (("float32", "5GB"), ("float32", "150MB"), ("bfloat16", "5GB"))
+SHAPE = LMConfig(
+    family="llama",
+    vocab_size=32000,
+    hidden_size=1024,
+    intermediate_size=2816,
+    num_layers=10,
+    num_heads=16,
+    num_kv_heads=4,
+    max_positions=2048,
+)
+# dtype of the file and of the parameters, and the megabytes that no file exceeds.
+CASES = (("float32", 5000.0), ("float32", 150.0), ("bfloat16", 5000.0))
 SIDES = ("theirs", "ours")
 
 
 def load_memory(
-    shape: Mapping[str, Any] = SHAPE, cases: tuple[tuple[str, str], ...] = CASES, repeats: int = 3
+    shape: LMConfig = SHAPE, cases: tuple[tuple[str, float], ...] = CASES, repeats: int = 3
 ) -> list[Result]:
     """Loading a checkpoint in its own dtype, ours against transformers' `from_pretrained`, files in the page cache.
 
@@ -60,12 +60,13 @@ def load_memory(
     """
     if not Path("/proc/self/clear_refs").exists():
         raise UserError("load_memory reads /proc, which this system lacks; run it on Linux")
-    return [_compare(shape, dtype, shard_size, repeats) for dtype, shard_size in cases]
+    return [_compare(shape, dtype, megabytes, repeats) for dtype, megabytes in cases]
 
 
-def _compare(shape: Mapping[str, Any], dtype: str, shard_size: str, repeats: int) -> Result:
+def _compare(shape: LMConfig, dtype: str, megabytes: float, repeats: int) -> Result:
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), backbone.init(shape, jax.random.key(0)))
     with tempfile.TemporaryDirectory() as folder:
-        reference.save_random(Path(folder), shape, dtype=dtype, shard_size=shard_size)
+        checkpoint.save(folder, shape, params, max_shard_bytes=int(1e6 * megabytes))
         files = list(Path(folder).glob("*.safetensors"))
         size = sum(file.stat().st_size for file in files)
         loads = [[_watched(side, folder, dtype) for side in SIDES] for _ in range(repeats)]

@@ -24,7 +24,7 @@ import pyarrow.feather as feather
 from jaxtyping import Bool, Int
 
 from pref_jax.comparisons import Comparisons
-from pref_jax.data.schema import SCHEMAS, SPLITS, check_tables, in_splits, prompt_ids
+from pref_jax.data.schema import SCHEMAS, SPLITS, check_tables, in_splits, kind, prompt_ids
 from pref_jax.errors import UserError
 from pref_jax.files import atomic_folder, read_json, write_json
 
@@ -257,22 +257,10 @@ def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
         if place < 0 or table.schema.field(place).type == field.type:
             continue
         column = table.column(place)
-        if _family(column.type) not in (_family(field.type), "null"):
+        if kind(column.type) not in (kind(field.type), "null"):
             continue
         try:
             table = table.set_column(place, field, column.cast(field.type))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             continue
     return table
-
-
-def _family(kind: pa.DataType) -> str:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    strings = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    if any(test(kind) for test in strings):
-        return "string"
-    if any(test(kind) for test in lists):
-        return "list"
-    return "integer" if pa.types.is_integer(kind) else str(kind)
