@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
+from scipy import optimize
 
 from pref_jax.eval.figures import canvas
 from pref_jax.eval.metrics import Interval
@@ -202,16 +203,10 @@ def spread(
 ) -> Float64[np.ndarray, "P"]:
     """Places for labels, in the order of `wanted`, at least `gap` apart and within low and high where there is room.
 
-    Those of least squared distance to what was wanted (isotonic regression by pooling what is too near).
+    Those of least squared distance to what was wanted (isotonic regression).
     """
     order = np.argsort(wanted, kind="stable")
-    pools: list[list[float]] = []  # mean and size
-    for place, value in enumerate(wanted[order]):
-        pools.append([value - gap * place, 1])
-        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
-            (mean, size), (other, more) = pools[-2:]
-            pools[-2:] = [[(size * mean + more * other) / (size + more), size + more]]
-    level = np.repeat([mean for mean, _ in pools], [int(size) for _, size in pools])
+    level = optimize.isotonic_regression(wanted[order] - gap * np.arange(len(wanted))).x
     found = np.empty(len(wanted))
     found[order] = np.clip(level, low, max(low, high - gap * (len(wanted) - 1))) + gap * np.arange(len(wanted))
     return found
