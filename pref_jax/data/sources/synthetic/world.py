@@ -8,13 +8,12 @@ four (PersonalLLM, arXiv 2409.20296). Cost is linear in responses and in compari
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
 from pref_jax.data import preferences
-from pref_jax.data.schema import COMPARISONS, RESPONSES, USERS
+from pref_jax.data.schema import COMPARISONS
 from pref_jax.data.sources.common.columns import names, unanimous
 from pref_jax.data.sources.common.options import flat_options
 from pref_jax.data.sources.synthetic import lexicon
@@ -97,7 +96,7 @@ def generate(config: WorldConfig) -> preferences.Preferences:
         "config": dataclasses.asdict(config),
         "counts": counts,
     }
-    return preferences.build(pa.table(columns, schema=USERS), _response_table(halves), comparisons, meta)
+    return preferences.build(columns, _responses_of(halves), comparisons, meta)
 
 
 read = flat_options(config=WorldConfig())(generate)
@@ -187,7 +186,7 @@ def _pool(config: WorldConfig, texts: _Texts, rng: np.random.Generator) -> tuple
     return pairs[keep], ratings, ~unanimous(used[keep])
 
 
-def _comparisons(config, halves: list[_Texts], tastes: np.ndarray, rng) -> tuple[pa.Table, dict[str, int]]:
+def _comparisons(config, halves: list[_Texts], tastes: np.ndarray, rng) -> tuple[dict[str, Any], dict[str, int]]:
     columns: dict[str, list[np.ndarray]] = {name: [] for name in COMPARISONS.names}
     seen = np.arange(len(tastes)) < config.seen_users
     counts, held_out = answers_a_user(seen, config.pairs_per_user, config.protocol, rng)
@@ -207,11 +206,11 @@ def _comparisons(config, halves: list[_Texts], tastes: np.ndarray, rng) -> tuple
         for name, value in zip(columns, values, strict=True):
             columns[name].append(value)
         offset += len(texts.responses)
-    return pa.table({name: np.concatenate(parts) for name, parts in columns.items()}, schema=COMPARISONS), filtered
+    return {name: np.concatenate(parts) for name, parts in columns.items()}, filtered
 
 
-def _response_table(halves: list[_Texts]) -> pa.Table:
+def _responses_of(halves: list[_Texts]) -> dict[str, Any]:
     prompts = [text for texts in halves for text in np.asarray(texts.prompts, object)[texts.prompt_of]]
     texts = [text for half in halves for text in half.responses]
-    columns = {"prompt": [[{"role": "user", "content": prompt}] for prompt in prompts], "text": texts}
-    return pa.table({"response_id": names("response-", len(texts)), **columns}, schema=RESPONSES)
+    messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    return {"response_id": names("response-", len(texts)), "prompt": messages, "text": texts}
