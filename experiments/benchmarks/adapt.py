@@ -22,7 +22,7 @@ def adapt_unseen(sizes: tuple[int, ...] = (2_500, 5_000, 10_000), dim: int = 64,
 
 
 class _Example(NamedTuple):
-    """The arguments of `adapt`."""
+    """The arguments of `cold_start`."""
 
     users: np.ndarray
     responses: np.ndarray
@@ -59,21 +59,13 @@ def _one_size(count: int, dim: int, sample: int) -> Result:
         for i, user in enumerate(example.unseen[:sample])
     ]
     loop = (time.perf_counter() - start) * count / sample
-    return result(
-        "adapt",
-        f"{count} unseen, {count} seen users, d={dim}",
-        loop,
-        seconds,
-        largest_difference=max(apart),
-        baseline_users_measured=sample,
-        first_call_seconds=first,
-        neighbours_of_a_user=float(found.num_neighbours.mean()),
-        bytes_a_pair=told["bytes"] / told["pairs"],
-    )
+    facts = {"largest_difference": max(apart), "baseline_users_measured": sample, "first_call_seconds": first}
+    facts |= {"neighbours_of_a_user": float(found.num_neighbours.mean()), "bytes_a_pair": told["bytes"] / told["pairs"]}
+    return result("adapt", f"{count} unseen, {count} seen users, d={dim}", loop, seconds, **facts)
 
 
 def _adapt_one(example: _Example, user: int) -> np.ndarray:
-    """DESIGN 4.3 for one user, literally."""
+    """CoPL's embedding of one unseen user (arXiv 2503.01658), written as in the paper."""
     users, table, _, known, context, _ = example
     mine = context.user == user
     near = np.unique(known.user[np.isin(known.chosen, context.chosen[mine])])

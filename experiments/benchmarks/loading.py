@@ -1,14 +1,6 @@
-"""Memory and time of loading a checkpoint, each load in a process of its own.
+"""Memory and time of loading a checkpoint, each load in a process of its own that is watched from outside."""
 
-    python -m experiments.benchmarks.loading {ours,theirs} FOLDER DTYPE
-
-is such a process: it loads, prints one line of JSON, and is watched from outside meanwhile.
-"""
-
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks import reference
-from experiments.benchmarks.measure import Result, forget_peak, memory, result
+from experiments.benchmarks.measure import Result, forget_peak, in_new_process, memory, result
 from pref_jax.errors import UserError
 from pref_jax.lm import backbone, checkpoint
 from pref_jax.lm.config import LMConfig
@@ -85,18 +77,8 @@ def _watched(side: str, folder: str, dtype: str) -> dict[str, float]:
 
     The process cannot watch its own anonymous memory: while it copies, no other thread of it gets a turn.
     """
-    command = [sys.executable, "-m", __name__, side, folder, dtype]
     samples: list[tuple[float, int]] = []
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = subprocess.Popen(command, stdout=out, stderr=err)
-        while process.poll() is None:
-            samples.append((time.monotonic(), memory(process.pid).get("RssAnon", 0)))
-            time.sleep(0.002)
-        out.seek(0)
-        err.seek(0)
-        if process.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{err.read()[-3000:]}")
-        told = json.loads(out.read().splitlines()[-1])
+    told = in_new_process(__name__, "load_once", side, folder, dtype, samples=samples)
     during = [size for when, size in samples if told["start"] <= when <= told["end"]]
     return {
         "seconds": told["end"] - told["start"],
@@ -106,8 +88,8 @@ def _watched(side: str, folder: str, dtype: str) -> dict[str, float]:
     }
 
 
-def _child(side: str, folder: str, dtype: str) -> None:
-    """Loads once and prints when, and the memory before, at the highest and after."""
+def load_once(side: str, folder: str, dtype: str) -> dict[str, float]:
+    """Loads and tells when, and the memory before, at the highest and after."""
     load = {"ours": _load_ours, "theirs": _load_theirs}[side](folder, dtype)
     before = memory()
     forget_peak()
@@ -116,7 +98,7 @@ def _child(side: str, folder: str, dtype: str) -> None:
     end = time.monotonic()
     after = memory()
     told = {"start": start, "end": end, "before": before["VmRSS"], "anonymous_before": before["RssAnon"]}
-    print(json.dumps(told | {"peak": after["VmHWM"], "after": after["VmRSS"], "parameters": len(params)}))
+    return told | {"peak": after["VmHWM"], "after": after["VmRSS"], "parameters": len(params)}
 
 
 def _load_ours(folder: str, dtype: str) -> Callable[[], list[Any]]:
@@ -145,7 +127,3 @@ def _load_theirs(folder: str, dtype: str) -> Callable[[], list[Any]]:
         return [model, *leaves]
 
     return load
-
-
-if __name__ == "__main__":
-    _child(*sys.argv[1:])

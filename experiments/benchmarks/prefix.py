@@ -61,23 +61,19 @@ def _compare(case: Case, share: float, rounds: int, each: int, size: int) -> Res
     for run in runs:
         run()
     seconds = in_turns(runs, rounds=rounds, each=each)
-    real = [
-        int(batches[0]["chosen_mask"].sum() + batches[0]["rejected_mask"].sum()),
-        int((batches[1]["parts"] > 0).sum()),
-    ]
+    separate, parts = batches[0], batches[1]["parts"]
+    real = [int(separate["chosen_mask"].sum() + separate["rejected_mask"].sum()), int((parts > 0).sum())]
     padded = [2 * case.pairs * length, case.pairs * shared]
-    prompts = int((batches[1]["parts"] == 1).sum())
-    return result(
-        "prefix_pairs",
-        f"prompt {share:.0%}, d={case.lm.hidden_size}, {case.pairs} pairs x {shared} tokens",
-        *seconds,
-        share_of_separate=2 * prompts / real[0],
-        tokens=real,
-        padded_tokens=padded,
-        ratio_of_tokens=real[0] / real[1],
-        ratio_of_padded_tokens=padded[0] / padded[1],
-        largest_difference=float(np.abs(apart - together).max() / np.abs(apart).max()),
-    )
+    facts: dict[str, Any] = {
+        "share_of_separate": 2 * int((parts == 1).sum()) / real[0],
+        "tokens": real,
+        "padded_tokens": padded,
+        "ratio_of_tokens": real[0] / real[1],
+        "ratio_of_padded_tokens": padded[0] / padded[1],
+        "largest_difference": float(np.abs(apart - together).max() / np.abs(apart).max()),
+    }
+    size = f"prompt {share:.0%}, d={case.lm.hidden_size}, {case.pairs} pairs x {shared} tokens"
+    return result("prefix_pairs", size, *seconds, **facts)
 
 
 def _texts(case: Case, share: float, size: int) -> tuple[TokenTable, Comparisons]:

@@ -1,4 +1,4 @@
-"""`results.json`: one row for each method and seed, kept across reruns (DESIGN section 5).
+"""`results.json`: one row for each method and seed, kept across reruns.
 
 {"dataset": str,
  "rows": [{"method": str, "seed": int, "metrics": {name: number},
