@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int, Int64
 from pref_jax.comparisons import Comparisons
 from pref_jax.data.loaders.batches import index_batches
 from pref_jax.errors import UserError
+from pref_jax.ragged import group_by
 
 
 def episode_batches(
@@ -43,20 +44,19 @@ def episode_batches(
         raise UserError(
             f"episodes: pairs_per_user={pairs_per_user} splits={splits}: give whole numbers from 1; fix the config"
         )
-    order = np.argsort(pairs.user, kind="stable")
-    counts = np.unique(pairs.user, return_counts=True)[1].astype(np.int64)
-    starts = np.cumsum(counts) - counts
+    users, number = np.unique(pairs.user, return_inverse=True)
+    groups = group_by(number, len(users))
 
     def draw(number: int, members: Int64[np.ndarray, "U"]) -> dict[str, np.ndarray]:
         rng = np.random.default_rng([seed, number, 1])
-        column, mask = _some(counts[members], pairs_per_user, rng)
+        column, mask = _some(groups.counts[members], pairs_per_user, rng)
         # Padding repeats the user's first pair: it must be one whose texts fit wherever pairs do.
-        row = order[starts[members][:, None] + np.where(mask, column, column[:, :1])]
+        row = groups.order[groups.starts[members][:, None] + np.where(mask, column, column[:, :1])]
         chosen, rejected = (side[row].astype(np.int32) for side in (pairs.chosen, pairs.rejected))
         support = _supports(_first_alike(chosen, rejected), mask, splits, rng)
         return {"chosen": chosen, "rejected": rejected, "mask": mask, "support": support}
 
-    return index_batches(len(counts), users_per_batch, num_steps, seed).map_with_index(draw)
+    return index_batches(len(users), users_per_batch, num_steps, seed).map_with_index(draw)
 
 
 def _some(
