@@ -27,7 +27,7 @@ class _Example(NamedTuple):
     users: np.ndarray
     responses: np.ndarray
     seen: np.ndarray
-    known: Comparisons
+    train_pairs: Comparisons
     context: Comparisons
     unseen: np.ndarray
 
@@ -40,8 +40,8 @@ def _example(count: int, dim: int) -> _Example:
     users = training.normalised(centre[votes.camp] + 0.5 * rng.normal(size=(2 * count, dim))).astype(np.float32)
     table = rng.normal(size=(votes.num_responses, dim)).astype(np.float32)
     is_seen = np.arange(2 * count) < count
-    known, context = (pairs.take(mask) for mask in (is_seen[pairs.user], ~is_seen[pairs.user]))
-    return _Example(users, table, is_seen, known, context, np.flatnonzero(~is_seen))
+    train_pairs, context = (pairs.take(mask) for mask in (is_seen[pairs.user], ~is_seen[pairs.user]))
+    return _Example(users, table, is_seen, train_pairs, context, np.flatnonzero(~is_seen))
 
 
 def _memory_of_a_call(count: int, dim: int) -> dict[str, float]:
