@@ -26,7 +26,7 @@ from pref_jax.data.text.tokenization import load_tokenizer, tokenize_prompts, to
 from pref_jax.errors import UserError
 from pref_jax.lm import checkpoint, features, hub
 from pref_jax.lm.config import LMConfig
-from pref_jax.train.mesh import batch_shards, put_batch
+from pref_jax.mesh import batch_shards, put_batch
 
 
 def backbone_folder(run: Run) -> Path:

@@ -43,8 +43,8 @@ from pref_jax.comparisons import Comparisons
 from pref_jax.data.preferences import Preferences
 from pref_jax.errors import UserError
 from pref_jax.files import read_json, write_json
+from pref_jax.mesh import make_mesh
 from pref_jax.train.checkpoint import save_tree
-from pref_jax.train.mesh import make_mesh
 
 METHOD = "CoPL"
 # Methods that differ from it by `reward.gate.balance` alone.

@@ -15,7 +15,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments.backbones import load_backbone, load_tokens, read_each
-from experiments.pair_rows import rounded, shared_length, text_episodes
 from experiments.runner.cli import freeze
 from experiments.runner.workspace import (
     Run,
@@ -35,8 +34,9 @@ from lore_jax.reward import pair_logits
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.text.token_table import TokenTable
 from pref_jax.files import read_json, write_json
+from pref_jax.lm.pair_batches import rounded, shared_length, text_episodes
+from pref_jax.mesh import make_mesh, replicated
 from pref_jax.train.loop import fit
-from pref_jax.train.mesh import make_mesh, replicated
 from pref_jax.train.state import OptimizerConfig, init_state, make_step
 
 METHOD = "deep LoRe"

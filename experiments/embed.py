@@ -18,7 +18,7 @@ from pref_jax.data.preferences import Preferences
 from pref_jax.data.text.token_table import TokenTable
 from pref_jax.files import write_json
 from pref_jax.lm import features
-from pref_jax.train.mesh import batch_shards, make_mesh, put_batch
+from pref_jax.mesh import batch_shards, make_mesh, put_batch
 
 # Seconds between savings: what a kill costs at most.
 SAVE_EVERY = 5.0

@@ -17,11 +17,11 @@ from jax import lax
 from lore_jax.comparisons import Table, make_table
 from lore_jax.fitting import bradley_terry, model_selection
 from lore_jax.fitting.published import fit_published, fit_published_anchored
-from lore_jax.reward import fit_standardiser, standardise
 from lore_jax.weights import solve
 from lore_jax.weights.objective import Prior
 from pref_jax.comparisons import Comparisons, concatenate
 from pref_jax.errors import UserError
+from pref_jax.standardiser import fit_standardiser, standardise
 
 Margins = np.ndarray
 # Users or votes whose [n D] features are gathered at a time.

@@ -21,7 +21,7 @@ from experiments.lore_methods import HEAD, METHOD, SHARED, Models, score_head
 from experiments.runner.cli import Config, launch
 from experiments.runner.workspace import Run, log, method_folder, require, runs, stage
 from lore_jax.fitting.bradley_terry import Fit
-from lore_jax.reward import basis_rewards, standardise
+from lore_jax.reward import basis_rewards
 from pref_jax.data.sources import reward_bench_2
 from pref_jax.data.sources.reward_bench_2 import Bench
 from pref_jax.errors import UserError
@@ -29,6 +29,7 @@ from pref_jax.eval import reward_bench
 from pref_jax.eval.reporting import report, results
 from pref_jax.eval.reward_bench import OVERALL, Responses
 from pref_jax.files import read_json, write_json, write_text
+from pref_jax.standardiser import standardise
 
 METHODS = (HEAD, SHARED, METHOD)
 TITLE = "RewardBench 2"

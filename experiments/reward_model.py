@@ -20,7 +20,6 @@ from copl_jax.reward.lora_experts import ExpertsConfig
 from copl_jax.reward.reward_model import RewardConfig
 from copl_jax.reward.routing import GateConfig
 from experiments.backbones import load_backbone, load_tokens
-from experiments.pair_rows import rounded, shared_length, text_batches
 from experiments.runner.cli import freeze
 from experiments.runner.test_labels import load_groups
 from experiments.runner.workspace import Run, context_pairs, load_data, stage, stopwatch, test_pairs, votes_by_prompt
@@ -28,8 +27,9 @@ from pref_jax.comparisons import Comparisons
 from pref_jax.data.text.token_table import TokenTable
 from pref_jax.files import read_json, write_json
 from pref_jax.lm.config import LMConfig
+from pref_jax.lm.pair_batches import rounded, shared_length, text_batches
+from pref_jax.mesh import batch_shards, make_mesh, put_batch, replicated
 from pref_jax.train.loop import fit
-from pref_jax.train.mesh import batch_shards, make_mesh, put_batch, replicated
 from pref_jax.train.state import OptimizerConfig, init_state, make_step, optimizer
 
 Routing = Literal["users", "groups", "none"]

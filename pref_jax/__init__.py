@@ -1,1 +1,31 @@
-"""Shared ground of the personalised reward models: data, language models, training, scores. Knows no method."""
+"""Shared ground of the personalised reward models: votes, transformers, training, evaluation, saved models.
+
+The front door is imported when it is first used, so that `import pref_jax` does no work.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from pref_jax.errors import UserError
+from pref_jax.version import __version__
+
+if TYPE_CHECKING:
+    from pref_jax.data.preferences import Preferences
+    from pref_jax.data.votes import read_votes
+    from pref_jax.lm.text_model import TextModel
+    from pref_jax.personal import PersonalReward, load
+
+_WHERE = {
+    "PersonalReward": "pref_jax.personal",
+    "Preferences": "pref_jax.data.preferences",
+    "TextModel": "pref_jax.lm.text_model",
+    "load": "pref_jax.personal",
+    "read_votes": "pref_jax.data.votes",
+}
+__all__ = ["PersonalReward", "Preferences", "TextModel", "UserError", "__version__", "load", "read_votes"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'pref_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)

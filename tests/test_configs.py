@@ -33,9 +33,9 @@ from lore_jax.fitting.bradley_terry import LoReConfig
 from pref_jax.data.sources import personalllm, prism, tldr, ultrafeedback
 from pref_jax.data.sources.synthetic.world import WorldConfig
 from pref_jax.errors import UserError
-from pref_jax.lm import backbone, hf_config, sharding
+from pref_jax.lm import backbone, hf_config, sharding_rules
 from pref_jax.lm.config import LMConfig
-from pref_jax.train.mesh import make_mesh, tree_shardings
+from pref_jax.mesh import make_mesh, tree_shardings
 from pref_jax.train.state import OptimizerConfig
 
 MODULES = [
@@ -220,7 +220,7 @@ FULL_SIZE = [f"{model},{hardware}" for model in GEMMA for hardware in copl.MESHE
 
 def _bytes(shapes: Any, mesh: Mesh) -> int:
     """Bytes on each device of parameters that are cut over the mesh by the sharding table."""
-    places = tree_shardings(mesh, sharding.specs(shapes, mesh))
+    places = tree_shardings(mesh, sharding_rules.specs(shapes, mesh))
     own = jax.tree.map(
         lambda leaf, place: math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize, shapes, places
     )

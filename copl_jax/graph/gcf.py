@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Key
 
 from copl_jax.graph.message_passing import LAYERS
 from copl_jax.graph.signed_graph import SHARDED, Batch, SignedGraph, edge_dropout
+from pref_jax import sharding
 from pref_jax.errors import UserError
-from pref_jax.lm import sharding
 
 Params = dict[str, Any]
 

@@ -20,11 +20,11 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
+from pref_jax import sharding
 from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
-from pref_jax.lm import sharding
+from pref_jax.mesh import AXES
 from pref_jax.ragged import expand, starts
-from pref_jax.train.mesh import AXES
 
 GROUP_SIZE = 4
 # Groups of FAN_IN edges that are summed at a time: their sums, some megabytes, stay in the cache until they are added.

@@ -26,9 +26,9 @@ from tqdm import tqdm
 from copl_jax.graph import gcf
 from copl_jax.graph.gcf import GCFConfig, Params
 from copl_jax.graph.signed_graph import REPLICATED, SHARDED, Batch, SignedGraph, batch_of
+from pref_jax import sharding
 from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
-from pref_jax.lm import sharding
 from pref_jax.train.checkpoint import Checkpoints
 from pref_jax.train.state import TrainState
 

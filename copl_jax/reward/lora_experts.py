@@ -99,16 +99,12 @@ def make_adapters(params: Mapping[str, Any], gates: Gates | None = None, key: Ke
     Raises:
       UserError: if there are experts but no gates.
     """
-    keys = None if key is None else jax.random.split(key, max(len(params), 1))
-    adapters: Adapters = {}
-    for i, (target, own) in enumerate(sorted(params.items())):
-        adapters[target] = dict(own)
+    adapters: Adapters = lora.with_keys(params, key)
+    for target, own in adapters.items():
         if "experts" in own:
             if gates is None:
-                raise UserError("experts.bind: experts need gates; pass gates.decide(...) or gates.fixed(...)")
-            adapters[target] |= {"choice": gates[target].choice, "weight": gates[target].weight}
-        if keys is not None:
-            adapters[target]["key"] = jax.random.split(keys[i], len(own["shared"]["a"]))
+                raise UserError("make_adapters: experts need gates; pass routing.route(...) or one_hot_routing(...)")
+            own |= {"choice": gates[target].choice, "weight": gates[target].weight}
     return adapters
 
 
@@ -119,11 +115,7 @@ def apply(
 
     Dropout acts on x, with one mask for the shared and the chosen experts, if the adapter holds a key.
     """
-    if "key" in adapter and dropout:
-        keep = 1 - dropout
-        x = jnp.where(jax.random.bernoulli(adapter["key"], keep, x.shape), x / keep, 0).astype(x.dtype)
-        # Kept apart from its readers: fused with the products of gathered experts it cost a sixth of a step (CPU).
-        x = jax.lax.optimization_barrier(x)
+    x = lora.drop(adapter, x, dropout)
     if "experts" not in adapter:
         return lora.apply(jax.tree.map(lambda leaf: leaf.astype(x.dtype), adapter["shared"]), x, scale=scale)
     own = jax.tree.map(lambda leaf: leaf.astype(x.dtype), _side_by_side(adapter, scale))

@@ -30,13 +30,13 @@ from experiments.runner.workspace import (
     test_pairs,
     votes_by_prompt,
 )
-from lore_jax.reward import Standardiser, fit_standardiser, standardise
 from pref_jax.comparisons import Comparisons
 from pref_jax.data.loaders.contexts import context_batches
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.schema import prompt_ids
 from pref_jax.files import read_json, write_json
 from pref_jax.lm import parameter_files
+from pref_jax.standardiser import Standardiser, fit_standardiser, standardise
 from pref_jax.train.loop import fit
 from pref_jax.train.state import OptimizerConfig, init_state, make_step
 

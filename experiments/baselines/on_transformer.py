@@ -20,7 +20,6 @@ from experiments.backbones import read_each
 from experiments.baselines import on_features, personal, settings
 from experiments.baselines.heads import Head
 from experiments.embed import embed, embed_prompts
-from experiments.pair_rows import shared_length, with_texts
 from experiments.reward_model import Opened
 from experiments.runner.cli import freeze
 from experiments.runner.workspace import (
@@ -34,13 +33,14 @@ from experiments.runner.workspace import (
     test_pairs,
     votes_by_prompt,
 )
-from lore_jax.reward import standardise
 from pref_jax.data.loaders.contexts import context_batches
 from pref_jax.files import read_json, write_json
 from pref_jax.lm import backbone, parameter_files
+from pref_jax.lm.pair_batches import shared_length, with_texts
 from pref_jax.lm.pairs import pair_states
+from pref_jax.mesh import replicated
+from pref_jax.standardiser import standardise
 from pref_jax.train.loop import fit
-from pref_jax.train.mesh import replicated
 from pref_jax.train.state import LossFn, OptimizerConfig, init_state, make_step
 
 METHODS = tuple(settings.HEADS)

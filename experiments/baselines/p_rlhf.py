@@ -27,7 +27,7 @@ from experiments.reward_model import Opened
 from experiments.runner.workspace import Run, load_data, method_folder, scored, stage, test_pairs
 from pref_jax.lm import backbone
 from pref_jax.lm.pairs import pair_states, soften
-from pref_jax.train.mesh import put_batch
+from pref_jax.mesh import put_batch
 from pref_jax.train.state import LossFn
 
 METHOD = "P-RLHF"

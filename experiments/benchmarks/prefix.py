@@ -13,10 +13,10 @@ from copl_jax.reward import reward_model
 from copl_jax.reward.reward_model import RewardConfig
 from experiments.benchmarks.measure import Result, in_turns, result
 from experiments.benchmarks.training import LARGER, SMALL, USERS, Case, frozen_parts, trained_parts, training_step
-from experiments.pair_rows import text_batches
 from pref_jax.comparisons import Comparisons
 from pref_jax.data.text.shared_prefix import shared_lengths
 from pref_jax.data.text.token_table import TokenTable
+from pref_jax.lm.pair_batches import text_batches
 
 # Of the tokens of a shared row; the first makes 60 % of the tokens of two separate rows.
 SHARES = (3 / 7, 0.6, 0.7, 0.8)

@@ -14,7 +14,7 @@ from lore_jax.weights import solve
 from lore_jax.weights.objective import Prior
 from lore_jax.weights.streaming import in_blocks, over_users, solve_stream
 from pref_jax.comparisons import Comparisons
-from pref_jax.train.mesh import make_mesh
+from pref_jax.mesh import make_mesh
 
 SCALES = (10**3, 10**4, 10**5, 10**6)
 STREAMED = (10**5, 10**6)

@@ -14,8 +14,8 @@ from copl_jax.reward import reward_model
 from copl_jax.reward.reward_model import RewardConfig
 from pref_jax.lm import backbone
 from pref_jax.lm.config import LMConfig
+from pref_jax.mesh import make_mesh, put_batch, replicated
 from pref_jax.train.loop import jit_step
-from pref_jax.train.mesh import make_mesh, put_batch, replicated
 from pref_jax.train.state import LossFn, OptimizerConfig, init_state, make_step, optimizer
 
 # The quickstart's decoder.

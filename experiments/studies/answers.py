@@ -23,12 +23,13 @@ from lore_jax.fitting import model_selection
 from lore_jax.fitting.bradley_terry import Fit, LoReConfig
 from lore_jax.online import bayes_filter
 from lore_jax.online.bayes_filter import GaussianPosterior
-from lore_jax.reward import basis_rewards, differences, standardise
+from lore_jax.reward import basis_rewards, differences
 from lore_jax.weights.objective import Prior
 from pref_jax.comparisons import Comparisons
 from pref_jax.data.preferences import Preferences
 from pref_jax.eval.metrics import Interval, group_metrics, student_interval
 from pref_jax.eval.reporting.results import result_row
+from pref_jax.standardiser import standardise
 
 
 class Learned(NamedTuple):

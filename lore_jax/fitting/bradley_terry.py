@@ -17,10 +17,10 @@ from lore_jax.comparisons import Table, make_table
 from lore_jax.fitting import priors
 from lore_jax.fitting.gaussian_mixture import Clusters
 from lore_jax.fitting.lbfgs import minimise
-from lore_jax.reward import Standardiser, fit_standardiser, standardise
 from lore_jax.weights.precision import full_matmul_precision
 from pref_jax.comparisons import Votes
 from pref_jax.errors import UserError
+from pref_jax.standardiser import Standardiser, fit_standardiser, standardise
 
 
 class Fit(NamedTuple):

@@ -41,11 +41,12 @@ from lore_jax.fitting.candidates import (
     refit,
     search,
 )
-from lore_jax.reward import basis_rewards, differences, standardise
+from lore_jax.reward import basis_rewards, differences
 from lore_jax.weights.objective import Prior
 from lore_jax.weights.precision import full_matmul_precision
 from pref_jax.comparisons import Votes, check_comparisons
 from pref_jax.errors import UserError
+from pref_jax.standardiser import standardise
 
 
 class _Leaderboard:

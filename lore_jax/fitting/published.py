@@ -13,9 +13,10 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from lore_jax.fitting.bradley_terry import Fit
-from lore_jax.reward import basis_rewards, identity_standardiser, pair_logits
+from lore_jax.reward import basis_rewards, pair_logits
 from pref_jax.comparisons import Votes, check_comparisons
 from pref_jax.errors import UserError
+from pref_jax.standardiser import identity_standardiser
 
 Params = dict[str, Array]
 

@@ -29,12 +29,12 @@ from jaxtyping import Array, Float
 from lore_jax.fitting import priors
 from lore_jax.fitting.bradley_terry import Fit
 from lore_jax.fitting.layout import Data, Layout, layout
-from lore_jax.reward import identity_standardiser
 from lore_jax.weights import newton
 from lore_jax.weights.objective import Problem, Rows
 from lore_jax.weights.precision import full_matmul_precision
 from pref_jax.comparisons import Votes, check_comparisons
 from pref_jax.errors import UserError
+from pref_jax.standardiser import identity_standardiser
 
 TRIALS = 12
 # Iterations of too little gain that end the fit.

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int32, Key
 
+from pref_jax import sharding
 from pref_jax.errors import Faults, UserError
-from pref_jax.lm import attention, bert, decoder, lora, sharding
+from pref_jax.lm import attention, bert, decoder, lora
 from pref_jax.lm.attention import AttentionFn, Mask, Rows
 from pref_jax.lm.config import LMConfig
 

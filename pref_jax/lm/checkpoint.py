@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 
 from pref_jax.errors import Faults, UserError
 from pref_jax.files import read_json, write_json
-from pref_jax.lm import backbone, hf_config, hub, sharding, weights
+from pref_jax.lm import backbone, hf_config, hub, sharding_rules, weights
 from pref_jax.lm.config import LMConfig
 
 WEIGHTS_FILE = "model.safetensors"
@@ -49,8 +49,8 @@ def load(
     Args:
       folder: a folder, or any other name that `hub.locate` understands.
       dtype: of the returned arrays, whatever the file holds.
-      mesh: places each parameter as `sharding.RULES` says, each process reading only its own parts; by default all
-        goes to the first device.
+      mesh: places each parameter as `sharding_rules.RULES` says, each process reading only its own parts; by default
+        all goes to the first device.
       lm_head: False leaves the next-token head out, which reward models have no use for.
 
     Returns:
@@ -67,7 +67,7 @@ def load(
     shapes = backbone.shapes(config, dtype)
     wanted = flat(shapes)
     sources = _match(config, _catalog(folder), {path: leaf.shape for path, leaf in wanted.items()}, folder)
-    placed = flat(sharding.specs(shapes, mesh)) if mesh is not None else {}
+    placed = flat(sharding_rules.specs(shapes, mesh)) if mesh is not None else {}
     params: dict[str, Any] = {}
     for path, leaf in wanted.items():
         place = SingleDeviceSharding(jax.devices()[0]) if mesh is None else NamedSharding(mesh, placed[path])

@@ -13,9 +13,9 @@ from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
 from pref_jax.errors import UserError
+from pref_jax.mesh import batch_sharding, make_mesh, put_batch, replicated
 from pref_jax.train.checkpoint import Checkpoints, KeepConfig
 from pref_jax.train.logging import MetricsLog
-from pref_jax.train.mesh import batch_sharding, make_mesh, put_batch, replicated
 from pref_jax.train.state import Metrics, StepFn, TrainState
 
 

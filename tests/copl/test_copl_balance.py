@@ -11,8 +11,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from copl_jax.reward import load_balancing, routing
+from pref_jax.mesh import make_mesh
 from pref_jax.train.checkpoint import Checkpoints
-from pref_jax.train.mesh import make_mesh
 from pref_jax.train.state import OptimizerConfig, init_state, make_step, optimizer
 
 TARGETS = ("q_proj", "v_proj")

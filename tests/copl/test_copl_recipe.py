@@ -11,7 +11,7 @@ from graphs import as_pairs, build, random_pairs
 from copl_jax.graph import gcf, signed_graph, training
 from copl_jax.graph.message_passing import LAYERS
 from pref_jax.errors import UserError
-from pref_jax.train.mesh import make_mesh
+from pref_jax.mesh import make_mesh
 
 # Compiled, because op by op the same takes several times longer.
 propagate = jax.jit(gcf.propagate, static_argnums=0)

@@ -17,9 +17,9 @@ from experiments.studies import answers
 from experiments.studies.answers import Learned
 from lore_jax.fitting.bradley_terry import Fit
 from lore_jax.online import bayes_filter
-from lore_jax.reward import identity_standardiser
 from lore_jax.weights.objective import Prior
 from pref_jax.data.sources.synthetic.world import WorldConfig, generate
+from pref_jax.standardiser import identity_standardiser
 
 
 @pytest.fixture(scope="module")

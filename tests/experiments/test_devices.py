@@ -12,9 +12,9 @@ from copl_jax.reward.lora_experts import ExpertsConfig
 from copl_jax.reward.reward_model import RewardConfig
 from copl_jax.reward.routing import GateConfig
 from experiments.reward_model import Routing
-from pref_jax.lm import backbone, sharding
+from pref_jax.lm import backbone, sharding_rules
+from pref_jax.mesh import make_mesh, put_batch, replicated, tree_shardings
 from pref_jax.train.loop import jit_step
-from pref_jax.train.mesh import make_mesh, put_batch, replicated, tree_shardings
 from pref_jax.train.state import OptimizerConfig, init_state, make_step, optimizer
 
 LM = tiny.llama(vocab_size=64, hidden_size=32, intermediate_size=64, max_positions=32)
@@ -60,7 +60,7 @@ def _losses(routing: Routing, batches: Callable = _batches, **axes: int) -> list
         "groups": rng.integers(0, 3, USERS).astype(np.int32),
         "none": None,
     }[routing]
-    frozen = {"base": jax.device_put(base, tree_shardings(mesh, sharding.specs(base, mesh)))}
+    frozen = {"base": jax.device_put(base, tree_shardings(mesh, sharding_rules.specs(base, mesh)))}
     if table is not None:
         frozen[routing] = jax.device_put(table, replicated(mesh))
     params = reward_model.init(config, jax.random.key(2), embedding_dim=6)

@@ -13,8 +13,8 @@ from jax.sharding import NamedSharding
 
 from pref_jax.data.text.token_table import TokenTable
 from pref_jax.errors import UserError
-from pref_jax.lm import backbone, features, sharding
-from pref_jax.train.mesh import make_mesh, put_batch
+from pref_jax.lm import backbone, features, sharding_rules
+from pref_jax.mesh import make_mesh, put_batch
 
 DECODER = tiny.llama(vocab_size=50, num_layers=3, max_positions=70)
 ENCODER = tiny.bert(vocab_size=50, num_layers=3, max_positions=70)
@@ -80,7 +80,7 @@ def test_eight_devices_give_what_one_gives(packing, tmp_path):
     places = jax.tree.map(
         lambda leaf, spec: NamedSharding(mesh, spec),
         params_of(DECODER),
-        sharding.specs(params_of(DECODER), mesh),
+        sharding_rules.specs(params_of(DECODER), mesh),
     )
     params = jax.device_put(params_of(DECODER), places)
     put = functools.partial(put_batch, mesh=mesh)

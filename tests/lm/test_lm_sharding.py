@@ -8,8 +8,9 @@ import pytest
 import tiny
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from pref_jax.lm import backbone, checkpoint, hf_config, lora, sharding
-from pref_jax.train.mesh import make_mesh, put_batch, tree_shardings
+from pref_jax import sharding
+from pref_jax.lm import backbone, checkpoint, hf_config, lora, sharding_rules
+from pref_jax.mesh import make_mesh, put_batch, tree_shardings
 
 CONFIG = tiny.llama(tie_embeddings=False)
 
@@ -29,7 +30,7 @@ def named(mesh, specs):
 
 
 def test_every_parameter_finds_its_row(params):
-    found = sharding.specs(params)
+    found = sharding_rules.specs(params)
     assert found["blocks"]["q_proj"]["kernel"] == PartitionSpec(None, "fsdp", "tensor")
     assert found["blocks"]["gate_proj"]["kernel"] == PartitionSpec(None, "fsdp", "tensor")
     assert found["blocks"]["o_proj"]["kernel"] == PartitionSpec(None, "tensor", "fsdp")
@@ -37,16 +38,16 @@ def test_every_parameter_finds_its_row(params):
     assert found["blocks"]["input_norm"]["scale"] == PartitionSpec()
     assert found["embed"]["embedding"] == PartitionSpec("tensor", "fsdp")
     assert found["lm_head"]["kernel"] == PartitionSpec("fsdp", "tensor")
-    assert sharding.spec("0/mu/blocks/q_proj/bias") == PartitionSpec(None, "tensor")
-    assert sharding.spec("positions/embedding") == PartitionSpec(None, "fsdp")
-    adapters = sharding.specs({"q_proj": {"a": jnp.zeros((2, 16, 4)), "b": jnp.zeros((2, 4, 16))}})
+    assert sharding_rules.spec("0/mu/blocks/q_proj/bias") == PartitionSpec(None, "tensor")
+    assert sharding_rules.spec("positions/embedding") == PartitionSpec(None, "fsdp")
+    adapters = sharding_rules.specs({"q_proj": {"a": jnp.zeros((2, 16, 4)), "b": jnp.zeros((2, 4, 16))}})
     assert adapters["q_proj"] == {"a": PartitionSpec(None, "fsdp", None), "b": PartitionSpec(None, None, "tensor")}
 
 
 def test_an_axis_that_does_not_divide_stays_whole(mesh):
     odd = {"embed": {"embedding": jnp.zeros((30521, 16))}}
-    assert sharding.specs(odd, mesh)["embed"]["embedding"] == PartitionSpec(None, "fsdp")
-    assert sharding.specs(odd)["embed"]["embedding"] == PartitionSpec("tensor", "fsdp")
+    assert sharding_rules.specs(odd, mesh)["embed"]["embedding"] == PartitionSpec(None, "fsdp")
+    assert sharding_rules.specs(odd)["embed"]["embedding"] == PartitionSpec("tensor", "fsdp")
 
 
 def test_sharded_forward_equals_single_device_and_is_split_by_rows(mesh, params):
@@ -59,7 +60,7 @@ def test_sharded_forward_equals_single_device_and_is_split_by_rows(mesh, params)
         return backbone.hidden_states(CONFIG, params, tokens, mask, adapters)
 
     want = jax.jit(forward)(params, adapters, tokens, mask)
-    places = (*(named(mesh, sharding.specs(tree, mesh)) for tree in (params, adapters)),)
+    places = (*(named(mesh, sharding_rules.specs(tree, mesh)) for tree in (params, adapters)),)
     rows = NamedSharding(mesh, PartitionSpec(sharding.BATCH))
     split = [jax.device_put(tree, place) for tree, place in zip((params, adapters), places, strict=True)]
     assert split[0]["blocks"]["q_proj"]["kernel"].addressable_shards[0].data.shape == (2, 4, 8)
@@ -77,7 +78,7 @@ def test_a_checkpoint_loads_straight_onto_the_mesh(mesh, params, tmp_path):
     checkpoint.save(tmp_path, CONFIG, params)
     config, loaded = checkpoint.load(tmp_path, mesh=mesh)
     assert config.hidden_size == 16
-    places = named(mesh, sharding.specs(params, mesh))
+    places = named(mesh, sharding_rules.specs(params, mesh))
 
     def check(got, want, place):
         assert got.sharding.is_equivalent_to(place, got.ndim)
@@ -111,7 +112,9 @@ def test_one_device_equals_eight_for_every_family_forward_and_adapter_gradients(
     want = jax.jit(step)(adapters, params, jnp.asarray(tokens), jnp.asarray(segments))
     for data, fsdp, tensor in ((1, 8, 1), (4, 1, 2), (2, 2, 2)):
         mesh = make_mesh(data, fsdp, tensor)
-        split = (jax.device_put(tree, tree_shardings(mesh, sharding.specs(tree, mesh))) for tree in (adapters, params))
+        split = (
+            jax.device_put(tree, tree_shardings(mesh, sharding_rules.specs(tree, mesh))) for tree in (adapters, params)
+        )
         with jax.set_mesh(mesh):
             got = jax.jit(step)(*split, *put_batch((tokens, segments), mesh))
         for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):

@@ -15,10 +15,10 @@ from lore_jax import deep
 from lore_jax.deep import DeepConfig
 from lore_jax.weights.objective import Prior
 from pref_jax.errors import UserError
-from pref_jax.lm import backbone, lora, parameter_files, sharding
+from pref_jax.lm import backbone, lora, parameter_files, sharding_rules
 from pref_jax.lm.pairs import pair_states
+from pref_jax.mesh import make_mesh, put_batch, replicated, tree_shardings
 from pref_jax.train.loop import jit_step
-from pref_jax.train.mesh import make_mesh, put_batch, replicated, tree_shardings
 from pref_jax.train.state import OptimizerConfig, init_state, make_step, optimizer
 
 LM = tiny.llama()
@@ -258,7 +258,7 @@ def trained(steps=4, accumulate=1, **axes):
     """Losses and parameters after some steps, the transformer cut over the mesh."""
     axes = axes or {"data": 1, "fsdp": 1, "tensor": 1}
     mesh = make_mesh(**axes, devices=jax.devices()[: int(np.prod(list(axes.values())))])
-    frozen = {"base": jax.device_put(base(), tree_shardings(mesh, sharding.specs(base(), mesh)))}
+    frozen = {"base": jax.device_put(base(), tree_shardings(mesh, sharding_rules.specs(base(), mesh)))}
     transform = optimizer(OptimizerConfig(lr=1e-2, num_steps=steps, clip=1.0))
     state = init_state(jax.device_put(working(), replicated(mesh)), transform, 3)
     step = jit_step(make_step(deep.make_loss(CONFIG), transform, accumulate=accumulate), state, frozen, mesh)

@@ -9,9 +9,10 @@ from scipy.optimize import minimize
 from lore_jax.comparisons import make_table
 from lore_jax.fitting import priors, published
 from lore_jax.fitting.lbfgs import minimise
-from lore_jax.reward import fit_standardiser, pair_logits, rewards, standardise
+from lore_jax.reward import pair_logits, rewards
 from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
+from pref_jax.standardiser import fit_standardiser, standardise
 
 
 def softplus(x):

@@ -11,7 +11,7 @@ from lore_jax.weights import streaming
 from lore_jax.weights.objective import Prior
 from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
-from pref_jax.train.mesh import make_mesh
+from pref_jax.mesh import make_mesh
 
 BASIS = 3
 PRIOR = Prior(jnp.asarray([0.5, 0.3, 0.2]), 0.5 * jnp.eye(BASIS))

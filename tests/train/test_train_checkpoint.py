@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pref_jax.errors import UserError
+from pref_jax.mesh import make_mesh
 from pref_jax.train.checkpoint import Checkpoints, KeepConfig, load_tree, restore_params, save_tree
-from pref_jax.train.mesh import make_mesh
 from pref_jax.train.state import OptimizerConfig, TrainState, init_state, optimizer
 
 OPT = optimizer(OptimizerConfig(lr=1e-2, num_steps=5, clip=1.0))

@@ -6,10 +6,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pref_jax.data.loaders.batches import index_batches
 from pref_jax.errors import UserError
+from pref_jax.mesh import make_mesh, put_batch
 from pref_jax.train.checkpoint import KeepConfig, restore_params
 from pref_jax.train.logging import read_metrics
 from pref_jax.train.loop import fit, jit_step
-from pref_jax.train.mesh import make_mesh, put_batch
 from pref_jax.train.state import OptimizerConfig, init_state, make_step, optimizer
 
 STEPS = 12

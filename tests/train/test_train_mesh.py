@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
+from pref_jax import mesh as meshes
 from pref_jax.errors import UserError
-from pref_jax.train import mesh as meshes
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pref_jax.errors import UserError
-from pref_jax.train.mesh import make_mesh, put_batch
+from pref_jax.mesh import make_mesh, put_batch
 from pref_jax.train.state import OptimizerConfig, init_state, make_step, optimizer, schedule
 
 

@@ -30,7 +30,7 @@ from pref_jax.errors import Faults, UserError
 
 
 def read(
-    path: str | Path,
+    path: str | Path | Iterable[dict[str, Any]],
     *,
     validation_fraction: float | int = 0.1,
     test_fraction: float | int = 0.2,
@@ -43,7 +43,7 @@ def read(
     Equal texts under equal prompts become one response. No row is dropped.
 
     Args:
-      path: the file, UTF-8.
+      path: the file, UTF-8; or the rows themselves.
       validation_fraction: of the seen users' pairs outside test, for those without a given split.
       test_fraction: of the prompts.
       unseen_fraction: of the users without a given `seen`.
@@ -52,7 +52,6 @@ def read(
     Raises:
       UserError: with all bad rows at once, each with file, line, field and fix.
     """
-    path = Path(path)
     fractions = {
         "validation_fraction": validation_fraction,
         "test_fraction": test_fraction,
@@ -61,7 +60,12 @@ def read(
     check_options(fractions=fractions)
     faults = Faults()
     ignored: Counter[str] = Counter()
-    found = (checked_row(f"{path}:{line}", line, value, faults, ignored) for line, value in _lines(path, faults))
+    if isinstance(path, str | Path):
+        path = Path(path)
+        lines = _lines(path, faults)
+    else:
+        lines, path = enumerate(path, start=1), Path("votes")
+    found = (checked_row(f"{path}:{line}", line, value, faults, ignored) for line, value in lines)
     rows = _held_once(row for row in found if row)
     users = _users(path, rows, faults)
     faults.raise_if_any(f"{path}: bad rows")

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import grain
 import numpy as np
 
-from experiments.runner.workspace import log
 from pref_jax.comparisons import Comparisons
 from pref_jax.data.loaders.batches import pair_batches
 from pref_jax.data.loaders.episodes import episode_batches
@@ -16,6 +15,7 @@ from pref_jax.data.text.shared_prefix import shared_lengths, shared_rows
 from pref_jax.data.text.token_table import TokenTable
 from pref_jax.lm.backbone import linear_shapes
 from pref_jax.lm.config import LMConfig
+from pref_jax.progress import log
 
 STEP = 8
 # Rows of responses, chosen and rejected [B] -> the texts of B pairs, as `pref_jax.lm.pairs.pair_states` takes them.

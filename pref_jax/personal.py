@@ -1,0 +1,334 @@
+"""The protocol that every personalised reward meets, and the folder in which one is saved.
+
+    reward.json          format, kind, versions, what the base is and how it renders, the method's own facts, digests
+    parameters.safetensors   the method's arrays by name
+    users.parquet        user_id, votes: who the model knows, in the order of its rows
+    chat_template.jinja  only where the model was trained with a template of its own
+
+`load` reads `kind` and hands the folder to the class that a package registers under that name in the entry point
+group `pref_jax.rewards`, so that this package knows none of them.
+
+Axis letters: N texts, U users.
+"""
+
+import abc
+import dataclasses
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors
+import safetensors.numpy
+from jaxtyping import Float32
+
+from pref_jax.errors import UserError
+from pref_jax.files import atomic_folder, read_json, write_json
+from pref_jax.lm.text_model import PROBE, PROBE_TEXT, Prompt, TextModel, TextSettings, as_responses, differences
+from pref_jax.version import __version__
+
+FORMAT = 1
+ABOUT, TENSORS, USERS, TEMPLATE = "reward.json", "parameters.safetensors", "users.parquet", "chat_template.jinja"
+GROUP = "pref_jax.rewards"
+REWRITE = "save the model again, or restore the file"
+
+
+class Scores(NamedTuple):
+    """Rewards and how sure the model is of them.
+
+    Attributes:
+      mean: float32 [N].
+      deviation: float32 [N], the posterior standard deviation of each reward; only differences of rewards are
+        comparable, and a vote of one text against another has the logit of their difference.
+    """
+
+    mean: Float32[np.ndarray, " N"]
+    deviation: Float32[np.ndarray, " N"]
+
+
+class Added(NamedTuple):
+    """What `add_votes` did: the user's number of votes now, and how their reward was found, in words."""
+
+    user: str
+    votes: int
+    how: str
+
+
+class Saved(NamedTuple):
+    """A saved folder, read and checked.
+
+    Attributes:
+      folder: where.
+      model: the method's own facts.
+      tensors: its arrays.
+      users: user ids in the order of the model's rows.
+      text: the base, or None for models of features.
+    """
+
+    folder: Path
+    model: dict[str, Any]
+    tensors: dict[str, np.ndarray]
+    users: list[str]
+    text: TextModel | None
+
+
+class PersonalReward(abc.ABC):
+    """A reward that depends on its user: score, rank, learn from votes, forget, save.
+
+    Attributes:
+      kind: under which the class is registered, and which saved folders carry.
+      text: the base that reads texts; None for models of features, which take features in place of texts.
+    """
+
+    kind: ClassVar[str]
+    text: TextModel | None
+
+    @property
+    @abc.abstractmethod
+    def users(self) -> list[str]:
+        """Ids of the users that the model knows."""
+
+    @abc.abstractmethod
+    def rewards(self, users: Sequence[str | None], rows: Any, *, uncertainty: bool) -> Scores:
+        """Rewards of texts (`rows`: a table of responses, or features [N D]), each for its user; None: nobody's.
+
+        Without `uncertainty` the deviations may be anything.
+        """
+
+    @abc.abstractmethod
+    def add_votes(self, user: str, votes: Any) -> Added:
+        """Learns from more votes of a user, new or known; nothing is trained.
+
+        Args:
+          user: whose votes.
+          votes: see `read_votes`; their own `user` fields may be left out, and must name `user` if given.
+
+        Raises:
+          UserError: for votes that cannot be read, or are of somebody else.
+        """
+
+    @abc.abstractmethod
+    def remove_user(self, user: str) -> None:
+        """Removes what the model keeps of a user, from memory and so from what is saved next.
+
+        Raises:
+          UserError: if the user is not known.
+        """
+
+    @abc.abstractmethod
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], list[int]]:
+        """What a saved folder holds: facts as JSON values, arrays, and each user's number of votes."""
+
+    @classmethod
+    @abc.abstractmethod
+    def restore(cls, saved: Saved) -> Self:
+        """The model of a saved folder."""
+
+    def score(
+        self, user: Any, prompt: Any, responses: Sequence[str], *, uncertainty: bool = False
+    ) -> Float32[np.ndarray, " N"] | Scores:
+        """Rewards of responses for a user.
+
+        Args:
+          user: an id, or None for somebody of whom nothing is known; or a list, one for each response.
+          prompt: a string, or a list of chat messages {role, content}; with a list of users a list of such.
+          responses: N texts (for models of features: features [N D], and `prompt` is not read).
+          uncertainty: also return posterior standard deviations, where the method has them.
+
+        Returns:
+          float32 [N]; `Scores` with `uncertainty`.
+
+        Raises:
+          UserError: for unknown users, empty texts, numbers that differ, or uncertainty where there is none.
+
+        Example:
+          model.score("ada", "How long?", ["Seven minutes.", "It depends."])
+          model.score(["ada", "bo"], ["How long?", "Why?"], ["Seven minutes.", "Because."])
+        """
+        if isinstance(responses, str):
+            raise UserError("responses: is one string; give a list of texts")
+        several = isinstance(user, list | tuple)
+        users = list(user) if several else [user] * len(responses)
+        if len(users) != len(responses):
+            raise UserError(f"{len(users)} users for {len(responses)} responses; give one user for each response")
+        self._check_users(users)
+        rows: Any = np.asarray(responses, np.float32)[: len(users)] if self.text is None else None
+        if rows is None:
+            rows = as_responses(list(prompt) if several else [prompt] * len(responses), list(responses))
+        found = self.rewards(users, rows, uncertainty=uncertainty)
+        return found if uncertainty else found.mean
+
+    def rank(self, user: str | None, prompt: Prompt, responses: Sequence[str]) -> list[int]:
+        """Numbers of the responses, the user's best first; ties keep the order given.
+
+        Example:
+          model.rank("ada", "How long?", ["It depends.", "Seven minutes."])  # [1, 0]
+        """
+        return np.argsort(-np.asarray(self.score(user, prompt, responses)), kind="stable").tolist()
+
+    def _check_users(self, users: Sequence[str | None]) -> None:
+        known = set(self.users)
+        unknown = [user for user in dict.fromkeys(users) if user is not None and user not in known]
+        if unknown:
+            some = ", ".join(map(repr, self.users[:3])) or "none"
+            raise UserError(
+                f"user {', '.join(map(repr, unknown[:3]))} is not known ({len(known)} users are, such as {some}); "
+                "call add_votes first, or score with user=None for the reward of nobody in particular"
+            )
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the folder, in place of an earlier model there; if killed, it is whole or absent.
+
+        Before it takes its place it is loaded again and scores fixed dialogues: equal to the bit, or nothing is left.
+
+        Raises:
+          UserError: if `folder` holds something other than a saved model, or the check fails.
+        """
+        folder = Path(folder)
+        if folder.exists() and not (folder / ABOUT).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder}: holds something other than a saved model; name another folder")
+        model, tensors, votes = self.state()
+        with atomic_folder(folder) as part:
+            _write(part, self.kind, self.text, model, tensors, self.users, votes)
+            again = self.restore(read(part, text=self.text))
+            some: list[str | None] = [None, *self.users[:2], *self.users[-1:]]
+            for ours, theirs in zip(self._probe(some), again._probe(some), strict=True):
+                if ours.tobytes() != theirs.tobytes():
+                    raise UserError(f"{folder}: the saved model scores differently ({ours} and {theirs}); not saved")
+        return folder
+
+    def _probe(self, users: Sequence[str | None]) -> list[np.ndarray]:
+        """Rewards of fixed texts for some users."""
+        if self.text is None:
+            width = self.state()[0]["features"]
+            rows: Any = np.linspace(-1, 1, 2 * width, dtype=np.float32).reshape(2, width)
+        else:
+            rows = as_responses(list(PROBE), [PROBE_TEXT, PROBE_TEXT])
+        return [self.rewards([user, user], rows, uncertainty=False).mean for user in users]
+
+
+def _write(
+    folder: Path,
+    kind: str,
+    text: TextModel | None,
+    model: dict[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    users: Sequence[str],
+    votes: Sequence[int],
+) -> None:
+    whole = {name: np.ascontiguousarray(leaf) for name, leaf in tensors.items()}
+    safetensors.numpy.save_file(whole, folder / TENSORS)
+    table = pa.table({"user_id": pa.array(list(users), pa.string()), "votes": pa.array(list(votes), pa.int64())})
+    pq.write_table(table, folder / USERS)
+    if text is not None and text.settings.chat_template:
+        (folder / TEMPLATE).write_text(str(text.tokenizer.chat_template), encoding="utf-8")
+    about = {
+        "format": FORMAT,
+        "kind": kind,
+        "versions": {"pref_jax": __version__, "python": platform.python_version(), **_versions()},
+        "base": None if text is None else text.about(),
+        "model": model,
+        "sha256": {name: _digest(folder / name) for name in (TENSORS, USERS)},
+    }
+    write_json(folder / ABOUT, about)
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("jax", "transformers", "tokenizers")}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def about(folder: str | Path) -> dict[str, Any]:
+    """`reward.json` of a saved folder.
+
+    Raises:
+      UserError: if there is none, or it is of a format that this version does not read.
+    """
+    path = Path(folder) / ABOUT
+    if not path.is_file():
+        raise UserError(f"{folder}: no saved model there (no {ABOUT}); check the path, or save one with model.save")
+    found = read_json(path)
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        number = found.get("format") if isinstance(found, dict) else None
+        raise UserError(
+            f"{path}: format {number!r}, and this version ({__version__}) reads {FORMAT}; "
+            "install the version that saved it, or train and save the model again"
+        )
+    return found
+
+
+def read(folder: str | Path, *, base: str | None = None, text: TextModel | None = None, **options: Any) -> Saved:
+    """Reads and checks a saved folder.
+
+    Args:
+      folder: where `save` wrote.
+      base: where the base lies now, if it has moved; it must be the same to the bit.
+      text: the base, already opened.
+      **options: of `TextModel`, such as `mesh` and `batch_size`, which change no score.
+
+    Raises:
+      UserError: for files that are missing, truncated or changed, and for a base, a tokenizer or a template that would
+        change a score.
+    """
+    folder, found = Path(folder), about(folder)
+    for name, digest in found["sha256"].items():
+        if not (folder / name).is_file() or _digest(folder / name) != digest:
+            state = "truncated or changed" if (folder / name).exists() else "missing"
+            raise UserError(f"{folder / name}: {state} since the model was saved; {REWRITE}")
+    if found["base"] is not None:
+        text = text or _open_base(folder, found["base"], base, options)
+        check_base(folder, found["base"], text)
+    tensors = safetensors.numpy.load_file(folder / TENSORS)
+    return Saved(folder, found["model"], tensors, pq.read_table(folder / USERS)["user_id"].to_pylist(), text)
+
+
+def _open_base(folder: Path, saved: dict[str, Any], base: str | None, options: dict[str, Any]) -> TextModel:
+    fields = {field.name: saved["settings"][field.name] for field in dataclasses.fields(TextSettings)}
+    template = folder / TEMPLATE
+    fields["chat_template"] = str(template) if template.is_file() else ""
+    revision = None if base is not None else saved["revision"]
+    return TextModel(name=base or saved["name"], revision=revision, settings=TextSettings(**fields), **options)
+
+
+def check_base(folder: Path, saved: dict[str, Any], text: TextModel) -> None:
+    """Compares a saved model's base with the one at hand.
+
+    Raises:
+      UserError: naming everything that would change a score.
+    """
+    wrong = differences(saved, text.about())
+    if wrong:
+        lines = "\n".join(f"  {field}: saved {ours!r:.80}, here {theirs!r:.80}" for field, ours, theirs in wrong)
+        raise UserError(
+            f"{folder}: {text.name} is not the base that this model was made with, and would change its scores:\n"
+            f"{lines}\nname the right base with base=, or train the model again"
+        )
+
+
+def load(folder: str | Path, *, base: str | None = None, **options: Any) -> PersonalReward:
+    """Opens a saved personalised reward of any method.
+
+    Args:
+      folder: where `save` wrote.
+      base: where the base lies now, if it has moved.
+      **options: of `TextModel`, such as `mesh` and `batch_size`, which change no score.
+
+    Raises:
+      UserError: as `read`; or if no installed package knows the kind.
+
+    Example:
+      model = pref_jax.load("mine")
+    """
+    kind = about(folder)["kind"]
+    known = {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+    if kind not in known:
+        raise UserError(f"{folder}: a model of kind {kind!r}, and installed packages know {sorted(known)}; install it")
+    return known[kind].load().restore(read(folder, base=base, **options))
