@@ -5,11 +5,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from experiments.baselines.settings import BaselinesConfig
 from ml_collections import ConfigDict
 
 from copl_jax.graph import training as recipes
 from copl_jax.graph.gcf import GCFConfig
-from experiments.baselines.settings import BaselinesConfig
 from experiments.linear import PublishedConfig
 from experiments.studies.lore_studies import StudiesConfig
 from pref_jax.errors import UserError
@@ -267,19 +267,33 @@ def published(**changes: Any) -> Any:
     return ConfigDict(dataclasses.asdict(PublishedConfig(**changes)))
 
 
-def lore_small(dataset: str, methods: tuple[str, ...], source: Any) -> Any:
+LORE_VARIANTS = (("cpu", *MESHES), ("three_seeds",), ("smoke",))
+LORE_METHODS = ("pretrained head", "shared (features)", "per-user model", "LoRe (published)", "LoRe")
+
+
+def lore(variant: str, small: Callable[[], Any], large: Callable[[str], Any]) -> Any:
+    """A study of LoRe by a word of `LORE_VARIANTS`: `small()` on two cores, `large(hardware)` on TPU and GPU."""
+    hardware, seeds, size = choose(variant, *LORE_VARIANTS)
+    config = large(hardware) if hardware in MESHES and size != "smoke" else small()
+    if size == "smoke":
+        shrink(config)
+    config.seeds = (0, 1, 2) if seeds == "three_seeds" else (0,)
+    return config
+
+
+def lore_small(dataset: str, source: Any, methods: tuple[str, ...] = LORE_METHODS) -> Any:
     """LoRe on the synthetic world: two CPU cores hold it, its decoder is shared in runs/decoders."""
     config = small(dataset, methods, source)
     config.pretrain.folder = "runs/decoders"
     return config
 
 
-def lore_skywork(dataset: str, methods: tuple[str, ...], hardware: str, *, max_length: int, source: Any) -> Any:
+def lore_skywork(dataset: str, hardware: str, *, max_length: int, source: Any) -> Any:
     """LoRe on features of Skywork's reward model of 8 B parameters, as in the paper.
 
     Graph, reward models and deep LoRe, which `experiments.compare` could add, are those of configs/copl.py.
     """
-    config: Any = ConfigDict({"dataset": dataset, "seeds": (0,), "methods": methods})
+    config: Any = ConfigDict({"dataset": dataset, "seeds": (0,), "methods": LORE_METHODS})
     config.mesh = ConfigDict(MESHES[hardware])
     config.source = source
     config.backbone = backbone("Skywork/Skywork-Reward-Llama-3.1-8B-v0.2", max_length=max_length, batch_size=32)

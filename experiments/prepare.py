@@ -5,32 +5,21 @@ python -m experiments.prepare --config=configs/jsonl.py --config.source.path=vot
 """
 
 import dataclasses
-import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from experiments.runner.cli import Config, freeze, launch
 from experiments.runner.test_labels import load_test_labels
 from experiments.runner.workspace import Workspace, log, stage, workspaces
-from pref_jax.data import preferences
+from pref_jax.data import preferences, sources
 from pref_jax.data.preferences import Preferences
-from pref_jax.data.sources import community_alignment, crowdrag, mt_bench, personalllm, prism, tldr, ultrafeedback
-from pref_jax.data.sources.jsonl import reader
 from pref_jax.data.sources.synthetic import world
 from pref_jax.data.text.tokenization import tokenize_dialogues, train_tokenizer
-from pref_jax.errors import UserError
 from pref_jax.files import write_json
 from pref_jax.lm import checkpoint, hub
 from pref_jax.lm.config import LMConfig
 from pref_jax.train.pretrain import pretrain
 from pref_jax.train.state import OptimizerConfig
-
-# Those of hub sets need no path.
-READERS: dict[str, Callable[..., Preferences]] = {
-    module.__name__.rsplit(".", 1)[-1]: module.read
-    for module in (crowdrag, reader, ultrafeedback, tldr, personalllm, prism, community_alignment, mt_bench)
-}
 
 
 def run(config: Config, workdir: Path) -> None:
@@ -58,20 +47,9 @@ def prepare(work: Workspace) -> None:
 def _read(work: Workspace) -> Preferences:
     """The tables of `config.source`; the run's seed decides all draws."""
     options: dict[str, Any] = work.config.source.to_dict()
-    name = options.pop("name")
-    if name not in ("world", *READERS):
-        raise UserError(f"config.source.name is {name!r}; give one of world, {', '.join(READERS)}")
-    if name == "world":
-        return world.generate(freeze(world.WorldConfig, options, "source", seed=work.seed))
-    if options.get("path") == "":
-        raise UserError(f"config.source.path is empty; say where the {name} files are with --config.source.path=...")
-    try:
-        inspect.signature(READERS[name]).bind(seed=work.seed, **options)
-    except TypeError as error:
-        raise UserError(f"config.source does not fit {name}: {error}; fix --config.source") from None
     if options.get("tokenizer"):
         options["tokenizer"] = str(hub.locate(options["tokenizer"]))
-    return READERS[name](seed=work.seed, **options)
+    return sources.read(options.pop("name"), seed=work.seed, **options)
 
 
 def _pretrain(work: Workspace, folder: Path) -> None:

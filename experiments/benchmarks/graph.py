@@ -69,12 +69,10 @@ def gcf_recipe(users: int = 1000, dim: int = 64, seeds: int = 3) -> list[Result]
                 "test_accuracy": [_accuracy(found, votes.test) for found in (theirs, ours)],
             }
         )
-    facts = {
-        name: [row[name] for row in rows] for name in ("whole_fit_seconds", "validation_accuracy", "test_accuracy")
-    }
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
     size = f"{users} users, {4 * users} responses, d={dim}, L=4, {seeds} seeds"
-    means = [float(np.mean([row[side] for row in rows])) for side in ("reference", "ours")]
-    return [result("gcf_recipe", size, *means, **facts)]
+    means = [float(np.mean(columns.pop(side))) for side in ("reference", "ours")]
+    return [result("gcf_recipe", size, *means, **columns)]
 
 
 def gcf_paper_size(users: int = 10_000, prompts: int = 15_000, dim: int = 512, steps: int = 2) -> list[Result]:
@@ -92,22 +90,18 @@ def gcf_paper_size(users: int = 10_000, prompts: int = 15_000, dim: int = 512, s
         seconds = time.perf_counter() - start
         each = each or _reference_step(votes, dim, steps)
         count = training.paper_config().epochs * (len(votes.train.user) // 1024)
-        rows.append(
-            result(
-                "gcf_paper_size",
-                f"{layer}, {users} users, {2 * prompts} responses, d={dim}, L=4, {noise:.0%} wrong votes",
-                each * count,
-                seconds,
-                test_accuracy=_accuracy(found, votes.test),
-                best_possible_without_noise=best_accuracy(votes),
-                validation_accuracy=found.best_accuracy,
-                best_step=found.best_step,
-                steps=int(found.history["step"][-1]),
-                reference_step_seconds=each,
-                reference_steps=count,
-                reference_steps_measured=steps,
-            )
-        )
+        facts = {
+            "test_accuracy": _accuracy(found, votes.test),
+            "best_possible_without_noise": best_accuracy(votes),
+            "validation_accuracy": found.best_accuracy,
+            "best_step": found.best_step,
+            "steps": int(found.history["step"][-1]),
+            "reference_step_seconds": each,
+            "reference_steps": count,
+            "reference_steps_measured": steps,
+        }
+        size = f"{layer}, {users} users, {2 * prompts} responses, d={dim}, L=4, {noise:.0%} wrong votes"
+        rows.append(result("gcf_paper_size", size, each * count, seconds, **facts))
     return rows
 
 
@@ -131,19 +125,10 @@ def gcf_scale(sizes: tuple[int, ...] = (100_000, 1_000_000, 10_000_000), dim: in
     for edges in sizes:
         told = in_new_process(__name__, "_steps", edges, dim)
         smallest = told["seconds"] if not rows else rows[0]["seconds"]
+        facts = {"nanoseconds_an_edge": 1e9 * told["seconds"] / edges, "peak_bytes": told["peak"]}
+        facts |= {"build_seconds": told["build"], "nodes": told["nodes"]}
         size = f"{edges:.0e} edges, d={dim}, L=4"
-        rows.append(
-            result(
-                "gcf_scale",
-                size,
-                smallest * edges / sizes[0],
-                told["seconds"],
-                nanoseconds_an_edge=1e9 * told["seconds"] / edges,
-                peak_bytes=told["peak"],
-                build_seconds=told["build"],
-                nodes=told["nodes"],
-            )
-        )
+        rows.append(result("gcf_scale", size, smallest * edges / sizes[0], told["seconds"], **facts))
     return rows
 
 
@@ -190,16 +175,7 @@ def gcf_layers(users: int = 500, prompts: int = 500, dim: int = 64, seeds: tuple
             spent = float(np.mean(seconds))
             baseline = baseline or spent
             interval = student_interval(scores, over="seeds")
-            rows.append(
-                result(
-                    "gcf_layers",
-                    f"{world}: {layer}",
-                    baseline,
-                    spent,
-                    test_accuracy=interval.mean,
-                    half_interval=interval.half_width,
-                    test_accuracies=scores,
-                    validation_accuracy=float(np.mean(validation)),
-                )
-            )
+            facts = {"test_accuracy": interval.mean, "half_interval": interval.half_width, "test_accuracies": scores}
+            facts["validation_accuracy"] = float(np.mean(validation))
+            rows.append(result("gcf_layers", f"{world}: {layer}", baseline, spent, **facts))
     return rows

@@ -7,6 +7,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -96,17 +97,30 @@ def peak_bytes(run: Callable[[], Any]) -> int:
     return memory().get("VmHWM", 0) - before
 
 
-def in_new_process(module: str, function: str, *arguments: int) -> dict[str, float]:
+def in_new_process(module: str, function: str, *arguments: Any, samples: list[Any] | None = None) -> dict[str, float]:
     """What `module.function(*arguments)` gives in a process of its own, and its memory at the highest as "peak".
+
+    Args:
+      module: that has the function.
+      function: its name.
+      *arguments: JSON values.
+      samples: gets (monotonic clock, bytes of anonymous memory) of the process every 2 ms.
 
     Raises:
       RuntimeError: with the last lines that the process wrote, if it failed.
     """
-    command = [sys.executable, "-m", __name__, module, function, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, "-m", __name__, module, function, json.dumps(arguments)]
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(command, stdout=out, stderr=err)
+        while samples is not None and process.poll() is None:
+            samples.append((time.monotonic(), memory(process.pid).get("RssAnon", 0)))
+            time.sleep(0.002)
+        process.wait()
+        for file in (out, err):
+            file.seek(0)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{err.read()[-3000:]}")
+        return json.loads(out.read().splitlines()[-1])
 
 
 def read(path: Path) -> list[Result]:
@@ -146,5 +160,5 @@ def table(results: Sequence[Result]) -> str:
 
 
 if __name__ == "__main__":
-    told = getattr(importlib.import_module(sys.argv[1]), sys.argv[2])(*map(int, sys.argv[3:]))
-    print(json.dumps(told | {"peak": memory().get("VmHWM", 0)}))
+    told = getattr(importlib.import_module(sys.argv[1]), sys.argv[2])(*json.loads(sys.argv[3]))
+    print(json.dumps({"peak": memory().get("VmHWM", 0)} | told))

@@ -54,7 +54,7 @@ def draw(config: VotesConfig) -> Votes:
     second = _likes_second(config, rng, user, prompt, camp)
     second ^= (rng.random(len(user)) < config.noise) & (number < config.each)
     chosen, rejected = ((2 * prompt + side).astype(np.int32) for side in (second, ~second))
-    pairs = Comparisons(user, chosen, rejected, np.full(len(user), -1, np.int8), np.arange(len(user)))
+    pairs = Comparisons(user, chosen, rejected)
     train, validation, test = (
         pairs.take(part) for part in (number < config.each - 1, number == config.each - 1, number >= config.each)
     )

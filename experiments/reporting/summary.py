@@ -12,8 +12,9 @@ from experiments.runner.cli import Config
 from experiments.runner.test_labels import Answered, answered
 from experiments.runner.workspace import Workspace, curve, log, workspaces
 from pref_jax.data.preferences import Preferences
+from pref_jax.eval.bootstrap import paired_difference
 from pref_jax.eval.figures import plots
-from pref_jax.eval.metrics import group_metrics, paired_difference, user_accuracy
+from pref_jax.eval.metrics import group_metrics, user_accuracy
 from pref_jax.eval.reporting import report, results
 from pref_jax.eval.reporting.report import Section
 from pref_jax.files import read_json

@@ -155,6 +155,21 @@ def ids_name(table: str) -> str:
     return {"users": "user_id", "responses": "response_id"}[table]
 
 
+_KINDS = {
+    "string": (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+    "list": (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list),
+    "struct": (pa.types.is_struct,),
+    "whole number": (pa.types.is_integer,),
+    "number": (pa.types.is_floating,),
+}
+
+
+def kind(of: pa.DataType) -> str:
+    """What a type holds, whatever its width or coding."""
+    of = of.value_type if pa.types.is_dictionary(of) else of
+    return next((name for name, tests in _KINDS.items() if any(test(of) for test in tests)), str(of))
+
+
 def blank(strings: pa.Array | pa.ChunkedArray) -> Any:
     """True where a string is empty or only white space."""
     return pc.or_(pc.equal(pc.binary_length(strings), 0), pc.utf8_is_space(strings))

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32
 
 from pref_jax.comparisons import Comparisons
-from pref_jax.data.loaders.batches import pair_batches
+from pref_jax.data.loaders.batches import pair_batches, sample_columns
 from pref_jax.errors import UserError
 from pref_jax.ragged import Groups, group_by
 
@@ -88,8 +88,8 @@ def _draw(
     row = index.order[np.where(there, index.starts[user] + place, 0)]
     first, second = pairs.chosen[row], pairs.rejected[row]
     there = there & ~((first == chosen) & (second == rejected) | (first == rejected) & (second == chosen))
-    drawn = np.argsort(np.where(there, rng.random(there.shape), 2.0), axis=1)[:, :most]
-    return np.take_along_axis(row, drawn, axis=1), np.take_along_axis(there, drawn, axis=1)
+    drawn, real = sample_columns(there, most, rng)
+    return np.take_along_axis(row, drawn, axis=1), real
 
 
 def _context(pairs: Comparisons, rows: Int[np.ndarray, "B n"], mask: Bool[np.ndarray, "B n"]) -> Context:

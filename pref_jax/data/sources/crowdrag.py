@@ -13,6 +13,7 @@ the name says otherwise.
 Axis letters: P votes, U users.
 """
 
+import dataclasses
 import gzip
 import json
 import re
@@ -23,8 +24,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pref_jax.data.preferences import Preferences
+from pref_jax.data.sources.common.options import SplitOptions, flat_options
 from pref_jax.data.sources.common.vote_tables import Vote, build_preferences, once_each
-from pref_jax.data.splits import check_options
 from pref_jax.errors import Faults, UserError
 
 DIMENSIONS = (
@@ -53,15 +54,12 @@ class Answer(NamedTuple):
     text: str
 
 
+@flat_options(split=SplitOptions())
 def read(
     path: str | Path,
     *,
     dimensions: tuple[str, ...] = ("quality_overall",),
-    unseen_fraction: float | int = 0.25,
-    test_query_fraction: float | int = 0.25,
-    validation_fraction: float | int = 0.1,
-    min_votes: int = 4,
-    context_pairs: int = 8,
+    split: SplitOptions,
     seed: int = 0,
 ) -> Preferences:
     """Reads a clone of the corpus.
@@ -73,23 +71,13 @@ def read(
     Args:
       path: root of the clone.
       dimensions: of `DIMENSIONS`.
-      unseen_fraction: of the workers.
-      test_query_fraction: of the queries.
-      validation_fraction: of the seen users' votes on the other queries.
-      min_votes: users with fewer usable votes are left out.
-      context_pairs: at most so many training pairs of an unseen user; the rest is left out.
+      split: its fields are keyword options, see `SplitOptions`.
       seed: of all draws.
 
     Raises:
       UserError: if options are bad, files are missing or damaged, or a row does not have the known keys.
     """
-    fractions = {
-        "unseen_fraction": unseen_fraction,
-        "test_query_fraction": test_query_fraction,
-        "validation_fraction": validation_fraction,
-    }
-    counts = {"min_votes": min_votes, "context_pairs": context_pairs}
-    check_options(fractions=fractions, counts=counts, faults=_unknown(dimensions))
+    split.check(_unknown(dimensions))
     raw = _raw(Path(path))
     filtered: Counter[str] = Counter()
     votes = list(_rows(raw / VOTES, ("worker", "query_id", "response_a", "response_b", *dimensions)))
@@ -102,7 +90,7 @@ def read(
         texts={name: answer.text for name, answer in answers.items()},
         queries=queries,
         seed=seed,
-        options={"dimensions": list(dimensions), **fractions, **counts},
+        options={"dimensions": list(dimensions), **dataclasses.asdict(split)},
         meta={
             "source": f"Crowd RAG Corpus 2025, {REPOSITORY}",
             "licence": "CC-BY-4.0",

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32
 
 from pref_jax.errors import UserError
+from pref_jax.ragged import expand
 
 
 class Packing(NamedTuple):
@@ -72,11 +73,9 @@ class TokenTable(NamedTuple):
         row, slot = np.nonzero(sequences >= 0)
         chosen = sequences[row, slot]
         lengths = self.offsets[chosen + 1] - self.offsets[chosen]
-        # One entry for each token of the batch: how far it stands from the beginning of its sequence.
-        within = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
-        column = np.repeat(packing.starts[rows[row], slot], lengths) + within
+        column = expand(packing.starts[rows[row], slot], lengths)
         tokens, segments = np.zeros((2, len(rows), packing.capacity), np.int32)
-        tokens[np.repeat(row, lengths), column] = self.flat[np.repeat(self.offsets[chosen], lengths) + within]
+        tokens[np.repeat(row, lengths), column] = self.flat[expand(self.offsets[chosen], lengths)]
         segments[np.repeat(row, lengths), column] = np.repeat(slot + 1, lengths)
         return tokens, segments
 

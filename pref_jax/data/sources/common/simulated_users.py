@@ -4,7 +4,7 @@ Axis letters: U users, P answers given, I items that can be asked.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -17,17 +17,38 @@ TRAIN, VALIDATION, TEST = (SPLITS.index(word) for word in ("train", "validation"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SimulationConfig:
-    """How many users are asked, and how many pairs each.
+class SimulationOptions:
+    """Options of a reader, None for the data set's own value.
 
     Attributes:
       seen_users: users that shared models train on.
       unseen_users: users that arrive later.
       pairs_per_user: n of `protocol`, of which one is for validation.
-      context_pairs: an unseen user's known pairs; n if None.
-      test_pairs_per_user: test pairs of everybody; all there are if None.
+      context_pairs: an unseen user's known pairs; n if there is no own value.
+      test_pairs_per_user: test pairs of everybody; all there are if there is no own value.
       protocol: `ALL` or `AVG`, see `pref_jax.data.splits.answers_a_user`.
     """
+
+    seen_users: int | None = 10_000
+    unseen_users: int | None = 100
+    pairs_per_user: int | None = None
+    context_pairs: int | None = None
+    test_pairs_per_user: int | None = 100
+    protocol: str = "ALL"
+
+    def filled(self, **own: int | None) -> "SimulationConfig":
+        """With the data set's `own` values in place of None.
+
+        Raises:
+          UserError: naming every value that is out of range.
+        """
+        given: dict[str, Any] = dataclasses.asdict(self)
+        return SimulationConfig(**{name: own.get(name) if value is None else value for name, value in given.items()})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SimulationConfig:
+    """How many users are asked, and how many pairs each: `SimulationOptions` whose values are known."""
 
     seen_users: int
     unseen_users: int

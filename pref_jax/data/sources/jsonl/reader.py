@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from pref_jax.data.preferences import Preferences, build
-from pref_jax.data.schema import COMPARISONS, RESPONSES, USERS
+from pref_jax.data.sources.common.columns import names
 from pref_jax.data.sources.common.split_rule import RULE, assign_splits
 from pref_jax.data.sources.jsonl.rows import Messages, Row, checked_row
 from pref_jax.data.splits import check_options
@@ -44,7 +43,7 @@ def read(
 ) -> Preferences:
     """Reads a `.jsonl` (or `.jsonl.gz`) file into tables.
 
-    What a row leaves open is assigned by `pref_jax.data.sources.common.split_rule.assign`, whose words stand in meta.
+    What a row leaves open is assigned by `sources.common.split_rule.assign_splits`, whose words stand in meta.
     Equal texts under equal prompts become one response. No row is dropped.
 
     Args:
@@ -176,26 +175,17 @@ def _tables(
     assigned = assign_splits(index[:, 0], index[:, 1], given_split, given_seen, options, np.random.default_rng(seed))
     dialogues = [[{"role": role, "content": content} for role, content in prompt] for prompt in prompts]
     return build(
-        pa.table(
-            {"user_id": list(users), "group": [user["group"] for user in users.values()], "seen": assigned.seen},
-            schema=USERS,
-        ),
-        pa.table(
-            {
-                "response_id": [f"r{place}" for place in range(len(responses))],
-                "prompt": [dialogues[prompt] for prompt, _ in responses],
-                "text": [text for _, text in responses],
-            },
-            schema=RESPONSES,
-        ),
-        pa.table(
-            {
-                **{name: index[:, place] for name, place in (("user", 0), ("chosen", 2), ("rejected", 3))},
-                "split": assigned.split,
-                "controversial": pa.array([row.controversial for row in rows], pa.bool_()),
-            },
-            schema=COMPARISONS,
-        ),
+        {"user_id": list(users), "group": [user["group"] for user in users.values()], "seen": assigned.seen},
+        {
+            "response_id": names("r", len(responses)),
+            "prompt": [dialogues[prompt] for prompt, _ in responses],
+            "text": [text for _, text in responses],
+        },
+        {
+            **{name: index[:, place] for name, place in (("user", 0), ("chosen", 2), ("rejected", 3))},
+            "split": assigned.split,
+            "controversial": [row.controversial for row in rows],
+        },
         {
             "source": f"jsonl: {path.name}",
             "rule": RULE,
