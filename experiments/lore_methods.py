@@ -7,11 +7,12 @@ import numpy as np
 
 from experiments import linear
 from experiments.copl import group_numbers
-from experiments.linear import Model, PublishedConfig, Task
+from experiments.linear import Model, Task
 from experiments.runner.cli import freeze
 from experiments.runner.test_labels import load_test_labels, test_signs
 from experiments.runner.workspace import Workspace
 from lore_jax.fitting.bradley_terry import LoReConfig
+from lore_jax.fitting.settings import PublishedConfig
 from pref_jax.comparisons import Comparisons
 from pref_jax.data.preferences import Preferences
 from pref_jax.lm import checkpoint

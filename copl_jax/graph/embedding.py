@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 
 from copl_jax.graph import signed_graph, training
 from copl_jax.graph.cold_start import reembed_seen_users
-from copl_jax.graph.gcf import GCFConfig
+from copl_jax.graph.settings import GCFConfig
 from pref_jax.comparisons import Comparisons
 from pref_jax.train.method import stopwatch
 

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from copl_jax.graph.gcf import GCFConfig
+from copl_jax.graph.settings import GCFConfig
 from copl_jax.reward.lora_experts import ExpertsConfig
 from copl_jax.reward.routing import GateConfig
 from copl_jax.reward.training import RewardSettings

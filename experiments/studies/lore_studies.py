@@ -48,10 +48,10 @@ class StudiesConfig:
       alphas: of the Dirichlet that draws tastes; for `source.name` world only.
     """
 
-    ranks: tuple[int, ...] = (1, 2, 4, 8)
-    shots: tuple[int, ...] = (5, 10, 20, 30, 50)
-    trials: int = 20
-    alphas: tuple[float, ...] = (0.01, 0.1, 1.0)
+    ranks: tuple[int, ...]
+    shots: tuple[int, ...]
+    trials: int
+    alphas: tuple[float, ...]
 
     def __post_init__(self):
         """Raises UserError for numbers out of range."""
