@@ -209,5 +209,5 @@ def predict(
 ) -> Float[Array, " P"]:
     """Logits of votes [P] for users with these weights: positive where the prediction is right, 0 for a tie."""
     triples = check_comparisons(votes, len(weights), len(features), "votes")
-    indices = (jnp.asarray(x, jnp.int32) for x in triples)
+    indices = (jnp.asarray(x, jnp.int32) for x in triples[:3])
     return _logits_program(fit.standardiser, fit.basis, jnp.asarray(features, jnp.float32), weights, *indices)

@@ -149,7 +149,7 @@ def test_every_kind_of_personal_fit_serves_unseen_users():
         ({"clusters"}, {"components": ()}),
     )
     for kind, only in kinds:
-        config = bradley_terry.LoReConfig(**{**QUICK.__dict__, "margin": -1e9, "shared_variances": (0.001,), **only})
+        config = bradley_terry.LoReConfig(**{**QUICK.__dict__, "min_gain_se": -1e9, "shared_variances": (0.001,), **only})
         result = model_selection.fit(world.features, world.train, world.validation, 200, config=config)
         assert result.kind in kind
         assert result.basis.shape == (32, len(result.mean))
