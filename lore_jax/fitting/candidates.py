@@ -26,9 +26,9 @@ from lore_jax.fitting.bradley_terry import LoReConfig, shared_program
 from lore_jax.fitting.gaussian_mixture import Clusters
 from lore_jax.fitting.lbfgs import minimise
 from lore_jax.fitting.priors import FitProblem
-from lore_jax.weights import solve
 from lore_jax.weights.objective import Prior
 from lore_jax.weights.precision import full_matmul_precision
+from lore_jax.weights.solve import solve_weights
 
 # Kinds of personal candidates: the first three have a basis of their own, "clusters" stand on another kind's.
 PERSONAL = ("gaussian", "mixture", "simplex", "clusters")
@@ -78,16 +78,16 @@ def infer_weights(
     (MacKay 1992), which changes no order of two responses.
     """
     if kind == "mixture":
-        weights = solve.mixture(z, mask, jnp.log(prior.mean + 1e-30))
+        weights = solve_weights(z, mask, prior, likelihood="mixture").weights
         return weights, -jax.nn.logsumexp(jax.nn.log_sigmoid(z) + jnp.log(weights + 1e-30)[:, None], axis=-1)
     if kind == "simplex":
-        weights = solve.logistic_simplex(z, mask, prior)
+        weights = solve_weights(z, mask, prior, constraint="simplex").weights
         return weights, jax.nn.softplus(-jnp.einsum("unk,uk->un", z, weights))
     if kind == "clusters":
         assert found is not None, "fits of this kind have them"
         weights, covariance = gaussian_mixture.posterior(z, mask, found)
     else:
-        weights, covariance = solve.logistic(z, mask, prior)
+        weights, covariance = solve_weights(z, mask, prior)
     variance = jnp.einsum("unk,ukl,unl->un", z, covariance, z)
     logits = jnp.einsum("unk,uk->un", z, weights)
     return weights, jax.nn.softplus(-logits * lax.rsqrt(1 + jnp.pi / 8 * variance))
