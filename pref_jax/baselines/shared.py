@@ -122,9 +122,9 @@ class SharedReward(PersonalReward):
 
     def add_votes(self, user: str, votes: Any) -> Added:
         """Makes the user known; one reward for all learns nothing from one user's votes."""
-        from pref_jax.data.votes import votes_of
+        from pref_jax.data.votes import vote_rows
 
-        self._votes[user] = self._votes.get(user, 0) + len(votes_of(user, votes))
+        self._votes[user] = self._votes.get(user, 0) + len(vote_rows(votes, user).chosen)
         return Added(user, self._votes[user], "one reward for all: nothing to solve")
 
     def remove_user(self, user: str) -> None:
