@@ -124,7 +124,7 @@ class SharedReward(PersonalReward):
         """Makes the user known; one reward for all learns nothing from one user's votes."""
         from pref_jax.data.votes import vote_rows
 
-        self._votes[user] = self._votes.get(user, 0) + len(vote_rows(votes, user).chosen)
+        self._votes[user] = self._votes.get(user, 0) + len(vote_rows(votes, user).users)
         return Added(user, self._votes[user], "one reward for all: nothing to solve")
 
     def remove_user(self, user: str) -> None:
