@@ -27,10 +27,10 @@ from experiments.reporting import table, table_files
 from experiments.reporting.checks import checked
 from experiments.reporting.summary import summarise
 from experiments.reporting.table import DataSet
-from experiments.runner import compiled
 from experiments.runner.cli import Config, check_workdir, launch
 from experiments.runner.test_labels import answered
 from experiments.runner.workspace import Run, log, runs
+from pref_jax import compile_cache
 from pref_jax.errors import UserError
 
 METHODS: dict[str, Callable[[Run], None]] = {
@@ -81,7 +81,7 @@ def _run_all(config: Config, workdir: Path, publish: str, only: Sequence[str]) -
     there, absent = table.present(config)
     if unknown := [name for name in only if name not in there]:
         raise UserError(f"--only={','.join(unknown)}: no such data set here; there are {', '.join(there)}")
-    keep = compiled.kept_in(workdir / "compiled") if config.keep_compiled else contextlib.nullcontext()
+    keep = compile_cache.kept_in(workdir / "compiled") if config.keep_compiled else contextlib.nullcontext()
     with keep:
         for name, own in there.items():
             if not only or name in only:

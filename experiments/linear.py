@@ -17,8 +17,8 @@ from jax import lax
 from lore_jax.comparisons import Table, make_table
 from lore_jax.fitting import bradley_terry, model_selection
 from lore_jax.fitting.published import fit_published, fit_published_anchored
-from lore_jax.weights import solve
 from lore_jax.weights.objective import Prior
+from lore_jax.weights.solve import solve_weights
 from pref_jax.comparisons import Comparisons, concatenate
 from pref_jax.errors import UserError
 from pref_jax.standardiser import fit_standardiser, standardise
@@ -231,7 +231,7 @@ def _own_rewards(features, table: Table, strength):
     values, vectors = jnp.linalg.eigh(gram)
     z = vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None]
     size = z.shape[-1]
-    weights = solve.logistic(z, table.train, Prior(jnp.zeros(size), strength * jnp.eye(size))).weights
+    weights = solve_weights(z, table.train, Prior(jnp.zeros(size), strength * jnp.eye(size))).weights
     force = jax.nn.sigmoid(-jnp.einsum("uik,uk->ui", z, weights)) / strength
     return lax.map(lambda row: row[0] @ differences(row[1]), (force, rows), batch_size=BLOCK)
 

@@ -16,7 +16,7 @@ from jaxtyping import Float32
 from lore_jax.fitting import model_selection
 from lore_jax.fitting.bradley_terry import Fit, LoReConfig
 from lore_jax.model import LoRe, basis_rewards
-from pref_jax import personal, ragged
+from pref_jax import compile_cache, personal, ragged
 from pref_jax.comparisons import Comparisons, Votes, check_comparisons, concatenate
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.splits import hold_out
@@ -71,7 +71,8 @@ def fit(
       model = lore_jax.fit("votes.jsonl", base="Qwen/Qwen3-0.6B", workdir="runs/mine")
       model = lore_jax.fit(features, comparisons)
     """
-    config = config or LoReConfig(seed=seed)
+    compile_cache.enable()
+    config = config or LoReConfig.quick(seed=seed)
     if comparisons is not None:
         if base or text or workdir or options:
             raise UserError("fit: features take no base, text, workdir or text options; leave them out")

@@ -27,6 +27,7 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import Float32, Int64
 
+from pref_jax import compile_cache
 from pref_jax.errors import UserError
 from pref_jax.files import atomic_folder, read_json, write_json
 from pref_jax.lm.text_model import (
@@ -293,6 +294,7 @@ def read(folder: str | Path, *, base: str | None = None, text: TextModel | None 
       UserError: for files that are missing, truncated or changed, and for a base, a tokenizer or a template that would
         change a score.
     """
+    compile_cache.enable()
     folder, found = Path(folder), about(folder)
     for name, digest in found["sha256"].items():
         if not (folder / name).is_file() or _digest(folder / name) != digest:
