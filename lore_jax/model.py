@@ -11,7 +11,7 @@ Axis letters: U users, P votes, N responses, D features, K basis, M users who ar
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -244,7 +244,7 @@ class LoRe(PersonalReward):
         return {**sizes, **self.facts}, tensors, counts.tolist()
 
     @classmethod
-    def restore(cls, saved: Saved) -> Self:
+    def restore(cls, saved: Saved) -> "LoRe":
         """The model of a saved folder."""
         facts = {name: value for name, value in saved.model.items() if name not in ("fit", "features", "rank")}
         own = {name: jnp.asarray(leaf) for name, leaf in saved.tensors.items() if name not in ("z", "weights")}
@@ -275,10 +275,10 @@ class LoRe(PersonalReward):
         Raises:
           UserError: for models of features, or an unknown user.
         """
-        from pref_jax.lm.classifier import fold_standardiser, save_classifier
-
         if self.text is None:
             raise UserError("export: this model was fitted to features and knows no transformer; fit with base=")
+        from pref_jax.lm.classifier import fold_standardiser, save_classifier
+
         self._check_users([user])
         basis, labels = np.asarray(self._fit.basis), [f"basis_{k}" for k in range(self._fit.basis.shape[1])]
         if user is not None:

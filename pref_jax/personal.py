@@ -18,7 +18,7 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -142,11 +142,11 @@ class PersonalReward(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def restore(cls, saved: Saved) -> Self:
+    def restore(cls, saved: Saved) -> "PersonalReward":
         """The model of a saved folder."""
 
     def score(
-        self, user: Any, prompt: Any, responses: Sequence[str], *, uncertainty: bool = False
+        self, user: Any, prompt: Any, responses: Any, *, uncertainty: bool = False
     ) -> Float32[np.ndarray, " N"] | Scores:
         """Rewards of responses for a user.
 
@@ -179,7 +179,7 @@ class PersonalReward(abc.ABC):
         found = self.rewards(users, rows, uncertainty=uncertainty)
         return found if uncertainty else found.mean
 
-    def rank(self, user: str | None, prompt: Prompt, responses: Sequence[str]) -> list[int]:
+    def rank(self, user: str | None, prompt: Prompt, responses: Any) -> list[int]:
         """Numbers of the responses, the user's best first; ties keep the order given.
 
         Example:
