@@ -18,7 +18,7 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import Float32, Int64
 
+from pref_jax import compile_cache
 from pref_jax.errors import UserError
 from pref_jax.files import atomic_folder, read_json, write_json
 from pref_jax.lm.text_model import (
@@ -141,11 +142,11 @@ class PersonalReward(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def restore(cls, saved: Saved) -> Self:
+    def restore(cls, saved: Saved) -> "PersonalReward":
         """The model of a saved folder."""
 
     def score(
-        self, user: Any, prompt: Any, responses: Sequence[str], *, uncertainty: bool = False
+        self, user: Any, prompt: Any, responses: Any, *, uncertainty: bool = False
     ) -> Float32[np.ndarray, " N"] | Scores:
         """Rewards of responses for a user.
 
@@ -178,7 +179,7 @@ class PersonalReward(abc.ABC):
         found = self.rewards(users, rows, uncertainty=uncertainty)
         return found if uncertainty else found.mean
 
-    def rank(self, user: str | None, prompt: Prompt, responses: Sequence[str]) -> list[int]:
+    def rank(self, user: str | None, prompt: Prompt, responses: Any) -> list[int]:
         """Numbers of the responses, the user's best first; ties keep the order given.
 
         Example:
@@ -293,6 +294,7 @@ def read(folder: str | Path, *, base: str | None = None, text: TextModel | None 
       UserError: for files that are missing, truncated or changed, and for a base, a tokenizer or a template that would
         change a score.
     """
+    compile_cache.enable()
     folder, found = Path(folder), about(folder)
     for name, digest in found["sha256"].items():
         if not (folder / name).is_file() or _digest(folder / name) != digest:
