@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -89,13 +88,12 @@ def fit_length(votes: Any, *, base: Any, workdir: Path | None = None) -> LengthR
 def _installed(monkeypatch):
     """The fake method and its class are installed, beside nothing else of ours."""
     real = importlib.metadata.entry_points
-    ours = {
-        "pref_jax.methods": [SimpleNamespace(name="length", load=lambda: fit_length)],
-        "pref_jax.rewards": [SimpleNamespace(name="length", load=lambda: LengthReward)],
-    }
+    ours = {"pref_jax.methods": "fit_length", "pref_jax.rewards": "LengthReward"}
 
     def entry_points(**given: Any) -> Any:
-        return ours[given["group"]] if given.get("group") in ours else real(**given)
+        if given.get("group") not in ours:
+            return real(**given)
+        return [importlib.metadata.EntryPoint("length", f"{__name__}:{ours[given['group']]}", given["group"])]
 
     monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
 
