@@ -99,8 +99,12 @@ def train(
         Path | None, typer.Option(help="Keeps the work; a killed run resumes.", show_default=False)
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of all draws.", show_default=False)] = None,
-    max_length: Annotated[int, typer.Option(min=0, help="Tokens of a text; 0: what the base reads.")] = 0,
-    pooling: Annotated[str, typer.Option(help="last or mean; by default the base's own.", show_default=False)] = "",
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a text; by default what the base reads.", show_default=False)
+    ] = None,
+    pooling: Annotated[
+        str | None, typer.Option(help="last or mean; by default the base's own.", show_default=False)
+    ] = None,
     chat_template: Annotated[Path | None, typer.Option(help="A Jinja file.", show_default=False)] = None,
 ) -> None:
     """Train a reward for every user who voted, and save it."""
@@ -110,16 +114,15 @@ def train(
 
     table = read_votes(votes, seed=seed or 0)
     log(f"{votes}: {table.comparisons.num_rows} votes of {table.num_users} users on {table.num_responses} responses")
-    fit = point.load()
-    given = {"seed": seed, "workdir": workdir}
+    given = {"seed": seed, "workdir": workdir, "max_length": max_length, "pooling": pooling}
+    given["chat_template"] = None if chat_template is None else str(chat_template)
     options = {name: value for name, value in given.items() if value is not None}
-    for name in options.keys() - inspect.signature(fit).parameters.keys():
-        raise UserError(f"--{name}: method {method} takes no {name}; leave it out")
-    from pref_jax.lm.text_model import TextModel, TextSettings
-
-    template = "" if chat_template is None else str(chat_template)
-    settings = TextSettings(max_length=max_length, pooling=pooling, chat_template=template)
-    model = fit(table, base=TextModel(name=base, settings=settings), **options)
+    fit = point.load()
+    known = inspect.signature(fit).parameters.values()
+    unknown = options.keys() - {one.name for one in known}
+    if unknown and not any(one.kind is one.VAR_KEYWORD for one in known):
+        raise UserError(f"method {method} takes no {', '.join(sorted(unknown))}; leave it out")
+    model = fit(table, base=base, **options)
     log(str(model))
     model.save(out)
     log(f"saved to {out}; next: pref score {out} requests.jsonl, or pref info {out}")
@@ -206,7 +209,11 @@ def add_votes(
 
     rows = read_user_votes(votes, user)
     model = _load(folder, base)
-    done = [model.add_votes(name, some) for name, some in rows.items()]
+    many = getattr(model, "add_many", None)
+    if many is None:
+        done = [model.add_votes(name, some) for name, some in rows.items()]
+    else:
+        done = many(list(itertools.chain.from_iterable(rows.values())))
     model.save(out or folder)
     if as_json:
         _write_lines(STDIN, [{"user": added.user, "votes": added.votes, "how": added.how} for added in done])

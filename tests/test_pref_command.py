@@ -15,6 +15,7 @@ import tiny
 
 import pref_jax
 from pref_jax import cli
+from pref_jax.lm.text_model import open_text
 from pref_jax.personal import Added, PersonalReward, Saved, Scores
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,13 +72,14 @@ class LengthReward(PersonalReward):
         (folder / "config.json").write_text(json.dumps({"user": user}))
 
 
-def fit_length(votes: Any, *, base: Any, workdir: Path | None = None) -> LengthReward:
+def fit_length(votes: Any, *, base: str, workdir: Path | None = None, max_length: int = 0, pooling: str = "") -> Any:
     """The "training" of the fake method."""
     if workdir == Path("interrupted"):
         raise KeyboardInterrupt
     if workdir == Path("full"):
         raise OSError(28, "No space left on device")
-    model = LengthReward(text=base, tastes={})
+    text = open_text(base, max_length=max_length, pooling=pooling)
+    model = LengthReward(text=text, tastes={})
     names, texts = (votes.users["user_id"].to_pylist(), votes.responses["text"].to_pylist())
     for row in votes.comparisons.to_pylist():
         model.add_votes(names[row["user"]], [{name: texts[row[name]] for name in ("chosen", "rejected")}])
@@ -308,12 +310,12 @@ def test_export_asks_the_model(model, tmp_path, monkeypatch, capsys):
     ("options", "code", "message"),
     [
         (["--method", "gold"], 2, "'gold' is none of the installed methods: length"),
-        (["--seed", "3"], 2, "--seed: method length takes no seed"),
+        (["--seed", "3"], 2, "method length takes no seed"),
         (["--out", "."], 2, "holds something other than a saved model"),
         (["--pooling", "max"], 2, "pooling is 'max'"),
         (["--base", "no/such/base"], 2, "no such folder"),
         (["--max-length", "999"], 2, "reads at most 64 tokens"),
-        (["--max-length", "long"], 2, "'long'"),
+        (["--max-length", "long"], 2, "'--max-length'"),
         (["--workdir", "full"], 2, "No space left"),
         (["--workdir", "interrupted"], 130, ""),
     ],

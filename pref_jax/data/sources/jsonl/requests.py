@@ -103,7 +103,7 @@ def _request(
     return Request(value, user, [{"role": role, "content": content} for role, content in prompt or ()], responses)
 
 
-def _responses(value: dict[str, Any], several: bool, note: Note) -> list[str]:
+def _responses(value: dict[str, Any], several: bool, note: Note) -> list[Any]:
     """`responses`, or `response` alone; notes what is no text."""
     if several and "responses" not in value:
         note("responses", "missing", "give a list of strings to be ranked")
