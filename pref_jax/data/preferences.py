@@ -252,10 +252,11 @@ def _map(path: Path) -> pa.Table:
         raise UserError(f"{path}: cut short or no Arrow file ({error}); prepare the data anew") from None
 
 
-def _conform(table: Columns, schema: pa.Schema) -> pa.Table:
+def _conform(given: Columns, schema: pa.Schema) -> pa.Table:
     """Casts columns whose type differs harmlessly; leaves the others for the check to report."""
-    if not isinstance(table, pa.Table):
-        return pa.table(dict(table), schema=schema)
+    if isinstance(given, Mapping):
+        return pa.table(dict(given), schema=schema)
+    table: Any = given
     for field in schema:
         place = table.schema.get_field_index(field.name)
         if place < 0 or table.schema.field(place).type == field.type:

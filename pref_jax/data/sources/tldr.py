@@ -28,6 +28,7 @@ from pref_jax.data.preferences import Preferences
 from pref_jax.data.schema import pc
 from pref_jax.data.sources.common import columns, hub, simulated_users
 from pref_jax.data.sources.common.options import flat_options
+from pref_jax.data.sources.common.simulated_users import TEST, TRAIN, VALIDATION
 from pref_jax.data.splits import at_most, check_options, draw, hold_out
 from pref_jax.errors import UserError
 from pref_jax.ragged import starts
@@ -279,9 +280,7 @@ def _lore(votes: Votes, limits: Limits, meta: dict[str, Any], rng: np.random.Gen
         user=user,
         chosen=votes.chosen[kept],
         rejected=votes.rejected[kept],
-        split=np.where(
-            test, simulated_users.TEST, np.where(held_out, simulated_users.VALIDATION, simulated_users.TRAIN)
-        )[kept],
+        split=np.where(test, TEST, np.where(held_out, VALIDATION, TRAIN))[kept],
         controversial=pa.array(~agree[kept], mask=known[kept] < 2),
         user_ids=votes.workers.take(pa.array(users)).cast(pa.string()),
         groups=[None] * len(users),

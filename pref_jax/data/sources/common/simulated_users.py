@@ -42,8 +42,9 @@ class SimulationOptions:
         Raises:
           UserError: naming every value that is out of range.
         """
-        given: dict[str, Any] = dataclasses.asdict(self)
-        return SimulationConfig(**{name: own.get(name) if value is None else value for name, value in given.items()})
+        given = dataclasses.asdict(self).items()
+        values: Any = {name: own.get(name) if value is None else value for name, value in given}
+        return SimulationConfig(**values)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
