@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from experiments.reporting import checks
 from experiments.runner.cli import Config
@@ -21,7 +22,7 @@ from pref_jax.files import read_json
 FEW = 4  # votes, of which a user's taste is often not to be told
 MEANINGS = {
     "shared reward": "one Bradley-Terry reward for everybody: the transformer with plain LoRA.",
-    "group oracle": "the same transformer told each user's true group, one expert a group: what knowing them is worth.",
+    "group oracle": "the same transformer told each user's group, one expert per group: what knowing them is worth.",
     "CoPL": "user embeddings from the graph of votes choose LoRA experts; unseen users by two-hop neighbours.",
     "CoPL (balancing loss)": "CoPL with a loss for even use of the experts (Switch Transformers).",
     "CoPL (balancing bias)": "CoPL with biases of the gates that move towards even use (loss-free balancing).",
@@ -32,7 +33,7 @@ MEANINGS = {
     "per-user model": "a linear reward for each user alone on the same features, its prior chosen by held-out votes.",
     "pretrained head": "the score head that the frozen reward model came with; it learns nothing.",
     "shared (features)": "one linear Bradley-Terry reward on the frozen features that LoRe uses.",
-    "oracle (features)": "one linear Bradley-Terry reward a true group on the same features.",
+    "oracle (features)": "one linear Bradley-Terry reward per true group on the same features.",
     "VPL": "a variational encoder of a user's answers; a network on the adapted transformer reads its latent.",
     "I2E": "an embedding for each seen user, read by a network; unseen users get those of like-minded seen ones.",
     "PAL-A": "closeness to a user's ideal point, a mixture of prototypes; of a new user the mixture alone is fitted.",
@@ -164,30 +165,35 @@ def _refreshing(run: Run, facts: list[dict[str, Any]]) -> str:
 
 def _pictures(own: Answered, rows: list[dict[str, Any]], folder: Path) -> list[tuple[Path, str]]:
     """Plots of the table and, for the first seed, of what happened inside."""
-    made = [(plots.save(plots.accuracy_bars(rows), folder / "accuracy.png"), "Accuracy of every method.")]
     run, data = own.run, own.data
+    made = []
+
+    def add(name: str, figure: Figure, caption: str) -> None:
+        made.append((plots.save(figure, folder / f"{name}.png"), caption))
+
+    add("accuracy", plots.accuracy_bars(rows), "Accuracy of every method.")
     if (run.folder / "adapted").is_dir():
-        figure = plots.embedding_map(
-            load_users(run, data), data.groups, data.seen, title="User embeddings of CoPL's graph"
-        )
-        made.append((plots.save(figure, folder / "embeddings.png"), "User embeddings; groups were not told."))
+        title = "User embeddings of CoPL's graph"
+        figure = plots.embedding_map(load_users(run, data), data.groups, data.seen, title=title)
+        add("embeddings", figure, "User embeddings; groups were not told.")
         history = read_json(run.folder / "graph" / "graph.json")["history"]
         steps = range(1, len(history["train_loss"]) + 1)
-        curves = {name.replace("_", " "): (steps, history[name]) for name in ("train_loss", "validation_loss")}
-        figure = plots.learning_curves(curves, xlabel="evaluation", title="Graph: loss")
-        made.append((plots.save(figure, folder / "graph.png"), "Learning of the graph's embeddings."))
+        losses = {name.replace("_", " "): (steps, history[name]) for name in ("train_loss", "validation_loss")}
+        figure = plots.learning_curves(losses, xlabel="evaluation", title="Graph: loss")
+        add("graph", figure, "Learning of the graph's embeddings.")
     curves = {name: curve(method_folder(run, name), "loss") for name in own.margins}
     curves = {name: values for name, values in curves.items() if values[0]}
     if curves:
         figure = plots.learning_curves(curves, ylabel="the method's own loss", title="Training loss")
         caption = "Training: each method's own loss, PAL-A's a hinge, all others' Bradley-Terry, priors included."
-        made.append((plots.save(figure, folder / "training.png"), caption))
+        add("training", figure, caption)
     if "CoPL" in own.facts:
         facts = own.facts["CoPL"]
-        figure = plots.expert_usage({k: np.array(v) for k, v in facts["expert_usage"].items()}, gates=facts["gates"])
-        made.append((plots.save(figure, folder / "experts.png"), f"Which of {_experts(facts)} serve whom."))
+        usage = {name: np.array(table) for name, table in facts["expert_usage"].items()}
+        figure = plots.expert_usage(usage, gates=facts["gates"])
+        add("experts", figure, f"Which of {_experts(facts)} serve whom.")
         figure = plots.gate_curves(*_gates(method_folder(run, "CoPL")), title="CoPL's experts while training")
-        made.append((plots.save(figure, folder / "gates.png"), "Use of the experts and entropy of the gates."))
+        add("gates", figure, "Use of the experts and entropy of the gates.")
     return made
 
 

@@ -1,6 +1,6 @@
 """Who preferred which answer: users, responses and comparisons as memory-mapped Arrow tables in one folder.
 
-    users.arrow        user_id, group or null, seen                        one row a user
+    users.arrow        user_id, group or null, seen                        one row per user
     responses.arrow    response_id, prompt [{role, content}], text         one row for each distinct answer to a prompt
     comparisons.arrow  user, chosen, rejected (row numbers), split, controversial or null
     meta.json          format version, source, licence, rule, seed, counts

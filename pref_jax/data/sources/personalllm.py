@@ -1,4 +1,4 @@
-"""PersonalLLM: eight answers a prompt, scored by ten reward models; a user is a mixture of these (arXiv 2409.20296).
+"""PersonalLLM: eight answers per prompt, scored by ten reward models; a user is a mixture of these (arXiv 2409.20296).
 
 Schema of namkoong-lab/PersonalLLM (CC-BY 4.0), data/train-*.parquet and data/test-*.parquet:
 
@@ -10,7 +10,7 @@ A user weighs the models' raw scores with w ~ Dirichlet(alpha). Two protocols: `
 pairs among answers 5, 6 and 7, dominated pairs left out; `lore` (arXiv 2504.14439): ten models, a user's best against
 the worst of all eight answers to a prompt, all test prompts.
 
-Axis letters: Q prompts, A answers a prompt, M reward models, U users, P pairs, N distinct answers.
+Axis letters: Q prompts, A answers per prompt, M reward models, U users, P pairs, N distinct answers.
 """
 
 import dataclasses
