@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from experiments.reporting import checks
 from experiments.runner.cli import Config
@@ -165,35 +164,30 @@ def _refreshing(run: Run, facts: list[dict[str, Any]]) -> str:
 
 def _pictures(own: Answered, rows: list[dict[str, Any]], folder: Path) -> list[tuple[Path, str]]:
     """Plots of the table and, for the first seed, of what happened inside."""
+    made = [(plots.save(plots.accuracy_bars(rows), folder / "accuracy.png"), "Accuracy of every method.")]
     run, data = own.run, own.data
-    made = []
-
-    def add(name: str, figure: Figure, caption: str) -> None:
-        made.append((plots.save(figure, folder / f"{name}.png"), caption))
-
-    add("accuracy", plots.accuracy_bars(rows), "Accuracy of every method.")
     if (run.folder / "adapted").is_dir():
-        title = "User embeddings of CoPL's graph"
-        figure = plots.embedding_map(load_users(run, data), data.groups, data.seen, title=title)
-        add("embeddings", figure, "User embeddings; groups were not told.")
+        figure = plots.embedding_map(
+            load_users(run, data), data.groups, data.seen, title="User embeddings of CoPL's graph"
+        )
+        made.append((plots.save(figure, folder / "embeddings.png"), "User embeddings; groups were not told."))
         history = read_json(run.folder / "graph" / "graph.json")["history"]
         steps = range(1, len(history["train_loss"]) + 1)
-        losses = {name.replace("_", " "): (steps, history[name]) for name in ("train_loss", "validation_loss")}
-        figure = plots.learning_curves(losses, xlabel="evaluation", title="Graph: loss")
-        add("graph", figure, "Learning of the graph's embeddings.")
+        curves = {name.replace("_", " "): (steps, history[name]) for name in ("train_loss", "validation_loss")}
+        figure = plots.learning_curves(curves, xlabel="evaluation", title="Graph: loss")
+        made.append((plots.save(figure, folder / "graph.png"), "Learning of the graph's embeddings."))
     curves = {name: curve(method_folder(run, name), "loss") for name in own.margins}
     curves = {name: values for name, values in curves.items() if values[0]}
     if curves:
         figure = plots.learning_curves(curves, ylabel="the method's own loss", title="Training loss")
         caption = "Training: each method's own loss, PAL-A's a hinge, all others' Bradley-Terry, priors included."
-        add("training", figure, caption)
+        made.append((plots.save(figure, folder / "training.png"), caption))
     if "CoPL" in own.facts:
         facts = own.facts["CoPL"]
-        usage = {name: np.array(table) for name, table in facts["expert_usage"].items()}
-        figure = plots.expert_usage(usage, gates=facts["gates"])
-        add("experts", figure, f"Which of {_experts(facts)} serve whom.")
+        figure = plots.expert_usage({k: np.array(v) for k, v in facts["expert_usage"].items()}, gates=facts["gates"])
+        made.append((plots.save(figure, folder / "experts.png"), f"Which of {_experts(facts)} serve whom."))
         figure = plots.gate_curves(*_gates(method_folder(run, "CoPL")), title="CoPL's experts while training")
-        add("gates", figure, "Use of the experts and entropy of the gates.")
+        made.append((plots.save(figure, folder / "gates.png"), "Use of the experts and entropy of the gates."))
     return made
 
 

@@ -79,14 +79,14 @@ class Scored(NamedTuple):
     test: Bool[np.ndarray, "Q"]
 
 
-@flat_options(survey=simulated_users.SimulationOptions(seen_users=None, unseen_users=None, test_pairs_per_user=None))
+@flat_options(survey=simulated_users.SimulationConfig(seen_users=None, unseen_users=None, test_pairs_per_user=None))
 def read(
     path: str | Path = ID,
     *,
     rule: str = "copl",
     revision: str | None = None,
     alpha: float | int = 0.1,
-    survey: simulated_users.SimulationOptions,
+    survey: simulated_users.SimulationConfig,
     seed: int = 0,
 ) -> Preferences:
     """Reads the scores and asks simulated users.
@@ -96,7 +96,7 @@ def read(
       rule: `copl` or `lore`, see module.
       revision: on the hub.
       alpha: concentration of the users' weights; small is diverse.
-      survey: its fields are keyword options, see `SimulationOptions`; what is None is the protocol's own, `sizes` in
+      survey: its fields are keyword options, see `SimulationConfig`; what is None is the protocol's own, `sizes` in
         `RULES`.
       seed: of all draws.
 
@@ -107,7 +107,7 @@ def read(
         raise UserError(f"config.source.rule is {rule!r}; give copl or lore")
     if not 0 < alpha < np.inf:
         raise UserError(f"config.source.alpha is {alpha}; give a number above 0")
-    sizes = survey.filled(**RULES[rule]["sizes"])
+    survey = survey.filled(**RULES[rule]["sizes"])
     models, which = RULES[rule]["models"], RULES[rule]["answers"]
     scored, meta = _scored(path, revision, models, which)
     meta |= {
@@ -115,11 +115,11 @@ def read(
         "licence": "CC-BY-4.0",
         "rule": RULE.format(WORDS[rule]),
         "seed": seed,
-        "options": {**dataclasses.asdict(sizes), "alpha": alpha, "models": models, "answers": which},
+        "options": {**dataclasses.asdict(survey), "alpha": alpha, "models": models, "answers": which},
     }
     rng = np.random.default_rng(seed)
-    weights = rng.dirichlet(np.full(len(models), alpha), len(sizes.seen))
-    return (_copl if rule == "copl" else _lore)(scored, sizes, weights, meta, rng)
+    weights = rng.dirichlet(np.full(len(models), alpha), len(survey.seen))
+    return (_copl if rule == "copl" else _lore)(scored, survey, weights, meta, rng)
 
 
 def _scored(

@@ -104,7 +104,7 @@ class Votes(NamedTuple):
     counts: dict[str, int]
 
 
-@flat_options(limits=Limits(), survey=simulated_users.SimulationOptions(pairs_per_user=8))
+@flat_options(limits=Limits(), survey=simulated_users.SimulationConfig(pairs_per_user=8))
 def read(
     path: str | Path = ID,
     *,
@@ -113,7 +113,7 @@ def read(
     seed: int = 0,
     workers: int = 10,
     limits: Limits,
-    survey: simulated_users.SimulationOptions,
+    survey: simulated_users.SimulationConfig,
 ) -> Preferences:
     """Reads the votes and builds the tables of one protocol.
 
@@ -133,7 +133,6 @@ def read(
     if rule not in ("copl", "lore"):
         raise UserError(f"config.source.rule is {rule!r}; give copl or lore")
     check_options(fractions={}, counts={"workers": workers})
-    sizes = survey.filled()
     table, test = hub.read_halves(
         path, train="comparisons/train/*", test="comparisons/validation/*", columns=COLUMNS, revision=revision
     )
@@ -145,7 +144,7 @@ def read(
         "votes_in_source": table.num_rows,
     }
     rng = np.random.default_rng(seed)
-    return _copl(votes, sizes, workers, meta, rng) if rule == "copl" else _lore(votes, limits, meta, rng)
+    return _copl(votes, survey, workers, meta, rng) if rule == "copl" else _lore(votes, limits, meta, rng)
 
 
 def _votes(table: pa.Table, test: Bool[np.ndarray, "R"]) -> Votes:
