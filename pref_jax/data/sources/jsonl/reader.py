@@ -62,7 +62,7 @@ def read(
     ignored: Counter[str] = Counter()
     if isinstance(path, str | Path):
         path = Path(path)
-        lines = _lines(path, faults)
+        lines = json_lines(path, faults)
     else:
         lines, path = enumerate(path, start=1), Path("votes")
     found = (checked_row(f"{path}:{line}", line, value, faults, ignored) for line, value in lines)
@@ -85,8 +85,19 @@ def _held_once(rows: Iterable[Row]) -> list[Row]:
     ]
 
 
-def _lines(path: Path, faults: Faults) -> Iterator[tuple[int, Any]]:
-    """Line number and JSON value of each line that has one; notes the others."""
+def json_lines(
+    path: Path, faults: Faults, *, fix: str = "write one JSON object on each line"
+) -> Iterator[tuple[int, Any]]:
+    """Line number and JSON value of each line of a `.jsonl` or `.jsonl.gz` file that has one; notes the others.
+
+    Args:
+      path: the file, UTF-8.
+      faults: gets the lines that hold no JSON, or the same field twice.
+      fix: of a line that is no JSON.
+
+    Raises:
+      UserError: if there is no such file, or it is cut short.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path (one .jsonl file is wanted, not a folder)")
     try:
@@ -108,7 +119,7 @@ def _lines(path: Path, faults: Faults) -> Iterator[tuple[int, Any]]:
                     faults.add(f"{path}:{line}", what, "save the file as UTF-8")
                 except json.JSONDecodeError as error:
                     what = f"not JSON ({error.msg} at column {error.colno})"
-                    faults.add(f"{path}:{line}", what, "write one JSON object on each line")
+                    faults.add(f"{path}:{line}", what, fix)
                 except (ValueError, RecursionError) as error:
                     faults.add(f"{path}:{line}", f"not read ({error})", "write each field once, and as documented")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
