@@ -123,9 +123,7 @@ class CoPL(PersonalReward):
         there = (chosen >= 0) & (rejected >= 0)
         return self.learn(user, chosen[there], rejected[there], unread=int((~there).sum()))
 
-    def learn(
-        self, user: str, chosen: Int[np.ndarray, " n"], rejected: Int[np.ndarray, " n"], *, unread: int
-    ) -> Added:
+    def learn(self, user: str, chosen: Int[np.ndarray, " n"], rejected: Int[np.ndarray, " n"], *, unread: int) -> Added:
         """`add_votes` on rows of responses; `unread` more votes are on responses that the graph does not know."""
         known, new = self.known, user not in self._row
         row = self._row.setdefault(user, len(known.ids))

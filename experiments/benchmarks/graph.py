@@ -133,7 +133,7 @@ def gcf_scale(sizes: tuple[int, ...] = (100_000, 1_000_000, 10_000_000), dim: in
 
 
 def _steps(edges: int, dim: int, rounds: int = 3, each: int = 4) -> dict[str, float]:
-    """Eight votes a user, and as many responses as users; a vote is two edges, one of each sign."""
+    """Eight votes per user, and as many responses as users; a vote is two edges, one of each sign."""
     users = edges // 16
     votes = draw(VotesConfig(users=users, prompts=users // 2, each=9, tests=0))
     start = time.perf_counter()

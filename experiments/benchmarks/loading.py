@@ -88,7 +88,7 @@ def _watched(side: str, folder: str, dtype: str) -> dict[str, float]:
     }
 
 
-def load_once(side: str, folder: str, dtype: str) -> dict[str, float]:
+def load_once(side: str, folder: str, dtype: str) -> dict[str, Any]:
     """Loads and tells when, and the memory before, at the highest and after."""
     load = {"ours": _load_ours, "theirs": _load_theirs}[side](folder, dtype)
     before = memory()

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from pref_jax.errors import UserError
+from pref_jax.eval.reporting.report import plain
 from pref_jax.files import read_json
 
 # {"name", "size", "baseline_seconds", "seconds", "ratio", "extra"}, see `result`.
@@ -149,14 +150,11 @@ def merged(old: Sequence[Result], new: Sequence[Result], order: Sequence[str]) -
 
 def table(results: Sequence[Result]) -> str:
     """The results in columns, for the terminal."""
-    wide = max((len(row["size"]) for row in results), default=0)
-    lines = [f"{'name':<14} {'size':<{wide}} {'baseline s':>12} {'ours s':>12} {'ratio':>9}"]
+    lines = [["name", "size", "baseline s", "ours s", "ratio"]]
     for row in results:
-        lines.append(
-            f"{row['name']:<14} {row['size']:<{wide}} {row['baseline_seconds']:>12.4g} {row['seconds']:>12.4g} "
-            f"{row['ratio']:>9.2f}"
-        )
-    return "\n".join(lines)
+        seconds = [f"{row[name]:.4g}" for name in ("baseline_seconds", "seconds")]
+        lines.append([row["name"], row["size"], *seconds, f"{row['ratio']:.2f}"])
+    return plain(lines)
 
 
 if __name__ == "__main__":

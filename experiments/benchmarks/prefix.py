@@ -72,8 +72,8 @@ def _compare(case: Case, share: float, rounds: int, each: int, size: int) -> Res
         "ratio_of_padded_tokens": padded[0] / padded[1],
         "largest_difference": float(np.abs(apart - together).max() / np.abs(apart).max()),
     }
-    size = f"prompt {share:.0%}, d={case.lm.hidden_size}, {case.pairs} pairs x {shared} tokens"
-    return result("prefix_pairs", size, *seconds, **facts)
+    label = f"prompt {share:.0%}, d={case.lm.hidden_size}, {case.pairs} pairs x {shared} tokens"
+    return result("prefix_pairs", label, *seconds, **facts)
 
 
 def _texts(case: Case, share: float, size: int) -> tuple[TokenTable, Comparisons]:

@@ -97,7 +97,7 @@ def rows(tokens: np.ndarray, mask: np.ndarray) -> Rows:
 
 
 def pooled(model: Model, texts: Rows) -> Any:
-    """One vector a text [B D]."""
+    """One vector per text [B D]."""
     hidden = model.trunk(input_ids=texts.tokens, attention_mask=texts.mask).last_hidden_state
     if model.pooling == "last":
         return hidden[library("torch").arange(len(hidden)), texts.last]

@@ -115,7 +115,7 @@ def _times(every: Sequence[Answered], methods: Sequence[str]) -> list[str]:
     """What the times leave out: the frozen features, and what was done before a kill."""
     files = [one.work.folder / name / "features.json" for one in every for name in ("features", "prompt_features")]
     spent = sum(read_json(path)["seconds"] for path in files if path.exists()) / len(every)
-    took = f"took {report.duration(spent)} a seed, which their times leave out"
+    took = f"took {report.duration(spent)} per seed, which their times leave out"
     notes = [f"frozen features, made once for all methods that read them, {took}"] if spent else []
     for name in methods:
         seeds = [str(one.work.seed) for one in every if one.facts[name].get("was_resumed")]

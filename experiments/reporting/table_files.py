@@ -128,7 +128,7 @@ def publish(workdir: Path, path: Path, command: Sequence[str]) -> None:
     ]
     told = report.bullets(leaks) if leaks else "The leakage checks found nothing in any data set and seed."
     parts += ["## Leakage checks", told, "## Pictures"]
-    captions = {"pairs": "Accuracy by pairs a user", "seen_unseen": "Seen against unseen users", "seconds": "Time"}
+    captions = {"pairs": "Accuracy by pairs per user", "seen_unseen": "Seen against unseen users", "seconds": "Time"}
     parts += [
         report.picture(path.parent, folder / f"{name}.png", caption)
         for name, caption in captions.items()

@@ -1,6 +1,6 @@
 """Who preferred which answer: users, responses and comparisons as memory-mapped Arrow tables in one folder.
 
-    users.arrow        user_id, group or null, seen                        one row a user
+    users.arrow        user_id, group or null, seen                        one row per user
     responses.arrow    response_id, prompt [{role, content}], text         one row for each distinct answer to a prompt
     comparisons.arrow  user, chosen, rejected (row numbers), split, controversial or null
     meta.json          format version, source, licence, rule, seed, counts
@@ -255,10 +255,11 @@ def _map(path: Path) -> pa.Table:
         raise UserError(f"{path}: cut short or no Arrow file ({error}); prepare the data anew") from None
 
 
-def _conform(table: Columns, schema: pa.Schema) -> pa.Table:
+def _conform(given: Columns, schema: pa.Schema) -> pa.Table:
     """Casts columns whose type differs harmlessly; leaves the others for the check to report."""
-    if not isinstance(table, pa.Table):
-        return pa.table(dict(table), schema=schema)
+    if isinstance(given, Mapping):
+        return pa.table(dict(given), schema=schema)
+    table: Any = given
     for field in schema:
         place = table.schema.get_field_index(field.name)
         if place < 0 or table.schema.field(place).type == field.type:

@@ -129,7 +129,7 @@ def calibration_error(margins: Float[Array | np.ndarray, "P"], *, bins: int = 10
 
 
 def over_seeds(runs: Sequence[Mapping[str, SupportsFloat | Interval]]) -> dict[str, Interval]:
-    """Mean and Student t interval over seeds of each metric, given one mapping a seed.
+    """Mean and Student t interval over seeds of each metric, given one mapping per seed.
 
     A metric that some seeds lack is averaged over those that have it (`n` says how many).
     """

@@ -1,7 +1,7 @@
 """Community Alignment: annotators of several countries choose one of four replies, up to four turns, in five languages.
 
 Source: facebook/community-alignment-dataset, `community_alignment.csv` (arXiv 2507.09650, codebook in its appendix I;
-CC-BY-4.0), one row a dialogue:
+CC-BY-4.0), one row per dialogue:
 
     annotator_id, assigned_lang (en, fr, hi, it, pt)
     T_turn_prompt, T_turn_response_a to _d, T_turn_preferred_response (response_a to response_d) with T = first,

@@ -14,10 +14,7 @@ Axis letters: P votes, U users.
 """
 
 import dataclasses
-import gzip
-import json
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +23,7 @@ from typing import Any, NamedTuple
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources.common.options import SplitOptions, flat_options
 from pref_jax.data.sources.common.vote_tables import Vote, build_preferences, once_each
+from pref_jax.data.sources.jsonl.reader import json_lines
 from pref_jax.errors import Faults, UserError
 
 DIMENSIONS = (
@@ -136,33 +134,23 @@ def _rows(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[int, dict[str, An
     After the last row it raises one `UserError` naming all lines at fault.
     """
     faults = Faults()
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            for line, text in enumerate(file, start=1):
-                before = len(faults)
-                row = _row(text, keys, f"{path}:{line}", faults)
-                if len(faults) == before:
-                    yield line, row
-    except (EOFError, OSError, zlib.error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cut short or not gzip ({error}); fetch the file again") from None
+    for line, row in json_lines(path, faults, fix="fetch the file again"):
+        before = len(faults)
+        _check(row, keys, f"{path}:{line}", faults)
+        if len(faults) == before:
+            yield line, row
     faults.raise_if_any(f"{path}: not as the corpus is known")
 
 
-def _row(text: str, keys: tuple[str, ...], where: str, faults: Faults) -> Any:
-    """The value of a line; notes what is wrong with it."""
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        faults.add(where, f"not JSON ({error})", "fetch the file again")
-        return None
+def _check(row: Any, keys: tuple[str, ...], where: str, faults: Faults) -> None:
+    """Notes what is wrong with the value of a line."""
     if missing := [key for key in keys if not isinstance(row, dict) or key not in row]:
         faults.add(where, f"key {', '.join(map(repr, missing))} missing", _MEND)
-        return None
+        return
     for key in keys:
         kinds = {"timestamp": (int, float), "text": (str, type(None))}.get(key, str)
         if not isinstance(row[key], kinds):
             faults.add(where, f"key {key!r} holds {row[key]!r:.40}", _MEND)
-    return row
 
 
 def _answers(raw: Path, needed: set[str]) -> dict[str, Answer]:

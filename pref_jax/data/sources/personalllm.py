@@ -1,4 +1,4 @@
-"""PersonalLLM: eight answers a prompt, scored by ten reward models; a user is a mixture of these (arXiv 2409.20296).
+"""PersonalLLM: eight answers per prompt, scored by ten reward models; a user is a mixture of these (arXiv 2409.20296).
 
 Schema of namkoong-lab/PersonalLLM (CC-BY 4.0), data/train-*.parquet and data/test-*.parquet:
 
@@ -10,7 +10,7 @@ A user weighs the models' raw scores with w ~ Dirichlet(alpha). Two protocols: `
 pairs among answers 5, 6 and 7, dominated pairs left out; `lore` (arXiv 2504.14439): ten models, a user's best against
 the worst of all eight answers to a prompt, all test prompts.
 
-Axis letters: Q prompts, A answers a prompt, M reward models, U users, P pairs, N distinct answers.
+Axis letters: Q prompts, A answers per prompt, M reward models, U users, P pairs, N distinct answers.
 """
 
 import dataclasses
@@ -79,14 +79,14 @@ class Scored(NamedTuple):
     test: Bool[np.ndarray, "Q"]
 
 
-@flat_options(survey=simulated_users.SimulationOptions(seen_users=None, unseen_users=None, test_pairs_per_user=None))
+@flat_options(survey=simulated_users.SimulationConfig(seen_users=None, unseen_users=None, test_pairs_per_user=None))
 def read(
     path: str | Path = ID,
     *,
     rule: str = "copl",
     revision: str | None = None,
     alpha: float | int = 0.1,
-    survey: simulated_users.SimulationOptions,
+    survey: simulated_users.SimulationConfig,
     seed: int = 0,
 ) -> Preferences:
     """Reads the scores and asks simulated users.
@@ -96,7 +96,7 @@ def read(
       rule: `copl` or `lore`, see module.
       revision: on the hub.
       alpha: concentration of the users' weights; small is diverse.
-      survey: its fields are keyword options, see `SimulationOptions`; what is None is the protocol's own, `sizes` in
+      survey: its fields are keyword options, see `SimulationConfig`; what is None is the protocol's own, `sizes` in
         `RULES`.
       seed: of all draws.
 
@@ -107,7 +107,7 @@ def read(
         raise UserError(f"config.source.rule is {rule!r}; give copl or lore")
     if not 0 < alpha < np.inf:
         raise UserError(f"config.source.alpha is {alpha}; give a number above 0")
-    sizes = survey.filled(**RULES[rule]["sizes"])
+    survey = survey.filled(**RULES[rule]["sizes"])
     models, which = RULES[rule]["models"], RULES[rule]["answers"]
     scored, meta = _scored(path, revision, models, which)
     meta |= {
@@ -115,11 +115,11 @@ def read(
         "licence": "CC-BY-4.0",
         "rule": RULE.format(WORDS[rule]),
         "seed": seed,
-        "options": {**dataclasses.asdict(sizes), "alpha": alpha, "models": models, "answers": which},
+        "options": {**dataclasses.asdict(survey), "alpha": alpha, "models": models, "answers": which},
     }
     rng = np.random.default_rng(seed)
-    weights = rng.dirichlet(np.full(len(models), alpha), len(sizes.seen))
-    return (_copl if rule == "copl" else _lore)(scored, sizes, weights, meta, rng)
+    weights = rng.dirichlet(np.full(len(models), alpha), len(survey.seen))
+    return (_copl if rule == "copl" else _lore)(scored, survey, weights, meta, rng)
 
 
 def _scored(

@@ -3,10 +3,10 @@
 Source: HannahRoseKirk/prism-alignment (arXiv 2404.16019; human texts CC-BY-4.0, replies CC-BY-NC-4.0), columns as in
 its codebook (github.com/HannahKirk/prism-alignment):
 
-    utterances.jsonl  one row a reply: user_id, conversation_id, turn (from 0), user_prompt, model_response ("EMPTY
+    utterances.jsonl  one row per reply: user_id, conversation_id, turn (from 0), user_prompt, model_response ("EMPTY
                       STRING" for an empty one), score (1 to 100), if_chosen (the highest rated of its turn, at random
                       in case of a tie)
-    survey.jsonl      one row a person: user_id, age, gender, education, study_locale, ...; read for groups only
+    survey.jsonl      one row per person: user_id, age, gender, education, study_locale, ...; read for groups only
 
 LoRe's protocol (arXiv 2504.14439): people with more than 5 dialogues in which a choice was made, 80 % of them seen,
 half of each one's dialogues to learn from, one pair for each reply turned down. LoRe's code hands those replies on as

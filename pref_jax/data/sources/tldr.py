@@ -28,6 +28,7 @@ from pref_jax.data.preferences import Preferences
 from pref_jax.data.schema import pc
 from pref_jax.data.sources.common import columns, hub, simulated_users
 from pref_jax.data.sources.common.options import flat_options
+from pref_jax.data.sources.common.simulated_users import TEST, TRAIN, VALIDATION
 from pref_jax.data.splits import at_most, check_options, draw, hold_out
 from pref_jax.errors import UserError
 from pref_jax.ragged import starts
@@ -103,7 +104,7 @@ class Votes(NamedTuple):
     counts: dict[str, int]
 
 
-@flat_options(limits=Limits(), survey=simulated_users.SimulationOptions(pairs_per_user=8))
+@flat_options(limits=Limits(), survey=simulated_users.SimulationConfig(pairs_per_user=8))
 def read(
     path: str | Path = ID,
     *,
@@ -112,7 +113,7 @@ def read(
     seed: int = 0,
     workers: int = 10,
     limits: Limits,
-    survey: simulated_users.SimulationOptions,
+    survey: simulated_users.SimulationConfig,
 ) -> Preferences:
     """Reads the votes and builds the tables of one protocol.
 
@@ -132,7 +133,6 @@ def read(
     if rule not in ("copl", "lore"):
         raise UserError(f"config.source.rule is {rule!r}; give copl or lore")
     check_options(fractions={}, counts={"workers": workers})
-    sizes = survey.filled()
     table, test = hub.read_halves(
         path, train="comparisons/train/*", test="comparisons/validation/*", columns=COLUMNS, revision=revision
     )
@@ -144,7 +144,7 @@ def read(
         "votes_in_source": table.num_rows,
     }
     rng = np.random.default_rng(seed)
-    return _copl(votes, sizes, workers, meta, rng) if rule == "copl" else _lore(votes, limits, meta, rng)
+    return _copl(votes, survey, workers, meta, rng) if rule == "copl" else _lore(votes, limits, meta, rng)
 
 
 def _votes(table: pa.Table, test: Bool[np.ndarray, "R"]) -> Votes:
@@ -279,9 +279,7 @@ def _lore(votes: Votes, limits: Limits, meta: dict[str, Any], rng: np.random.Gen
         user=user,
         chosen=votes.chosen[kept],
         rejected=votes.rejected[kept],
-        split=np.where(
-            test, simulated_users.TEST, np.where(held_out, simulated_users.VALIDATION, simulated_users.TRAIN)
-        )[kept],
+        split=np.where(test, TEST, np.where(held_out, VALIDATION, TRAIN))[kept],
         controversial=pa.array(~agree[kept], mask=known[kept] < 2),
         user_ids=votes.workers.take(pa.array(users)).cast(pa.string()),
         groups=[None] * len(users),

@@ -70,7 +70,7 @@ class Pool(NamedTuple):
     prompt: Int[np.ndarray, "P"]
 
 
-@flat_options(survey=simulated_users.SimulationOptions())
+@flat_options(survey=simulated_users.SimulationConfig())
 def read(
     path: str | Path = RATINGS_ID,
     *,
@@ -81,7 +81,7 @@ def read(
     tokenizer: str = "",
     max_tokens: int = 1024,
     test_fraction: float | int = 0.1,
-    survey: simulated_users.SimulationOptions,
+    survey: simulated_users.SimulationConfig,
     seed: int = 0,
 ) -> Preferences:
     """Reads ratings and pairs, and asks simulated users.
@@ -97,7 +97,7 @@ def read(
       max_tokens: the most tokens of prompt and answer together, rendered by the tokenizer's chat template if it has
         one, for either answer of a pair.
       test_fraction: of the prompts.
-      survey: its fields are keyword options, see `SimulationOptions`; `pairs_per_user` is 8 for two attributes and 16
+      survey: its fields are keyword options, see `SimulationConfig`; `pairs_per_user` is 8 for two attributes and 16
         for four if None.
       seed: of all draws.
 
@@ -107,12 +107,16 @@ def read(
     if attributes not in (2, 4):
         raise UserError(f"config.source.attributes is {attributes}; give 2 (UF-P-2) or 4 (UF-P-4)")
     check_options(fractions={"test_fraction": test_fraction})
-    sizes = survey.filled(pairs_per_user=4 * attributes)
+    survey = survey.filled(pairs_per_user=4 * attributes)
     rated = hub.read_columns(path, files=FILES, columns=RATINGS, revision=revision)
     pairs = hub.read_columns(
         pairs_path, files=["data/train*"], columns=PAIRS, revision=pairs_revision, flag="--config.source.pairs_path"
     )
-    options = {**dataclasses.asdict(sizes), "attributes": list(ATTRIBUTES[:attributes]), "test_fraction": test_fraction}
+    options = {
+        **dataclasses.asdict(survey),
+        "attributes": list(ATTRIBUTES[:attributes]),
+        "test_fraction": test_fraction,
+    }
     meta = {
         "source": f"UltraFeedback, {hub.describe(path, revision)}; {hub.describe(pairs_path, pairs_revision)}",
         "licence": "MIT",
@@ -126,7 +130,7 @@ def read(
     }
     rng = np.random.default_rng(seed)
     found, pool, counts = _pool(rated, pairs, tokenizer, max_tokens, rng)
-    return _asked(found, pool, sizes, attributes, test_fraction, {**meta, **counts}, rng)
+    return _asked(found, pool, survey, attributes, test_fraction, {**meta, **counts}, rng)
 
 
 def _pool(

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32
 
 from pref_jax.errors import UserError
-from pref_jax.ragged import expand
+from pref_jax.ragged import expand, padded
 
 
 class Packing(NamedTuple):
@@ -50,11 +50,8 @@ class TokenTable(NamedTuple):
     ) -> tuple[Int[np.ndarray, "B L"], Bool[np.ndarray, "B L"]]:
         """Sequences `rows` padded on the right with zeros to `length` (the table's longest if None), and their mask."""
         length = int(self.lengths.max(initial=1)) if length is None else length
-        place = self.offsets[rows][:, None] + np.arange(length)[None]
-        mask = place < self.offsets[rows + 1][:, None]
-        if not len(self.flat):
-            return np.zeros(mask.shape, np.int32), mask
-        return np.where(mask, self.flat[np.minimum(place, len(self.flat) - 1)], 0), mask
+        place, mask = padded(self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows], length)
+        return (np.where(mask, self.flat[place], 0) if len(self.flat) else np.zeros(mask.shape, np.int32)), mask
 
     def packed(
         self, packing: Packing, rows: Int[np.ndarray, "B"]

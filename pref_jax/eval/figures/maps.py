@@ -112,7 +112,7 @@ def weight_paths(
     *,
     title: str = "Weights of new users",
 ) -> Figure:
-    """How users' weights settle: a panel a user, a line a basis reward, a band where the weight lies with 95 %.
+    """How users' weights settle: one panel per user, one line per basis reward, a band where the weight lies with 95 %.
 
     Args:
       users: name -> mean [S, K] and standard deviation [S, K] of the weights, before any answer and after each.

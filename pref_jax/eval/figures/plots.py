@@ -84,11 +84,11 @@ def learning_curves(
     title: str = "",
     panels: bool | None = None,
 ) -> Figure:
-    """Values against steps, one line a name; steps on a logarithmic axis where they span more than a factor of 50.
+    """Values against steps, one line per name; steps on a logarithmic axis where they span more than a factor of 50.
 
     Args:
       curves: name -> (steps [S], values [S]).
-      panels: True for one small panel a name, False for shared axes; by default panels from eight names on.
+      panels: True for one small panel per name, False for shared axes; by default panels from eight names on.
     """
     series = {name: (np.asarray(x, float), np.asarray(y, float)) for name, (x, y) in curves.items() if len(x)}
     if not series:
@@ -120,7 +120,7 @@ def learning_curves(
 
 def few_shot(curves: Mapping[str, Mapping[int, Interval]], *, title: str = "Unseen users") -> Figure:
     """`sweep` over the number of context pairs a user has given."""
-    return sweep(curves, xlabel="context pairs a user", title=title)
+    return sweep(curves, xlabel="context pairs per user", title=title)
 
 
 @canvas.style()

@@ -17,42 +17,21 @@ TRAIN, VALIDATION, TEST = (SPLITS.index(word) for word in ("train", "validation"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SimulationOptions:
-    """Options of a reader, None for the data set's own value.
+class SimulationConfig:
+    """How many users are asked, and how many pairs each; None until `filled` with the data set's own value.
 
     Attributes:
       seen_users: users that shared models train on.
       unseen_users: users that arrive later.
       pairs_per_user: n of `protocol`, of which one is for validation.
-      context_pairs: an unseen user's known pairs; n if there is no own value.
-      test_pairs_per_user: test pairs of everybody; all there are if there is no own value.
+      context_pairs: an unseen user's known pairs; n if None.
+      test_pairs_per_user: test pairs of everybody; all there are if None.
       protocol: `ALL` or `AVG`, see `pref_jax.data.splits.answers_a_user`.
     """
 
     seen_users: int | None = 10_000
     unseen_users: int | None = 100
     pairs_per_user: int | None = None
-    context_pairs: int | None = None
-    test_pairs_per_user: int | None = 100
-    protocol: str = "ALL"
-
-    def filled(self, **own: int | None) -> "SimulationConfig":
-        """With the data set's `own` values in place of None.
-
-        Raises:
-          UserError: naming every value that is out of range.
-        """
-        given: dict[str, Any] = dataclasses.asdict(self)
-        return SimulationConfig(**{name: own.get(name) if value is None else value for name, value in given.items()})
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SimulationConfig:
-    """How many users are asked, and how many pairs each: `SimulationOptions` whose values are known."""
-
-    seen_users: int
-    unseen_users: int
-    pairs_per_user: int
     context_pairs: int | None = None
     test_pairs_per_user: int | None = 100
     protocol: str = "ALL"
@@ -68,9 +47,16 @@ class SimulationConfig:
             faults.add("source.protocol", f"is {self.protocol!r}", "give ALL or AVG")
         faults.raise_if_any("bad options")
 
+    def filled(self, **own: int | None) -> "SimulationConfig":
+        """With the data set's `own` values in place of None."""
+        missing: Any = {name: value for name, value in own.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **missing)
+
     @property
     def seen(self) -> Bool[np.ndarray, "U"]:
         """Seen users come first."""
+        assert self.seen_users is not None
+        assert self.unseen_users is not None
         return np.arange(self.seen_users + self.unseen_users) < self.seen_users
 
 
@@ -90,7 +76,7 @@ class Asked(NamedTuple):
 
 def tastes(survey: SimulationConfig, kinds: int, rng: np.random.Generator) -> Int[np.ndarray, "U"]:
     """A kind for each user, from 0: as many users of each, of the seen ones and of the unseen ones, in drawn order."""
-    sizes = (survey.seen_users, survey.unseen_users)
+    sizes = (survey.seen.sum(), (~survey.seen).sum())
     return np.concatenate([rng.permutation(np.arange(size) % kinds) for size in sizes])
 
 
@@ -106,6 +92,7 @@ def sample_comparisons(survey: SimulationConfig, test: Bool[np.ndarray, "I"], rn
       UserError: if there are fewer items than a user is to answer.
     """
     seen = survey.seen
+    assert survey.pairs_per_user is not None
     counts, held_out = answers_a_user(seen, survey.pairs_per_user, survey.protocol, rng)
     if survey.context_pairs is not None:
         counts = np.where(seen, counts, survey.context_pairs)

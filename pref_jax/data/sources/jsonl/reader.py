@@ -89,8 +89,19 @@ def _held_once(rows: Iterable[Row]) -> list[Row]:
     ]
 
 
-def json_lines(path: Path, faults: Faults) -> Iterator[tuple[int, Any]]:
-    """Line number and JSON value of each line that has one; notes the others. The path `-` is standard input."""
+def json_lines(
+    path: Path, faults: Faults, *, fix: str = "write one JSON object on each line"
+) -> Iterator[tuple[int, Any]]:
+    """Line number and JSON value of each line of a `.jsonl` or `.jsonl.gz` file that has one; notes the others.
+
+    Args:
+      path: the file, UTF-8.
+      faults: gets the lines that hold no JSON, or the same field twice.
+      fix: of a line that is no JSON.
+
+    Raises:
+      UserError: if there is no such file, or it is cut short.
+    """
     if path != STDIN and (path.is_dir() or not path.exists()):
         raise UserError(f"{path}: no such file; check the path (one .jsonl file is wanted, not a folder)")
     opener: Any = gzip.open if path.suffix == ".gz" else open
@@ -114,7 +125,7 @@ def json_lines(path: Path, faults: Faults) -> Iterator[tuple[int, Any]]:
                     faults.add(f"{name}:{line}", what, "save the file as UTF-8")
                 except json.JSONDecodeError as error:
                     what = f"not JSON ({error.msg} at column {error.colno})"
-                    faults.add(f"{name}:{line}", what, "write one JSON object on each line")
+                    faults.add(f"{name}:{line}", what, fix)
                 except (ValueError, RecursionError) as error:
                     faults.add(f"{name}:{line}", f"not read ({error})", "write each field once, and as documented")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:

@@ -32,7 +32,7 @@ class WorldConfig:
     """Size and rules of a world.
 
     Attributes:
-      tastes: `uf_p_2`, `uf_p_4` (one attribute a user), or `dirichlet` (weights over all four).
+      tastes: `uf_p_2`, `uf_p_4` (one attribute per user), or `dirichlet` (weights over all four).
       dirichlet_alpha: concentration of `dirichlet` tastes; small is diverse.
       protocol: `ALL` or `AVG`, see `pref_jax.data.splits.answers_a_user`.
       pairs_per_user: n, of which one is for validation; unseen users get all n as context.
