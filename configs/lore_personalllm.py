@@ -19,7 +19,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import common
-from pref_jax.data.sources import personalllm
 
 VARIANTS = common.LORE_VARIANTS
 
@@ -37,7 +36,7 @@ def _small() -> Any:
 
 
 def _large(hardware: str) -> Any:
-    source = common.public(personalllm.read, rule="lore")
+    source = common.public("personalllm", rule="lore")
     config = common.lore_skywork("PersonalLLM, LoRe", hardware, max_length=1024, source=source)
     config.published = common.published(rank=10)
     config.studies = common.studies(ranks=(1, 2, 5, 10, 20), shots=(5, 9, 20, 30, 50), alphas=())

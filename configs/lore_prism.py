@@ -20,7 +20,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import common
-from pref_jax.data.sources import prism
 
 VARIANTS = common.LORE_VARIANTS
 METHODS = ("pretrained head", "shared (features)", "oracle (features)", "per-user model", "LoRe (published)", "LoRe")
@@ -39,7 +38,7 @@ def _small() -> Any:
 
 
 def _large(hardware: str) -> Any:
-    config = common.lore_skywork("PRISM, LoRe", hardware, max_length=4096, source=common.public(prism.read))
+    config = common.lore_skywork("PRISM, LoRe", hardware, max_length=4096, source=common.public("prism"))
     config.published = common.published(recipe="anchored", rank=5)
     config.studies = common.studies(ranks=(1, 2, 5, 10), shots=(5, 10, 20, 30), alphas=())
     return config

@@ -17,8 +17,9 @@ from jax import lax
 from lore_jax.comparisons import Table, make_table
 from lore_jax.fitting import bradley_terry, model_selection
 from lore_jax.fitting.published import fit_published, fit_published_anchored
-from lore_jax.weights import solve
+from lore_jax.fitting.settings import PublishedConfig
 from lore_jax.weights.objective import Prior
+from lore_jax.weights.solve import solve_weights
 from pref_jax.comparisons import Comparisons, concatenate
 from pref_jax.errors import UserError
 from pref_jax.standardiser import fit_standardiser, standardise
@@ -78,26 +79,6 @@ class Model(NamedTuple):
     predict: Callable[[Comparisons, int, Comparisons], Margins]
     facts: dict[str, Any]
     found: bradley_terry.Fit | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PublishedConfig:
-    """The published recipe (DESIGN 4.4).
-
-    Attributes:
-      recipe: `reference`, or `anchored` to the reward model's own head, which is `reference` where there is none.
-      rank: K.
-      steps: of Adam; 0: as published, 1000 (`reference`) or 20 000 (`anchored`).
-    """
-
-    recipe: str = "reference"
-    rank: int = 5
-    steps: int = 0
-
-    def __post_init__(self):
-        """Raises UserError for an unknown recipe or numbers out of range."""
-        if self.recipe not in ("reference", "anchored") or self.rank < 1 or self.steps < 0:
-            raise UserError(f"{self}: recipe is reference or anchored, rank at least 1, steps at least 0")
 
 
 def join(*votes: Comparisons) -> Comparisons:
@@ -231,7 +212,7 @@ def _own_rewards(features, table: Table, strength):
     values, vectors = jnp.linalg.eigh(gram)
     z = vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None]
     size = z.shape[-1]
-    weights = solve.logistic(z, table.train, Prior(jnp.zeros(size), strength * jnp.eye(size))).weights
+    weights = solve_weights(z, table.train, Prior(jnp.zeros(size), strength * jnp.eye(size))).weights
     force = jax.nn.sigmoid(-jnp.einsum("uik,uk->ui", z, weights)) / strength
     return lax.map(lambda row: row[0] @ differences(row[1]), (force, rows), batch_size=BLOCK)
 

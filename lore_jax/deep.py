@@ -28,9 +28,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
 from lore_jax.reward import basis_rewards, bradley_terry_loss, differences
-from lore_jax.weights import solve
 from lore_jax.weights.objective import Prior
-from lore_jax.weights.solve import Posterior
+from lore_jax.weights.solve import Posterior, solve_weights
 from pref_jax.errors import Faults
 from pref_jax.lm import backbone, lora, parameter_files
 from pref_jax.lm.config import LMConfig
@@ -39,7 +38,7 @@ from pref_jax.train import state
 from pref_jax.train.state import LossFn, OptimizerConfig
 
 Params = dict[str, Any]
-SOLVERS = {"ridge": solve.ridge, "logistic": solve.logistic}
+SOLVERS = ("ridge", "logistic")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,7 +150,7 @@ def user_weights(
       num_users: U.
     """
     z = differences(rewards, chosen, rejected)
-    return SOLVERS[config.solver](z, None, prior(params), user=user, num_users=num_users)
+    return solve_weights(z, None, prior(params), likelihood=config.solver, user=user, num_users=num_users)
 
 
 def split_weights(
@@ -160,7 +159,8 @@ def split_weights(
     """Weights of each user for each of its splits, solved from the support's pairs alone."""
     users, splits, pairs = support.shape
     each = jnp.broadcast_to(z[:, None], (users, splits, *z.shape[1:]))
-    found = SOLVERS[config.solver](each.reshape(-1, *z.shape[1:]), support.reshape(-1, pairs), belief)
+    rows = each.reshape(-1, *z.shape[1:]), support.reshape(-1, pairs)
+    found = solve_weights(*rows, belief, likelihood=config.solver)
     return found.weights.reshape(users, splits, -1)
 
 

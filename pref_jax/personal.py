@@ -13,29 +13,36 @@ Axis letters: N texts, U users.
 
 import abc
 import dataclasses
-import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors
 import safetensors.numpy
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
+from pref_jax import compile_cache
 from pref_jax.errors import UserError
-from pref_jax.files import atomic_folder, read_json, write_json
-from pref_jax.lm.text_model import PROBE, PROBE_TEXT, Prompt, TextModel, TextSettings, as_responses, differences
+from pref_jax.files import atomic_folder, write_json
+from pref_jax.lm.text_model import (
+    PROBE,
+    PROBE_TEXT,
+    Prompt,
+    TextModel,
+    TextSettings,
+    as_responses,
+    differences,
+    open_text,
+)
+from pref_jax.saved import ABOUT, FORMAT, TEMPLATE, TENSORS, USERS, about, check_file, check_target, digest
 from pref_jax.version import __version__
 
-FORMAT = 1
-ABOUT, TENSORS, USERS, TEMPLATE = "reward.json", "parameters.safetensors", "users.parquet", "chat_template.jinja"
 GROUP = "pref_jax.rewards"
-REWRITE = "save the model again, or restore the file"
 
 
 class Scores(NamedTuple):
@@ -68,6 +75,7 @@ class Saved(NamedTuple):
       tensors: its arrays.
       users: user ids in the order of the model's rows.
       text: the base, or None for models of features.
+      votes: how many each user gave, int64 [U].
     """
 
     folder: Path
@@ -75,6 +83,7 @@ class Saved(NamedTuple):
     tensors: dict[str, np.ndarray]
     users: list[str]
     text: TextModel | None
+    votes: Int64[np.ndarray, " U"]
 
 
 class PersonalReward(abc.ABC):
@@ -92,6 +101,10 @@ class PersonalReward(abc.ABC):
     @abc.abstractmethod
     def users(self) -> list[str]:
         """Ids of the users that the model knows."""
+
+    def knows(self, user: str) -> bool:
+        """Whether the model knows a user; methods of many users have a faster one."""
+        return user in self.users
 
     @abc.abstractmethod
     def rewards(self, users: Sequence[str | None], rows: Any, *, uncertainty: bool) -> Scores:
@@ -126,11 +139,11 @@ class PersonalReward(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def restore(cls, saved: Saved) -> Self:
+    def restore(cls, saved: Saved) -> "PersonalReward":
         """The model of a saved folder."""
 
     def score(
-        self, user: Any, prompt: Any, responses: Sequence[str], *, uncertainty: bool = False
+        self, user: Any, prompt: Any, responses: Any, *, uncertainty: bool = False
     ) -> Float32[np.ndarray, " N"] | Scores:
         """Rewards of responses for a user.
 
@@ -163,7 +176,7 @@ class PersonalReward(abc.ABC):
         found = self.rewards(users, rows, uncertainty=uncertainty)
         return found if uncertainty else found.mean
 
-    def rank(self, user: str | None, prompt: Prompt, responses: Sequence[str]) -> list[int]:
+    def rank(self, user: str | None, prompt: Prompt, responses: Any) -> list[int]:
         """Numbers of the responses, the user's best first; ties keep the order given.
 
         Example:
@@ -172,10 +185,10 @@ class PersonalReward(abc.ABC):
         return np.argsort(-np.asarray(self.score(user, prompt, responses)), kind="stable").tolist()
 
     def _check_users(self, users: Sequence[str | None]) -> None:
-        known = set(self.users)
-        unknown = [user for user in dict.fromkeys(users) if user is not None and user not in known]
+        unknown = [user for user in dict.fromkeys(users) if user is not None and not self.knows(user)]
         if unknown:
-            some = ", ".join(map(repr, self.users[:3])) or "none"
+            known = self.users
+            some = ", ".join(map(repr, known[:3])) or "none"
             raise UserError(
                 f"user {', '.join(map(repr, unknown[:3]))} is not known ({len(known)} users are, such as {some}); "
                 "call add_votes first, or score with user=None for the reward of nobody in particular"
@@ -190,8 +203,7 @@ class PersonalReward(abc.ABC):
           UserError: if `folder` holds something other than a saved model, or the check fails.
         """
         folder = Path(folder)
-        if folder.exists() and not (folder / ABOUT).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder}: holds something other than a saved model; name another folder")
+        check_target(folder)
         model, tensors, votes = self.state()
         with atomic_folder(folder) as part:
             _write(part, self.kind, self.text, model, tensors, self.users, votes)
@@ -233,36 +245,13 @@ def _write(
         "versions": {"pref_jax": __version__, "python": platform.python_version(), **_versions()},
         "base": None if text is None else text.about(),
         "model": model,
-        "sha256": {name: _digest(folder / name) for name in (TENSORS, USERS)},
+        "sha256": {name: digest(folder / name) for name in (TENSORS, USERS)},
     }
     write_json(folder / ABOUT, about)
 
 
 def _versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("jax", "transformers", "tokenizers")}
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def about(folder: str | Path) -> dict[str, Any]:
-    """`reward.json` of a saved folder.
-
-    Raises:
-      UserError: if there is none, or it is of a format that this version does not read.
-    """
-    path = Path(folder) / ABOUT
-    if not path.is_file():
-        raise UserError(f"{folder}: no saved model there (no {ABOUT}); check the path, or save one with model.save")
-    found = read_json(path)
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        number = found.get("format") if isinstance(found, dict) else None
-        raise UserError(
-            f"{path}: format {number!r}, and this version ({__version__}) reads {FORMAT}; "
-            "install the version that saved it, or train and save the model again"
-        )
-    return found
 
 
 def read(folder: str | Path, *, base: str | None = None, text: TextModel | None = None, **options: Any) -> Saved:
@@ -272,22 +261,23 @@ def read(folder: str | Path, *, base: str | None = None, text: TextModel | None 
       folder: where `save` wrote.
       base: where the base lies now, if it has moved; it must be the same to the bit.
       text: the base, already opened.
-      **options: of `TextModel`, such as `mesh` and `batch_size`, which change no score.
+      **options: of `open_text`: `mesh` and `batch_size` change no score; those that would are refused.
 
     Raises:
       UserError: for files that are missing, truncated or changed, and for a base, a tokenizer or a template that would
         change a score.
     """
+    compile_cache.enable()
     folder, found = Path(folder), about(folder)
-    for name, digest in found["sha256"].items():
-        if not (folder / name).is_file() or _digest(folder / name) != digest:
-            state = "truncated or changed" if (folder / name).exists() else "missing"
-            raise UserError(f"{folder / name}: {state} since the model was saved; {REWRITE}")
+    for name, saved in found["sha256"].items():
+        check_file(folder, name, saved)
     if found["base"] is not None:
         text = text or _open_base(folder, found["base"], base, options)
         check_base(folder, found["base"], text)
     tensors = safetensors.numpy.load_file(folder / TENSORS)
-    return Saved(folder, found["model"], tensors, pq.read_table(folder / USERS)["user_id"].to_pylist(), text)
+    users = pq.read_table(folder / USERS)
+    votes = users["votes"].to_numpy()
+    return Saved(folder, found["model"], tensors, users["user_id"].to_pylist(), text, votes)
 
 
 def _open_base(folder: Path, saved: dict[str, Any], base: str | None, options: dict[str, Any]) -> TextModel:
@@ -295,7 +285,7 @@ def _open_base(folder: Path, saved: dict[str, Any], base: str | None, options: d
     template = folder / TEMPLATE
     fields["chat_template"] = str(template) if template.is_file() else ""
     revision = None if base is not None else saved["revision"]
-    return TextModel(name=base or saved["name"], revision=revision, settings=TextSettings(**fields), **options)
+    return open_text(base or saved["name"], **{"revision": revision, **fields, **options})
 
 
 def check_base(folder: Path, saved: dict[str, Any], text: TextModel) -> None:
@@ -319,7 +309,7 @@ def load(folder: str | Path, *, base: str | None = None, **options: Any) -> Pers
     Args:
       folder: where `save` wrote.
       base: where the base lies now, if it has moved.
-      **options: of `TextModel`, such as `mesh` and `batch_size`, which change no score.
+      **options: of `open_text`, such as `mesh` and `batch_size`, which change no score.
 
     Raises:
       UserError: as `read`; or if no installed package knows the kind.

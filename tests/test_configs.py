@@ -12,24 +12,24 @@ import jax
 import jax.numpy as jnp
 import pytest
 import tiny
+from experiments.baselines.settings import BaselinesConfig
 from jax.sharding import Mesh
 
 import configs
 from configs import common, compare_small, copl, lore_personalllm, lore_planted, lore_prism, lore_tldr, synthetic
-from copl_jax.graph.gcf import GCFConfig
+from copl_jax.graph.settings import GCFConfig
 from copl_jax.reward import reward_model
 from copl_jax.reward.lora_experts import ExpertsConfig
 from copl_jax.reward.reward_model import RewardConfig
 from copl_jax.reward.routing import GateConfig
 from experiments import planted
-from experiments.baselines.settings import BaselinesConfig
 from experiments.compare import METHODS
-from experiments.linear import PublishedConfig
 from experiments.runner.cli import freeze
 from experiments.studies import lore_studies
 from experiments.studies.planted_world import PlantedConfig
 from lore_jax.deep import DeepConfig
 from lore_jax.fitting.bradley_terry import LoReConfig
+from lore_jax.fitting.settings import PublishedConfig
 from pref_jax.data.sources import personalllm, prism, tldr, ultrafeedback
 from pref_jax.data.sources.synthetic.world import WorldConfig
 from pref_jax.errors import UserError

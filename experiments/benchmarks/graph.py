@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from copl_jax.graph import signed_graph, training
-from copl_jax.graph.gcf import GCFConfig
 from copl_jax.graph.message_passing import LAYERS
+from copl_jax.graph.settings import GCFConfig, fast_config, paper_config
 from copl_jax.graph.signed_graph import SignedGraph
 from copl_jax.graph.training import GCFResult
 from experiments.benchmarks.measure import Result, in_new_process, result, timed
@@ -54,7 +54,7 @@ def gcf_recipe(users: int = 1000, dim: int = 64, seeds: int = 3) -> list[Result]
     Noise-free votes of two camps. `extra` holds, for each seed: validation accuracies at the end (reference) and of the
     checkpoint (ours), test accuracies, and the seconds of our whole fit.
     """
-    slow, fast = training.paper_config(dim=dim), training.fast_config(dim=dim)
+    slow, fast = paper_config(dim=dim), fast_config(dim=dim)
     rows: list[dict[str, Any]] = []
     for seed in range(seeds):
         votes = draw(VotesConfig(users=users, prompts=2 * users, seed=seed))
@@ -84,12 +84,12 @@ def gcf_paper_size(users: int = 10_000, prompts: int = 15_000, dim: int = 512, s
     rows, each = [], 0.0
     for layer, noise in itertools.product(("gcf", "normed"), (0.0, 0.1)):
         votes = draw(VotesConfig(users=users, prompts=prompts, noise=noise))
-        config = training.fast_config(layer=layer, dim=dim, epochs=24, evaluate_every=4)
+        config = fast_config(layer=layer, dim=dim, epochs=24, evaluate_every=4)
         start = time.perf_counter()
         found = _fit(config, votes)
         seconds = time.perf_counter() - start
         each = each or _reference_step(votes, dim, steps)
-        count = training.paper_config().epochs * (len(votes.train.user) // 1024)
+        count = paper_config().epochs * (len(votes.train.user) // 1024)
         facts = {
             "test_accuracy": _accuracy(found, votes.test),
             "best_possible_without_noise": best_accuracy(votes),
@@ -109,7 +109,7 @@ def _reference_step(votes: Votes, dim: int, steps: int) -> float:
     """Seconds of one of the reference recipe's steps, evaluations left out as good as possible: one in `steps`."""
     some = votes.train.take(slice(1024 * steps))
     none = votes.train.take(slice(0))
-    config = training.paper_config(dim=dim, epochs=2)
+    config = paper_config(dim=dim, epochs=2)
     seconds = training.fit(config, _build(votes), some, none, jax.random.key(0)).history["seconds"]
     return float(seconds[1] - seconds[0]) / steps
 
@@ -139,7 +139,7 @@ def _steps(edges: int, dim: int, rounds: int = 3, each: int = 4) -> dict[str, fl
     start = time.perf_counter()
     signed = _build(votes)
     built = time.perf_counter() - start
-    config = training.fast_config(dim=dim, epochs=rounds * each, evaluate_every=each, patience=None)
+    config = fast_config(dim=dim, epochs=rounds * each, evaluate_every=each, patience=None)
     none = votes.train.take(slice(0))
     seconds = training.fit(config, signed, votes.train, none, jax.random.key(0)).history["seconds"]
     # The first round holds the compilation; the least of the others counts.
@@ -167,7 +167,7 @@ def gcf_layers(users: int = 500, prompts: int = 500, dim: int = 64, seeds: tuple
             seconds, scores, validation = [], [], []
             for seed in seeds:
                 drawn = draw(dataclasses.replace(votes, seed=seed))
-                config = training.fast_config(layer=layer, dim=dim)
+                config = fast_config(layer=layer, dim=dim)
                 _, spent, found = timed(lambda config=config, drawn=drawn, seed=seed: _fit(config, drawn, seed))
                 seconds.append(spent)
                 scores.append(_accuracy(found, drawn.test))

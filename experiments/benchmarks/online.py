@@ -14,8 +14,8 @@ from experiments.benchmarks.measure import Result, in_turns, result
 from experiments.benchmarks.tastes import World, accuracy, answered, interval, make_world
 from lore_jax.online import bayes_filter, change_detection
 from lore_jax.online import sliding_window as windows
-from lore_jax.weights import solve
 from lore_jax.weights.objective import Prior
+from lore_jax.weights.solve import solve_weights
 
 # How far below the level before the change an accuracy still counts as recovered.
 TOLERANCE = 0.05
@@ -54,7 +54,7 @@ def _update(users: int, rank: int, *, rounds: int, each: int, past: int = 50, wi
             lambda rows, z, mask: bayes_filter.update(rows, z, mask, origin, logistic), state, user, z
         )
     )
-    refit = jax.jit(lambda z: solve.logistic(z, None, prior).weights)
+    refit = jax.jit(lambda z: solve_weights(z, None, prior).weights)
     belief, watched = bayes_filter.start(prior, users), change_detection.start_tracker(prior, users)
     kept = windows.start(prior, users, window)
     for step in range(past):
@@ -110,7 +110,7 @@ def run_refit(world: World, answers: jax.Array, truth: jax.Array) -> jax.Array:
     def step(_, given):
         place, now = given
         mask = jnp.broadcast_to(jnp.arange(table.shape[1])[None] <= place, table.shape[:2])
-        return None, accuracy(solve.logistic(table, mask, world.prior).weights, now, world.test)
+        return None, accuracy(solve_weights(table, mask, world.prior).weights, now, world.test)
 
     return jax.lax.scan(step, None, (jnp.arange(table.shape[1]), truth))[1]
 

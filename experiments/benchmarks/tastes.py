@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lore_jax.weights import solve
 from lore_jax.weights.objective import Prior
+from lore_jax.weights.solve import solve_weights
 from pref_jax.eval.metrics import student_interval
 
 
@@ -62,7 +62,7 @@ def learned_prior(answers: jax.Array, steps: int = 20) -> Prior:
     size = answers.shape[-1]
 
     def step(prior, _):
-        found = solve.logistic(answers, None, prior)
+        found = solve_weights(answers, None, prior)
         mean = found.weights.mean(0)
         away = found.weights - mean[None]
         covariance = found.covariance.mean(0) + away.T @ away / len(away) + 1e-3 * jnp.eye(size)

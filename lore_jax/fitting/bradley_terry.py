@@ -1,9 +1,8 @@
-"""Bradley-Terry directions on features, one for everybody or one a group; and what all fits share.
+"""Bradley-Terry directions on features, one for all users or one per group; and what all fits share.
 
-Axis letters: U users, n votes a user (padded), N responses, D features, K basis, G groups.
+Axis letters: U users, n votes per user (padded), N responses, D features, K basis, G groups.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from lore_jax.comparisons import Table, make_table
 from lore_jax.fitting import priors
 from lore_jax.fitting.gaussian_mixture import Clusters
-from lore_jax.fitting.lbfgs import minimise
+from lore_jax.fitting.lbfgs import LineSearch, minimise
 from lore_jax.weights.precision import full_matmul_precision
 from pref_jax.comparisons import Votes
 from pref_jax.errors import UserError
@@ -50,19 +49,26 @@ class Fit(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LoReConfig:
-    """What `regularised` searches.
+    """The candidates that `lore_jax.fitting.model_selection.fit` tries, and how it chooses among them.
 
     Variances are prior variances of a logit, so they mean the same for any number of features:
-    the L2 strength of a direction is D / variance.
+    the L2 strength of a direction is D / variance. The default is the full search.
+
+    Example:
+      >>> LoReConfig.quick(seed=1).components
+      (4, 6)
     """
 
     shared_variances: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
     variances: tuple[float, ...] = (0.3, 3.0, 30.0)
+    # Of "gaussian" candidates, and of "mixture" and "simplex" ones.
     ranks: tuple[int, ...] = (1, 4)
     components: tuple[int, ...] = (2, 3, 4, 5, 6)
+    # Whether a "simplex" candidate is tried beside every "mixture".
+    simplex: bool = True
     # Gaussian clusters of the weights, tried on the best gaussian and the best simplex basis; 0: none.
     clusters: int = 16
-    # A candidate must serve people who gave all their answers and people who gave so few.
+    # Half of the score is that of users known by this many of their training votes.
     few_shot_context: int = 5
     # A personal candidate must beat the shared reward by this many standard errors of the validation log-loss.
     min_gain_se: float = 1.0
@@ -72,7 +78,16 @@ class LoReConfig:
     refit: bool = True
     steps: int = 120
     tolerance: float = 5e-4
+    line_search: LineSearch = "zoom"
     seed: int = 0
+
+    @classmethod
+    def quick(cls, **changes: Any) -> "LoReConfig":
+        """Fewer kinds of candidates, on programs that compile in a fifth of the time; `changes` replace fields.
+
+        Without "simplex" and "clusters": see results/first_call.json for what that costs.
+        """
+        return cls(**{"components": (4, 6), "simplex": False, "clusters": 0, "line_search": "bisection"} | changes)
 
 
 def prepare(features, train: Votes, validation: Votes | None, num_users: int):
@@ -86,13 +101,13 @@ def prepare(features, train: Votes, validation: Votes | None, num_users: int):
     return table, standardiser, standardise(standardiser, jnp.asarray(features))
 
 
-@jax.jit
+@partial(jax.jit, static_argnames=("line_search",))
 @full_matmul_precision
-def shared_program(features, table: Table, mask, strength):
+def shared_program(features, table: Table, mask, strength, *, line_search: LineSearch):
     """One Bradley-Terry direction [D] by L-BFGS to its optimum; the logit of every vote; the history."""
     start = jnp.zeros(features.shape[1])
     objective = partial(priors.shared_objective, features, table, mask, strength)
-    direction, _, history = minimise(objective, start, steps=150, tolerance=1e-5)
+    direction, _, history = minimise(objective, start, steps=150, tolerance=1e-5, line_search=line_search)
     return direction, priors.votes(features, table, direction[:, None])[..., 0], history
 
 
@@ -103,13 +118,13 @@ def scores(loss: np.ndarray, logits: np.ndarray, mask: np.ndarray) -> dict[str, 
     return {"log_loss": float((loss * mask).sum() / count), "accuracy": float((right * mask).sum() / count)}
 
 
-def shared_search(features, table: Table, members: np.ndarray, variances: Sequence[float]):
+def shared_search(features, table: Table, members: np.ndarray, config: LoReConfig):
     """Tries every strength on the members' votes; (candidates, index of the best, its loss of every vote)."""
-    seen = np.asarray(table.validation) & members[:, None]
+    known, seen = (np.asarray(part) & members[:, None] for part in (table.train, table.validation))
     candidates, losses = [], []
-    for variance in variances:
-        strength = jnp.float32(features.shape[1] / variance)
-        _, logits, _ = shared_program(features, table, table.train & jnp.asarray(members)[:, None], strength)
+    for variance in config.shared_variances:
+        strength = np.float32(features.shape[1] / variance)
+        _, logits, _ = shared_program(features, table, known, strength, line_search=config.line_search)
         logits = np.asarray(logits)
         losses.append(np.logaddexp(0, -logits))
         told = scores(losses[-1], logits, seen)
@@ -161,12 +176,12 @@ def per_group(
     directions, taken, everything, history = [], [], [], jnp.zeros(0)
     for index in range(num_groups):
         members = padded == index
-        candidates, best, _ = shared_search(phi, table, members, config.shared_variances)
+        candidates, best, _ = shared_search(phi, table, members, config)
         everything += [{**candidate, "group": index} for candidate in candidates]
         taken.append(candidates[best])
-        final = (table.train | table.validation) if config.refit else table.train
-        strength = jnp.float32(phi.shape[1] / candidates[best]["variance"])
-        direction, _, history = shared_program(phi, table, final & jnp.asarray(members)[:, None], strength)
+        final = np.asarray(table.train | table.validation if config.refit else table.train) & members[:, None]
+        strength = np.float32(phi.shape[1] / candidates[best]["variance"])
+        direction, _, history = shared_program(phi, table, final, strength, line_search=config.line_search)
         directions.append(direction)
     basis = jnp.stack(directions, 1)
     share = np.bincount(group, minlength=num_groups) / max(num_users, 1)

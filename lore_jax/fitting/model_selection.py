@@ -12,16 +12,17 @@ Axis letters: U users, M unseen users, n votes a user (padded), N responses, D f
 Everything heavy is jitted once a shape: strengths, ranks and masks are arguments, users and votes padded to buckets.
 """
 
-from collections.abc import Iterable
-from functools import partial
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from tqdm import tqdm
 
-from lore_jax.comparisons import Table, make_table
+from lore_jax.comparisons import make_table
 from lore_jax.fitting import gaussian_mixture, priors
 from lore_jax.fitting.bradley_terry import (
     Fit,
@@ -35,9 +36,12 @@ from lore_jax.fitting.candidates import (
     PERSONAL,
     CandidateFit,
     Initialization,
+    Tell,
     clustered,
-    infer_weights,
+    compile_ahead,
+    infer_program,
     initialize,
+    num_candidates,
     refit,
     search,
 )
@@ -46,7 +50,7 @@ from lore_jax.weights.objective import Prior
 from lore_jax.weights.precision import full_matmul_precision
 from pref_jax.comparisons import Votes, check_comparisons
 from pref_jax.errors import UserError
-from pref_jax.standardiser import standardise
+from pref_jax.standardiser import Standardiser, standardise
 
 
 class _Leaderboard:
@@ -71,26 +75,25 @@ class _Leaderboard:
         firsts = {self.rows[index]["kind"]: index for index in reversed(rising)}
         return [firsts[kind] for kind in kinds if kind in firsts]
 
-    def score_few_shot(self, start: Initialization, some: Array, index: int) -> None:
+    def score_few_shot(self, start: Initialization, some: np.ndarray, index: int) -> None:
         """Notes the log-loss for users known by `some` of their votes [U n]."""
         if index == self.best:
             loss = self.rows[index]["log_loss"]
         else:
             kind, own = self.rows[index]["kind"], self.fits[index]
-            known = start.table._replace(train=some)
-            _, losses = _solved_program(
-                kind, start.features, known, own.basis, Prior(own.mean, own.precision), own.clusters
-            )
+            prior = Prior(own.mean, own.precision)
+            losses = infer_program(kind, start.features, start.table, some, own.basis, prior, own.clusters)[1]
             loss = scores(np.asarray(losses), self._held, self._held)["log_loss"]
         self.rows[index]["few_log_loss"] = loss
 
 
-def _try_all(start: Initialization, tried: _Leaderboard, config: LoReConfig) -> None:
+def _try_all(start: Initialization, tried: _Leaderboard, config: LoReConfig, tell: Tell) -> None:
     """Every personal candidate, then clusters on the best gaussian and the best simplex basis."""
-    for (kind, rank, variance), outcome in search(start, config).items():
+    for (kind, rank, variance), outcome in search(start, config, tell).items():
         tried.add(outcome, kind=kind, rank=rank, variance=variance)
     for index in tried.best_per_kind(("gaussian", "simplex"), tried.fits) if config.clusters else ():
         own = tried.rows[index]
+        tell(f"clusters on {own['kind']}, rank {own['rank']}")
         what = {"kind": "clusters", "basis": own["kind"], "rank": own["rank"], "variance": own["variance"]}
         tried.add(clustered(start, tried.fits[index], config), **what)
 
@@ -101,7 +104,7 @@ def _choose(start: Initialization, tried: _Leaderboard, config: LoReConfig) -> i
     last = tried.best_per_kind(PERSONAL, able if config.allow_shared else tried.fits)
     if config.allow_shared or not last:
         last.append(tried.best)
-    some = jnp.asarray(_some(np.asarray(start.mask), config.few_shot_context, config.seed))
+    some = _some(np.asarray(start.mask), config.few_shot_context, config.seed)
     for index in last:
         tried.score_few_shot(start, some, index)
     return min(last, key=lambda index: tried.rows[index]["log_loss"] + tried.rows[index]["few_log_loss"])
@@ -113,6 +116,21 @@ def _some(mask: np.ndarray, count: int, seed: int) -> np.ndarray:
     return mask & (order.argsort(1).argsort(1) < count)
 
 
+@contextlib.contextmanager
+def _progress(config: LoReConfig) -> Iterator[Tell]:
+    """A bar on standard error, where that is a terminal, that says what is being done."""
+    programs = 3 + 2 * bool(config.ranks) + (2 + 2 * config.simplex) * bool(config.components)
+    bases = bool(config.ranks) + (config.simplex and bool(config.components))
+    total = programs + bases * 3 * bool(config.clusters) + num_candidates(config) + 2
+    with tqdm(total=total, desc="LoRe", disable=None) as bar:
+
+        def tell(what: str) -> None:
+            bar.set_postfix_str(what, refresh=False)
+            bar.update()
+
+        yield tell
+
+
 def fit(
     features: Float[np.ndarray, "N D"] | Float[Array, "N D"],
     train: Votes,
@@ -121,63 +139,70 @@ def fit(
     *,
     config: LoReConfig | None = None,
 ) -> Fit:
-    """LoRe as a population of tastes, which falls back to the shared reward unless validation votes speak for more.
+    """A basis, the users' weights and their prior; or the shared reward, unless held-out votes speak for more.
 
-    1. the shared Bradley-Terry direction, exactly, its strength by validation;
+    1. the shared Bradley-Terry direction, exactly, its strength chosen on the validation votes;
     2. the directions in which users disagree with it, from products of a user's residuals (`spectral_directions`);
-    3. from there, each candidate (gaussian, mixture or simplex, rank, shrinkage) by L-BFGS on the users' likelihood;
-    4. on the best gaussian and the best simplex basis, the users' weights as a population of clusters
+    3. from there each candidate (gaussian, mixture or simplex, rank, shrinkage) by L-BFGS on the users' likelihood;
+    4. on the best gaussian and the best simplex basis, Gaussian clusters of the users' weights
        (`lore_jax.fitting.gaussian_mixture`);
-    5. of those that beat the shared reward's validation log-loss by `margin` standard errors (users as clusters), the
-       best of each kind, and the shared reward: the one of the lowest validation log-loss, half of it for users known
-       by all of their training votes and half for the same users known by `few` of them;
-    6. the choice fitted again on training and validation votes together (`refit`).
+    5. of those whose validation log-loss beats the shared reward's by `min_gain_se` standard errors (clustered by
+       user), the best of each kind, and the shared reward: the one of the lowest validation log-loss, half of it for
+       users known by all of their training votes and half for users known by `few_shot_context` of them;
+    6. the choice, fitted again on training and validation votes together (`refit`).
 
-    Args: features [N D]; train and validation votes of seen users (`user`, `chosen`, `rejected`); num_users.
+    Args:
+      features: [N D] of the responses.
+      train: votes of the seen users.
+      validation: other votes of theirs.
+      num_users: users are numbered 0 to num_users - 1.
+      config: what to try; None: `LoReConfig.quick()`.
     Returns: a `Fit` of kind "gaussian", "mixture", "simplex", "clusters" or "shared".
     Raises: UserError for bad indices or features, or no validation votes.
-    Source: the LoRe reward of arXiv 2504.14439 eq. 1 under an empirical-Bayes prior; this project.
+    Source: the reward of LoRe (arXiv 2504.14439, eq. 1) under an empirical-Bayes prior, which is this project's.
+
+    Example:
+      >>> found = fit(features, train, validation, num_users)
+      >>> margins = predict(found, features, found.weights, test)
     """
-    config = config or LoReConfig()
+    config = config or LoReConfig.quick()
     table, standardiser, phi = prepare(features, train, validation, num_users)
     need_validation(table)
-    everyone = np.ones(table.train.shape[0], bool)
-    rows, best, baseline = shared_search(phi, table, everyone, config.shared_variances)
-    strength = jnp.float32(phi.shape[1] / rows[best]["variance"])
-    start = initialize(phi, table, table.train, strength, config)
-    tried = _Leaderboard(rows, best, baseline, np.asarray(table.validation))
-    _try_all(start, tried, config)
-    index = _choose(start, tried, config)
-    chosen, told = tried.rows[index], tuple(tried.rows)
-    if config.refit:
-        start = initialize(phi, table, table.train | table.validation, strength, config)
-    if index == best:
+    with _progress(config) as tell:
+        compile_ahead(phi, table, config, tell)
+        tell("shared reward")
+        rows, best, baseline = shared_search(phi, table, np.ones(table.train.shape[0], bool), config)
+        strength = jnp.asarray(np.float32(phi.shape[1] / rows[best]["variance"]))
+        start = initialize(phi, table, table.train, strength, config)
+        tried = _Leaderboard(rows, best, baseline, np.asarray(table.validation))
+        _try_all(start, tried, config, tell)
+        index = _choose(start, tried, config)
+        chosen, outcome = tried.rows[index], tried.fits.get(index)
+        tell(f"chosen: {chosen['kind']}")
+        if config.refit:
+            everything = jnp.asarray(np.asarray(table.train) | np.asarray(table.validation))
+            start = initialize(phi, table, everything, strength, config)
+            outcome = outcome and refit(start, chosen, config)
+    told = tuple(tried.rows)
+    if outcome is None:
         ones, precision = jnp.ones((num_users, 1)), priors.PINNED_PRECISION * jnp.eye(1)
         return Fit("shared", standardiser, start.shared[:, None], ones, ones[0], precision, start.history, chosen, told)
-    outcome = refit(start, chosen, config) if config.refit else tried.fits[index]
-    keep = chosen["rank"] + (chosen.get("basis", chosen["kind"]) == "gaussian")
-    found = outcome.clusters
-    return Fit(
-        chosen["kind"],
-        standardiser,
-        outcome.basis[:, :keep],
-        outcome.weights[:num_users, :keep],
-        outcome.mean[:keep],
-        outcome.precision[:keep, :keep],
-        outcome.history,
-        chosen,
-        told,
-        found and gaussian_mixture.Clusters(found.log_share, found.mean[:, :keep], found.precision[:, :keep, :keep]),
+    return _trimmed(outcome, num_users, standardiser, chosen, told)
+
+
+def _trimmed(outcome: CandidateFit, num_users: int, standardiser: Standardiser, chosen: Any, told: Any) -> Fit:
+    """The fit without padded users and unused columns."""
+    keep, found = chosen["rank"] + (chosen.get("basis", chosen["kind"]) == "gaussian"), outcome.clusters
+    basis, weights, mean, precision = (np.asarray(x) for x in outcome[:4])
+    clusters = found and gaussian_mixture.Clusters(
+        found.log_share, found.mean[:, :keep], found.precision[:, :keep, :keep]
     )
+    parts: Any = basis[:, :keep], weights[:num_users, :keep], mean[:keep], precision[:keep, :keep]
+    known: tuple[Any, ...] = (*map(jnp.asarray, parts), outcome.history, chosen, told, clusters)
+    return Fit(chosen["kind"], standardiser, *known)
 
 
 # --- using a fit ---
-
-
-@partial(jax.jit, static_argnames=("kind",))
-@full_matmul_precision
-def _solved_program(kind, features, table: Table, basis, prior: Prior, found: gaussian_mixture.Clusters | None):
-    return infer_weights(kind, priors.votes(features, table, basis), table.train, prior, found)
 
 
 def adapt(
@@ -194,8 +219,8 @@ def adapt(
         return jnp.ones((num_users, 1))
     table = make_table(context, None, num_users, len(features))
     phi = standardise(fit.standardiser, jnp.asarray(features, jnp.float32))
-    weights, _ = _solved_program(fit.kind, phi, table, fit.basis, Prior(fit.mean, fit.precision), fit.clusters)
-    return weights[:num_users]
+    prior = Prior(fit.mean, fit.precision)
+    return infer_program(fit.kind, phi, table, table.train, fit.basis, prior, fit.clusters)[0][:num_users]
 
 
 @jax.jit
@@ -210,5 +235,5 @@ def predict(
 ) -> Float[Array, " P"]:
     """Logits of votes [P] for users with these weights: positive where the prediction is right, 0 for a tie."""
     triples = check_comparisons(votes, len(weights), len(features), "votes")
-    indices = (jnp.asarray(x, jnp.int32) for x in triples)
+    indices = (jnp.asarray(x, jnp.int32) for x in triples[:3])
     return _logits_program(fit.standardiser, fit.basis, jnp.asarray(features, jnp.float32), weights, *indices)

@@ -138,7 +138,7 @@ def fit_published(
     phi = jnp.asarray(features, jnp.float32)
     votes = check_comparisons(train, num_users, len(phi), "training votes")
     share = 1 / np.bincount(votes.user, minlength=num_users)[votes.user]
-    triples = tuple(jnp.asarray(x, jnp.int32) for x in votes)
+    triples = tuple(jnp.asarray(x, jnp.int32) for x in votes[:3])
     params = _start(num_users, phi.shape[1], rank, seed)
     share = jnp.asarray(share, jnp.float32)
     params, history = _reference_program(params, phi, triples, share, steps, jnp.float32(rate))
@@ -177,7 +177,7 @@ def fit_published_anchored(
             f"anchored recipe: anchor of shape {unit.shape} and length {length}, {len(votes.user)} votes; give the "
             f"score head's weights [{phi.shape[1]}] and at least one vote"
         )
-    triples = tuple(jnp.asarray(x, jnp.int32) for x in votes)
+    triples = tuple(jnp.asarray(x, jnp.int32) for x in votes[:3])
     params = _start(num_users, phi.shape[1], rank, seed)
     anchor = jnp.asarray(unit / length)
     params, history = _anchored_program(params, phi, triples, anchor, steps, jnp.float32(rate), jnp.float32(strength))

@@ -79,7 +79,7 @@ class _Search(NamedTuple):
     trial: Array
 
 
-def solve_weights(z: Float[Array, "n K U"], share: Float[Array, "n U"], start: Array, ridge: float) -> Solved:
+def _eliminate(z: Float[Array, "n K U"], share: Float[Array, "n U"], start: Array, ridge: float) -> Solved:
     """Minimum over a [K-1 U] of  sum_ui share softplus(-(z_0 + z_1.a)) + ridge/2 |a|^2, exactly."""
     offset, free = z[:, 0], z[:, 1:]
     size = free.shape[1]
@@ -101,7 +101,7 @@ def _search(z: Array, change: Array, share: Array, here: Solved, slope: Array, r
     """A step length by the weak Wolfe conditions (Lewis & Overton 2013), 0 if none is found, and what it leads to."""
 
     def body(now: _Search) -> _Search:
-        there = solve_weights(z + now.next * change, share, here.weights, ridge)
+        there = _eliminate(z + now.next * change, share, here.weights, ridge)
         steep = -jnp.sum(there.force * jnp.sum(change * _with_one(there.weights)[None], 1))
         low_enough = there.value <= here.value + 1e-4 * now.next * slope
         low = jnp.where(low_enough, now.next, now.low)
@@ -189,7 +189,7 @@ def _program(features, votes: Layout, key, goal, tolerance, *, rank: int, steps:
     def going(now: _State) -> Array:
         return (now.step < steps) & (now.stalled < STALLED) & (now.here.loss > goal)
 
-    here = solve_weights(z, votes.share, jnp.zeros((rank - 1, z.shape[2])), ridge)
+    here = _eliminate(z, votes.share, jnp.zeros((rank - 1, z.shape[2])), ridge)
     history = jnp.full((steps,), here.loss)
     begin = _State(start, z, here, gradient(here), solver.init(start), jnp.array(0), jnp.array(0), history)
     last = lax.while_loop(going, body, begin)

@@ -6,7 +6,7 @@ A user is a Gaussian, w ~ N(weights, factor factorᵀ); an answer is z, the basi
 those of the rejected one. A log-likelihood that is quadratic in the margin z.w changes that Gaussian by a rank-one step
 (Potter's square root of the Kalman step: a covariance kept as a product cannot lose its positivity to rounding):
 
-- `observe` with "ridge": exact. Equals `solve.ridge` on all answers so far.
+- `observe` with "ridge": exact. Equals `solve_weights` on all answers so far.
 - `observe` with "logistic": the exact mode of the present Gaussian times the new likelihood, then Laplace's
   approximation there. Exact for the first answer; later ones inherit the approximation (assumed-density filtering).
 

@@ -5,7 +5,7 @@ Axis letters: U users, K basis, M answers kept.
 `lore_jax.online.bayes_filter` sees an answer once, at the weights of that moment. Here the last M answers stay and
 are solved anew
 with each, to the exact MAP; one that leaves becomes the Gaussian that touches its likelihood at the present weights.
-Up to M answers this equals `solve.logistic` on all of them; with M = 1 it equals `online.observe`. It costs M * K
+Up to M answers this equals `solve_weights` on all of them; with M = 1 it equals `online.observe`. It costs M * K
 numbers of memory and one Newton solve of M pairs a user and answer.
 """
 
@@ -25,9 +25,9 @@ from lore_jax.online.bayes_filter import (
     select,
     view,
 )
-from lore_jax.weights import solve
 from lore_jax.weights.objective import Prior
 from lore_jax.weights.precision import full_matmul_precision
+from lore_jax.weights.solve import solve_weights
 from pref_jax.errors import UserError
 
 
@@ -57,7 +57,7 @@ def refit(base: GaussianPosterior, z: Float[Array, "U M K"], mask: Bool[Array, "
 
     def mode(weights: Array, factor: Array, z: Array, mask: Array) -> Array:
         inverse = jnp.linalg.inv(factor)
-        return solve.logistic(z[None], mask[None], Prior(weights, inverse.T @ inverse)).weights[0]
+        return solve_weights(z[None], mask[None], Prior(weights, inverse.T @ inverse)).weights[0]
 
     weights = jax.vmap(mode)(base.weights, base.factor, z, mask)
     margin = jnp.einsum("umk,uk->um", z, weights)

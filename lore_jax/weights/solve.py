@@ -1,26 +1,27 @@
-"""A user's weights from a few pairs, solved inside jit (DESIGN 4.4).
+"""Users' weights on a given basis from a few pairs each, solved inside jit (LoRe: arXiv 2504.14439).
 
-Axis letters: U users, n pairs a user (padded), P pairs (flat), K basis.
+Axis letters: U users, n pairs per user (padded), P pairs (flat), K basis.
 
-With z = basis rewards of the chosen response minus those of the rejected one, and the prior w ~ N(mean, precision^-1):
+With z = basis rewards of the chosen response minus those of the rejected one, and the prior w ~ N(mean, precision^-1),
+`solve_weights` finds for each user
 
-- `ridge`: the minimum of 1/2 sum (1 - z.w)^2 + 1/2 |w - mean|^2_precision. Exact: one Cholesky factor, used
-  again for two refinements.
-- `logistic`: the minimum of sum softplus(-z.w) + 1/2 |w - mean|^2_precision, the MAP. Exact to the float's precision:
-  Newton steps with a safeguard that cannot diverge, until every user's decrement vanishes (`lore_jax.weights.newton`).
-- `ridge_simplex`, `logistic_simplex`: the same minima over w >= 0, sum w = 1. The quadratic programmes go through an
-  interior-point method with a final solve on its support: exact to the float's precision, but for coordinates whose
-  weight and multiplier both vanish, where the error is about the square root of that precision.
-- `mixture`: Bayes' rule over K tastes; exact.
+- "logistic": the minimum of sum softplus(-z.w) + 1/2 |w - mean|^2_precision, the Bradley-Terry MAP. Exact to the
+  float's precision: Newton steps with a safeguard that cannot diverge, until every user's decrement vanishes
+  (`lore_jax.weights.newton`).
+- "ridge": the minimum of 1/2 sum (1 - z.w)^2 + 1/2 |w - mean|^2_precision. Exact: one Cholesky factor, used again for
+  two refinements.
+- "mixture": the posterior probabilities that the user's taste is the k-th basis reward, by Bayes' rule; exact.
+- "logistic" and "ridge" over the simplex w >= 0, sum w = 1. The quadratic programmes go through an interior-point
+  method with a final solve on its support: exact to the float's precision, except for coordinates whose weight and
+  multiplier both vanish, where the error is about the square root of that precision.
 
-Users without pairs get the prior's mean, exactly (on the simplex, a mean outside comes back projected in the prior's
-metric). All are differentiable in z, mean and precision by the implicit function theorem (`lax.custom_root`; `ridge`
-and `mixture` directly); the simplex ones wherever the support is locally constant. Pairs come as a padded table
-`z [U n K]` with `mask [U n]`, or flat, `z [P K]` with `user [P]` in any order, for rows too uneven to pad.
+Users without pairs get the prior's mean, exactly (over the simplex, a mean outside of it is projected in the prior's
+metric). All are differentiable in z, mean and precision by the implicit function theorem (`lax.custom_root`; "ridge"
+and "mixture" directly); over the simplex wherever the support is locally constant.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,15 +41,19 @@ from lore_jax.weights.objective import (
 )
 from lore_jax.weights.precision import full_matmul_precision
 from lore_jax.weights.simplex_qp import project_simplex, quadratic_simplex
+from pref_jax.errors import UserError
 
-Mask = Bool[Array, "*pairs"] | None
+LIKELIHOODS = ("logistic", "ridge", "mixture")
 
 
 class Posterior(NamedTuple):
-    """Weights [U K] and covariance [U K K]: the inverse Hessian at the solution (for logistic, Laplace's)."""
+    """Weights [U K] and covariance [U K K]: the inverse Hessian at the solution (for "logistic", Laplace's).
+
+    Weights on the simplex come without a covariance.
+    """
 
     weights: Array
-    covariance: Array
+    covariance: Any
 
 
 def _blocks(linear: Callable[[Array], Array], num_users: int, size: int, dtype) -> Array:
@@ -147,86 +152,51 @@ def _logistic_on_simplex(problem: Problem, num_users: int) -> Array:
     return _on_simplex(problem, num_users, logistic_gradient, solve)
 
 
+def _mixture(problem: Problem, num_users: int) -> Array:
+    loss = jax.nn.softplus(-problem.rows.z) * problem.rows.weight[..., None]
+    return jax.nn.softmax(jnp.log(problem.mean + 1e-30)[None] - problem.rows.total(loss, num_users), axis=-1)
+
+
 @full_matmul_precision
-def ridge(
+def solve_weights(
     z: Float[Array, "*pairs K"],
-    mask: Mask,
+    mask: Bool[Array, "*pairs"] | None,
     prior: Prior,
     *,
+    likelihood: str = "logistic",
+    constraint: str | None = None,
     user: Int[Array, " P"] | None = None,
     num_users: int | None = None,
 ) -> Posterior:
-    """Minimum of 1/2 sum (1 - z.w)^2 + 1/2 |w - mean|^2_precision for each user; exact (one Cholesky factor).
+    """Weights of every user, each from their own pairs and the prior alone; see the module for what is minimised.
 
     Args:
-      z: differences of basis rewards, chosen minus rejected, [U n K], or [P K] with `user`.
-      mask: true where a pair is real, [U n] or [P]; None for all.
-      prior: mean [K] and precision [K K].
-      user: user of each flat pair, in [0, num_users), any order.
+      z: differences of basis rewards, chosen minus rejected: a padded table [U n K], or [P K] with `user`, for users
+        too uneven to pad.
+      mask: true where a pair is real, [U n] or [P]; None for all. Other pairs may hold anything.
+      prior: mean [K] and precision [K K]. For "mixture" the mean holds the basis rewards' probabilities, and the
+        precision is not read.
+      likelihood: one of `LIKELIHOODS`; static, as is `constraint`.
+      constraint: "simplex" for w >= 0, sum w = 1; "mixture" lies there anyway.
+      user: user of each flat pair, in [0, num_users), in any order.
       num_users: with `user`, the number of users.
-    Returns: weights [U K] and posterior covariance [U K K] (unit noise).
-    Raises: UserError if the shapes fit neither form.
-    Source: DESIGN 4.4 (a).
+    Returns: weights [U K] and covariance [U K K]; for weights on the simplex the covariance is None.
+    Raises: UserError for an unknown likelihood or constraint, or if the shapes fit neither form.
+    Source: the few-shot adaptation of LoRe (arXiv 2504.14439), V fixed; the prior and the exact solvers are ours.
+
+    Example:
+      >>> z = jnp.array([[[1.0, 0.0]], [[0.0, -1.0]]])  # two users, one pair each, K = 2
+      >>> solve_weights(z, None, Prior(jnp.zeros(2), jnp.eye(2))).weights.shape
+      (2, 2)
     """
-    return _ridge(*problem(z, mask, prior, user, num_users))
-
-
-@full_matmul_precision
-def logistic(
-    z: Float[Array, "*pairs K"],
-    mask: Mask,
-    prior: Prior,
-    *,
-    user: Int[Array, " P"] | None = None,
-    num_users: int | None = None,
-) -> Posterior:
-    """Minimum of sum softplus(-z.w) + 1/2 |w - mean|^2_precision for each user, the Bradley-Terry MAP; exact.
-
-    Arguments as `ridge`. Returns weights [U K] and the Laplace covariance [U K K]. Source: DESIGN 4.4 (b).
-    """
-    return _logistic(*problem(z, mask, prior, user, num_users))
-
-
-@full_matmul_precision
-def ridge_simplex(
-    z: Float[Array, "*pairs K"],
-    mask: Mask,
-    prior: Prior,
-    *,
-    user: Int[Array, " P"] | None = None,
-    num_users: int | None = None,
-) -> Float[Array, "U K"]:
-    """`ridge` restricted to w >= 0, sum w = 1; exact. As `ridge`; returns weights [U K]. Source: DESIGN 4.4 (c)."""
-    return _ridge_on_simplex(*problem(z, mask, prior, user, num_users))
-
-
-@full_matmul_precision
-def logistic_simplex(
-    z: Float[Array, "*pairs K"],
-    mask: Mask,
-    prior: Prior,
-    *,
-    user: Int[Array, " P"] | None = None,
-    num_users: int | None = None,
-) -> Float[Array, "U K"]:
-    """`logistic` restricted to w >= 0, sum w = 1; exact. As `ridge`; returns weights [U K]. Source: DESIGN 4.4 (c)."""
-    return _logistic_on_simplex(*problem(z, mask, prior, user, num_users))
-
-
-@full_matmul_precision
-def mixture(
-    z: Float[Array, "*pairs K"],
-    mask: Mask,
-    log_prior: Float[Array, " K"],
-    *,
-    user: Int[Array, " P"] | None = None,
-    num_users: int | None = None,
-) -> Float[Array, "U K"]:
-    """Posterior probabilities [U K] that a user's taste is the k-th basis reward; exact, a point of the simplex.
-
-    Proportional to prior_k * product over the user's pairs of sigmoid(z_k). Otherwise as `ridge`.
-    """
-    prior = Prior(jnp.zeros_like(log_prior), jnp.eye(len(log_prior), dtype=log_prior.dtype))
-    given, users = problem(z, mask, prior, user, num_users)
-    loss = jax.nn.softplus(-given.rows.z) * given.rows.weight[..., None]
-    return jax.nn.softmax(log_prior[None] - given.rows.total(loss, users), axis=-1)
+    if likelihood not in LIKELIHOODS or constraint not in (None, "simplex"):
+        raise UserError(
+            f"weights: likelihood {likelihood!r}, constraint {constraint!r}; give one of "
+            f"{', '.join(LIKELIHOODS)} and None or 'simplex'"
+        )
+    given = problem(z, mask, prior, user, num_users)
+    if likelihood == "mixture":
+        return Posterior(_mixture(*given), None)
+    if constraint == "simplex":
+        return Posterior((_ridge_on_simplex if likelihood == "ridge" else _logistic_on_simplex)(*given), None)
+    return (_ridge if likelihood == "ridge" else _logistic)(*given)

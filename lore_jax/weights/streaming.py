@@ -15,8 +15,8 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from lore_jax.comparisons import bucket
-from lore_jax.weights import solve
 from lore_jax.weights.objective import Prior
+from lore_jax.weights.solve import solve_weights
 from pref_jax.comparisons import Comparisons, Votes
 from pref_jax.errors import UserError
 from pref_jax.ragged import ranges
@@ -27,12 +27,10 @@ BLOCK = 4096
 # (z [U n K], mask [U n], prior) -> arrays whose first axis is U.
 Method = Callable[[jax.Array, jax.Array, Prior], Any]
 
-METHODS: dict[str, Method] = {
-    "ridge": lambda z, mask, prior: solve.ridge(z, mask, prior).weights,
-    "logistic": lambda z, mask, prior: solve.logistic(z, mask, prior).weights,
-    "ridge_simplex": solve.ridge_simplex,
-    "logistic_simplex": solve.logistic_simplex,
-}
+
+def weights_of(likelihood: str, constraint: str | None = None) -> Method:
+    """`solve_weights` of padded pairs as a method: its weights alone."""
+    return lambda z, mask, prior: solve_weights(z, mask, prior, likelihood=likelihood, constraint=constraint).weights
 
 
 def _padded(values: jax.Array, rows: int) -> jax.Array:
@@ -73,9 +71,9 @@ def over_users(method: Method, mesh: Mesh, axis: str | tuple[str, ...] = "data")
     return run
 
 
-@partial(jax.jit, static_argnames=("method", "mesh"))
-def _program(z: jax.Array, mask: jax.Array, prior: Prior, method: str, mesh: Mesh | None) -> jax.Array:
-    run = in_blocks(METHODS[method])
+@partial(jax.jit, static_argnames=("likelihood", "constraint", "mesh"))
+def _program(z, mask, prior: Prior, likelihood: str, constraint: str | None, mesh: Mesh | None) -> jax.Array:
+    run = in_blocks(weights_of(likelihood, constraint))
     return (run if mesh is None else over_users(run, mesh, mesh.axis_names))(z, mask, prior)
 
 
@@ -163,7 +161,8 @@ def solve_stream(
     num_users: int,
     prior: Prior,
     *,
-    method: str = "logistic",
+    likelihood: str = "logistic",
+    constraint: str | None = None,
     mesh: Mesh | None = None,
     cells: int = 1 << 19,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -179,21 +178,20 @@ def solve_stream(
       votes: `user` (sorted), `chosen`, `rejected` [P]: arrays or memory maps.
       num_users: users are numbered 0 to num_users - 1.
       prior: of the weights.
-      method: "ridge", "logistic", "ridge_simplex" or "logistic_simplex".
+      likelihood: as of `lore_jax.weights.solve.solve_weights`, as is `constraint`.
+      constraint: None or "simplex".
       mesh: users are cut over all of its devices; None for the default device.
       cells: pairs in a table, padding counted; this bounds the memory (a row never splits, so a longer row has a
         table of its own).
-    Raises: UserError for votes out of order or range, or an unknown method.
+    Raises: UserError for votes out of order or range, or an unknown likelihood or constraint.
     """
-    if method not in METHODS:
-        raise UserError(f"method: {method!r} is unknown; give one of {', '.join(METHODS)}")
     if not len(votes.user) == len(votes.chosen) == len(votes.rejected):
         raise UserError("votes: user, chosen and rejected differ in length; give three arrays of one length")
     devices = 1 if mesh is None else mesh.size
     rewards, votes = np.asarray(rewards), Comparisons(*map(np.asarray, (votes.user, votes.chosen, votes.rejected)))
     waiting: deque[tuple[np.ndarray, jax.Array]] = deque()
     for users, z, mask in _tables(rewards, votes, num_users, cells, devices):
-        waiting.append((users, _program(z, mask, prior, method, mesh)))
+        waiting.append((users, _program(z, mask, prior, likelihood, constraint, mesh)))
         if len(waiting) > 1:
             yield _answer(*waiting.popleft())
     while waiting:

@@ -91,7 +91,9 @@ class Preferences:
         )
 
 
-def build(users: Columns, responses: Columns, comparisons: Columns, meta: dict[str, Any]) -> Preferences:
+def build(
+    users: Columns, responses: Columns, comparisons: Columns, meta: dict[str, Any], *, test: bool = True
+) -> Preferences:
     """Makes checked preferences from tables, or from columns by name.
 
     Harmless differences of type are fixed (other integer widths, large or dictionary-coded strings); further columns
@@ -102,6 +104,7 @@ def build(users: Columns, responses: Columns, comparisons: Columns, meta: dict[s
       responses: N rows.
       comparisons: P rows.
       meta: JSON values; `source`, `licence`, `rule` and `seed` should be there. `format_version` and `counts` are set.
+      test: whether there must be pairs to test on.
 
     Raises:
       UserError: with all faults of the tables at once.
@@ -109,7 +112,7 @@ def build(users: Columns, responses: Columns, comparisons: Columns, meta: dict[s
     """
     given = {"users": users, "responses": responses, "comparisons": comparisons}
     tables = {name: _conform(table, SCHEMAS[name]) for name, table in given.items()}
-    check_tables(**tables)
+    check_tables(**tables, test=test)
     known = {"source": "unknown", "licence": "unknown", "rule": "unknown", "seed": None, **meta}
     # Through JSON and back, so that what is built equals what will be loaded (tuples become lists).
     known = json.loads(json.dumps({"format_version": FORMAT_VERSION, **known, "counts": {}}, allow_nan=False))
@@ -178,7 +181,7 @@ def load(folder: str | Path, *, validate: bool = True) -> Preferences:
                 "different data sets, prepare them anew"
             )
     if validate:
-        check_tables(**tables, where=str(folder))
+        check_tables(**tables, where=str(folder), test=counts.get("test") != 0)
     return Preferences(**tables, meta=meta)
 
 

@@ -36,7 +36,9 @@ MAY_BE_NULL = {"group", "controversial"}
 _SHOWN_ROWS = 5
 
 
-def check_tables(users: pa.Table, responses: pa.Table, comparisons: pa.Table, *, where: str = "preferences") -> None:
+def check_tables(
+    users: pa.Table, responses: pa.Table, comparisons: pa.Table, *, where: str = "preferences", test: bool = True
+) -> None:
     """Checks the three tables of one data set, each on its own and against one another.
 
     Row numbers in messages count from 0. Every check is vectorised; nothing loops over rows.
@@ -46,6 +48,7 @@ def check_tables(users: pa.Table, responses: pa.Table, comparisons: pa.Table, *,
       responses: columns of `RESPONSES`.
       comparisons: columns of `COMPARISONS`.
       where: name of the data set for the message.
+      test: whether there must be pairs to test on.
 
     Raises:
       UserError: one message with every kind of fault found, the first rows of each, and the fix.
@@ -57,7 +60,7 @@ def check_tables(users: pa.Table, responses: pa.Table, comparisons: pa.Table, *,
         _check_ids(faults, "users", "user_id", users["user_id"])
     prompts = _check_responses(faults, responses) if sound["responses"] else None
     if sound["comparisons"]:
-        _check_comparisons(faults, comparisons, users, responses.num_rows, prompts)
+        _check_comparisons(faults, comparisons, users, responses.num_rows, prompts, test)
     faults.raise_if_any(where)
 
 
@@ -198,7 +201,12 @@ def _check_responses(faults: Faults, responses: pa.Table) -> Int[np.ndarray, "N"
 
 
 def _check_comparisons(
-    faults: Faults, comparisons: pa.Table, users: pa.Table, num_responses: int, prompts: Int[np.ndarray, "N"] | None
+    faults: Faults,
+    comparisons: pa.Table,
+    users: pa.Table,
+    num_responses: int,
+    prompts: Int[np.ndarray, "N"] | None,
+    test: bool,
 ) -> None:
     """Notes faults of the comparisons; rows whose indices are null or out of range are left out of later checks."""
     index = {name: pc.fill_null(comparisons[name], -1).to_numpy() for name in ("user", "chosen", "rejected")}
@@ -220,7 +228,7 @@ def _check_comparisons(
     split = comparisons["split"]
     unknown = pc.invert(pc.is_in(split, value_set=pa.array([*SPLITS, None], pa.string())))
     _note(faults, "comparisons", unknown, "unknown split", f"use one of {', '.join(SPLITS)}", split)
-    _check_presence(faults, users, index["user"], inside["user"], split)
+    _check_presence(faults, users, index["user"], inside["user"], split, test)
 
 
 def _check_presence(
@@ -229,9 +237,10 @@ def _check_presence(
     user: Int[np.ndarray, "P"],
     inside: Bool[np.ndarray, "P"],
     split: pa.ChunkedArray,
+    test: bool,
 ) -> None:
     """Notes empty splits and users without training pairs (unseen users need theirs as context)."""
-    for word in ("train", "test"):
+    for word in ("train", "test") if test else ("train",):
         if not in_splits(split, (word,)).any():
             fix = "mark some rows, or use a source's rule that assigns splits"
             faults.add("comparisons", f"no pair has split {word!r}", fix)

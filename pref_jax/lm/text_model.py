@@ -6,6 +6,7 @@ Axis letters: B rows, L length, N texts, D features of the transformer, F number
 import dataclasses
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +42,8 @@ PROBE = (
 PROBE_TEXT = "Six minutes, then\ncold water."
 # Rows of a program for few texts, so that one person's request does not pay for a full batch.
 FEW = 8
+# Bytes of a part of a weight file by which it is known again, and how many parts of it are read.
+CHUNK, CHUNKS = 1 << 18, 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -186,7 +189,14 @@ class TextModel:
         }
 
     def read_rows(
-        self, tokens: TokenTable, route: Int[np.ndarray, " N"] | None, width: int, read: Callable[..., jax.Array]
+        self,
+        tokens: TokenTable,
+        read: Callable[..., jax.Array],
+        *,
+        width: int = 1,
+        rows: Int[np.ndarray, " N"] | None = None,
+        route: Int[np.ndarray, " N"] | None = None,
+        batch_size: int = 0,
     ) -> Float32[np.ndarray, "N F"]:
         """F numbers of every text under its route, whatever else is read beside it.
 
@@ -196,31 +206,40 @@ class TextModel:
 
         Args:
           tokens: the texts.
-          route: what else their numbers depend on, such as the user's row; None for nothing.
+          read: (ids int32 [B L], mask bool [B L], route int [B]) -> [B F] or [B], cut over the mesh; without a route of
+            two arguments.
           width: F.
-          read: (ids int32 [B L], mask bool [B L], route int [B]) -> [B F], cut over the mesh; without route, of two.
+          rows: which texts, by number; None for all.
+          route: what else their numbers depend on, such as the user's row.
+          batch_size: B, rounded up to a multiple of the parts of a batch; 0 for the model's own.
         """
-        found = np.empty((len(tokens.lengths), width), np.float32)
-        limit = self.config.max_positions
-        bucket = np.array([bucket_length(int(length), limit=limit) for length in tokens.lengths], np.int64)
-        few = -(-FEW // batch_shards(self.mesh)) * batch_shards(self.mesh)
-        with jax.set_mesh(self.mesh), tqdm(desc="score", total=len(bucket), unit="text", disable=None) as bar:
+        rows = np.arange(len(tokens.lengths)) if rows is None else rows
+        found, limit = np.empty((len(rows), width), np.float32), self.config.max_positions
+        bucket = np.array([bucket_length(int(length), limit=limit) for length in tokens.lengths], np.int64)[rows]
+        shards = batch_shards(self.mesh)
+        most, few = (-(-size // shards) * shards for size in (batch_size or self.batch_size, FEW))
+        with jax.set_mesh(self.mesh), tqdm(desc="score", total=len(rows), unit="text", disable=None) as bar:
             for length in np.unique(bucket):
                 members = np.flatnonzero(bucket == length)
-                rows = min(few, self.rows) if len(members) <= few else self.rows
-                for start in range(0, len(members), rows):
-                    some = members[start : start + rows]
-                    padded = np.pad(some, (0, rows - len(some)), mode="edge")
-                    batch = tokens.take(padded, int(length))
+                size = min(few, most) if len(members) <= few else most
+                for start in range(0, len(members), size):
+                    some = members[start : start + size]
+                    padded = np.pad(some, (0, size - len(some)), mode="edge")
+                    batch = tokens.take(rows[padded], int(length))
                     batch = batch if route is None else (*batch, route[padded])
-                    found[some] = np.asarray(read(*put_batch(batch, self.mesh))).reshape(rows, width)[: len(some)]
+                    result = np.asarray(read(*put_batch(batch, self.mesh)))
+                    found[some] = result.reshape(size, width)[: len(some)]
                     bar.update(len(some))
         return found
 
     def states(self, tokens: TokenTable) -> Float32[np.ndarray, "N D"]:
-        """Pooled states of the texts, by `read_rows`."""
+        """Pooled states of the texts, by `read_rows`; equal texts are read once."""
+        numbers: dict[bytes, int] = {}
+        texts = (tokens.flat[start:end].tobytes() for start, end in itertools.pairwise(tokens.offsets))
+        which = np.array([numbers.setdefault(text, len(numbers)) for text in texts], np.int64)
+        first = np.unique(which, return_index=True)[1]
         read = functools.partial(features.pooled, self.config, self.params, layer=self.layer)
-        return self.read_rows(tokens, None, self.config.hidden_size, read)
+        return self.read_rows(tokens, read, width=self.config.hidden_size, rows=first)[which]
 
     def rendering(self) -> str:
         """A digest of the tokens of two fixed dialogues: it changes with tokenizer, template, special tokens."""
@@ -244,14 +263,19 @@ class TextModel:
 
     @cached_property
     def weights_digest(self) -> str:
-        """A digest of the checkpoint's config and of the first and last megabyte of each weight file."""
+        """A digest of the checkpoint's config and of size, header and `CHUNKS` evenly spaced parts of each weight file.
+
+        All of a file that is no longer than its parts; of larger ones a sample, so that opening a model stays quick.
+        """
         digest = hashlib.sha256((self.folder / "config.json").read_bytes())
         for path in sorted(self.folder.glob("*.safetensors")):
             with path.open("rb") as file:
                 size = path.stat().st_size
-                digest.update(size.to_bytes(8, "little") + file.read(1 << 20))
-                file.seek(max(0, size - (1 << 20)))
-                digest.update(file.read(1 << 20))
+                header = file.read(8 + int.from_bytes(file.read(8), "little"))
+                digest.update(size.to_bytes(8, "little") + header)
+                for place in np.linspace(0, max(0, size - CHUNK), CHUNKS).astype(int):
+                    file.seek(int(place))
+                    digest.update(file.read(CHUNK))
         return digest.hexdigest()
 
 
@@ -276,6 +300,25 @@ def differences(saved: dict[str, Any], found: dict[str, Any]) -> list[Difference
         for key in sorted(ours.keys() | theirs.keys())
         if ours.get(key) != theirs.get(key)
     ]
+
+
+def open_text(name: str, **options: Any) -> TextModel:
+    """A `TextModel` by its name, with options of its own and of `TextSettings` side by side.
+
+    Raises:
+      UserError: for options that neither has.
+
+    Example:
+      >>> open_text("Qwen/Qwen3-0.6B", max_length=512, batch_size=8).settings.max_length
+      512
+    """
+    settings = {field.name for field in dataclasses.fields(TextSettings)}
+    known = settings | {field.name for field in dataclasses.fields(TextModel)} - {"name", "settings"}
+    if unknown := sorted(options.keys() - known):
+        raise UserError(f"unknown options {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    own = {name: value for name, value in options.items() if name not in settings}
+    given = {name: value for name, value in options.items() if name in settings}
+    return TextModel(name=name, settings=TextSettings(**given), **own)
 
 
 def as_responses(prompts: Sequence[Prompt], texts: Sequence[str]) -> pa.Table:

@@ -16,8 +16,9 @@ import pytest
 from configs import compare_small
 from experiments import compare
 from experiments.reporting import checks, table
-from experiments.runner import compiled, test_labels
+from experiments.runner import test_labels
 from experiments.runner.workspace import load_data, load_scores, method_folder, runs
+from pref_jax import compile_cache
 from pref_jax.data import preferences
 from pref_jax.errors import UserError
 from pref_jax.eval.reporting import report
@@ -222,7 +223,7 @@ def test_no_methods_margins_change_with_test_answers_or_groups(config, finished,
         if path.is_dir() and path.name != "features":
             shutil.rmtree(path)
     preferences.save(other, run.folder / "data")
-    with compiled.kept_in(workdir / "compiled"):
+    with compile_cache.kept_in(workdir / "compiled"):
         compare.train(run.config, workdir / "uf_p_2_avg")
     for name, margins in before.items():
         same = np.array_equal(load_scores(run, name)[0], margins)
@@ -323,12 +324,12 @@ def test_kept_programs_are_found_again_and_settings_put_back(tmp_path):
     before = settings.jax_compilation_cache_dir
     script = (
         "import sys, pathlib, jax, jax.numpy as jnp\n"
-        "from experiments import compiled\n"
+        "from pref_jax import compile_cache\n"
         "jax.jit(lambda x: x + 1)(1.0)\n"  # JAX has made up its mind by now
-        "compiled._SETTINGS['jax_persistent_cache_min_compile_time_secs'] = 0\n"
+        "compile_cache._SETTINGS['jax_persistent_cache_min_compile_time_secs'] = 0\n"
         "seen = []\n"
         "jax.monitoring.register_event_listener(lambda name, **kw: seen.append(name))\n"
-        "with compiled.kept_in(pathlib.Path(sys.argv[1])):\n"
+        "with compile_cache.kept_in(pathlib.Path(sys.argv[1])):\n"
         "    print(jax.jit(lambda x: jnp.sin(x) @ x.T)(jnp.ones((3, 3)))[0, 0])\n"
         "print(sum('cache_hits' in name for name in seen), jax.config.jax_compilation_cache_dir)\n"
     )

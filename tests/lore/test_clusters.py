@@ -8,9 +8,10 @@ from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 
 from lore_jax.fitting import gaussian_mixture
-from lore_jax.weights import solve, streaming
+from lore_jax.weights import streaming
 from lore_jax.weights.batched_cholesky import cholesky
 from lore_jax.weights.objective import Prior
+from lore_jax.weights.solve import solve_weights
 
 SIZE = 3
 
@@ -223,7 +224,7 @@ def test_one_cluster_is_the_gaussian_solver():
         prior = Prior(jnp.asarray(mean), jnp.asarray(precision))
         given = gaussian_mixture.Clusters(jnp.zeros(1), prior.mean[None], prior.precision[None])
         found = gaussian_mixture.posterior(jnp.asarray(z), jnp.asarray(mask), given)
-        expected = solve.logistic(jnp.asarray(z), jnp.asarray(mask), prior)
+        expected = solve_weights(jnp.asarray(z), jnp.asarray(mask), prior)
     np.testing.assert_allclose(found.weights, expected.weights, atol=1e-9)
     np.testing.assert_allclose(found.covariance, expected.covariance, atol=1e-9)
 
@@ -278,14 +279,14 @@ def camps(seed, users, votes):
 def test_camps_are_found_and_few_answers_bring_users_nearer_than_one_gaussian():
     z, mask, camp = camps(5, 300, 40)
     prior = Prior(jnp.zeros(SIZE), 0.1 * jnp.eye(SIZE))
-    first = solve.logistic(z, mask, prior).weights
+    first = solve_weights(z, mask, prior).weights
     found, history = gaussian_mixture.fit_em(
         first, gaussian_mixture.laplace_likelihood(z, mask, prior), mask.any(1), count=6
     )
     assert history[-1] > history[0]
     few = mask & (jnp.arange(40) < 8)[None]
     by_clusters = gaussian_mixture.posterior(z, few, found).weights
-    by_gaussian = solve.logistic(z, few, gaussian_mixture.moments(found)).weights
+    by_gaussian = solve_weights(z, few, gaussian_mixture.moments(found)).weights
     far, farther = (np.mean((own - 4 * np.eye(SIZE)[camp]) ** 2) for own in (by_clusters, by_gaussian))
     assert far < 0.8 * farther
     np.testing.assert_allclose(jnp.exp(found.log_share).sum(), 1, atol=1e-5)
@@ -297,7 +298,7 @@ def test_few_equal_or_silent_users_leave_all_finite(users):
     z = z.at[:].set(z[:1]) * 1e3
     mask = mask & (jnp.arange(8) < users)[:, None]
     prior = Prior(jnp.zeros(SIZE), jnp.eye(SIZE))
-    first = solve.logistic(z, mask, prior).weights
+    first = solve_weights(z, mask, prior).weights
     found, _ = gaussian_mixture.fit_em(first, gaussian_mixture.laplace_likelihood(z, mask, prior), mask.any(1), count=4)
     told = gaussian_mixture.posterior(z, mask, found)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((found, told, gaussian_mixture.moments(found))))

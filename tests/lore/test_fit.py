@@ -149,7 +149,9 @@ def test_every_kind_of_personal_fit_serves_unseen_users():
         ({"clusters"}, {"components": ()}),
     )
     for kind, only in kinds:
-        config = bradley_terry.LoReConfig(**{**QUICK.__dict__, "margin": -1e9, "shared_variances": (0.001,), **only})
+        config = bradley_terry.LoReConfig(
+            **{**QUICK.__dict__, "min_gain_se": -1e9, "shared_variances": (0.001,), **only}
+        )
         result = model_selection.fit(world.features, world.train, world.validation, 200, config=config)
         assert result.kind in kind
         assert result.basis.shape == (32, len(result.mean))
@@ -199,7 +201,7 @@ def test_more_users_of_one_bucket_compile_nothing():
         candidates._simplex_program,
         candidates._clusters_program,
         bradley_terry.shared_program,
-        model_selection._solved_program,
+        candidates.infer_program,
     )
     sizes = []
     for users in (40, 47):

@@ -10,8 +10,8 @@ from scipy.optimize import brentq, minimize
 
 from lore_jax.online import bayes_filter
 from lore_jax.online import sliding_window as windows
-from lore_jax.weights import solve
 from lore_jax.weights.objective import Prior
+from lore_jax.weights.solve import solve_weights
 from pref_jax.errors import UserError
 
 USERS, BASIS = 6, 4
@@ -52,7 +52,9 @@ def test_ridge_equals_a_refit_after_hundreds_of_answers(double, tolerance):
     with jax.enable_x64(double):
         belief, covariance = run(answers, mean, precision, RIDGE, jnp.float64 if double else jnp.float32)
     with jax.enable_x64(True):
-        expected = solve.ridge(jnp.asarray(np.moveaxis(answers, 0, 1)), None, prior_of(mean, precision))
+        expected = solve_weights(
+            jnp.asarray(np.moveaxis(answers, 0, 1)), None, prior_of(mean, precision), likelihood="ridge"
+        )
     np.testing.assert_allclose(belief.weights, expected.weights, atol=tolerance)
     np.testing.assert_allclose(covariance, expected.covariance, atol=tolerance)
     for user in range(USERS):
@@ -109,7 +111,7 @@ def test_first_logistic_answer_is_the_exact_mode():
     answers *= np.geomspace(0.01, 30, 50)[None, :, None]
     with jax.enable_x64(True):
         belief, covariance = run(answers, mean, precision, LOGISTIC, jnp.float64)
-        expected = solve.logistic(jnp.asarray(np.moveaxis(answers, 0, 1)), None, prior_of(mean, precision))
+        expected = solve_weights(jnp.asarray(np.moveaxis(answers, 0, 1)), None, prior_of(mean, precision))
     np.testing.assert_allclose(belief.weights, expected.weights, atol=1e-8)
     np.testing.assert_allclose(covariance, expected.covariance, atol=1e-8)
     z, w = answers[0, 20], np.asarray(belief.weights[20])
@@ -131,7 +133,7 @@ def test_logistic_steps_stay_near_the_exact_mode():
     truth, answers, test = planted(4, 60)
     mean, precision = np.zeros(BASIS), np.eye(BASIS)
     belief, covariance = run(answers, mean, precision, LOGISTIC, jnp.float32)
-    exact = solve.logistic(jnp.asarray(np.moveaxis(answers, 0, 1), jnp.float32), None, prior_of(mean, precision, "f4"))
+    exact = solve_weights(jnp.asarray(np.moveaxis(answers, 0, 1), jnp.float32), None, prior_of(mean, precision, "f4"))
     mode = np.asarray(exact.weights)
     # Off by a fraction of the posterior's own standard deviation, and no less accurate.
     away = np.linalg.norm(np.asarray(belief.weights) - mode, axis=1)
@@ -189,7 +191,7 @@ def test_a_window_is_exact_while_it_holds_every_answer():
         slide = jax.jit(lambda window, z: windows.update(window, z, None))
         for z in jnp.asarray(answers):
             window = slide(window, z)
-        exact = solve.logistic(jnp.asarray(np.moveaxis(answers, 0, 1)), None, prior)
+        exact = solve_weights(jnp.asarray(np.moveaxis(answers, 0, 1)), None, prior)
         np.testing.assert_allclose(window.belief.weights, exact.weights, atol=1e-7)
         np.testing.assert_allclose(bayes_filter.covariance(window.belief), exact.covariance, atol=1e-7)
         np.testing.assert_allclose(
@@ -201,7 +203,7 @@ def test_a_window_that_has_run_over_is_nearer_to_the_mode_than_single_steps():
     _, answers, _ = planted(7, 40, users=100)
     prior = prior_of(np.zeros(BASIS), np.eye(BASIS), jnp.float32)
     slide = jax.jit(lambda window, z: windows.update(window, z, None))
-    exact = np.asarray(solve.logistic(jnp.asarray(np.moveaxis(answers, 0, 1), jnp.float32), None, prior).weights)
+    exact = np.asarray(solve_weights(jnp.asarray(np.moveaxis(answers, 0, 1), jnp.float32), None, prior).weights)
     gaps = []
     for size in (1, 20):
         window = windows.start(prior, 100, size)

@@ -1,22 +1,25 @@
 """Few-shot solvers against SciPy's optimum of the same objective, in float64, and their behaviour at the edges."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from lore_jax.weights import solve
 from lore_jax.weights.objective import Prior
 from lore_jax.weights.simplex_qp import project_simplex
+from lore_jax.weights.solve import solve_weights
 from pref_jax.errors import UserError
 
-METHODS = {
-    "ridge": lambda *a, **k: solve.ridge(*a, **k).weights,
-    "logistic": lambda *a, **k: solve.logistic(*a, **k).weights,
-    "ridge_simplex": solve.ridge_simplex,
-    "logistic_simplex": solve.logistic_simplex,
+KINDS: dict[str, dict[str, Any]] = {
+    "ridge": {"likelihood": "ridge"},
+    "logistic": {},
+    "ridge_simplex": {"likelihood": "ridge", "constraint": "simplex"},
+    "logistic_simplex": {"constraint": "simplex"},
 }
+METHODS = {name: lambda *a, _kind=kind, **k: solve_weights(*a, **_kind, **k).weights for name, kind in KINDS.items()}
 COMPILED = {name: jax.jit(method) for name, method in METHODS.items()}
 USERS, VOTES, BASIS = 200, 7, 4
 
@@ -154,8 +157,8 @@ def test_covariance_is_the_inverse_hessian():
     z, mask, mean, precision = case(seed=4, users=20)
     with jax.enable_x64(True):
         prior = Prior(jnp.asarray(mean), jnp.asarray(precision))
-        ridge = solve.ridge(jnp.asarray(z), jnp.asarray(mask), prior)
-        logistic = solve.logistic(jnp.asarray(z), jnp.asarray(mask), prior)
+        ridge = solve_weights(jnp.asarray(z), jnp.asarray(mask), prior, likelihood="ridge")
+        logistic = solve_weights(jnp.asarray(z), jnp.asarray(mask), prior)
     for u in range(20):
         rows = z[u][mask[u]]
         np.testing.assert_allclose(ridge.covariance[u], np.linalg.inv(precision + rows.T @ rows), atol=1e-9)
@@ -171,7 +174,7 @@ def test_coordinates_of_unlike_units_keep_their_digits(size):
     z, mask, mean, _ = case(14, users=40, basis=size)
     precision = np.diag([1e4, *10 ** rng.uniform(-2, 0, size - 1)])
     prior = Prior(jnp.asarray(mean, jnp.float32), jnp.asarray(precision, jnp.float32))
-    found = solve.logistic(jnp.asarray(z, jnp.float32), jnp.asarray(mask), prior)
+    found = solve_weights(jnp.asarray(z, jnp.float32), jnp.asarray(mask), prior)
     for u in range(40):
         rows = z[u][mask[u]]
         p = 1 / (1 + np.exp(-rows @ np.asarray(found.weights[u], np.float64)))
@@ -232,7 +235,7 @@ def test_huge_features_still_reach_the_optimum(scale):
     z = np.random.default_rng(6).normal(size=(users, VOTES, 4)) * scale
     mean = np.array([0.5, -0.2, 0.3, 0.0])
     with jax.enable_x64(True):
-        weights = np.asarray(solve.logistic(jnp.asarray(z), None, Prior(jnp.asarray(mean), jnp.eye(4))).weights)
+        weights = np.asarray(solve_weights(jnp.asarray(z), None, Prior(jnp.asarray(mean), jnp.eye(4))).weights)
     for u in range(users):
         _, gradient = objective("logistic", z[u], mean, np.eye(4))(weights[u])
         m = z[u] @ weights[u]
@@ -258,11 +261,15 @@ def test_mixture_is_bayes_rule():
     z, mask, _, _ = case(seed=8, users=20)
     share = np.array([0.4, 0.3, 0.2, 0.1])
     likelihood = np.where(mask[..., None], 1 / (1 + np.exp(-z)), 1).prod(1) * share
-    found = solve.mixture(jnp.asarray(z, jnp.float32), jnp.asarray(mask), jnp.log(jnp.asarray(share, jnp.float32)))
-    np.testing.assert_allclose(found, likelihood / likelihood.sum(1, keepdims=True), atol=1e-5)
+    prior = Prior(jnp.asarray(share, jnp.float32), jnp.eye(4))
+    found = solve_weights(jnp.asarray(z, jnp.float32), jnp.asarray(mask), prior, likelihood="mixture")
+    assert found.covariance is None
+    np.testing.assert_allclose(found.weights, likelihood / likelihood.sum(1, keepdims=True), atol=1e-5)
 
 
 def test_wrong_shapes_are_told():
     prior = Prior(jnp.zeros(2), jnp.eye(2))
     with pytest.raises(UserError, match="num_users"):
-        solve.ridge(jnp.ones((3, 2)), None, prior)
+        solve_weights(jnp.ones((3, 2)), None, prior)
+    with pytest.raises(UserError, match="'probit', constraint None; give one of logistic, ridge, mixture"):
+        solve_weights(jnp.ones((3, 1, 2)), None, prior, likelihood="probit")

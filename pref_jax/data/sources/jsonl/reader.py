@@ -11,8 +11,10 @@ counted in meta, not used.
 Axis letters: P rows of the file, U users.
 """
 
+import contextlib
 import gzip
 import json
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -27,6 +29,8 @@ from pref_jax.data.sources.common.split_rule import RULE, assign_splits
 from pref_jax.data.sources.jsonl.rows import Messages, Row, checked_row
 from pref_jax.data.splits import check_options
 from pref_jax.errors import Faults, UserError
+
+STDIN, STDIN_NAME = Path("-"), Path("standard input")
 
 
 def read(
@@ -43,7 +47,7 @@ def read(
     Equal texts under equal prompts become one response. No row is dropped.
 
     Args:
-      path: the file, UTF-8; or the rows themselves.
+      path: the file, UTF-8, `-` for standard input; or the rows themselves.
       validation_fraction: of the seen users' pairs outside test, for those without a given split.
       test_fraction: of the prompts.
       unseen_fraction: of the users without a given `seen`.
@@ -61,8 +65,8 @@ def read(
     faults = Faults()
     ignored: Counter[str] = Counter()
     if isinstance(path, str | Path):
-        path = Path(path)
-        lines = json_lines(path, faults)
+        lines = json_lines(Path(path), faults)
+        path = STDIN_NAME if Path(path) == STDIN else Path(path)
     else:
         lines, path = enumerate(path, start=1), Path("votes")
     found = (checked_row(f"{path}:{line}", line, value, faults, ignored) for line, value in lines)
@@ -88,7 +92,7 @@ def _held_once(rows: Iterable[Row]) -> list[Row]:
 def json_lines(
     path: Path, faults: Faults, *, fix: str = "write one JSON object on each line"
 ) -> Iterator[tuple[int, Any]]:
-    """Line number and JSON value of each line of a `.jsonl` or `.jsonl.gz` file that has one; notes the others.
+    """Line number and JSON value of each line that has one; notes the others. The path `-` is standard input.
 
     Args:
       path: the file, UTF-8.
@@ -98,10 +102,12 @@ def json_lines(
     Raises:
       UserError: if there is no such file, or it is cut short.
     """
-    if not path.is_file():
+    if path != STDIN and (path.is_dir() or not path.exists()):
         raise UserError(f"{path}: no such file; check the path (one .jsonl file is wanted, not a folder)")
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    name = STDIN_NAME if path == STDIN else path
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with contextlib.nullcontext(sys.stdin.buffer) if path == STDIN else opener(path, "rb") as file:
             for line, raw in enumerate(file, start=1):
                 try:
                     text = raw.decode("utf-8-sig" if line == 1 else "utf-8")
@@ -113,15 +119,15 @@ def json_lines(
                     yield line, value
                 except UnicodeEncodeError:
                     what = "holds half of a surrogate pair, which is no character"
-                    faults.add(f"{path}:{line}", what, "drop the escape, or write the character itself")
+                    faults.add(f"{name}:{line}", what, "drop the escape, or write the character itself")
                 except UnicodeDecodeError as error:
                     what = f"not UTF-8 (byte {raw[error.start]:#04x} at column {error.start + 1})"
-                    faults.add(f"{path}:{line}", what, "save the file as UTF-8")
+                    faults.add(f"{name}:{line}", what, "save the file as UTF-8")
                 except json.JSONDecodeError as error:
                     what = f"not JSON ({error.msg} at column {error.colno})"
-                    faults.add(f"{path}:{line}", what, fix)
+                    faults.add(f"{name}:{line}", what, fix)
                 except (ValueError, RecursionError) as error:
-                    faults.add(f"{path}:{line}", f"not read ({error})", "write each field once, and as documented")
+                    faults.add(f"{name}:{line}", f"not read ({error})", "write each field once, and as documented")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: cut short or not gzip ({error}); fetch or pack the file again") from None
 
@@ -201,4 +207,5 @@ def _tables(
             "repeated_rows": len(rows) - len(np.unique(index, axis=0)),
             "ignored_fields": ignored,
         },
+        test=options["test"] > 0,
     )
