@@ -92,7 +92,7 @@ def _held_once(rows: Iterable[Row]) -> list[Row]:
 def json_lines(
     path: Path, faults: Faults, *, fix: str = "write one JSON object on each line"
 ) -> Iterator[tuple[int, Any]]:
-    """Line number and JSON value of each line of a `.jsonl` or `.jsonl.gz` file that has one; notes the others.
+    """Line number and JSON value of each line that has one; notes the others. The path `-` is standard input.
 
     Args:
       path: the file, UTF-8.
