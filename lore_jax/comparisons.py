@@ -14,7 +14,7 @@ from pref_jax.ragged import group_by
 
 
 class Table(NamedTuple):
-    """One row per user: rows of responses `chosen`, `rejected` [U n]; masks `train`, `validation` [U n], else padding."""
+    """A row per user: rows in responses `chosen`, `rejected` [U n]; masks `train`, `validation` [U n], or padding."""
 
     chosen: Int[Array, "U n"]
     rejected: Int[Array, "U n"]

@@ -3,10 +3,10 @@
 Axis letters: U users, K basis.
 
 Beside the posterior from all answers two alternatives are kept: `reset`, which starts from the prior, and `flipped`,
-which starts from the posterior with its weights negated. Each starts where its `evidence` was last zero, and learns from
-then on. `evidence` is the log of how much better the alternative has predicted the answers since; when it falls below
-zero, it and the alternative start again. An alternative that passes the threshold becomes the posterior: answers before
-the change no longer count (or count for the opposite), those after it count as they should.
+which starts from the posterior with its weights negated. Each starts where its `evidence` was last zero, and learns
+from then on. `evidence` is the log of how much better the alternative has predicted the answers since; when it falls
+below zero, it and the alternative start again. An alternative that passes the threshold becomes the posterior: answers
+before the change no longer count (or count for the opposite), those after it count as they should.
 
 As long as the posterior's predictions are right, exp(evidence) is, between two restarts, a martingale that begins at 1.
 Each alternative therefore raises a false alarm at most once in exp(threshold) answers on average (Page 1954; Lorden
