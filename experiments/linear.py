@@ -109,7 +109,8 @@ def shared(task: Task, config: bradley_terry.LoReConfig | None = None) -> Model:
 
 
 def hierarchical(task: Task, config: bradley_terry.LoReConfig | None = None) -> Model:
-    """LoRe as a population of tastes; `lore_jax.fitting.model_selection.regularised`."""
+    """LoRe by the full search (None), or as configured; `lore_jax.fitting.model_selection.fit`."""
+    config = config or bradley_terry.LoReConfig()
     return fitted(task, model_selection.fit(task.features, task.train, task.validation, task.num_seen, config=config))
 
 
