@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 import tiny
-from experiments.baselines.settings import BaselinesConfig
 from jax.sharding import Mesh
 
 import configs
@@ -23,13 +22,14 @@ from copl_jax.reward.lora_experts import ExpertsConfig
 from copl_jax.reward.reward_model import RewardConfig
 from copl_jax.reward.routing import GateConfig
 from experiments import planted
-from experiments.compare import METHODS
+from experiments.methods import METHODS
 from experiments.runner.cli import freeze
 from experiments.studies import lore_studies
 from experiments.studies.planted_world import PlantedConfig
 from lore_jax.deep import DeepConfig
 from lore_jax.fitting.bradley_terry import LoReConfig
 from lore_jax.fitting.settings import PublishedConfig
+from pref_jax.baselines.settings import BaselinesConfig
 from pref_jax.data.sources import personalllm, prism, tldr, ultrafeedback
 from pref_jax.data.sources.synthetic.world import WorldConfig
 from pref_jax.errors import UserError

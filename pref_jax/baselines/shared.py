@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -138,7 +138,7 @@ class SharedReward(PersonalReward):
         return model, parameter_files.as_tensors(self.params), list(self._votes.values())
 
     @classmethod
-    def restore(cls, saved: Saved) -> Self:
+    def restore(cls, saved: Saved) -> "SharedReward":
         """From a saved folder."""
         text = saved.text
         if text is None:

@@ -12,7 +12,7 @@ from experiments import lore
 from experiments.benchmarks.tastes import World
 from experiments.prepare import prepare
 from experiments.runner import workspace
-from experiments.runner.workspace import load_scores, runs
+from experiments.runner.workspace import workspaces
 from experiments.studies import answers
 from experiments.studies.answers import Learned
 from lore_jax.fitting.bradley_terry import Fit
@@ -154,12 +154,12 @@ def test_over_trials():
 def test_the_fit_is_the_one_that_was_scored(tmp_path):
     config: Any = quickstart.get_config("smoke")
     config.methods = (lore.METHOD,)
-    run = next(runs(config, tmp_path))
+    run = next(workspaces(config, tmp_path))
     prepare(run)
     lore.lore(run)
     found = answers.learned(run)
-    margins, facts = load_scores(run, lore.METHOD)
-    pairs = workspace.test_pairs(workspace.load_data(run))
+    margins, facts = run.scores(lore.METHOD)
+    pairs = workspace.test_pairs(workspace.run.data)
     z = found.rewards[pairs.chosen] - found.rewards[pairs.rejected]
     np.testing.assert_allclose(np.sum(z * found.weights[pairs.user], axis=1), margins, rtol=1e-3, atol=1e-4)
     # Users are numbered in another order there, which moves the last digits of sums.

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.optimize
+from experiments.baselines.personal import States
 from ml_collections import ConfigDict
 
 from experiments.baselines import on_features, personal, settings, vpl
-from experiments.baselines.gpo import GPO
-from experiments.baselines.heads import Known
-from experiments.baselines.i2e import I2E
-from experiments.baselines.pal import PALA, PALB
-from experiments.baselines.personal import States
-from experiments.baselines.settings import BaselinesConfig
-from experiments.baselines.vpl import VPL
-from experiments.runner.workspace import Run
+from experiments.runner.workspace import Workspace
+from pref_jax.baselines.gpo import GPO
+from pref_jax.baselines.heads import Known
+from pref_jax.baselines.i2e import I2E
+from pref_jax.baselines.pal import PALA, PALB
+from pref_jax.baselines.settings import BaselinesConfig
+from pref_jax.baselines.vpl import VPL
 from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
 
@@ -399,7 +399,7 @@ def test_planted_camps_are_found_where_a_shared_reward_must_guess(name, tmp_path
     rng = np.random.default_rng(4)
     states, learn, known, test, seen = camps(rng)
     sizes = {"hidden": 16, "embedding": 4, "batch_size": 64, "lr": 3e-3}
-    run = Run(ConfigDict({"baselines": sizes}), 0, tmp_path)
+    run = Workspace(ConfigDict({"baselines": sizes}), 0, tmp_path)
     config = settings.read(run)
     head = settings.HEADS[name](config)[0]
     params = on_features._fit(run, head, 300, learn, states, seen, tmp_path)

@@ -17,7 +17,7 @@ from experiments.baselines import on_features, on_transformer, p_rlhf, personal,
 from experiments.prepare import prepare
 from experiments.reporting import summary
 from experiments.runner import workspace
-from experiments.runner.workspace import Run, load_data, load_scores, method_folder, runs
+from experiments.runner.workspace import Workspace, workspaces
 from pref_jax.eval.reporting.results import read_results
 from pref_jax.lm import backbone
 from pref_jax.lm.pairs import pair_states
@@ -42,7 +42,7 @@ def decoders(tmp_path_factory):
 def finished(decoders, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     compare.run(_config(decoders), workdir)
-    return next(runs(_config(decoders), workdir)), workdir
+    return next(workspaces(_config(decoders), workdir)), workdir
 
 
 def test_all_are_scored_and_reported_with_what_they_cost(finished):
@@ -50,7 +50,7 @@ def test_all_are_scored_and_reported_with_what_they_cost(finished):
     rows = read_results(workdir / "results.json")["rows"]
     assert [row["method"] for row in rows] == list(METHODS)
     assert all(0 <= row["metrics"][f"{who}/accuracy"] <= 1 for row in rows for who in ("seen", "unseen"))
-    facts = {name: load_scores(run, name)[1] for name in METHODS}
+    facts = {name: run.scores(name)[1] for name in METHODS}
     assert all(own["trainable_parameters"] > 0 and own["seconds"] > 0 for own in facts.values())
     assert [own["parameters_per_user"] for own in facts.values()] == [8, 4, 0, 32]
     assert [own["context_pairs"] for own in facts.values()] == [8, 8, 8, "none"]
@@ -65,11 +65,11 @@ def test_every_method_has_a_place_and_a_meaning():
 
 def test_unseen_users_share_p_rlhfs_generic_prompt_and_seen_ones_have_their_own(finished):
     run, _ = finished
-    data, folder = load_data(run), method_folder(run, p_rlhf.METHOD)
+    data, folder = run.data, run.method_folder(p_rlhf.METHOD)
     model, size = on_transformer.open_model(run), settings.read(run).soft_tokens
     like = p_rlhf.init(model, jax.random.key(0), size, int(data.seen.sum()), 0)
     params, _ = on_transformer.load_trained(folder, model, like)
-    pairs, margins = workspace.test_pairs(data), load_scores(run, p_rlhf.METHOD)[0]
+    pairs, margins = workspace.test_pairs(data), run.scores(p_rlhf.METHOD)[0]
     unseen = np.flatnonzero(~data.seen[pairs.user])[:3]
     seen = np.flatnonzero(data.seen[pairs.user])[:3]
     own = np.where(data.seen, personal.seen_rows(data.seen), -1).astype(np.int32)
@@ -91,7 +91,7 @@ def test_unseen_users_share_p_rlhfs_generic_prompt_and_seen_ones_have_their_own(
 @pytest.mark.parametrize(("method", "module"), [("VPL (features)", on_features), ("GPO", on_transformer)])
 def test_broken_off_in_training_it_ends_in_the_same_bits(finished, decoders, tmp_path, monkeypatch, method, module):
     run, _ = finished
-    other: Run = next(runs(_config(decoders), tmp_path))
+    other: Workspace = next(workspaces(_config(decoders), tmp_path))
     prepare(other)
     whole = module.context_batches
 
@@ -106,21 +106,21 @@ def test_broken_off_in_training_it_ends_in_the_same_bits(finished, decoders, tmp
     monkeypatch.setattr(module, "context_batches", breaking)
     with pytest.raises(KeyboardInterrupt):
         compare.METHODS[method](other)
-    assert not (method_folder(other, method) / "model").exists()
+    assert not (other.method_folder(method) / "model").exists()
     monkeypatch.undo()
-    taken_up = workspace.was_resumed(method_folder(other, method))
+    taken_up = workspace.was_resumed(other.method_folder(method))
     assert taken_up or method == "GPO", "the first candidate was done"
     compare.METHODS[method](other)
-    ours, theirs = (method_folder(one, method) / "model/adapters/adapters.safetensors" for one in (other, run))
+    ours, theirs = (one.method_folder(method) / "model/adapters/adapters.safetensors" for one in (other, run))
     assert ours.read_bytes() == theirs.read_bytes()
-    np.testing.assert_array_equal(load_scores(other, method)[0], load_scores(run, method)[0])
-    assert [load_scores(one, method)[1]["taken_up"] for one in (other, run)] == [taken_up, False]
+    np.testing.assert_array_equal(other.scores(method)[0], run.scores(method)[0])
+    assert [one.scores(method)[1]["was_resumed"] for one in (other, run)] == [taken_up, False]
 
 
 def test_test_answers_reach_no_representation(finished):
     """Only training and validation answers are handed over, and an unseen user's representation follows from them."""
     run, _ = finished
-    data = load_data(run)
+    data = run.data
     states, _ = on_features.load_states(run, data)
     head = settings.HEADS["VPL"](settings.read(run))[0]
     params = head.init(jax.random.key(0), states.features.shape[1], int(data.seen.sum()))

@@ -17,7 +17,7 @@ from configs import compare_small
 from experiments import compare
 from experiments.reporting import checks, table
 from experiments.runner import test_labels
-from experiments.runner.workspace import load_data, load_scores, method_folder, runs
+from experiments.runner.workspace import workspaces
 from pref_jax import compile_cache
 from pref_jax.data import preferences
 from pref_jax.errors import UserError
@@ -59,7 +59,7 @@ def _results(workdir: Path) -> dict[str, Any]:
 
 
 def _run(config: Any, workdir: Path, name: str) -> Any:
-    return next(runs(config.datasets[name].copy_and_resolve_references(), workdir / name))
+    return next(workspaces(config.datasets[name].copy_and_resolve_references(), workdir / name))
 
 
 def test_the_table_holds_what_the_margins_say(config, finished):
@@ -143,9 +143,9 @@ def test_taken_up_again_it_ends_in_the_same_table(config, finished):
     before = _results(finished)
     run = _run(config, finished, "uf_p_2_avg")
     for name in ("LoRe", "shared reward"):
-        shutil.rmtree(method_folder(run, name) / "scores")
+        shutil.rmtree(run.method_folder(name) / "scores")
     # A process before this one has trained it, in a thousand seconds.
-    model = method_folder(run, "shared reward") / "model" / "model.json"
+    model = run.method_folder("shared reward") / "model" / "model.json"
     write_json(model, {**read_json(model), "seconds": 1000.0})
     assert not test_labels.late(run)
     compare.run(config, finished)
@@ -154,7 +154,7 @@ def test_taken_up_again_it_ends_in_the_same_table(config, finished):
         for row in block["rows"]:
             if row["method"] in ("LoRe", "shared reward"):
                 del row["seconds"]
-    assert 1000 < load_scores(run, "shared reward")[1]["seconds"] < 1300
+    assert 1000 < run.scores("shared reward")[1]["seconds"] < 1300
     assert after["table"] == before["table"]
     assert after["datasets"]["personalllm"]["rows"] == before["datasets"]["personalllm"]["rows"]
 
@@ -185,7 +185,7 @@ def test_a_method_that_asks_for_answers_is_told(config, finished, tmp_path):
     assert found.found
     assert "shared (features) should not have read what they read" in found.text
     assert "may leak" in checks.notes([run])[0]
-    shutil.rmtree(method_folder(run, "shared (features)"))
+    shutil.rmtree(run.method_folder("shared (features)"))
     (run.folder / test_labels.FILE).write_text("")
     test_labels.answered(run)
     shutil.copytree(finished / "personalllm/seed_0/shared_features", run.folder / "shared_features")
@@ -195,7 +195,7 @@ def test_a_method_that_asks_for_answers_is_told(config, finished, tmp_path):
 def test_a_method_that_was_run_again_is_told_if_it_says_other_things(config, finished, tmp_path):
     shutil.copytree(finished / "personalllm", tmp_path / "personalllm")
     run = _run(config, tmp_path, "personalllm")
-    path = method_folder(run, "shared (features)") / "scores" / "margins.npy"
+    path = run.method_folder("shared (features)") / "scores" / "margins.npy"
     margins = np.load(path)
     np.save(path, margins.copy())
     assert not test_labels.late(run)
@@ -211,7 +211,7 @@ def test_no_methods_margins_change_with_test_answers_or_groups(config, finished,
     shutil.copytree(finished, workdir, ignore=shutil.ignore_patterns("personalllm"))
     run = _run(config, workdir, "uf_p_2_avg")
     data = preferences.load(run.folder / "data")
-    before = {name: load_scores(run, name)[0] for name in METHODS["uf_p_2_avg"]}
+    before = {name: run.scores(name)[0] for name in METHODS["uf_p_2_avg"]}
     frame = data.comparisons.to_pandas()
     test = frame["split"] == "test"
     frame.loc[test, ["chosen", "rejected"]] = frame.loc[test, ["rejected", "chosen"]].to_numpy()
@@ -226,14 +226,14 @@ def test_no_methods_margins_change_with_test_answers_or_groups(config, finished,
     with compile_cache.kept_in(workdir / "compiled"):
         compare.train(run.config, workdir / "uf_p_2_avg")
     for name, margins in before.items():
-        same = np.array_equal(load_scores(run, name)[0], margins)
+        same = np.array_equal(run.scores(name)[0], margins)
         assert same == (name != "oracle (features)"), name
 
 
 def test_notes_tell_what_is_read_in_part_and_what_times_leave_out(config, finished):
     run = _run(config, finished, "personalllm")
     one, (method, other, *_) = test_labels.answered(run), METHODS["personalllm"]
-    facts = {**one.facts, method: {**one.facts[method], "most_context_pairs": 3, "taken_up": True}}
+    facts = {**one.facts, method: {**one.facts[method], "most_context_pairs": 3, "was_resumed": True}}
     facts[other] = {**facts[other], "most_context_pairs": 4}  # nobody gave more
     run_config: Any = run.config
     found = table.block(table.DataSet("x", run_config, run.folder.parent, [one._replace(facts=facts)])).notes

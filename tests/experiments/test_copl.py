@@ -13,11 +13,10 @@ from configs import synthetic
 from copl_jax.io import checkpoint
 from copl_jax.reward import reward_model
 from experiments import copl
-from experiments.backbones import load_backbone_config, pretrain_folders
 from experiments.prepare import prepare
 from experiments.reporting import summary
 from experiments.reporting.summary import summarise
-from experiments.runner.workspace import load_data, load_responses, load_scores, load_users, method_folder, runs
+from experiments.runner.workspace import workspaces
 from pref_jax.data.sources.synthetic import world
 from pref_jax.errors import UserError
 from pref_jax.eval.reporting.results import read_results
@@ -43,7 +42,7 @@ def at_once(decoders, tmp_path_factory):
 
 
 def _one(config: Any, workdir: Path):
-    return next(runs(config, workdir))
+    return next(workspaces(config, workdir))
 
 
 def test_stages_one_by_one_in_any_order_that_their_needs_allow(at_once, decoders, tmp_path):
@@ -77,7 +76,7 @@ def test_a_stage_that_lacks_another_names_its_command(decoders, tmp_path):
 
 def test_seconds_are_those_of_all_stages(at_once, decoders):
     run = _one(_config(decoders), at_once)
-    facts = load_scores(run, copl.METHOD)[1]
+    facts = run.scores(copl.METHOD)[1]
     stages = {"graph": "graph/graph.json", "adapt": "adapted/adapted.json", "reward": "copl/model/model.json"}
     assert facts["stage_seconds"] == {name: read_json(run.folder / file)["seconds"] for name, file in stages.items()}
     assert facts["seconds"] > sum(facts["stage_seconds"].values())
@@ -87,14 +86,14 @@ def test_a_finished_run_loads_and_gives_the_rewards_that_were_scored(at_once, de
     run = _one(_config(decoders), at_once)
     found = copl.load(run)
     config, base, tokens, length, _ = found.model
-    pairs = load_data(run).pairs("test")
+    pairs = run.data.pairs("test")
     some = slice(0, 40, 3)
     users = jnp.asarray(found.users[pairs.user[some]])
     texts = [[jnp.asarray(part) for part in tokens.take(rows[some], length)] for rows in (pairs.chosen, pairs.rejected)]
     chosen, rejected = (reward_model.rewards(config, found.params, base, ids, mask, users) for ids, mask in texts)
-    margins = load_scores(run, copl.METHOD)[0][some]
+    margins = run.scores(copl.METHOD)[0][some]
     np.testing.assert_allclose(chosen - rejected, margins, rtol=1e-4, atol=1e-6)
-    np.testing.assert_array_equal(found.responses, load_responses(run))
+    np.testing.assert_array_equal(found.responses, run.responses)
 
 
 @pytest.mark.parametrize("refreshed", [True, False])
@@ -104,11 +103,11 @@ def test_seen_users_are_refreshed_if_asked(refreshed, at_once, decoders, tmp_pat
     config = _config(decoders)
     config.refresh_seen = refreshed
     run = _one(config, workdir)
-    trained = load_users(run, load_data(run), adapted=False)
+    trained = run.users(adapted=False)
     shutil.rmtree(run.folder / "graph")
     copl.embed_users(run)
-    again = load_users(run, load_data(run), adapted=False)
-    np.testing.assert_allclose(np.linalg.norm(again[load_data(run).seen], axis=1), 1, rtol=1e-5)
+    again = run.users(adapted=False)
+    np.testing.assert_allclose(np.linalg.norm(again[run.data.seen], axis=1), 1, rtol=1e-5)
     assert np.array_equal(again, trained) == refreshed  # `at_once` ran by the default
     facts = read_json(run.folder / "graph" / "graph.json")
     assert 0 <= facts["validation_accuracy"] <= 1
@@ -126,7 +125,7 @@ def test_balanced_experts_are_a_method_on_the_same_graph(method, at_once, decode
     copl.balanced(run, method=method)
     summarise(config, workdir)
     assert (run.folder / "graph" / "graph.json").stat().st_mtime_ns == before
-    stored = checkpoint.load(method_folder(run, method) / "model" / "adapters", load_backbone_config(run))
+    stored = checkpoint.load(run.method_folder(method) / "model" / "adapters", run.text.config)
     assert stored.config.gate.balance == copl.BALANCED[method]
     assert run.config.reward.gate.balance == "none"
     report = (workdir / "report.md").read_text()
@@ -136,8 +135,8 @@ def test_balanced_experts_are_a_method_on_the_same_graph(method, at_once, decode
 
 def test_unseen_users_embeddings_are_a_stage_of_their_own(at_once, decoders):
     run = _one(_config(decoders), at_once)
-    data = load_data(run)
-    early, late = load_users(run, data, adapted=False), load_users(run, data)
+    data = run.data
+    early, late = run.users(adapted=False), run.users()
     np.testing.assert_array_equal(early[data.seen], late[data.seen])
     np.testing.assert_allclose(np.linalg.norm(late[data.seen], axis=1), 1, rtol=1e-5)
     assert not early[~data.seen].any()
@@ -151,7 +150,7 @@ def test_a_decoder_is_pretrained_once_and_only_shared_by_equal_settings(at_once,
     config.source.seen_users = 20
     other = _one(config, tmp_path / "other")
     prepare(other)
-    assert pretrain_folders(other)[0] == folder
+    assert other.pretrain_folders[0] == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
     assert read_json(folder / "pretrain.json")["settings"]["lm"]["family"] == "gemma"
     changes: list[tuple[str, Any]] = [
@@ -173,7 +172,7 @@ def test_without_a_shared_folder_the_decoder_lies_in_the_run(tmp_path):
     config: Any = synthetic.get_config("smoke")
     config.pretrain.folder = ""
     run = _one(config, tmp_path)
-    assert pretrain_folders(run) == (run.folder / "backbone", run.folder / "pretrain")
+    assert run.pretrain_folders == (run.folder / "backbone", run.folder / "pretrain")
 
 
 def test_users_are_told_apart_by_votes_where_these_differ():

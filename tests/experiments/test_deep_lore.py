@@ -13,7 +13,7 @@ from configs import deep as deep_config
 from experiments import compare, deep
 from experiments.prepare import prepare
 from experiments.runner import workspace
-from experiments.runner.workspace import load_data, load_scores, method_folder, runs
+from experiments.runner.workspace import workspaces
 from pref_jax.errors import UserError
 from pref_jax.eval.reporting.results import read_results
 from pref_jax.files import read_json
@@ -35,7 +35,7 @@ def decoders(tmp_path_factory):
 def finished(decoders, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     compare.run(_config(decoders), workdir)
-    return next(runs(_config(decoders), workdir)), workdir
+    return next(workspaces(_config(decoders), workdir)), workdir
 
 
 def test_it_is_scored_and_reported(finished):
@@ -49,14 +49,14 @@ def test_it_is_scored_and_reported(finished):
 
 def test_margins_are_those_of_the_stored_model_read_text_by_text(finished):
     run, _ = finished
-    model, folder = deep.open_model(run), method_folder(run, deep.METHOD)
+    model, folder = deep.open_model(run), run.method_folder(deep.METHOD)
     params = deep.load_params(folder, model)
     rewards = deep.response_rewards(model, params, batch_size=7)
     some = np.array([0, 3, len(rewards) - 1])
     texts = map(jnp.asarray, model.tokens.take(some))
     own = deep.deep.text_rewards(model.config, params, model.base, *texts)
     np.testing.assert_allclose(rewards[some], own, rtol=1e-4, atol=1e-5)
-    data = load_data(run)
+    data = run.data
     weights = np.asarray(deep.solve_users(model.config, params, rewards, data))
     assert len(weights) == data.num_users
     spread = weights - np.asarray(params["prior"]["mean"])
@@ -64,7 +64,7 @@ def test_margins_are_those_of_the_stored_model_read_text_by_text(finished):
     assert (np.abs(spread).max(1) > 0)[np.unique(known)].all(), "seen and unseen users alike are solved"
     test = workspace.test_pairs(data)
     z = np.asarray(rewards)[test.chosen] - np.asarray(rewards)[test.rejected]
-    margins, facts = load_scores(run, deep.METHOD)
+    margins, facts = run.scores(deep.METHOD)
     np.testing.assert_allclose(margins, (z * weights[test.user]).sum(1), rtol=1e-4, atol=1e-5)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert facts["trainable_parameters"] == size == read_json(folder / "model" / "model.json")["trainable_parameters"]
@@ -74,8 +74,8 @@ def test_margins_are_those_of_the_stored_model_read_text_by_text(finished):
 def test_test_answers_are_no_part_of_weights(finished):
     """Turning all test votes round changes no weight."""
     run, _ = finished
-    model, data = deep.open_model(run), load_data(run)
-    params = deep.load_params(method_folder(run, deep.METHOD), model)
+    model, data = deep.open_model(run), run.data
+    params = deep.load_params(run.method_folder(deep.METHOD), model)
     rewards = deep.response_rewards(model, params, batch_size=64)
     table = data.comparisons.to_pandas()
     turned = table["split"] == "test"
@@ -95,7 +95,7 @@ def test_a_finished_run_repeated_changes_no_number(finished, decoders):
 
 def test_broken_off_in_training_it_ends_in_the_same_bits(finished, decoders, tmp_path, monkeypatch):
     run, _ = finished
-    other = next(runs(_config(decoders), tmp_path))
+    other = next(workspaces(_config(decoders), tmp_path))
     prepare(other)
     whole = deep.text_episodes
 
@@ -110,18 +110,18 @@ def test_broken_off_in_training_it_ends_in_the_same_bits(finished, decoders, tmp
     monkeypatch.setattr(deep, "text_episodes", breaking)
     with pytest.raises(KeyboardInterrupt):
         deep.deep_lore(other)
-    assert not (method_folder(other, deep.METHOD) / "model").exists()
+    assert not (other.method_folder(deep.METHOD) / "model").exists()
     monkeypatch.undo()
     deep.deep_lore(other)
-    ours, theirs = (method_folder(one, deep.METHOD) / "model/adapters/adapters.safetensors" for one in (other, run))
+    ours, theirs = (one.method_folder(deep.METHOD) / "model/adapters/adapters.safetensors" for one in (other, run))
     assert ours.read_bytes() == theirs.read_bytes()
-    np.testing.assert_array_equal(load_scores(other, deep.METHOD)[0], load_scores(run, deep.METHOD)[0])
+    np.testing.assert_array_equal(other.scores(deep.METHOD)[0], run.scores(deep.METHOD)[0])
 
 
 def test_a_wrong_field_is_told(decoders, tmp_path):
     config = _config(decoders)
     config.deep.model.solver = "newton"
-    run = next(runs(config, tmp_path))
+    run = next(workspaces(config, tmp_path))
     prepare(run)
     with pytest.raises(UserError, match="solver: is 'newton'; use one of ridge, logistic"):
         deep.deep_lore(run)

@@ -19,9 +19,8 @@ import tiny
 
 from configs import jsonl
 from experiments import embed
-from experiments.backbones import load_tokens
 from experiments.prepare import prepare
-from experiments.runner.workspace import load_data, load_features, runs
+from experiments.runner.workspace import workspaces
 from pref_jax.data.text.tokenization import train_tokenizer
 from pref_jax.errors import UserError
 from pref_jax.files import read_json
@@ -76,7 +75,7 @@ def folders(tmp_path_factory):
 
 
 def prepared(workdir: Path, config: Any):
-    run = next(runs(config, workdir))
+    run = next(workspaces(config, workdir))
     prepare(run)
     return run
 
@@ -124,15 +123,15 @@ def test_every_response_is_embedded_on_all_devices_packed_or_not(folders, votes,
     for packing in (False, True):
         run = prepared(tmp_path / str(packing), config_of(folders[name], votes, packing=packing))
         embed.embed(run)
-        found.append(load_features(run))
+        found.append(run.features)
         facts = read_json(run.folder / "features" / "features.json")
-        tokens = load_tokens(run, load_data(run))
+        tokens = run.texts.tokens
         assert facts["truncated"] == tokens.truncated > 0
         assert (
             f"{tokens.truncated} of {len(tokens.lengths)} responses cut to their last 60 tokens"
             in capfd.readouterr().out
         )
-    assert found[0].shape == (load_data(run).responses.num_rows, 16)
+    assert found[0].shape == (run.data.responses.num_rows, 16)
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
 
 
@@ -140,10 +139,10 @@ def test_layer_and_pooling_of_the_config_are_used(folders, votes, tmp_path):
     run = prepared(tmp_path, config_of(folders["decoder"], votes, layer=0, pooling="mean"))
     embed.embed(run)
     table = checkpoint.load(folders["decoder"])[1]["embed"]["embedding"]
-    tokens = load_tokens(run, load_data(run))
+    tokens = run.texts.tokens
     for i in (0, 7):
         own = tokens.flat[tokens.offsets[i] : tokens.offsets[i + 1]]
-        np.testing.assert_allclose(load_features(run)[i], table[own].mean(axis=0), atol=1e-6)
+        np.testing.assert_allclose(run.features[i], table[own].mean(axis=0), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -171,11 +170,11 @@ def test_a_decoder_needs_a_chat_template_and_takes_one_from_the_config(folders, 
         (bare / file.name).symlink_to(file)
     run = prepared(tmp_path / "without", config_of(bare, votes))
     with pytest.raises(UserError, match=r"bare: the tokenizer has no chat template.*--config\.backbone\.chat_template"):
-        load_tokens(run, load_data(run))
+        run.texts.tokens
     template = tmp_path / "own.jinja"
     template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     run = prepared(tmp_path / "with", config_of(bare, votes, chat_template=str(template)))
-    assert len(load_tokens(run, load_data(run)).lengths) == load_data(run).responses.num_rows
+    assert len(run.texts.tokens.lengths) == run.data.responses.num_rows
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from configs import quickstart
 from copl_jax.io import checkpoint
 from experiments import compare, export
 from experiments.runner import cli
-from experiments.runner.workspace import runs
+from experiments.runner.workspace import workspaces
 from pref_jax.data import preferences
 from pref_jax.errors import UserError
 from pref_jax.eval.reporting.results import read_results
@@ -107,7 +107,7 @@ def test_another_config_does_not_write_into_a_runs_folder(undisturbed):
     config = _config("smoke")
     config.source.seen_users = 25
     with pytest.raises(UserError, match=r"source\.seen_users: there 24, now 25"):
-        list(runs(config, undisturbed))
+        list(workspaces(config, undisturbed))
 
 
 def test_unknown_methods_and_bad_seeds_are_told(tmp_path):

@@ -12,7 +12,7 @@ from scipy import optimize
 from configs import jsonl, lore_personalllm, lore_prism
 from experiments import linear, lore
 from experiments.lore_methods import FITS, HEAD, LEARNED, METHOD, PUBLISHED, SHARED, SINGLE, Models, score_head
-from experiments.runner.workspace import Run, load_scores
+from experiments.runner.workspace import Workspace
 from experiments.studies import lore_studies
 from experiments.studies.lore_studies import StudiesConfig, draw
 from experiments.studies.planted_world import PlantedConfig, World
@@ -219,20 +219,20 @@ def test_every_study_leaves_its_rows_tables_and_pictures(finished):
 
 
 def test_the_reference_head_is_the_reward_models_own(finished, reward_model):
-    run = Run(config_of(reward_model), 0, finished / "seed_0")
+    run = Workspace(config_of(reward_model), 0, finished / "seed_0")
     models = Models(run)
     head = score_head(run)
     assert head is not None
     np.testing.assert_array_equal(head, checkpoint.tensor(reward_model, "score.weight")[0])
     pairs = models.data.pairs("test")
     reward = models.task.features.astype(np.float64) @ head
-    np.testing.assert_allclose(load_scores(run, HEAD)[0], reward[pairs.chosen] - reward[pairs.rejected], atol=1e-5)
+    np.testing.assert_allclose(run.scores(HEAD)[0], reward[pairs.chosen] - reward[pairs.rejected], atol=1e-5)
     run.config.backbone.layer = 1  # features that the head does not read
     assert score_head(run) is None
 
 
 def test_a_world_of_its_own_differs_in_tastes_alone(finished, reward_model):
-    run = Run(config_of(reward_model), 0, finished / "seed_0")
+    run = Workspace(config_of(reward_model), 0, finished / "seed_0")
     worlds = [Models(lore_studies._world(run, alpha)) for alpha in (0.01, 0.1)]
     same, other = (one.data for one in worlds)
     assert other.meta["config"]["dirichlet_alpha"] == 0.1 != same.meta["config"]["dirichlet_alpha"]
@@ -291,6 +291,6 @@ def test_mistakes_are_told(tmp_path):
 
 
 def test_more_basis_rewards_than_features_are_told(finished, reward_model):
-    models = Models(Run(config_of(reward_model), 0, finished / "seed_0"))
+    models = Models(Workspace(config_of(reward_model), 0, finished / "seed_0"))
     with pytest.raises(UserError, match=r"config\.studies\.ranks: 17 basis rewards of 16 features"):
         lore_studies.run(models, list(FITS), StudiesConfig(ranks=(17,), shots=(), alphas=()), finished / "other")

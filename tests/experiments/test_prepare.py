@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments.prepare import prepare
-from experiments.runner.workspace import Run, load_data
+from experiments.runner.workspace import Workspace
 from pref_jax.data.sources import tldr
 from pref_jax.errors import UserError
 
@@ -16,7 +16,7 @@ from pref_jax.errors import UserError
 def run_of(tmp_path, **source: Any) -> Run:
     # A backbone that is a folder is left alone.
     config: Any = ConfigDict({"source": source, "backbone": {"name": str(tmp_path)}})
-    return Run(config, 3, tmp_path / "run")
+    return Workspace(config, 3, tmp_path / "run")
 
 
 def test_a_public_source_by_name_from_a_folder(tmp_path):
@@ -34,7 +34,7 @@ def test_a_public_source_by_name_from_a_folder(tmp_path):
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / "comparisons" / part / "0000.parquet")
     run = run_of(tmp_path, name="tldr", path=str(tmp_path), rule="lore")
     prepare(run)
-    data = load_data(run)
+    data = run.data
     assert data.meta["seed"] == 3
     assert (data.num_users, data.comparisons.num_rows) == (5, 80)
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import jsonl
 from experiments.prepare import prepare
-from experiments.runner.workspace import Run, load_data
+from experiments.runner.workspace import Workspace
 from pref_jax.errors import UserError
 
 PEOPLE = range(5)
@@ -71,13 +71,13 @@ def test_defaults_do(tmp_path: Path, name: str, monkeypatch):
     config: Any = jsonl.get_config()
     config.source = ConfigDict({"name": name, "path": str(tmp_path)})
     config.backbone.name = str(tmp_path)
-    run = Run(config, 3, tmp_path / "run")
+    run = Workspace(config, 3, tmp_path / "run")
     prepare(run)
-    data = load_data(run)
+    data = run.data
     assert data.comparisons.num_rows == pairs
     assert data.num_users == len(PEOPLE)
     assert data.seen.sum() == 4
     assert data.meta["seed"] == 3
     config.source.nonsense = 1
     with pytest.raises(UserError, match=f"config.source does not fit {name}: .*nonsense"):
-        prepare(Run(config, 3, tmp_path / "other"))
+        prepare(Workspace(config, 3, tmp_path / "other"))

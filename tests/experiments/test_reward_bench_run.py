@@ -13,7 +13,7 @@ from configs import lore_personalllm
 from experiments import lore, reward_bench
 from experiments.lore_methods import HEAD, METHOD, SHARED, Models, score_head
 from experiments.runner import cli
-from experiments.runner.workspace import Run
+from experiments.runner.workspace import Workspace
 from pref_jax.errors import UserError
 from pref_jax.eval.reporting.results import read_results
 
@@ -65,7 +65,7 @@ def test_every_score_again_from_the_features(finished):
     found = scores(workdir)
     count = 0
     for seed in (0, 1):
-        run = Run(config, seed, workdir / f"seed_{seed}")
+        run = Workspace(config, seed, workdir / f"seed_{seed}")
         features = np.load(run.folder / "reward_bench" / "features.npy").astype(np.float64)
         assert len(features) == sum(len(answers) for *_, answers in ROWS) == 50
         models, rewards = Models(run), {}

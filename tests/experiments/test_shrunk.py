@@ -10,15 +10,7 @@ from configs import quickstart
 from experiments import copl
 from experiments.baselines import shared, shrunk
 from experiments.prepare import prepare
-from experiments.runner.workspace import (
-    HIDDEN,
-    Run,
-    graph_pairs,
-    load_data,
-    load_scores,
-    method_folder,
-    votes_by_prompt,
-)
+from experiments.runner.workspace import HIDDEN, Workspace
 from pref_jax.data.schema import prompt_ids
 from pref_jax.errors import UserError
 from pref_jax.files import write_json
@@ -56,42 +48,42 @@ def test_huge_margins_stay_finite():
 
 def test_nothing_held_out_is_told(tmp_path):
     with pytest.raises(UserError, match="holdout_fraction above 0"):
-        shrunk.shrunk(Run(quickstart.get_config("smoke"), 0, tmp_path))
+        shrunk.shrunk(Workspace(quickstart.get_config("smoke"), 0, tmp_path))
 
 
 def test_what_it_is_chosen_by_is_unknown_to_the_graph_and_the_models(tmp_path):
     config: Any = quickstart.get_config("smoke")
     config.reward.holdout_fraction = 0.3
-    run = Run(config, 0, tmp_path)
+    run = Workspace(config, 0, tmp_path)
     prepare(run)
-    data = load_data(run)
+    data = run.data
     prompt = prompt_ids(data.responses["prompt"])
-    learn, held = votes_by_prompt(run, data, fraction=0.3)
-    graph, stop = graph_pairs(run, data), graph_pairs(run, data, "validation")
+    learn, held = run.votes_by_prompt(0.3)
+    graph, stop = run.graph_pairs(), run.graph_pairs("validation")
     asked = [set(prompt[pairs.chosen].tolist()) for pairs in (learn, graph, stop)]
     assert len(held.user) > 0
     for known in asked:
         assert not known & set(prompt[held.chosen].tolist())
     assert len(graph.user) + len(stop.user) == len(learn.user)
     config.reward.holdout_fraction = 0.0
-    assert len(graph_pairs(run, data).user) == len(data.pairs("train", seen=True).user)
+    assert len(run.graph_pairs().user) == len(data.pairs("train", seen=True).user)
 
 
 def test_its_margins_and_time_are_those_of_both_models(tmp_path, monkeypatch):
     config: Any = quickstart.get_config("smoke")
     config.reward.holdout_fraction = 0.2
-    run, held = Run(config, 0, tmp_path), np.abs(np.random.default_rng(5).normal(size=200)) + 1
+    run, held = Workspace(config, 0, tmp_path), np.abs(np.random.default_rng(5).normal(size=200)) + 1
     monkeypatch.setattr(shared, "shared", lambda run: None)
     monkeypatch.setattr(copl, "copl", lambda run: None)
     for method, seconds, sign in ((shared.METHOD, 20.0, -1), (copl.METHOD, 30.0, 1)):
-        folder = method_folder(run, method)
+        folder = run.method_folder(method)
         (folder / "scores").mkdir(parents=True)
         np.save(folder / "held_out.npy", sign * held)
         np.save(folder / "scores" / "margins.npy", np.full(3, sign, np.float32))
         facts = {"answers": HIDDEN, "seconds": seconds, "parameters_per_user": sign, "context_pairs": 4}
         write_json(folder / "scores" / "facts.json", facts)
     shrunk.shrunk(run)
-    margins, facts = load_scores(run, shrunk.METHOD)
+    margins, facts = run.scores(shrunk.METHOD)
     np.testing.assert_array_equal(margins, np.ones(3))
     assert (facts["share_of_copl"], facts["parameters_per_user"]) == (1, 1)
     assert 50 < facts["seconds"] < 60
