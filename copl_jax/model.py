@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float32, Int, UInt8
 
 from copl_jax.graph.cold_start import cold_start
 from copl_jax.graph.signed_graph import bucket
+from copl_jax.graph.training import normalised
 from copl_jax.io import checkpoint, peft
 from copl_jax.reward.reward_model import RewardConfig
 from copl_jax.reward.training import reader
@@ -133,15 +134,19 @@ class CoPL(PersonalReward):
         graph = np.concatenate([known.graph, np.zeros(new, bool)])
         own, how = pairs.take(pairs.user == row), ""
         if len(chosen) or new:
+            # Neighbours chose the same, so all other votes can be left out.
+            same = np.zeros(len(known.responses), bool)
+            same[own.chosen] = True
             found = cold_start(
                 users=users,
                 responses=known.responses,
                 seen=graph,
-                train_pairs=pairs.take(graph[pairs.user]),
+                train_pairs=pairs.take(graph[pairs.user] & same[pairs.chosen]),
                 context=own,
                 unseen=np.array([row]),
             )
-            users[row] = found.embeddings[0]
+            # Those of the graph have length 1, as whose neighbours they are expects.
+            users[row] = (normalised(found.embeddings) if graph[row] else found.embeddings)[0]
             neighbours = int(found.num_neighbours[0])
             how = f"embedded from {len(own.user)} votes and {neighbours} users who chose the same"
             if not neighbours:

@@ -127,7 +127,7 @@ class Alone:
     """In place of `Models`: one task, one model."""
 
     def __init__(self, task: linear.Task, model: linear.Model):
-        self.task, self.model, self.run = task, model, types.SimpleNamespace(seed=5)
+        self.task, self.model, self.work = task, model, types.SimpleNamespace(seed=5)
         self.truth = None, np.ones(len(task.test.user))  # the task has its test pairs as users answered
 
     def __call__(self, name: str) -> linear.Model:
