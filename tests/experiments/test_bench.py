@@ -14,6 +14,7 @@ from experiments.benchmarks import (
     backbone,
     experts,
     graph,
+    invariance,
     joint,
     loading,
     online,
@@ -42,6 +43,7 @@ RUNS = {
     "prefix_pairs": lambda: prefix.prefix_pairs(
         (prefix.Case(lm=tiny.llama(), pairs=4, length=16),), (0.6, 0.8), rounds=1, each=1, size=10
     ),
+    "invariance": lambda: invariance.invariance(texts=12, alone=2, programs=40, length=64),
     "backbone_step": lambda: backbone.backbone_step(CASES, rounds=1, each=1),
     "load_memory": lambda: loading.load_memory(
         {**loading.SHAPE, **SMALL, "num_key_value_heads": 1}, (("bfloat16", "10KB"),), repeats=1

@@ -146,11 +146,11 @@ def test_uncertainty_of_a_gaussian_is_laplace():
     z = basis_rewards(fit, x).astype(np.float64)
     difference, precision = z[:5] - z[5:10], np.asarray(fit.precision, np.float64)
     weights = np.ones(K)
-    for _ in range(50):
+    for _ in range(300):
         share = 1 / (1 + np.exp(difference @ weights))
         slope = precision @ (weights - np.asarray(fit.mean)) - difference.T @ share
         hessian = precision + (difference * (share * (1 - share))[:, None]).T @ difference
-        weights = weights - np.linalg.solve(hessian, slope)
+        weights = weights - 0.1 * np.linalg.solve(hessian, slope)
     want = np.sqrt(np.einsum("nk,kl,nl->n", z, np.linalg.inv(hessian), z))
     found = model.score("cy", None, x, uncertainty=True)
     np.testing.assert_allclose(found.mean, z @ weights, rtol=1e-3, atol=1e-4)
