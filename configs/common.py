@@ -7,11 +7,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from copl_jax.graph import training as recipes
-from copl_jax.graph.gcf import GCFConfig
-from experiments.baselines.settings import BaselinesConfig
-from experiments.linear import PublishedConfig
-from experiments.studies.lore_studies import StudiesConfig
+from copl_jax.graph import settings as recipes
+from copl_jax.graph.settings import GCFConfig
+from lore_jax.fitting.settings import PublishedConfig
+from pref_jax.baselines.settings import BaselinesConfig
+from pref_jax.data import sources
 from pref_jax.errors import UserError
 
 # How parameters and batches are cut, by hardware.
@@ -151,14 +151,14 @@ def world(tastes: str = "uf_p_2", **changes: Any) -> Any:
     return config
 
 
-def public(reader: Callable[..., Any], **changes: Any) -> Any:
+def public(name: str, **changes: Any) -> Any:
     """A public data set with all options of its reader in pref_jax/data/sources. `changes` replace options.
 
     `path` is its id on the hub; --config.source.path=DIR names a folder with the downloaded files.
     """
-    options = {name: option.default for name, option in inspect.signature(reader).parameters.items()}
-    options.pop("seed")
-    config: Any = ConfigDict({"name": reader.__module__.rsplit(".", 1)[-1], **options})
+    parameters = inspect.signature(sources.reader(name)).parameters
+    options = {key: option.default for key, option in parameters.items() if key != "seed"}
+    config: Any = ConfigDict({"name": name, **options})
     config.update(changes)
     return config
 
@@ -257,7 +257,9 @@ def shrink(config: Any) -> None:
 
 def studies(**changes: Any) -> Any:
     """Studies of LoRe: experiments/studies/lore_studies.py. `changes` replace fields; () leaves a study out."""
-    config: Any = ConfigDict(dataclasses.asdict(StudiesConfig()))
+    config: Any = ConfigDict(
+        {"ranks": (1, 2, 4, 8), "shots": (5, 10, 20, 30, 50), "trials": 20, "alphas": (0.01, 0.1, 1.0)}
+    )
     config.update(changes)
     return config
 
@@ -267,19 +269,33 @@ def published(**changes: Any) -> Any:
     return ConfigDict(dataclasses.asdict(PublishedConfig(**changes)))
 
 
-def lore_small(dataset: str, methods: tuple[str, ...], source: Any) -> Any:
+LORE_VARIANTS = (("cpu", *MESHES), ("three_seeds",), ("smoke",))
+LORE_METHODS = ("pretrained head", "shared (features)", "per-user model", "LoRe (published)", "LoRe")
+
+
+def lore(variant: str, small: Callable[[], Any], large: Callable[[str], Any]) -> Any:
+    """A study of LoRe by a word of `LORE_VARIANTS`: `small()` on two cores, `large(hardware)` on TPU and GPU."""
+    hardware, seeds, size = choose(variant, *LORE_VARIANTS)
+    config = large(hardware) if hardware in MESHES and size != "smoke" else small()
+    if size == "smoke":
+        shrink(config)
+    config.seeds = (0, 1, 2) if seeds == "three_seeds" else (0,)
+    return config
+
+
+def lore_small(dataset: str, source: Any, methods: tuple[str, ...] = LORE_METHODS) -> Any:
     """LoRe on the synthetic world: two CPU cores hold it, its decoder is shared in runs/decoders."""
     config = small(dataset, methods, source)
     config.pretrain.folder = "runs/decoders"
     return config
 
 
-def lore_skywork(dataset: str, methods: tuple[str, ...], hardware: str, *, max_length: int, source: Any) -> Any:
+def lore_skywork(dataset: str, hardware: str, *, max_length: int, source: Any) -> Any:
     """LoRe on features of Skywork's reward model of 8 B parameters, as in the paper.
 
     Graph, reward models and deep LoRe, which `experiments.compare` could add, are those of configs/copl.py.
     """
-    config: Any = ConfigDict({"dataset": dataset, "seeds": (0,), "methods": methods})
+    config: Any = ConfigDict({"dataset": dataset, "seeds": (0,), "methods": LORE_METHODS})
     config.mesh = ConfigDict(MESHES[hardware])
     config.source = source
     config.backbone = backbone("Skywork/Skywork-Reward-Llama-3.1-8B-v0.2", max_length=max_length, batch_size=32)

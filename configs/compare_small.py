@@ -18,9 +18,37 @@ from ml_collections import ConfigDict
 
 from configs import common, crowdrag
 from configs.synthetic import NAMES, SETTINGS
-from experiments.compare import METHODS
 
 VARIANTS = (("one_seed",), ("smoke",))
+# All rows of the table, in its order; a test compares them with experiments/methods.py.
+METHODS = (
+    "shared reward",
+    "group oracle",
+    "CoPL",
+    "CoPL (balancing loss)",
+    "CoPL (balancing bias)",
+    "CoPL + shrinkage",
+    "pretrained head",
+    "shared (features)",
+    "oracle (features)",
+    "per-user model",
+    "LoRe (published)",
+    "LoRe",
+    "deep LoRe",
+    "leave-one-out majority",
+    "I2E",
+    "VPL",
+    "PAL-A",
+    "PAL-B",
+    "GPO",
+    "P-RLHF",
+    "I2E (features)",
+    "VPL (features)",
+    "PAL-A (features)",
+    "PAL-B (features)",
+    "GPO (features)",
+    "formatting-only",
+)
 EMBEDDED: dict[str, dict[str, Any]] = {**SETTINGS, "personalllm_avg": {**SETTINGS["personalllm"], "protocol": "AVG"}}
 TITLES = {**NAMES, "personalllm": "PersonalLLM ALL", "personalllm_avg": "PersonalLLM AVG"}
 ADAPTED_HEADS, ADAPTED = ("I2E", "VPL", "PAL-A", "PAL-B", "GPO"), ("shared reward", "CoPL", "deep LoRe", "P-RLHF")

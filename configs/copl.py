@@ -38,24 +38,23 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import common
-from copl_jax.graph import training as recipes
-from copl_jax.graph.gcf import GCFConfig
-from pref_jax.data.sources import personalllm, tldr, ultrafeedback
+from copl_jax.graph import settings as recipes
+from copl_jax.graph.settings import GCFConfig
 
 MODELS = ("gemma_2b", "gemma_7b")
 HARDWARE = ("cpu", "tpu_v5e_8", "h200")
 # Each set as on TPU and GPU, and the tastes that stand in for it on a CPU.
 SETS: dict[str, tuple[str, Callable[[], Any], dict[str, Any]]] = {
-    "uf_p_2": ("UltraFeedback-P-2", lambda: common.public(ultrafeedback.read), {}),
+    "uf_p_2": ("UltraFeedback-P-2", lambda: common.public("ultrafeedback"), {}),
     "uf_p_4": (
         "UltraFeedback-P-4",
-        lambda: common.public(ultrafeedback.read, attributes=4),
+        lambda: common.public("ultrafeedback", attributes=4),
         {"tastes": "uf_p_4", "pairs_per_user": 16},
     ),
-    "tldr": ("TL;DR", lambda: common.public(tldr.read), {}),
+    "tldr": ("TL;DR", lambda: common.public("tldr"), {}),
     "personalllm": (
         "PersonalLLM",
-        lambda: common.public(personalllm.read),
+        lambda: common.public("personalllm"),
         {"tastes": "dirichlet", "pairs_per_user": 16},
     ),
     "votes": ("my votes", common.votes, {}),

@@ -19,30 +19,25 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import common
-from pref_jax.data.sources import personalllm
 
-VARIANTS = (("cpu", *common.MESHES), ("three_seeds",), ("smoke",))
-METHODS = ("pretrained head", "shared (features)", "per-user model", "LoRe (published)", "LoRe")
+VARIANTS = common.LORE_VARIANTS
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    hardware, seeds, size = common.choose(variant, *VARIANTS)
-    if size == "smoke" or hardware not in common.MESHES:
-        config = _small()
-        if size == "smoke":
-            common.shrink(config)
-    else:
-        source = common.public(personalllm.read, rule="lore")
-        config = common.lore_skywork("PersonalLLM, LoRe", METHODS, hardware, max_length=1024, source=source)
-        config.published = common.published(rank=10)
-        config.studies = common.studies(ranks=(1, 2, 5, 10, 20), shots=(5, 9, 20, 30, 50), alphas=())
-    config.seeds = (0, 1, 2) if seeds == "three_seeds" else (0,)
-    return config
+    return common.lore(variant, _small, _large)
 
 
 def _small() -> Any:
     source = common.world(tastes="dirichlet", pairs_per_user=48)
-    config = common.lore_small("synthetic PersonalLLM, LoRe", METHODS, source)
+    config = common.lore_small("synthetic PersonalLLM, LoRe", source)
     config.published = common.published(rank=4)
     config.studies = common.studies(shots=(5, 9, 20, 30, 48))
+    return config
+
+
+def _large(hardware: str) -> Any:
+    source = common.public("personalllm", rule="lore")
+    config = common.lore_skywork("PersonalLLM, LoRe", hardware, max_length=1024, source=source)
+    config.published = common.published(rank=10)
+    config.studies = common.studies(ranks=(1, 2, 5, 10, 20), shots=(5, 9, 20, 30, 50), alphas=())
     return config

@@ -6,12 +6,9 @@ hardware  2 CPU cores, 2 GB of memory
 worlds    tastes are mixtures of 5 directions in 64 features, Dirichlet(alpha); alpha None: all users alike
 """
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
 from configs import common
-from experiments.studies.planted_world import PlantedConfig
 
 VARIANTS = (("smoke",),)
 
@@ -24,8 +21,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.alphas = (0.01, 0.1, 1.0, None)
     config.pairs = (5, 15, 45)
     config.wrongs = (0.0, 0.2)
-    world = dataclasses.asdict(PlantedConfig())
-    config.world = ConfigDict({name: world[name] for name in world if name not in ("alpha", "pairs", "wrong")})
+    config.world = ConfigDict(
+        {"seen": 500, "unseen": 200, "tests": 50, "responses": 4000, "features": 64, "directions": 5}
+    )
     if size == "smoke":
         config.update({"seeds": (0, 1), "alphas": (0.1,), "pairs": (5, 6), "wrongs": (0.0,)})
         config.world.update({"seen": 12, "unseen": 4, "tests": 4, "responses": 30, "features": 6, "directions": 2})

@@ -20,31 +20,25 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import common
-from pref_jax.data.sources import prism
 
-VARIANTS = (("cpu", *common.MESHES), ("three_seeds",), ("smoke",))
+VARIANTS = common.LORE_VARIANTS
 METHODS = ("pretrained head", "shared (features)", "oracle (features)", "per-user model", "LoRe (published)", "LoRe")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    hardware, seeds, size = common.choose(variant, *VARIANTS)
-    if size == "smoke" or hardware not in common.MESHES:
-        config = _small()
-        if size == "smoke":
-            common.shrink(config)
-    else:
-        methods = tuple(name for name in METHODS if name != "oracle (features)")
-        source = common.public(prism.read)
-        config = common.lore_skywork("PRISM, LoRe", methods, hardware, max_length=4096, source=source)
-        config.published = common.published(recipe="anchored", rank=5)
-        config.studies = common.studies(ranks=(1, 2, 5, 10), shots=(5, 10, 20, 30), alphas=())
-    config.seeds = (0, 1, 2) if seeds == "three_seeds" else (0,)
-    return config
+    return common.lore(variant, _small, _large)
 
 
 def _small() -> Any:
     source = common.world("uf_p_4", protocol="AVG", seen_users=400, pairs_per_user=16)
-    config = common.lore_small("synthetic UF-P-4 AVG in place of PRISM, LoRe", METHODS, source)
+    config = common.lore_small("synthetic UF-P-4 AVG in place of PRISM, LoRe", source, METHODS)
     config.published = common.published(recipe="anchored", rank=4)
     config.studies = common.studies(shots=(2, 5, 10, 16), alphas=())
+    return config
+
+
+def _large(hardware: str) -> Any:
+    config = common.lore_skywork("PRISM, LoRe", hardware, max_length=4096, source=common.public("prism"))
+    config.published = common.published(recipe="anchored", rank=5)
+    config.studies = common.studies(ranks=(1, 2, 5, 10), shots=(5, 10, 20, 30), alphas=())
     return config

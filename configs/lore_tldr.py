@@ -19,30 +19,25 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import common
-from pref_jax.data.sources import tldr
 
-VARIANTS = (("cpu", *common.MESHES), ("three_seeds",), ("smoke",))
-METHODS = ("pretrained head", "shared (features)", "per-user model", "LoRe (published)", "LoRe")
+VARIANTS = common.LORE_VARIANTS
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    hardware, seeds, size = common.choose(variant, *VARIANTS)
-    if size == "smoke" or hardware not in common.MESHES:
-        config = _small()
-        if size == "smoke":
-            common.shrink(config)
-    else:
-        source = common.public(tldr.read, rule="lore")
-        config = common.lore_skywork("TL;DR, LoRe", METHODS, hardware, max_length=1024, source=source)
-        config.published = common.published(rank=5)
-        config.studies = common.studies(ranks=(1, 2, 5, 10), alphas=())
-    config.seeds = (0, 1, 2) if seeds == "three_seeds" else (0,)
-    return config
+    return common.lore(variant, _small, _large)
 
 
 def _small() -> Any:
     source = common.world(seen_users=40, unseen_users=40, pairs_per_user=150)
-    config = common.lore_small("synthetic UF-P-2 in place of TL;DR, LoRe", METHODS, source)
+    config = common.lore_small("synthetic UF-P-2 in place of TL;DR, LoRe", source)
     config.published = common.published(rank=2)
     config.studies = common.studies(alphas=())
+    return config
+
+
+def _large(hardware: str) -> Any:
+    source = common.public("tldr", rule="lore")
+    config = common.lore_skywork("TL;DR, LoRe", hardware, max_length=1024, source=source)
+    config.published = common.published(rank=5)
+    config.studies = common.studies(ranks=(1, 2, 5, 10), alphas=())
     return config

@@ -1,1 +1,31 @@
-"""CoPL: collaborative preference learning (arXiv 2503.01658) in JAX."""
+"""CoPL: collaborative preference learning (arXiv 2503.01658) in JAX.
+
+The front door is imported when it is first used, so that `import copl_jax` does no work.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from copl_jax.fit_model import CoPLConfig, fit
+    from copl_jax.graph.settings import GCFConfig
+    from copl_jax.model import CoPL, load
+    from copl_jax.reward.reward_model import RewardConfig
+    from pref_jax.version import __version__
+
+_WHERE = {
+    "CoPL": "copl_jax.model",
+    "CoPLConfig": "copl_jax.fit_model",
+    "GCFConfig": "copl_jax.graph.settings",
+    "RewardConfig": "copl_jax.reward.reward_model",
+    "__version__": "pref_jax.version",
+    "fit": "copl_jax.fit_model",
+    "load": "copl_jax.model",
+}
+__all__ = ["CoPL", "CoPLConfig", "GCFConfig", "RewardConfig", "__version__", "fit", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'copl_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)

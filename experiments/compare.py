@@ -12,16 +12,12 @@ command goes on where it was.
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
-from experiments import copl as copl_experiment
-from experiments import deep as deep_experiment
-from experiments import lore as lore_experiment
-from experiments.baselines import formatting, majority, on_features, on_transformer, oracle, p_rlhf, shared, shrunk
+from experiments.methods import METHODS
 from experiments.prepare import prepare
 from experiments.reporting import table, table_files
 from experiments.reporting.checks import checked
@@ -29,24 +25,9 @@ from experiments.reporting.summary import summarise
 from experiments.reporting.table import DataSet
 from experiments.runner.cli import Config, check_workdir, launch
 from experiments.runner.test_labels import answered
-from experiments.runner.workspace import Run, log, runs
+from experiments.runner.workspace import log, workspaces
 from pref_jax import compile_cache
 from pref_jax.errors import UserError
-
-METHODS: dict[str, Callable[[Run], None]] = {
-    shared.METHOD: shared.shared,
-    oracle.METHOD: oracle.oracle,
-    copl_experiment.METHOD: copl_experiment.copl,
-    **{name: partial(copl_experiment.balanced, method=name) for name in copl_experiment.BALANCED},
-    shrunk.METHOD: shrunk.shrunk,
-    **{name: partial(lore_experiment.lore, method=name) for name in lore_experiment.FITS},
-    deep_experiment.METHOD: deep_experiment.deep_lore,
-    majority.METHOD: majority.majority,
-    **{name: partial(on_transformer.run_method, method=name) for name in on_transformer.METHODS},
-    p_rlhf.METHOD: p_rlhf.run_method,
-    **{name: partial(on_features.run_method, method=name) for name in on_features.METHODS},
-    formatting.METHOD: formatting.formatting_alone,
-}
 
 
 def run(config: Config, workdir: Path, publish: str = "", only: Sequence[str] = ()) -> None:
@@ -68,11 +49,11 @@ def train(config: Config, workdir: Path) -> None:
     unknown = [name for name in config.methods if name not in METHODS]
     if unknown:
         raise UserError(f"config.methods: unknown {', '.join(unknown)}; known: {', '.join(METHODS)}")
-    for one in runs(config, workdir):
-        prepare(one)
-        checked(one)
+    for work in workspaces(config, workdir):
+        prepare(work)
+        checked(work)
         for name in config.methods:
-            METHODS[name](one)
+            METHODS[name].run(work)
 
 
 def _run_all(config: Config, workdir: Path, publish: str, only: Sequence[str]) -> None:
@@ -91,7 +72,7 @@ def _run_all(config: Config, workdir: Path, publish: str, only: Sequence[str]) -
         return
     # From here on test answers are read; no method runs any more.
     every = [
-        DataSet(name, own, workdir / name, [answered(one) for one in runs(own, workdir / name)])
+        DataSet(name, own, workdir / name, [answered(work) for work in workspaces(own, workdir / name)])
         for name, own in there.items()
     ]
     for one in every:

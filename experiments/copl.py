@@ -17,36 +17,23 @@ import jax
 import numpy as np
 from absl import flags
 
-from copl_jax.graph import signed_graph, training
-from copl_jax.graph.cold_start import cold_start, reembed_seen_users
-from copl_jax.graph.gcf import GCFConfig
-from experiments import reward_model
+from copl_jax.graph.cold_start import cold_start
+from copl_jax.graph.embedding import embed_users
+from copl_jax.io import checkpoint
+from copl_jax.reward.reward_model import RewardConfig
+from copl_jax.reward.training import fit_reward, gate_facts, score_pairs
 from experiments.prepare import prepare
 from experiments.reporting.summary import summarise
-from experiments.runner.cli import Config, freeze, launch
-from experiments.runner.test_labels import load_test_labels
-from experiments.runner.workspace import (
-    Run,
-    graph_pairs,
-    load_data,
-    load_responses,
-    load_users,
-    log,
-    method_folder,
-    require,
-    runs,
-    scored,
-    stage,
-    stopwatch,
-)
-from pref_jax.comparisons import Comparisons
+from experiments.runner.cli import Config, launch
+from experiments.runner.test_labels import load_groups, load_test_labels
+from experiments.runner.workspace import Workspace, log, require, stage, workspaces
 from pref_jax.data.preferences import Preferences
 from pref_jax.errors import UserError
 from pref_jax.files import read_json, write_json
-from pref_jax.mesh import make_mesh
-from pref_jax.train.checkpoint import save_tree
+from pref_jax.lm.pair_batches import Texts
+from pref_jax.mesh import replicated
 
-METHOD = "CoPL"
+METHOD, ORACLE = "CoPL", "group oracle"
 # Methods that differ from it by `reward.gate.balance` alone.
 BALANCED = {"CoPL (balancing loss)": "loss", "CoPL (balancing bias)": "bias"}
 
@@ -55,113 +42,92 @@ def run(config: Config, workdir: Path, stage: str = "all") -> None:
     """One stage of CoPL or all of them, for every seed; then, if scores are made, the report."""
     if stage not in ("all", *STAGES):
         raise UserError(f"--stage={stage}: no such stage; give all, {', '.join(STAGES)}")
-    for one in runs(config, workdir):
-        prepare(one)
+    for work in workspaces(config, workdir):
+        prepare(work)
         for name in STAGES if stage == "all" else (stage,):
-            STAGES[name](one)
+            STAGES[name](work)
     if stage in ("all", "report"):
         summarise(config, workdir)
 
 
-def copl(run: Run) -> None:
+def copl(work: Workspace, method: str = METHOD) -> None:
     """All stages of one seed up to the scores; those that are done are skipped."""
     for make in STAGES.values():
-        make(run)
+        make(work)
 
 
-def balanced(run: Run, *, method: str) -> None:
+def balanced(work: Workspace, method: str) -> None:
     """`copl` on the same graph with experts balanced as `BALANCED` says, as a method of its own."""
-    embed_users(run)
-    adapt_users(run)
-    changed: Config = copy.deepcopy(run.config)
+    embed(work)
+    adapt(work)
+    changed: Config = copy.deepcopy(work.config)
     changed.reward.gate.balance = BALANCED[method]
-    run = dataclasses.replace(run, config=changed)
-    train(run, method)
-    score(run, method)
+    work = dataclasses.replace(work, config=changed)
+    train(work, method)
+    score(work, method)
 
 
-def embed_users(run: Run) -> None:
-    """Writes `graph/`: embeddings of the seen users and of all responses, the graph's parameters, history.
+def embed(work: Workspace) -> None:
+    """Writes `graph/`: embeddings of the seen users and of all responses, and history.
 
-    With `refresh_seen` the seen users' are those of `adapt.refresh`; graph.json has the validation accuracy of both.
+    With `refresh_seen` the seen users' are made from their own votes; graph.json has the validation accuracy of both.
     """
-    data = load_data(run)
-    config = freeze(GCFConfig, run.config.graph, "graph")
-    mesh = make_mesh(**run.config.mesh.to_dict())
 
     def make(part: Path) -> None:
-        log(f"seed {run.seed}: graph")
-        spent = stopwatch(run.folder / "graph_training")
-        train_pairs, validation = graph_pairs(run, data), graph_pairs(run, data, "validation")
-        signed = signed_graph.build(
-            train_pairs.user,
-            train_pairs.chosen,
-            train_pairs.rejected,
-            num_users=data.num_users,
-            num_responses=data.num_responses,
+        log(f"seed {work.seed}: graph")
+        found = embed_users(
+            work.graph,
+            work.graph_pairs(),
+            work.graph_pairs("validation"),
+            seen=work.data.seen,
+            num_responses=work.data.num_responses,
+            seed=work.seed,
+            folder=work.folder / "graph_training",
+            mesh=work.mesh,
+            reembed=work.config.refresh_seen,
         )
-        found = training.fit(
-            config,
-            signed,
-            train_pairs,
-            validation,
-            jax.random.key(run.seed),
-            mesh=mesh if mesh.size > 1 else None,
-            folder=run.folder / "graph_training" / "checkpoints",
-        )
-        fresh = reembed_seen_users(
-            users=found.users, responses=found.responses, seen=data.seen, train_pairs=train_pairs
-        )
-        np.save(part / "users.npy", (fresh if run.config.refresh_seen else found.users)[data.seen])
+        np.save(part / "users.npy", found.users[work.data.seen])
         np.save(part / "responses.npy", found.responses)
-        save_tree(part / "params", found.params)
-        facts = {
-            "validation_accuracy": found.best_accuracy,
-            "validation_accuracy_refreshed": _accuracy(fresh, found.responses, validation),
-            "best_step": found.best_step,
-            "history": {name: _finite(values) for name, values in found.history.items()},
-            **spent(),
-            "config": dataclasses.asdict(config),
-        }
-        write_json(part / "graph.json", facts)
+        write_json(part / "graph.json", found.facts)
 
-    stage(run.folder / "graph", make)
+    stage(work.folder / "graph", make)
 
 
-def _finite(values: np.ndarray) -> list[float | None]:
-    """Numbers as JSON has them, which knows no NaN: None after a training diverged."""
-    return [value if np.isfinite(value) else None for value in values.tolist()]
+def train(work: Workspace, method: str = METHOD) -> None:
+    """Writes `METHOD/model/`: gates, experts and head, trained on the seen users' votes."""
+    fit_and_keep(work, method, lambda: (work.reward.model(work.text.config), work.users(adapted=False)))
 
 
-def _accuracy(users: np.ndarray, responses: np.ndarray, pairs: Comparisons) -> float:
-    """Part of the pairs whose chosen response lies nearer to its user; 0 without pairs."""
-    margins = np.sum(users[pairs.user] * (responses[pairs.chosen] - responses[pairs.rejected]), axis=-1)
-    return float(np.mean(margins > 0)) if len(margins) else 0.0
+def fit_and_keep(
+    work: Workspace, method: str, model: Callable[[], tuple[RewardConfig, np.ndarray]], *, again: bool = False
+) -> bool:
+    """Trains a reward model for the users' table into `METHOD/model/`, unless that is done; whether it was before.
 
-
-def train(run: Run, method: str = METHOD) -> None:
-    """Writes `METHOD/model/`: gates, experts and head, trained on the seen users' answers."""
-    folder, data = method_folder(run, method), load_data(run)
-    table = load_users(run, data, adapted=False)
+    Its learning votes are those of seen users, but for the part of the prompts that is held out.
+    """
+    folder = work.method_folder(method)
+    earlier = (folder / "model").is_dir()
+    config, table = model()
 
     def make(part: Path) -> None:
-        log(f"seed {run.seed}: {method}, training")
-        model = reward_model.open_model(run, routing="users")
-        reward_model.train(run, part, model, folder, table=table)
+        log(f"seed {work.seed}: {method}, training")
+        learn, _ = work.votes_by_prompt(work.config.reward.holdout_fraction)
+        trained = fit_reward(config, work.texts, learn, table, work.reward.training, folder=folder, seed=work.seed)
+        checkpoint.save(part / "adapters", config, trained.params, table)
+        write_json(part / "model.json", trained.facts)
 
     stage(folder / "model", make)
+    return earlier
 
 
-def adapt_users(run: Run) -> None:
+def adapt(work: Workspace) -> None:
     """Writes `adapted/`: embeddings of the unseen users, in the order of their rows, from their neighbours."""
-    data = load_data(run)
-    responses = load_responses(run)
-    users = load_users(run, data, adapted=False)
+    data, responses, users = work.data, work.responses, work.users(adapted=False)
 
     def make(part: Path) -> None:
-        log(f"seed {run.seed}: unseen users")
+        log(f"seed {work.seed}: unseen users")
         start = time.perf_counter()
-        adapted = cold_start(
+        found = cold_start(
             users=users,
             responses=responses,
             seen=data.seen,
@@ -169,41 +135,89 @@ def adapt_users(run: Run) -> None:
             context=data.pairs("train", seen=False),
             unseen=np.flatnonzero(~data.seen),
         )
-        np.save(part / "users.npy", adapted.embeddings)
+        np.save(part / "users.npy", found.embeddings)
         facts = {
-            "without_neighbours": int(adapted.used_all_users.sum()),
-            "neighbours": adapted.num_neighbours.tolist(),
+            "without_neighbours": int(found.used_all_users.sum()),
+            "neighbours": found.num_neighbours.tolist(),
             "seconds": time.perf_counter() - start,
         }
         write_json(part / "adapted.json", facts)
 
-    stage(run.folder / "adapted", make)
+    stage(work.folder / "adapted", make)
 
 
-def score(run: Run, method: str = METHOD) -> None:
+def score(work: Workspace, method: str = METHOD) -> None:
     """Writes `METHOD/scores/`: margins of the test pairs of seen and unseen users."""
-    folder, data = method_folder(run, method), load_data(run)
-    users = load_users(run, data)
-    files = {"graph": run.folder / "graph/graph.json", "adapt": run.folder / "adapted/adapted.json"}
-    files["reward"] = require(folder / "model", "copl --stage=reward") / "model.json"
+    users = work.users()
+    files = {"graph": work.folder / "graph/graph.json", "adapt": work.folder / "adapted/adapted.json"}
+    files["reward"] = require(work.method_folder(method) / "model", "copl --stage=reward") / "model.json"
     facts = {name: read_json(file) for name, file in files.items()}
     seconds = {name: own["seconds"] for name, own in facts.items()}
 
     def make() -> tuple[np.ndarray, dict[str, Any]]:
-        model = reward_model.open_model(run, routing="users")
-        margins, own = reward_model.evaluate(run, model, folder, table=users)
-        own["taken_up"] = any(part.get("taken_up", False) for part in facts.values())
+        config, params, margins, own = evaluate(work, method, users)
+        own |= {"was_resumed": any(part.get("was_resumed", False) for part in facts.values())}
+        own |= {"parameters_per_user": users.shape[1], "context_pairs": work.context_pairs}
+        own |= gate_facts(config, params, users, work.data.seen, load_groups(work, "report on experts"))
         return margins, {**own, "graph": facts["graph"], "stage_seconds": seconds}
 
-    scored(run, method, make)
+    work.scored(method, make)
 
 
-STAGES: dict[str, Callable[[Run], None]] = {
-    "graph": embed_users,
-    "reward": train,
-    "adapt": adapt_users,
-    "report": score,
-}
+def evaluate(work: Workspace, method: str, table: np.ndarray) -> tuple[RewardConfig, Any, np.ndarray, dict[str, Any]]:
+    """The model trained in `METHOD/model`, its parameters, its margins of the test pairs [P], and facts.
+
+    The margins of the held-out votes go to `held_out.npy`, for a choice between trained models.
+    """
+    folder = work.method_folder(method)
+    config, params = load_model(work, method)
+    _, held_out = work.votes_by_prompt(work.config.reward.holdout_fraction)
+    size = work.reward.training.eval_batch_size
+    margins, chosen_by = (
+        score_pairs(config, params, work.texts, pairs, table, batch_size=size) for pairs in (work.test_pairs, held_out)
+    )
+    np.save(folder / "held_out.npy", chosen_by)
+    trained = read_json(folder / "model" / "model.json")
+    facts = {name: trained[name] for name in ("trainable_parameters", "was_resumed")}
+    return config, params, margins, {**facts, "truncated_responses": work.texts.tokens.truncated}
+
+
+def load_model(work: Workspace, method: str) -> tuple[RewardConfig, Any]:
+    """The model that `fit_and_keep` left, its parameters on each device of the mesh."""
+    found = checkpoint.load(work.method_folder(method) / "model" / "adapters", work.text.config)
+    return found.config, jax.device_put(found.params, replicated(work.mesh))
+
+
+def group_numbers(work: Workspace, reader: str) -> np.ndarray | None:
+    """int32 [U] number of each user's group in alphabetical order; None unless every user has one."""
+    groups = load_groups(work, reader)
+    if not groups or any(name is None for name in groups):
+        return None
+    return np.unique(np.array(groups, str), return_inverse=True)[1].astype(np.int32)
+
+
+def oracle(work: Workspace, method: str = ORACLE) -> None:
+    """The same transformer told every user's true group, an expert for each: what CoPL could reach at best.
+
+    Nothing is done if it has scores already, or the data has no groups.
+    """
+    groups = group_numbers(work, ORACLE)
+    if groups is None:
+        return
+
+    def make() -> tuple[np.ndarray, dict[str, Any]]:
+        model = work.reward.model(work.text.config, num_groups=int(groups.max()) + 1)
+        earlier = fit_and_keep(work, ORACLE, lambda: (model, groups))
+        margins, facts = evaluate(work, ORACLE, groups)[2:]
+        trained = read_json(work.method_folder(ORACLE) / "model" / "model.json")
+        # `scored` counts what is done here; what a process before this one did is told to it.
+        spent = {"stage_seconds": {"train": trained["seconds"]}} if earlier else {}
+        return margins, {**facts, "parameters_per_user": 0, "context_pairs": 0, **spent}
+
+    work.scored(ORACLE, make)
+
+
+STAGES: dict[str, Callable[[Workspace], None]] = {"graph": embed, "reward": train, "adapt": adapt, "report": score}
 
 
 class Finished(NamedTuple):
@@ -211,31 +225,31 @@ class Finished(NamedTuple):
 
     Attributes:
       data: its tables, with groups and test answers.
-      model: the reward model's config, the frozen transformer and all texts, as `reward_model.score` takes them.
-      params: the trained parameters.
-      users: float [U D], embeddings of all users, seen and unseen.
-      responses: float [N D], the graph's embeddings of all responses.
+      texts: the frozen transformer and all responses.
+      config: the reward model.
+      params: its trained parameters.
+      users: float [U C], embeddings of all users, seen and unseen.
+      responses: float [N C], the graph's embeddings of all responses.
     """
 
     data: Preferences
-    model: reward_model.Opened
+    texts: Texts
+    config: RewardConfig
     params: Any
     users: np.ndarray
     responses: np.ndarray
 
 
-def load(run: Run) -> Finished:
+def load(work: Workspace) -> Finished:
     """Everything that rewards of a finished run are computed from.
 
     Raises:
       UserError: if a stage is missing, naming the command that makes it.
     """
-    data = load_test_labels(run, "a reader of the finished run")
-    users, responses = load_users(run, data), load_responses(run)
-    folder = method_folder(run, METHOD)
-    require(folder / "model", "copl --stage=reward")
-    model = reward_model.open_model(run, routing="users")
-    return Finished(data, model, reward_model.load_params(folder, model.config.lm, model.mesh), users, responses)
+    data = load_test_labels(work, "a reader of the finished run")
+    users, responses = work.users(), work.responses
+    require(work.method_folder(METHOD) / "model", "copl --stage=reward")
+    return Finished(data, work.texts, *load_model(work, METHOD), users, responses)
 
 
 def _define(values: flags.FlagValues) -> None:

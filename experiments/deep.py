@@ -7,122 +7,87 @@ Axis letters: P pairs, N responses, U users, K basis.
 
 import functools
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from experiments.backbones import load_backbone, load_tokens, read_each
 from experiments.runner.cli import freeze
-from experiments.runner.workspace import (
-    Run,
-    context_pairs,
-    load_data,
-    log,
-    method_folder,
-    scored,
-    stage,
-    stopwatch,
-    test_pairs,
-    votes_by_prompt,
-)
+from experiments.runner.workspace import Workspace, log, stage, training
 from lore_jax import deep
 from lore_jax.deep import DeepConfig
 from lore_jax.reward import pair_logits
 from pref_jax.data.preferences import Preferences
-from pref_jax.data.text.token_table import TokenTable
 from pref_jax.files import read_json, write_json
-from pref_jax.lm.pair_batches import rounded, shared_length, text_episodes
-from pref_jax.mesh import make_mesh, replicated
-from pref_jax.train.loop import fit
-from pref_jax.train.state import OptimizerConfig, init_state, make_step
+from pref_jax.lm.pair_batches import text_episodes
+from pref_jax.mesh import replicated
+from pref_jax.train import method as methods
 
 METHOD = "deep LoRe"
 
 
-class Opened(NamedTuple):
-    """What training and scoring both read: the model, the frozen transformer on the mesh, all texts."""
-
-    config: DeepConfig
-    base: Any
-    tokens: TokenTable
-    mesh: Mesh
+def deep_lore(work: Workspace, method: str = METHOD) -> None:
+    """Trains and scores, unless that is done; killed and run again, it is resumed from its last checkpoint."""
+    folder, config = work.method_folder(method), model_of(work)
+    stage(folder / "model", lambda part: train(work, config, part, folder))
+    work.scored(method, lambda: score(work, config, folder))
 
 
-def deep_lore(run: Run) -> None:
-    """Trains and scores, unless that is done; killed and run again, it goes on from its last checkpoint."""
-    folder = method_folder(run, METHOD)
-    stage(folder / "model", lambda part: train(run, part, open_model(run), folder))
-    scored(run, METHOD, lambda: score(run, open_model(run), folder))
+def model_of(work: Workspace) -> DeepConfig:
+    """The model of the config on the workspace's transformer."""
+    own = work.config.deep.model.to_dict()
+    return freeze(DeepConfig, {**own, "targets": tuple(own["targets"])}, "deep.model", lm=work.text.config)
 
 
-def open_model(run: Run) -> Opened:
-    """Loads transformer and texts for the model of the config."""
-    mesh = make_mesh(**run.config.mesh.to_dict())
-    lm, base = load_backbone(run, mesh)
-    own = run.config.deep.model.to_dict()
-    config = freeze(DeepConfig, {**own, "targets": tuple(own["targets"])}, "deep.model", lm=lm)
-    return Opened(config, base, load_tokens(run, load_data(run)), mesh)
-
-
-def train(run: Run, part: Path, model: Opened, folder: Path) -> None:
-    """Trains adapters, heads and prior on the seen users' answers.
+def train(work: Workspace, config: DeepConfig, part: Path, folder: Path) -> None:
+    """Trains adapters, heads and prior on the seen users' votes.
 
     Args:
-      run: the run.
+      work: the workspace.
+      config: the model.
       part: gets `adapters/`, the model as `lore_jax.deep` writes it, and `model.json` (facts).
-      model: what to train.
-      folder: gets checkpoints and logs; a killed training goes on from there.
+      folder: gets checkpoints and logs; a killed training is resumed from there.
     """
-    log(f"seed {run.seed}: {METHOD}, training")
-    spent = stopwatch(folder)
-    section, config, mesh = run.config.deep, model.config, model.mesh
-    learn, _ = votes_by_prompt(run, load_data(run), fraction=0.0)
-    longest = rounded(int(model.tokens.lengths.max(initial=1)), config.lm)
-    shared = shared_length(config.lm, learn, model.tokens, longest) if section.share_prefix else None
-    recipe = freeze(OptimizerConfig, section.optimizer, "deep.optimizer")
-    transform = deep.optimizer(recipe, prior_lr_mult=section.prior_lr_mult)
+    log(f"seed {work.seed}: {METHOD}, training")
+    section, texts = work.config.deep, work.texts
+    settings = training(section, "deep", batch_size=section.users_per_batch)
+    learn, _ = work.votes_by_prompt(0.0)
     sizes = {name: section[name] for name in ("users_per_batch", "pairs_per_user", "splits")}
+    shared = texts.shared_length(learn, settings.share_prefix)
     # A reward model's own head is a better beginning than noise.
-    head = model.base["score"]["kernel"][:, 0] if config.lm.num_labels == 1 else None
-    params = jax.device_put(deep.init(config, jax.random.key(run.seed), head), replicated(mesh))
-    state = fit(
-        name=folder.name,
-        state=init_state(params, transform, run.seed),
-        frozen={"base": model.base},
-        step=make_step(deep.make_loss(config), transform, accumulate=section.accumulate),
-        batches=text_episodes(
-            learn, model.tokens, longest, shared=shared, **sizes, num_steps=recipe.num_steps, seed=run.seed
-        ),
+    head = texts.model.params["score"]["kernel"][:, 0] if config.lm.num_labels == 1 else None
+    steps = {"num_steps": settings.optimizer.num_steps, "seed": work.seed}
+    trained = methods.train(
+        params=deep.init(config, jax.random.key(work.seed), head),
+        frozen={"base": texts.model.params},
+        loss=deep.make_loss(config),
+        optimizer=deep.optimizer(settings.optimizer, prior_lr_mult=section.prior_lr_mult),
+        batches=text_episodes(learn, texts.tokens, texts.length, shared=shared, **sizes, **steps),
         folder=folder,
-        mesh=mesh,
-        checkpoint_every=section.checkpoint_every,
-        log_every=section.log_every,
-        consume=True,
+        mesh=work.mesh,
+        seed=work.seed,
+        **settings.loop(),
     )
-    deep.save(part / "adapters", config, state.params)
-    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    facts = {"trainable_parameters": size, **spent()}
-    write_json(part / "model.json", facts)
+    deep.save(part / "adapters", config, trained.params)
+    write_json(part / "model.json", trained.facts)
 
 
-def score(run: Run, model: Opened, folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
+def score(work: Workspace, config: DeepConfig, folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """Margins of the test pairs [P] by the model trained in `folder`, and facts."""
-    params = load_params(folder, model)
-    rewards = response_rewards(model, params, batch_size=run.config.deep.eval_batch_size)
-    data, test = load_data(run), test_pairs(load_data(run))
-    weights = solve_users(model.config, params, rewards, data)
+    params = load_params(work, config, folder)
+    rewards = response_rewards(work, config, params)
+    data, test = work.data, work.test_pairs
+    weights = solve_users(config, params, rewards, data)
     margins = pair_logits(rewards, weights, *(jnp.asarray(side) for side in (test.user, test.chosen, test.rejected)))
     facts = read_json(folder / "model" / "model.json")
     prior = deep.prior(params)
     own = {
         "trainable_parameters": facts["trainable_parameters"],
-        "parameters_per_user": model.config.basis,
-        "context_pairs": context_pairs(data),
+        "parameters_per_user": config.basis,
+        "context_pairs": work.context_pairs,
         "stage_seconds": {"train": facts["seconds"]},
-        "taken_up": facts.get("taken_up", False),
+        "was_resumed": facts["was_resumed"],
         "prior_mean": np.asarray(prior.mean).tolist(),
         "prior_precision": np.asarray(jnp.diag(prior.precision)).tolist(),
         "weights_deviation": np.asarray(weights).std(axis=0).tolist(),
@@ -130,9 +95,9 @@ def score(run: Run, model: Opened, folder: Path) -> tuple[np.ndarray, dict[str, 
     return np.asarray(margins), own
 
 
-def load_params(folder: Path, model: Opened) -> Any:
+def load_params(work: Workspace, config: DeepConfig, folder: Path) -> Any:
     """The parameters that `train` left in `folder`/model, a copy on each device of the mesh."""
-    return jax.device_put(deep.load(folder / "model" / "adapters", model.config.lm)[1], replicated(model.mesh))
+    return jax.device_put(deep.load(folder / "model" / "adapters", config.lm)[1], replicated(work.mesh))
 
 
 def solve_users(config: DeepConfig, params: Any, rewards: jax.Array, data: Preferences) -> jax.Array:
@@ -152,11 +117,8 @@ def _rewards(config: DeepConfig, params, base, tokens, mask):
     return deep.text_rewards(config, params, base, tokens, mask)
 
 
-def response_rewards(model: Opened, params: Any, *, batch_size: int) -> jax.Array:
-    """Basis rewards float32 [N K] of all responses, each read once, `batch_size` rows at a time over all devices."""
-
-    def read(ids, mask):
-        return _rewards(model.config, params, model.base, ids, mask)
-
-    limit, basis = model.config.lm.max_positions, model.config.basis
-    return jnp.asarray(read_each(model.tokens, basis, read, model.mesh, batch_size=batch_size, limit=limit))
+def response_rewards(work: Workspace, config: DeepConfig, params: Any) -> jax.Array:
+    """Basis rewards float32 [N K] of all responses, each read once."""
+    read = functools.partial(_rewards, config, params, work.text.params)
+    size = work.config.deep.eval_batch_size
+    return jnp.asarray(work.text.read_rows(work.texts.tokens, read, width=config.basis, batch_size=size))

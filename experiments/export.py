@@ -11,10 +11,9 @@ from absl import flags
 
 from copl_jax.io import checkpoint, peft
 from copl_jax.io.checkpoint import Stored
-from experiments.backbones import backbone_folder, load_backbone_config
 from experiments.copl import METHOD
 from experiments.runner.cli import Config, launch
-from experiments.runner.workspace import Run, load_data, load_users, log, method_folder, require, runs
+from experiments.runner.workspace import Workspace, log, require, workspaces
 from pref_jax.errors import UserError
 from pref_jax.lm import parameter_files
 
@@ -28,17 +27,17 @@ def run(config: Config, workdir: Path, *, user: str, out: str, seed: str, method
         raise UserError("no --out given; name a folder for the exported model, such as --out=exported")
     target = _replaceable(Path(out).resolve())
     one = _chosen(config, workdir, seed)
-    folder = require(method_folder(one, method or METHOD) / "model", "compare")
-    found = checkpoint.load(folder / "adapters", load_backbone_config(one))
+    folder = require(one.method_folder(method or METHOD) / "model", "compare")
+    found = checkpoint.load(folder / "adapters", one.text.config)
     if found.config.routing == "users":
         # Training knew seen users alone.
-        found = found._replace(table=load_users(one, load_data(one)))
+        found = found._replace(user_embeddings=one.users())
     if not user:
         checkpoint.save(target, found.config, found.params, found.user_embeddings)
         log(f"adapters of {method or METHOD}, seed {one.seed}: {out}")
         return
     row = None if found.user_embeddings is None else found.user_embeddings[_row(one, found, user)]
-    peft.save_peft(target, found.config, found.params, row, base_name=str(backbone_folder(one)))
+    peft.save_peft(target, found.config, found.params, row, base_name=str(one.text.folder))
     log(f"LoRA of user {user}, seed {one.seed}, for PEFT: {out}")
 
 
@@ -63,18 +62,18 @@ def _replaceable(out: Path) -> Path:
     return out
 
 
-def _chosen(config: Config, workdir: Path, seed: str) -> Run:
-    every = {str(one.seed): one for one in runs(config, workdir)}
+def _chosen(config: Config, workdir: Path, seed: str) -> Workspace:
+    every = {str(one.seed): one for one in workspaces(config, workdir)}
     if seed and seed not in every:
         raise UserError(f"--seed={seed}: config.seeds has {', '.join(every)}")
     return every[seed or next(iter(every))]
 
 
-def _row(run: Run, found: Stored, user: str) -> int:
+def _row(work: Workspace, found: Stored, user: str) -> int:
     """The user's row in the tables."""
-    ids = load_data(run).users["user_id"].to_pylist()
+    ids = work.data.users["user_id"].to_pylist()
     if user not in ids:
-        raise UserError(f"--user={user}: not in {run.folder / 'data'}; it has {len(ids)} users, such as {ids[:3]}")
+        raise UserError(f"--user={user}: not in {work.folder / 'data'}; it has {len(ids)} users, such as {ids[:3]}")
     return ids.index(user)
 
 

@@ -17,6 +17,7 @@ from jax import lax
 from lore_jax.comparisons import Table, make_table
 from lore_jax.fitting import bradley_terry, model_selection
 from lore_jax.fitting.published import fit_published, fit_published_anchored
+from lore_jax.fitting.settings import PublishedConfig
 from lore_jax.weights.objective import Prior
 from lore_jax.weights.solve import solve_weights
 from pref_jax.comparisons import Comparisons, concatenate
@@ -80,26 +81,6 @@ class Model(NamedTuple):
     found: bradley_terry.Fit | None = None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PublishedConfig:
-    """The published recipe (DESIGN 4.4).
-
-    Attributes:
-      recipe: `reference`, or `anchored` to the reward model's own head, which is `reference` where there is none.
-      rank: K.
-      steps: of Adam; 0: as published, 1000 (`reference`) or 20 000 (`anchored`).
-    """
-
-    recipe: str = "reference"
-    rank: int = 5
-    steps: int = 0
-
-    def __post_init__(self):
-        """Raises UserError for an unknown recipe or numbers out of range."""
-        if self.recipe not in ("reference", "anchored") or self.rank < 1 or self.steps < 0:
-            raise UserError(f"{self}: recipe is reference or anchored, rank at least 1, steps at least 0")
-
-
 def join(*votes: Comparisons) -> Comparisons:
     """One table of votes after the other."""
     return concatenate(votes)
@@ -128,7 +109,8 @@ def shared(task: Task, config: bradley_terry.LoReConfig | None = None) -> Model:
 
 
 def hierarchical(task: Task, config: bradley_terry.LoReConfig | None = None) -> Model:
-    """LoRe as a population of tastes; `lore_jax.fitting.model_selection.regularised`."""
+    """LoRe by the full search (None), or as configured; `lore_jax.fitting.model_selection.fit`."""
+    config = config or bradley_terry.LoReConfig()
     return fitted(task, model_selection.fit(task.features, task.train, task.validation, task.num_seen, config=config))
 
 

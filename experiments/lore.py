@@ -12,15 +12,13 @@ from pathlib import Path
 
 from experiments import linear
 from experiments.embed import embed
-from experiments.lore_methods import FITS, HEAD, METHOD, ORACLE, PUBLISHED, SHARED, SINGLE, Models
+from experiments.lore_methods import FITS, METHOD, ORACLE, Models
 from experiments.prepare import prepare
 from experiments.reporting.summary import summarise
 from experiments.runner.cli import Config, launch
-from experiments.runner.workspace import Run, log, runs, scored
+from experiments.runner.workspace import Workspace, log, workspaces
 from experiments.studies import lore_studies
 from pref_jax.errors import UserError
-
-__all__ = ["FITS", "HEAD", "METHOD", "ORACLE", "PUBLISHED", "SHARED", "SINGLE", "lore", "run"]
 
 
 def run(config: Config, workdir: Path) -> None:
@@ -29,31 +27,31 @@ def run(config: Config, workdir: Path) -> None:
     if not methods:
         raise UserError(f"config.methods names no method on features; add some of: {', '.join(FITS)}")
     studies = lore_studies.read(config)
-    every = [Models(one) for one in runs(config, workdir)]
+    every = [Models(work) for work in workspaces(config, workdir)]
     for models in every:
-        prepare(models.run)
+        prepare(models.work)
         for method in methods:
-            lore(models.run, method, models)
+            lore(models.work, method, models)
         if studies:
             lore_studies.run(models, methods, studies, workdir)
     sections = partial(lore_studies.sections, every, methods, studies, workdir) if studies else None
     summarise(config, workdir, sections)
 
 
-def lore(run: Run, method: str = METHOD, models: Models | None = None) -> None:
+def lore(work: Workspace, method: str = METHOD, models: Models | None = None) -> None:
     """Fits one of the methods on features and scores it, unless that is done or the data lacks what it needs."""
-    models = models or Models(run)
+    models = models or Models(work)
     if not models.able(method):
         lacking = "groups" if method == ORACLE else "score head that reads these features"
-        log(f"seed {run.seed}: {method} left out: there is no {lacking}")
+        log(f"seed {work.seed}: {method} left out: there is no {lacking}")
         return
-    embed(run)
+    embed(work)
 
     def score():
         model = models(method)
         return linear.margins(models.task, model), {**model.facts, **models.needs(method)}
 
-    scored(run, method, score)
+    work.scored(method, score)
 
 
 if __name__ == "__main__":

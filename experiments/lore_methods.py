@@ -6,13 +6,13 @@ from functools import cached_property
 import numpy as np
 
 from experiments import linear
-from experiments.backbones import backbone_folder, load_backbone_config
-from experiments.baselines.oracle import group_numbers
-from experiments.linear import Model, PublishedConfig, Task
+from experiments.copl import group_numbers
+from experiments.linear import Model, Task
 from experiments.runner.cli import freeze
 from experiments.runner.test_labels import load_test_labels, test_signs
-from experiments.runner.workspace import Run, context_pairs, load_data, load_features, test_pairs, votes_by_prompt
+from experiments.runner.workspace import Workspace
 from lore_jax.fitting.bradley_terry import LoReConfig
+from lore_jax.fitting.settings import PublishedConfig
 from pref_jax.comparisons import Comparisons
 from pref_jax.data.preferences import Preferences
 from pref_jax.lm import checkpoint
@@ -26,46 +26,46 @@ LEARNED = (SHARED, SINGLE, PUBLISHED, METHOD)
 class Models:
     """The methods of one run on its features (of `experiments.embed`); each is fitted once, when asked for."""
 
-    def __init__(self, run: Run):
-        self.run = run
+    def __init__(self, work: Workspace):
+        self.work = work
         self._fitted: dict[str, Model] = {}
 
     @cached_property
     def data(self) -> Preferences:
         """The run's tables."""
-        return load_data(self.run)
+        return self.work.data
 
     @cached_property
     def groups(self) -> np.ndarray | None:
         """int32 [U] for the oracle alone; None unless every user has a group."""
-        return group_numbers(self.run, ORACLE)
+        return group_numbers(self.work, ORACLE)
 
     @cached_property
     def truth(self) -> tuple[Preferences, np.ndarray]:
         """For studies, which score at once: the tables with test answers, and what turns margins as users answered."""
-        whole = load_test_labels(self.run, "studies")
-        return whole, test_signs(self.run, whole)
+        whole = load_test_labels(self.work, "studies")
+        return whole, test_signs(self.work, whole)
 
     @cached_property
     def task(self) -> Task:
         """The run's data on its features, with the backbone's head where it has one."""
-        return make_task(self.run, self.data)
+        return make_task(self.work)
 
     @property
     def config(self) -> LoReConfig:
         """How LoRe and the shared reward are fitted."""
-        return freeze(LoReConfig, self.run.config.lore, "lore")
+        return self.work.lore
 
     @property
     def recipe(self) -> PublishedConfig:
         """How the published recipe is run; its defaults where the config has no section `published`."""
-        return freeze(PublishedConfig, self.run.config.get("published", {}), "published")
+        return freeze(PublishedConfig, self.work.config.get("published", {}), "published")
 
     def able(self, name: str) -> bool:
         """Whether the run has what the method needs: groups for the oracle, a score head for the pretrained head."""
         if name == ORACLE:
             return self.groups is not None
-        return name != HEAD or score_head(self.run) is not None
+        return name != HEAD or score_head(self.work) is not None
 
     def needs(self, name: str) -> dict[str, int | float]:
         """What the method keeps of each user, and how many pairs an unseen one brings to it."""
@@ -75,7 +75,7 @@ class Models:
         rank = self.task.features.shape[1] if name == SINGLE else facts["rank"]
         if name == METHOD and facts["chosen"]["kind"] == "shared":
             rank = 0
-        return {"parameters_per_user": rank, "context_pairs": context_pairs(self.data)}
+        return {"parameters_per_user": rank, "context_pairs": self.work.context_pairs}
 
     def __call__(self, name: str) -> Model:
         """The method's model."""
@@ -94,7 +94,7 @@ FITS: dict[str, Callable[[Models], Model]] = {
     SHARED: lambda models: linear.shared(models.task, models.config),
     ORACLE: _oracle,
     SINGLE: lambda models: linear.single(models.task),
-    PUBLISHED: lambda models: linear.published(models.task, models.recipe, models.run.seed),
+    PUBLISHED: lambda models: linear.published(models.task, models.recipe, models.work.seed),
     METHOD: lambda models: linear.hierarchical(models.task, models.config),
 }
 
@@ -104,8 +104,9 @@ def seen_first(data: Preferences) -> np.ndarray:
     return np.argsort(~data.seen, kind="stable")
 
 
-def make_task(run: Run, data: Preferences) -> Task:
-    """The run's data as a task; its test pairs in the order of `stages.test_pairs`."""
+def make_task(work: Workspace) -> Task:
+    """The workspace's data as a task; its test pairs in the order of `Workspace.test_pairs`."""
+    data = work.data
     order = seen_first(data)
     number = np.argsort(order)
     seen = data.seen[order]
@@ -113,24 +114,24 @@ def make_task(run: Run, data: Preferences) -> Task:
     def triples(pairs: Comparisons, first: int = 0) -> Comparisons:
         return Comparisons(number[pairs.user] - first, pairs.chosen, pairs.rejected)
 
-    train, validation = votes_by_prompt(run, data, fraction=0.2)
+    train, validation = work.votes_by_prompt(0.2)
     return Task(
-        features=np.asarray(load_features(run)),
+        features=np.asarray(work.features),
         train=triples(train),
         validation=triples(validation),
         context=triples(data.pairs("train", seen=False), int(seen.sum())),
-        test=triples(test_pairs(data)),
+        test=triples(work.test_pairs),
         seen=seen,
-        head=score_head(run),
+        head=score_head(work),
     )
 
 
-def score_head(run: Run) -> np.ndarray | None:
+def score_head(work: Workspace) -> np.ndarray | None:
     """float32 [D], the reward that the backbone was trained to give; None if it has none that reads the features.
 
     The features have to be the last layer's last token's, and the backbone a sequence classifier of one label.
     """
-    lm = load_backbone_config(run)
-    if lm.num_labels != 1 or run.config.backbone.layer != -1 or lm.pooling != "last":
+    lm = work.text.config
+    if lm.num_labels != 1 or work.config.backbone.layer != -1 or lm.pooling != "last":
         return None
-    return np.asarray(checkpoint.tensor(backbone_folder(run), "score.weight"), np.float32)[0]
+    return np.asarray(checkpoint.tensor(work.text.folder, "score.weight"), np.float32)[0]

@@ -15,9 +15,10 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import linear
-from experiments.linear import Margins, Model, PublishedConfig
+from experiments.linear import Margins, Model
 from experiments.runner.cli import Config, check_workdir, freeze, launch
 from experiments.studies.planted_world import PlantedConfig, World, draw
+from lore_jax.fitting.settings import PublishedConfig
 from pref_jax.errors import UserError
 from pref_jax.eval.figures import plots
 from pref_jax.eval.metrics import group_metrics

@@ -5,85 +5,62 @@ python -m experiments.prepare --config=configs/jsonl.py --config.source.path=vot
 """
 
 import dataclasses
-import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments.backbones import pretrain_folders, pretrain_settings
 from experiments.runner.cli import Config, freeze, launch
 from experiments.runner.test_labels import load_test_labels
-from experiments.runner.workspace import Run, log, runs, stage
-from pref_jax.data import preferences
+from experiments.runner.workspace import Workspace, log, stage, workspaces
+from pref_jax.data import preferences, sources
 from pref_jax.data.preferences import Preferences
-from pref_jax.data.sources import community_alignment, crowdrag, mt_bench, personalllm, prism, tldr, ultrafeedback
-from pref_jax.data.sources.jsonl import reader
 from pref_jax.data.sources.synthetic import world
 from pref_jax.data.text.tokenization import tokenize_dialogues, train_tokenizer
-from pref_jax.errors import UserError
 from pref_jax.files import write_json
 from pref_jax.lm import checkpoint, hub
 from pref_jax.lm.config import LMConfig
 from pref_jax.train.pretrain import pretrain
 from pref_jax.train.state import OptimizerConfig
 
-# Those of hub sets need no path.
-READERS: dict[str, Callable[..., Preferences]] = {
-    module.__name__.rsplit(".", 1)[-1]: module.read
-    for module in (crowdrag, reader, ultrafeedback, tldr, personalllm, prism, community_alignment, mt_bench)
-}
-
 
 def run(config: Config, workdir: Path) -> None:
     """Prepares every seed and prints what is in the tables."""
-    for one in runs(config, workdir):
-        prepare(one)
-        for name, value in preferences.summarise(load_test_labels(one, "counts of the tables")).items():
+    for work in workspaces(config, workdir):
+        prepare(work)
+        for name, value in preferences.summarise(load_test_labels(work, "counts of the tables")).items():
             log(f"  {name}: {value}")
 
 
-def prepare(run: Run) -> None:
+def prepare(work: Workspace) -> None:
     """Tables, then the backbone if `backbone.name` is `pretrain`; what is there is left alone."""
 
     def tables(part: Path) -> None:
-        log(f"seed {run.seed}: tables from {run.config.source.name}")
-        preferences.save(_read(run), part)
+        log(f"seed {work.seed}: tables from {work.config.source.name}")
+        preferences.save(_read(work), part)
 
-    stage(run.folder / "data", tables)
-    if run.config.backbone.name == "pretrain":
-        stage(pretrain_folders(run)[0], lambda part: _pretrain(run, part))
+    stage(work.folder / "data", tables)
+    if work.config.backbone.name == "pretrain":
+        stage(work.pretrain_folders[0], lambda part: _pretrain(work, part))
     else:
-        hub.locate(run.config.backbone.name)
+        hub.locate(work.config.backbone.name)
 
 
-def _read(run: Run) -> Preferences:
+def _read(work: Workspace) -> Preferences:
     """The tables of `config.source`; the run's seed decides all draws."""
-    options: dict[str, Any] = run.config.source.to_dict()
-    name = options.pop("name")
-    if name not in ("world", *READERS):
-        raise UserError(f"config.source.name is {name!r}; give one of world, {', '.join(READERS)}")
-    if name == "world":
-        return world.generate(freeze(world.WorldConfig, options, "source", seed=run.seed))
-    if options.get("path") == "":
-        raise UserError(f"config.source.path is empty; say where the {name} files are with --config.source.path=...")
-    try:
-        inspect.signature(READERS[name]).bind(seed=run.seed, **options)
-    except TypeError as error:
-        raise UserError(f"config.source does not fit {name}: {error}; fix --config.source") from None
+    options: dict[str, Any] = work.config.source.to_dict()
     if options.get("tokenizer"):
         options["tokenizer"] = str(hub.locate(options["tokenizer"]))
-    return READERS[name](seed=run.seed, **options)
+    return sources.read(options.pop("name"), seed=work.seed, **options)
 
 
-def _pretrain(run: Run, folder: Path) -> None:
+def _pretrain(work: Workspace, folder: Path) -> None:
     """Trains tokenizer and decoder on the world's text and writes both in Hugging Face layout."""
-    section = run.config.pretrain
-    log(f"seed {run.seed}: pretraining a small decoder")
+    section = work.config.pretrain
+    log(f"seed {work.seed}: pretraining a small decoder")
     text = world.pretraining_text(
         dialogues=section.dialogues,
         glossaries=section.glossaries,
-        marker_noise=run.config.source.marker_noise,
-        seed=run.seed,
+        marker_noise=work.config.source.marker_noise,
+        seed=work.seed,
     )
     tokenizer = train_tokenizer([" ".join(turns) for turns in text], vocab_size=section.lm.vocab_size)
     tokens = tokenize_dialogues(tokenizer, text, max_length=section.max_length)
@@ -96,14 +73,14 @@ def _pretrain(run: Run, folder: Path) -> None:
         tokens,
         recipe=freeze(OptimizerConfig, section.optimizer, "pretrain.optimizer"),
         batch_size=section.batch_size,
-        seed=run.seed,
-        folder=pretrain_folders(run)[1],
+        seed=work.seed,
+        folder=work.pretrain_folders[1],
         checkpoint_every=section.checkpoint_every,
     )
     checkpoint.save(folder, config, params)
     tokenizer.save_pretrained(folder)
     size = {"documents": len(text), "tokens": int(tokens.lengths.sum())}
-    write_json(folder / "pretrain.json", {"settings": pretrain_settings(run), "text": size})
+    write_json(folder / "pretrain.json", {"settings": work.pretrain_settings, "text": size})
 
 
 if __name__ == "__main__":

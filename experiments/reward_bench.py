@@ -15,11 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments.backbones import tokenize
-from experiments.embed import write_features
 from experiments.lore_methods import HEAD, METHOD, SHARED, Models, score_head
 from experiments.runner.cli import Config, launch
-from experiments.runner.workspace import Run, log, method_folder, require, runs, stage
+from experiments.runner.workspace import Workspace, log, require, stage, workspaces
 from lore_jax.fitting.bradley_terry import Fit
 from lore_jax.reward import basis_rewards
 from pref_jax.data.sources import reward_bench_2
@@ -49,7 +47,7 @@ def run(config: Config, workdir: Path, *, path: str = reward_bench_2.ID) -> None
     if not methods:
         raise UserError(f"config.methods names nothing to score; add some of: {', '.join(METHODS)}")
     bench = reward_bench_2.read(path)
-    every = list(runs(config, workdir))
+    every = list(workspaces(config, workdir))
     rows = [row for one in every for row in _rows(one, methods, bench, several=len(every) > 1)]
     if not rows:
         raise UserError(f"nothing to score: the backbone has not what {', '.join(methods)} needs; add other methods")
@@ -69,32 +67,32 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("path", reward_bench_2.ID, text, flag_values=values)
 
 
-def _rows(run: Run, methods: list[str], bench: Bench, *, several: bool) -> list[dict[str, Any]]:
+def _rows(work: Workspace, methods: list[str], bench: Bench, *, several: bool) -> list[dict[str, Any]]:
     """Rows of results of one seed, which are made unless they are there."""
-    models = Models(run)
-    require(run.folder / "features", "lore")
+    models = Models(work)
+    require(work.folder / "features", "lore")
     for name in methods:
         if models.able(name):
-            require(method_folder(run, name) / "scores", "lore")
+            require(work.method_folder(name) / "scores", "lore")
     digest = hashlib.sha256(repr((bench.responses.to_pylist(), bench.subset, bench.correct.tolist())).encode())
     made_by = {"data": digest.hexdigest(), "methods": methods}
 
     def make(part: Path) -> None:
-        log(f"seed {run.seed}: {TITLE}")
+        log(f"seed {work.seed}: {TITLE}")
         start = time.perf_counter()
-        write_features(run, tokenize(run, bench.responses), part)
+        write_json(part / "features.json", work.text.write_features(work.text.tokenize(bench.responses), part))
         features = np.load(part / "features.npy", mmap_mode="r", allow_pickle=False)
         scores = {name: value for method in methods for name, value in _scores(models, method, features, bench).items()}
         write_json(part / "scores.json", {**made_by, "scores": scores, "seconds": time.perf_counter() - start})
 
-    folder = stage(run.folder / "reward_bench", make, resume=True)
+    folder = stage(work.folder / "reward_bench", make, resume=True)
     done = read_json(folder / "scores.json")
     if {name: done.get(name) for name in made_by} != made_by:
         raise UserError(f"{folder}: made from other data or for other methods; delete the folder, or give that --path")
     return [
         results.result_row(
-            method=f"{name} (seed {run.seed})" if several and name.startswith(f"{METHOD}, basis") else name,
-            seed=run.seed,
+            method=f"{name} (seed {work.seed})" if several and name.startswith(f"{METHOD}, basis") else name,
+            seed=work.seed,
             metrics=metrics,
             seconds=done["seconds"],
         )
@@ -108,7 +106,7 @@ def _scores(models: Models, method: str, features: np.ndarray, bench: Bench) -> 
     if not models.able(method):
         return {}
     if method == HEAD:
-        head = score_head(models.run)
+        head = score_head(models.work)
         assert head is not None, "able says that there is one"
         found = reward_bench.scores(features.astype(np.float64) @ head.astype(np.float64)[:, None], responses)
         return {method: {name: float(value[0]) for name, value in found.items()}}

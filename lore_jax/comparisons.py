@@ -1,6 +1,6 @@
 """Votes of many users as arrays.
 
-Axis letters: U users, n votes a user (padded), P votes (flat), N responses.
+Axis letters: U users, n votes per user (padded), P votes (flat), N responses.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from pref_jax.ragged import group_by
 
 
 class Table(NamedTuple):
-    """A row a user: response rows `chosen`, `rejected` [U n]; masks `train`, `validation` [U n] (neither: padding)."""
+    """A row per user: rows in responses `chosen`, `rejected` [U n]; masks `train`, `validation` [U n], or padding."""
 
     chosen: Int[Array, "U n"]
     rejected: Int[Array, "U n"]
@@ -33,7 +33,7 @@ def bucket(size: int) -> int:
 
 
 def make_table(train: Votes, validation: Votes | None, num_users: int, num_responses: int) -> Table:
-    """Votes in one padded row a user, validation after training; users and row length padded to buckets.
+    """Votes in one padded row per user, validation after training; users and row length padded to buckets.
 
     Raises: UserError for indices out of range or arrays of different lengths.
     """

@@ -4,15 +4,14 @@
     loss   = mean over users and splits of the query's mean of -log sigmoid(w_uᵀ (z_chosen - z_rejected))
 
 phi is the pooled state of a frozen transformer with LoRA adapters. In each step some pairs of each user of the batch
-are its support and the others its query (`pref_jax.data.loaders.episodes`). w_u is solved from the support in closed
-form
+are its support and the others its query (`pref_jax.data.loaders.episodes`). w_u is solved from the support
 (`lore_jax.weights.solve`, the precision diagonal), and the query's loss is differentiated through the solution, by the
 implicit function theorem, into adapters, heads v, mean and precision. A query pair enters no solve.
 
 After training users' weights, seen and unseen alike, come from all of their pairs by the same solver; without pairs
 they are the prior's mean.
 
-Axes: U users, S splits, n pairs a user (padded), P pairs (flat), N responses, B rows, L length, D features of the
+Axes: U users, S splits, n pairs per user (padded), P pairs (flat), N responses, B rows, L length, D features of the
 transformer, K basis.
 """
 
@@ -84,7 +83,7 @@ def init(config: DeepConfig, key: Key[Array, ""], head: Float[Array, " D"] | Non
     """Fresh trainable parameters, float32: {"adapters", "heads": [D K], "prior": {"mean": [K], "log_precision": [K]}}.
 
     The adapters change nothing yet. Heads are N(0, 1/D), so that rewards of normed states differ by about 1. The mean
-    is the first head alone, which so begins as everybody's reward, and the precision 1.
+    is the first head alone, which therefore begins as the shared reward, and the precision 1.
 
     Args:
       config: the model.

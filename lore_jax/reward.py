@@ -1,4 +1,4 @@
-"""LoRe's reward: features, a basis, a user's weights (arXiv 2504.14439, DESIGN 4.4).
+"""LoRe's reward: features, a basis, a user's weights (arXiv 2504.14439).
 
 Axis letters: U users, N responses, D features, K basis, P pairs.
 

@@ -13,7 +13,6 @@ Axis letters: N texts, U users.
 
 import abc
 import dataclasses
-import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ from jaxtyping import Float32, Int64
 
 from pref_jax import compile_cache
 from pref_jax.errors import UserError
-from pref_jax.files import atomic_folder, read_json, write_json
+from pref_jax.files import atomic_folder, write_json
 from pref_jax.lm.text_model import (
     PROBE,
     PROBE_TEXT,
@@ -40,12 +39,10 @@ from pref_jax.lm.text_model import (
     differences,
     open_text,
 )
+from pref_jax.saved import ABOUT, FORMAT, TEMPLATE, TENSORS, USERS, about, check_file, check_target, digest
 from pref_jax.version import __version__
 
-FORMAT = 1
-ABOUT, TENSORS, USERS, TEMPLATE = "reward.json", "parameters.safetensors", "users.parquet", "chat_template.jinja"
 GROUP = "pref_jax.rewards"
-REWRITE = "save the model again, or restore the file"
 
 
 class Scores(NamedTuple):
@@ -206,8 +203,7 @@ class PersonalReward(abc.ABC):
           UserError: if `folder` holds something other than a saved model, or the check fails.
         """
         folder = Path(folder)
-        if folder.exists() and not (folder / ABOUT).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder}: holds something other than a saved model; name another folder")
+        check_target(folder)
         model, tensors, votes = self.state()
         with atomic_folder(folder) as part:
             _write(part, self.kind, self.text, model, tensors, self.users, votes)
@@ -249,36 +245,13 @@ def _write(
         "versions": {"pref_jax": __version__, "python": platform.python_version(), **_versions()},
         "base": None if text is None else text.about(),
         "model": model,
-        "sha256": {name: _digest(folder / name) for name in (TENSORS, USERS)},
+        "sha256": {name: digest(folder / name) for name in (TENSORS, USERS)},
     }
     write_json(folder / ABOUT, about)
 
 
 def _versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("jax", "transformers", "tokenizers")}
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def about(folder: str | Path) -> dict[str, Any]:
-    """`reward.json` of a saved folder.
-
-    Raises:
-      UserError: if there is none, or it is of a format that this version does not read.
-    """
-    path = Path(folder) / ABOUT
-    if not path.is_file():
-        raise UserError(f"{folder}: no saved model there (no {ABOUT}); check the path, or save one with model.save")
-    found = read_json(path)
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        number = found.get("format") if isinstance(found, dict) else None
-        raise UserError(
-            f"{path}: format {number!r}, and this version ({__version__}) reads {FORMAT}; "
-            "install the version that saved it, or train and save the model again"
-        )
-    return found
 
 
 def read(folder: str | Path, *, base: str | None = None, text: TextModel | None = None, **options: Any) -> Saved:
@@ -296,10 +269,8 @@ def read(folder: str | Path, *, base: str | None = None, text: TextModel | None 
     """
     compile_cache.enable()
     folder, found = Path(folder), about(folder)
-    for name, digest in found["sha256"].items():
-        if not (folder / name).is_file() or _digest(folder / name) != digest:
-            state = "truncated or changed" if (folder / name).exists() else "missing"
-            raise UserError(f"{folder / name}: {state} since the model was saved; {REWRITE}")
+    for name, saved in found["sha256"].items():
+        check_file(folder, name, saved)
     if found["base"] is not None:
         text = text or _open_base(folder, found["base"], base, options)
         check_base(folder, found["base"], text)

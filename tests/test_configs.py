@@ -12,24 +12,24 @@ import jax
 import jax.numpy as jnp
 import pytest
 import tiny
+from experiments.baselines.settings import BaselinesConfig
 from jax.sharding import Mesh
 
 import configs
 from configs import common, compare_small, copl, lore_personalllm, lore_planted, lore_prism, lore_tldr, synthetic
-from copl_jax.graph.gcf import GCFConfig
+from copl_jax.graph.settings import GCFConfig
 from copl_jax.reward import reward_model
 from copl_jax.reward.lora_experts import ExpertsConfig
 from copl_jax.reward.reward_model import RewardConfig
 from copl_jax.reward.routing import GateConfig
 from experiments import planted
-from experiments.baselines.settings import BaselinesConfig
 from experiments.compare import METHODS
-from experiments.linear import PublishedConfig
 from experiments.runner.cli import freeze
 from experiments.studies import lore_studies
 from experiments.studies.planted_world import PlantedConfig
 from lore_jax.deep import DeepConfig
 from lore_jax.fitting.bradley_terry import LoReConfig
+from lore_jax.fitting.settings import PublishedConfig
 from pref_jax.data.sources import personalllm, prism, tldr, ultrafeedback
 from pref_jax.data.sources.synthetic.world import WorldConfig
 from pref_jax.errors import UserError
@@ -116,7 +116,7 @@ def test_sections_of_studies_fit(module, variant):
 
 
 def test_lore_settings_are_the_papers():
-    """DESIGN 4.4 and 4.5."""
+    """Those of the LoRe paper, arXiv 2504.14439."""
     for module, name, rank in ((lore_personalllm, "personalllm", 10), (lore_tldr, "tldr", 5), (lore_prism, "prism", 5)):
         config: Any = module.get_config("h200")
         assert (config.source.name, config.published.rank) == (name, rank)
@@ -179,7 +179,7 @@ def test_words_that_exclude_each_other_or_are_unknown_are_told(variant):
 
 
 def test_synthetic_settings_are_the_papers():
-    """DESIGN 4.5."""
+    """Those of the CoPL paper, arXiv 2503.01658."""
     for name in synthetic.SETTINGS:
         source: Any = synthetic.get_config(name).source
         assert source.pairs_per_user == (8 if name.startswith("uf_p_2") else 16)
@@ -258,7 +258,7 @@ def test_models_on_cpu_are_of_the_same_family():
     ("votes", "name", "pairs"), [("uf_p_2", "ultrafeedback", 8), ("uf_p_4", "ultrafeedback", 16), ("tldr", "tldr", 8)]
 )
 def test_the_papers_sets(votes, name, pairs):
-    """DESIGN 4.5; the number of pairs, where the config says none, is the reader's own for so many attributes."""
+    """arXiv 2503.01658; the number of pairs, where the config says none, is the reader's own for so many attributes."""
     config: Any = copl.get_config(f"h200,{votes}")
     assert (config.source.name, config.source.seen_users, config.source.unseen_users) == (name, 10_000, 100)
     assert "group oracle" in config.methods
@@ -269,7 +269,7 @@ def test_the_papers_sets(votes, name, pairs):
 
 
 def test_the_papers_recipe():
-    """DESIGN 4.1 and 4.2."""
+    """Those of the CoPL paper, arXiv 2503.01658."""
     config: Any = copl.get_config("gemma_2b")
     assert (config.graph.dim, config.graph.num_layers) == (512, 4)
     experts = freeze(ExpertsConfig, config.reward.experts, "reward.experts")

@@ -7,7 +7,6 @@ Axes: P pairs (padded), U users, N responses, V nodes (users, responses, padding
 K layers.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -15,62 +14,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from copl_jax.graph.message_passing import LAYERS
+from copl_jax.graph.settings import GCFConfig
 from copl_jax.graph.signed_graph import SHARDED, Batch, SignedGraph, edge_dropout
 from pref_jax import sharding
-from pref_jax.errors import UserError
 
 Params = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GCFConfig:
-    """Model and recipe; the defaults are the paper's. `recipe.fast` gives the recipe to use.
-
-    Attributes:
-      layer: the message function, one of `layers.LAYERS`.
-      dim: D.
-      num_layers: K.
-      edge_dropout: probability that an edge is left out, drawn anew for each sign, direction, layer and step.
-      regularisation: factor of the squared norms of the scored embeddings, summed over the batch.
-      learning_rate: AdamW's peak; linear warm-up, then cosine to 0.
-      weight_decay: AdamW's, decoupled.
-      warmup: fraction of the steps.
-      batch_size: pairs a step; None for all of them. What does not fill a batch waits for the next shuffle.
-      epochs: passes over the pairs; with batch_size None an epoch is one step.
-      evaluate_every: epochs between two looks at the validation pairs; divides `epochs`.
-      patience: evaluations without a better one after which training ends; None: never.
-    """
-
-    layer: str = "gcf"
-    dim: int = 512
-    num_layers: int = 4
-    edge_dropout: float = 0.1
-    regularisation: float = 1e-6
-    learning_rate: float = 1e-4
-    weight_decay: float = 1e-2
-    warmup: float = 0.1
-    batch_size: int | None = 1024
-    epochs: int = 100
-    evaluate_every: int = 1
-    patience: int | None = None
-
-    def __post_init__(self):
-        """Raises UserError if fields contradict each other."""
-        if self.layer not in LAYERS:
-            raise UserError(f"GCFConfig.layer is {self.layer!r}; write one of {', '.join(LAYERS)}")
-        if self.dim < 1 or self.num_layers < 0:
-            raise UserError(f"GCFConfig.dim is {self.dim}, num_layers {self.num_layers}; give at least 1 and 0")
-        if not 0 <= self.edge_dropout < 1:
-            raise UserError(f"GCFConfig.edge_dropout is {self.edge_dropout}; it must lie in [0, 1)")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UserError(f"GCFConfig.batch_size is {self.batch_size}; give at least 1, or None for all pairs")
-        if self.patience is not None and self.patience < 1:
-            raise UserError(f"GCFConfig.patience is {self.patience}; give at least 1, or None to never stop early")
-        if self.epochs < 1 or self.evaluate_every < 1 or self.epochs % self.evaluate_every:
-            raise UserError(
-                f"GCFConfig.epochs is {self.epochs} and evaluate_every {self.evaluate_every}; "
-                "give positive numbers of which the second divides the first"
-            )
 
 
 def init(config: GCFConfig, key: Key[Array, ""], graph: SignedGraph, dtype: Any = jnp.float32) -> Params:

@@ -8,7 +8,6 @@ Axes: P pairs (padded), U users, N responses, V nodes (users, responses, padding
 
 import contextlib
 import copy
-import dataclasses
 import functools
 import hashlib
 import time
@@ -24,7 +23,8 @@ from jaxtyping import Array, Float, Int, Key
 from tqdm import tqdm
 
 from copl_jax.graph import gcf
-from copl_jax.graph.gcf import GCFConfig, Params
+from copl_jax.graph.gcf import Params
+from copl_jax.graph.settings import GCFConfig
 from copl_jax.graph.signed_graph import REPLICATED, SHARDED, Batch, SignedGraph, batch_of
 from pref_jax import sharding
 from pref_jax.comparisons import Comparisons
@@ -34,21 +34,6 @@ from pref_jax.train.state import TrainState
 
 _NAME = "graph"
 History = dict[str, list[Any]]  # of ints and floats, one entry an evaluation
-
-
-def paper_config(**changes: Any) -> GCFConfig:
-    """The paper's recipe: AdamW 1e-4, batches of 1 024 pairs, 100 epochs. `changes` replace fields."""
-    return dataclasses.replace(GCFConfig(), **changes)
-
-
-def fast_config(**changes: Any) -> GCFConfig:
-    """A few dozen full-batch steps of AdamW at 1e-2; `changes` replace fields.
-
-    On votes without noise of no less accuracy than `reference`. With many wrong votes at D = 512 the layer `gcf` learns
-    nothing by it that carries over to new pairs; `normed` does (results/bench.json, gcf_paper_size).
-    """
-    quick = {"learning_rate": 1e-2, "batch_size": None, "epochs": 40, "evaluate_every": 2, "patience": 8}
-    return paper_config(**{**quick, **changes})
 
 
 class GCFResult(NamedTuple):

@@ -71,7 +71,7 @@ def load(folder: str | Path, lm: LMConfig) -> Stored:
         surplus, or of a wrong shape or dtype.
     """
     folder = Path(folder)
-    config, dim = _read_config(folder, lm)
+    config, dim = parse(parameter_files.read_about(folder), lm, where=str(folder / CONFIG))
     tensors = parameter_files.read_tensors(folder)
     _check(tensors, config, dim, where=str(folder / TENSORS))
     table = tensors.pop("table", None)
@@ -97,8 +97,23 @@ def _check(tensors: Mapping[str, np.ndarray], config: RewardConfig, dim: int, *,
     parameter_files.check(tensors, wanted, where=where)
 
 
-def _read_config(folder: Path, lm: LMConfig) -> tuple[RewardConfig, int]:
-    raw, path, faults = parameter_files.read_about(folder), folder / CONFIG, Faults()
+def as_params(tensors: Mapping[str, np.ndarray], config: RewardConfig, dim: int, *, where: str) -> Any:
+    """The tensors by path as trainable parameters.
+
+    Raises:
+      UserError: naming every tensor that is missing, surplus, or of a wrong shape or dtype.
+    """
+    _check(tensors, config, dim, where=where)
+    return parameter_files.as_tree(tensors, _shapes(config, dim))
+
+
+def parse(raw: Mapping[str, Any], lm: LMConfig, *, where: str) -> tuple[RewardConfig, int]:
+    """The model's config and the length of its embeddings from the JSON values that `save` wrote.
+
+    Raises:
+      UserError: naming every field that is missing, unknown or of a wrong type.
+    """
+    path, faults = where, Faults()
     dim, model = raw.get("embedding_dim"), raw.get("model")
     if not isinstance(dim, int) or isinstance(dim, bool) or dim < 0:
         faults.add(f"{path}: embedding_dim", f"is {dim!r}", "give a whole number from 0")

@@ -7,7 +7,7 @@ factors stand side by side along the rank, with zeros where a linear is not thei
 Models that read the last token are written as sequence classifiers, with the head as `score`. transformers' `score`
 has no bias; ours moves all rewards alike and changes no comparison, so only the file's metadata tells it ("head_bias").
 For models that read the mean of all tokens transformers has no such class: PEFT adapts the bare transformer then, and
-the head goes into a file of its own.
+the head goes into a file of its own. Engines without PEFT take `save_merged` instead: a transformer of that user's.
 
 Axes: Z layers, D features in, F features out, R rank.
 """
@@ -21,11 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from jaxtyping import Array, Float, Int
+from transformers import PreTrainedTokenizerBase
 
 from copl_jax.reward import lora_experts, reward_model
 from copl_jax.reward.reward_model import RewardConfig
+from pref_jax.errors import UserError
 from pref_jax.files import atomic_folder, write_json
 from pref_jax.lm import backbone, weights
+from pref_jax.lm.classifier import padding_in_texts, save_classifier, save_tokenizer
 from pref_jax.lm.config import LMConfig
 
 HEAD = "head.safetensors"
@@ -42,11 +45,14 @@ def save_peft(
     user: Float[Array | np.ndarray, " C"] | Int[Array | np.ndarray, ""] | None = None,
     *,
     base_name: str = "",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_length: int | None = None,
 ) -> None:
     """Writes the folder, in place of what was there; if killed, it is whole or absent.
 
     `peft.PeftModel.from_pretrained(base, folder)` opens it, where base is `AutoModelForSequenceClassification` of the
-    transformer with `num_labels=1` and a `pad_token_id`, or for "mean" pooling `AutoModel`.
+    transformer with `num_labels=1`, `problem_type="regression"` (without it pipelines and vLLM return a sigmoid) and a
+    `pad_token_id`, or for "mean" pooling `AutoModel`.
 
     Args:
       folder: made anew.
@@ -54,15 +60,23 @@ def save_peft(
       params: trainable parameters, as from `reward.init`.
       user: the user's embedding [C] (routing "users"), group number ("groups") or None ("none").
       base_name: what PEFT calls the transformer: a hub id or a folder.
+      tokenizer: put into the folder, if it is given, with the chat template by which texts were rendered.
+      max_length: the most tokens of a text, for the tokenizer's files.
 
     Raises:
-      UserError: if `user` is not what the routing needs.
+      UserError: if `user` is not what the routing needs, or the tokenizer's padding may stand in a text, so that
+        transformers would read another token than the last.
     """
     decided = reward_model.route(config, params, None if user is None else jnp.asarray(user)[None])
     folded = jax.tree.map(
         np.asarray, lora_experts.to_single_lora(params["experts"], decided, scale=config.mixture.scale)
     )
     classifier = config.lm.pooling == "last"
+    if classifier and tokenizer is not None and padding_in_texts(tokenizer):
+        raise UserError(
+            f"{folder}: texts may end with {tokenizer.pad_token!r}, the tokenizer's padding, and transformers would "
+            "read the token before it; train on a transformer with a padding of its own, or export with save_merged"
+        )
     modules = _modules(config.lm, folded, prefix=classifier)
     tensors = {}
     for name, factors in modules.items():
@@ -76,9 +90,44 @@ def save_peft(
         whole = {name: np.ascontiguousarray(leaf) for name, leaf in tensors.items()}
         safetensors.numpy.save_file(whole, part / TENSORS, metadata=metadata)
         write_json(part / CONFIG, _config(modules, classifier, base_name))
+        if tokenizer is not None:
+            save_tokenizer(part, tokenizer, max_length=max_length)
         if not classifier:
             bias = {"score.bias": np.asarray(params["head"]["b"])[None]}
             safetensors.numpy.save_file(head | bias, part / HEAD, metadata={"format": "pt"})
+
+
+def save_merged(
+    folder: str | Path,
+    config: RewardConfig,
+    params: Mapping[str, Any],
+    base: Mapping[str, Any],
+    user: Float[Array | np.ndarray, " C"] | Int[Array | np.ndarray, ""] | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    label: str = "reward",
+    max_length: int | None = None,
+) -> None:
+    """One user's reward, or the shared one, merged into the transformer: a `classifier.save_classifier` of one label.
+
+    Args:
+      folder: made anew.
+      config: the model's.
+      params: trainable parameters, as from `reward_model.init`.
+      base: the frozen transformer's; left as they are.
+      user: as for `save_peft`.
+      tokenizer: the transformer's, with the chat template by which texts were rendered.
+      label: the reward's name.
+      max_length: the most tokens of a text; by default the transformer's positions.
+
+    Raises:
+      UserError: if `user` is not what the routing needs; as `save_classifier`.
+    """
+    decided = reward_model.route(config, params, None if user is None else jnp.asarray(user)[None])
+    merged = lora_experts.merge(base, params["experts"], decided, scale=config.mixture.scale)
+    head, bias = params["head"]["w"][None], params["head"]["b"][None]
+    options: dict[str, Any] = {"labels": [label], "tokenizer": tokenizer, "max_length": max_length}
+    save_classifier(folder, config.lm, merged, head, bias=bias, **options)
 
 
 def _config(modules: Mapping[str, Factors], classifier: bool, base_name: str) -> dict[str, Any]:

@@ -22,12 +22,12 @@ def adapt_unseen(sizes: tuple[int, ...] = (2_500, 5_000, 10_000), dim: int = 64,
 
 
 class _Example(NamedTuple):
-    """The arguments of `adapt`."""
+    """The arguments of `cold_start`."""
 
     users: np.ndarray
     responses: np.ndarray
     seen: np.ndarray
-    known: Comparisons
+    train_pairs: Comparisons
     context: Comparisons
     unseen: np.ndarray
 
@@ -40,8 +40,8 @@ def _example(count: int, dim: int) -> _Example:
     users = training.normalised(centre[votes.camp] + 0.5 * rng.normal(size=(2 * count, dim))).astype(np.float32)
     table = rng.normal(size=(votes.num_responses, dim)).astype(np.float32)
     is_seen = np.arange(2 * count) < count
-    known, context = (pairs.take(mask) for mask in (is_seen[pairs.user], ~is_seen[pairs.user]))
-    return _Example(users, table, is_seen, known, context, np.flatnonzero(~is_seen))
+    train_pairs, context = (pairs.take(mask) for mask in (is_seen[pairs.user], ~is_seen[pairs.user]))
+    return _Example(users, table, is_seen, train_pairs, context, np.flatnonzero(~is_seen))
 
 
 def _memory_of_a_call(count: int, dim: int) -> dict[str, float]:
@@ -59,21 +59,13 @@ def _one_size(count: int, dim: int, sample: int) -> Result:
         for i, user in enumerate(example.unseen[:sample])
     ]
     loop = (time.perf_counter() - start) * count / sample
-    return result(
-        "adapt",
-        f"{count} unseen, {count} seen users, d={dim}",
-        loop,
-        seconds,
-        largest_difference=max(apart),
-        baseline_users_measured=sample,
-        first_call_seconds=first,
-        neighbours_of_a_user=float(found.num_neighbours.mean()),
-        bytes_a_pair=told["bytes"] / told["pairs"],
-    )
+    facts = {"largest_difference": max(apart), "baseline_users_measured": sample, "first_call_seconds": first}
+    facts |= {"neighbours_of_a_user": float(found.num_neighbours.mean()), "bytes_a_pair": told["bytes"] / told["pairs"]}
+    return result("adapt", f"{count} unseen, {count} seen users, d={dim}", loop, seconds, **facts)
 
 
 def _adapt_one(example: _Example, user: int) -> np.ndarray:
-    """DESIGN 4.3 for one user, literally."""
+    """CoPL's embedding of one unseen user (arXiv 2503.01658), written as in the paper."""
     users, table, _, known, context, _ = example
     mine = context.user == user
     near = np.unique(known.user[np.isin(known.chosen, context.chosen[mine])])

@@ -1,11 +1,11 @@
 """What the mixture of experts costs: a training step with it beside one of plain LoRA of the same rank.
 
-Axes: B rows (two a pair), L length, C features of a user embedding, U users, E experts, R rank, D features in.
+Axes: B rows (two a pair), L length, E experts, R rank, D features in.
 """
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +15,11 @@ from copl_jax.reward import lora_experts, routing
 from copl_jax.reward.lora_experts import ExpertsConfig
 from copl_jax.reward.reward_model import RewardConfig
 from experiments.benchmarks.measure import Result, in_turns, result
-from experiments.benchmarks.training import ENCODER, SMALL, USERS, training_step
+from experiments.benchmarks.training import ENCODER, SMALL, Case, training_step
 from pref_jax.lm import backbone
-from pref_jax.lm.config import LMConfig
 from pref_jax.train.state import LossFn
 
 NUM_EXPERTS, RANK = 8, 8
-
-
-class Case(NamedTuple):
-    """A transformer, and how much it reads in a step: B = 2 `pairs` rows of L = `length` tokens."""
-
-    lm: LMConfig
-    pairs: int
-    length: int
 
 
 # The decoder at the quickstart's batch size.
@@ -48,30 +39,18 @@ def _compare(case: Case, rounds: int, each: int) -> Result:
     mixture = RewardConfig(lm=case.lm, mixture=ExpertsConfig(num_experts=NUM_EXPERTS, rank=RANK))
     plain = ExpertsConfig(num_experts=0, rank=2 * RANK)
     lora = dataclasses.replace(mixture, routing="none", mixture=plain)
-    batch = _batch(case)
+    batch = case.batch()
     ours, dense = training_step(mixture, batch), training_step(mixture, batch, loss=_dense_loss(mixture))
     # The second loss has the first update in it.
     losses = np.array([[run() for _ in range(2)] for run in (ours, dense)])
     baseline, seconds, all_experts = in_turns([training_step(lora, batch), ours, dense], rounds=rounds, each=each)
-    size = f"{case.lm.family} d={case.lm.hidden_size}, {2 * case.pairs} x {case.length} tokens"
     apart = float(np.abs(losses[1] / losses[0] - 1).max())
     extra = {"dense_seconds": all_experts, "answers_apart": apart, "num_experts": NUM_EXPERTS}
-    return result("experts", size, baseline, seconds, **extra)
-
-
-def _batch(case: Case) -> dict[str, Any]:
-    """Random pairs; texts of L/2 to L tokens, padded on the right."""
-    rng = np.random.default_rng(0)
-    batch: dict[str, Any] = {"user": rng.integers(USERS, size=case.pairs, dtype=np.int32)}
-    for side in ("chosen", "rejected"):
-        lengths = rng.integers(case.length // 2, case.length + 1, size=(case.pairs, 1))
-        batch[side] = rng.integers(case.lm.vocab_size, size=(case.pairs, case.length), dtype=np.int32)
-        batch[f"{side}_mask"] = np.arange(case.length) < lengths
-    return batch
+    return result("experts", case.size, baseline, seconds, **extra)
 
 
 def _dense_loss(config: RewardConfig) -> LossFn:
-    """The loss of `reward.make_loss` with `_everybody` in place of `experts.apply`, and the same random numbers."""
+    """The loss of `reward_model.make_loss` with `_everybody` in place of `adapter_fn`, and the same random numbers."""
 
     def loss(params, frozen, batch, key):
         noise_key, dropout_key = jax.random.split(key)
@@ -90,7 +69,7 @@ def _dense_loss(config: RewardConfig) -> LossFn:
 
 
 def _everybody(adapter: Any, x: jax.Array, *, scale: float, dropout: float) -> jax.Array:
-    """`experts.apply` by the textbook: the outputs of all experts, weighted by 0 where they are not chosen."""
+    """The adapters by the textbook: the outputs of all experts, weighted by 0 where they are not chosen."""
     keep = 1 - dropout
     x = jnp.where(jax.random.bernoulli(adapter["key"], keep, x.shape), x / keep, 0)
     a, b = adapter["experts"]["a"], adapter["experts"]["b"]

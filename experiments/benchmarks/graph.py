@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from copl_jax.graph import signed_graph, training
-from copl_jax.graph.gcf import GCFConfig
 from copl_jax.graph.message_passing import LAYERS
+from copl_jax.graph.settings import GCFConfig, fast_config, paper_config
 from copl_jax.graph.signed_graph import SignedGraph
 from copl_jax.graph.training import GCFResult
 from experiments.benchmarks.measure import Result, in_new_process, result, timed
@@ -54,7 +54,7 @@ def gcf_recipe(users: int = 1000, dim: int = 64, seeds: int = 3) -> list[Result]
     Noise-free votes of two camps. `extra` holds, for each seed: validation accuracies at the end (reference) and of the
     checkpoint (ours), test accuracies, and the seconds of our whole fit.
     """
-    slow, fast = training.paper_config(dim=dim), training.fast_config(dim=dim)
+    slow, fast = paper_config(dim=dim), fast_config(dim=dim)
     rows: list[dict[str, Any]] = []
     for seed in range(seeds):
         votes = draw(VotesConfig(users=users, prompts=2 * users, seed=seed))
@@ -69,12 +69,10 @@ def gcf_recipe(users: int = 1000, dim: int = 64, seeds: int = 3) -> list[Result]
                 "test_accuracy": [_accuracy(found, votes.test) for found in (theirs, ours)],
             }
         )
-    facts = {
-        name: [row[name] for row in rows] for name in ("whole_fit_seconds", "validation_accuracy", "test_accuracy")
-    }
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
     size = f"{users} users, {4 * users} responses, d={dim}, L=4, {seeds} seeds"
-    means = [float(np.mean([row[side] for row in rows])) for side in ("reference", "ours")]
-    return [result("gcf_recipe", size, *means, **facts)]
+    means = [float(np.mean(columns.pop(side))) for side in ("reference", "ours")]
+    return [result("gcf_recipe", size, *means, **columns)]
 
 
 def gcf_paper_size(users: int = 10_000, prompts: int = 15_000, dim: int = 512, steps: int = 2) -> list[Result]:
@@ -86,28 +84,24 @@ def gcf_paper_size(users: int = 10_000, prompts: int = 15_000, dim: int = 512, s
     rows, each = [], 0.0
     for layer, noise in itertools.product(("gcf", "normed"), (0.0, 0.1)):
         votes = draw(VotesConfig(users=users, prompts=prompts, noise=noise))
-        config = training.fast_config(layer=layer, dim=dim, epochs=24, evaluate_every=4)
+        config = fast_config(layer=layer, dim=dim, epochs=24, evaluate_every=4)
         start = time.perf_counter()
         found = _fit(config, votes)
         seconds = time.perf_counter() - start
         each = each or _reference_step(votes, dim, steps)
-        count = training.paper_config().epochs * (len(votes.train.user) // 1024)
-        rows.append(
-            result(
-                "gcf_paper_size",
-                f"{layer}, {users} users, {2 * prompts} responses, d={dim}, L=4, {noise:.0%} wrong votes",
-                each * count,
-                seconds,
-                test_accuracy=_accuracy(found, votes.test),
-                best_possible_without_noise=best_accuracy(votes),
-                validation_accuracy=found.best_accuracy,
-                best_step=found.best_step,
-                steps=int(found.history["step"][-1]),
-                reference_step_seconds=each,
-                reference_steps=count,
-                reference_steps_measured=steps,
-            )
-        )
+        count = paper_config().epochs * (len(votes.train.user) // 1024)
+        facts = {
+            "test_accuracy": _accuracy(found, votes.test),
+            "best_possible_without_noise": best_accuracy(votes),
+            "validation_accuracy": found.best_accuracy,
+            "best_step": found.best_step,
+            "steps": int(found.history["step"][-1]),
+            "reference_step_seconds": each,
+            "reference_steps": count,
+            "reference_steps_measured": steps,
+        }
+        size = f"{layer}, {users} users, {2 * prompts} responses, d={dim}, L=4, {noise:.0%} wrong votes"
+        rows.append(result("gcf_paper_size", size, each * count, seconds, **facts))
     return rows
 
 
@@ -115,7 +109,7 @@ def _reference_step(votes: Votes, dim: int, steps: int) -> float:
     """Seconds of one of the reference recipe's steps, evaluations left out as good as possible: one in `steps`."""
     some = votes.train.take(slice(1024 * steps))
     none = votes.train.take(slice(0))
-    config = training.paper_config(dim=dim, epochs=2)
+    config = paper_config(dim=dim, epochs=2)
     seconds = training.fit(config, _build(votes), some, none, jax.random.key(0)).history["seconds"]
     return float(seconds[1] - seconds[0]) / steps
 
@@ -131,30 +125,21 @@ def gcf_scale(sizes: tuple[int, ...] = (100_000, 1_000_000, 10_000_000), dim: in
     for edges in sizes:
         told = in_new_process(__name__, "_steps", edges, dim)
         smallest = told["seconds"] if not rows else rows[0]["seconds"]
+        facts = {"nanoseconds_an_edge": 1e9 * told["seconds"] / edges, "peak_bytes": told["peak"]}
+        facts |= {"build_seconds": told["build"], "nodes": told["nodes"]}
         size = f"{edges:.0e} edges, d={dim}, L=4"
-        rows.append(
-            result(
-                "gcf_scale",
-                size,
-                smallest * edges / sizes[0],
-                told["seconds"],
-                nanoseconds_an_edge=1e9 * told["seconds"] / edges,
-                peak_bytes=told["peak"],
-                build_seconds=told["build"],
-                nodes=told["nodes"],
-            )
-        )
+        rows.append(result("gcf_scale", size, smallest * edges / sizes[0], told["seconds"], **facts))
     return rows
 
 
 def _steps(edges: int, dim: int, rounds: int = 3, each: int = 4) -> dict[str, float]:
-    """Eight votes a user, and as many responses as users; a vote is two edges, one of each sign."""
+    """Eight votes per user, and as many responses as users; a vote is two edges, one of each sign."""
     users = edges // 16
     votes = draw(VotesConfig(users=users, prompts=users // 2, each=9, tests=0))
     start = time.perf_counter()
     signed = _build(votes)
     built = time.perf_counter() - start
-    config = training.fast_config(dim=dim, epochs=rounds * each, evaluate_every=each, patience=None)
+    config = fast_config(dim=dim, epochs=rounds * each, evaluate_every=each, patience=None)
     none = votes.train.take(slice(0))
     seconds = training.fit(config, signed, votes.train, none, jax.random.key(0)).history["seconds"]
     # The first round holds the compilation; the least of the others counts.
@@ -182,7 +167,7 @@ def gcf_layers(users: int = 500, prompts: int = 500, dim: int = 64, seeds: tuple
             seconds, scores, validation = [], [], []
             for seed in seeds:
                 drawn = draw(dataclasses.replace(votes, seed=seed))
-                config = training.fast_config(layer=layer, dim=dim)
+                config = fast_config(layer=layer, dim=dim)
                 _, spent, found = timed(lambda config=config, drawn=drawn, seed=seed: _fit(config, drawn, seed))
                 seconds.append(spent)
                 scores.append(_accuracy(found, drawn.test))
@@ -190,16 +175,7 @@ def gcf_layers(users: int = 500, prompts: int = 500, dim: int = 64, seeds: tuple
             spent = float(np.mean(seconds))
             baseline = baseline or spent
             interval = student_interval(scores, over="seeds")
-            rows.append(
-                result(
-                    "gcf_layers",
-                    f"{world}: {layer}",
-                    baseline,
-                    spent,
-                    test_accuracy=interval.mean,
-                    half_interval=interval.half_width,
-                    test_accuracies=scores,
-                    validation_accuracy=float(np.mean(validation)),
-                )
-            )
+            facts = {"test_accuracy": interval.mean, "half_interval": interval.half_width, "test_accuracies": scores}
+            facts["validation_accuracy"] = float(np.mean(validation))
+            rows.append(result("gcf_layers", f"{world}: {layer}", baseline, spent, **facts))
     return rows

@@ -1,17 +1,9 @@
-"""Memory and time of loading a checkpoint, each load in a process of its own.
+"""Memory and time of loading a checkpoint, each load in a process of its own that is watched from outside."""
 
-    python -m experiments.benchmarks.loading {ours,theirs} FOLDER DTYPE
-
-is such a process: it loads, prints one line of JSON, and is watched from outside meanwhile.
-"""
-
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +12,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks import reference
-from experiments.benchmarks.measure import Result, forget_peak, memory, result
+from experiments.benchmarks.measure import Result, forget_peak, in_new_process, memory, result
 from pref_jax.errors import UserError
-from pref_jax.lm import checkpoint
+from pref_jax.lm import backbone, checkpoint
+from pref_jax.lm.config import LMConfig
 
 # 145 million parameters, 580 MB in float32; all layers' `up_proj` together are a fifth of it.
-SHAPE = {
-    "model_type": "llama",
-    "vocab_size": 32000,
-    "hidden_size": 1024,
-    "intermediate_size": 2816,
-    "num_hidden_layers": 10,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": True,
-}
-# dtype of the file and of the parameters, and the size that no file exceeds.
-CASES = (("float32", "5GB"), ("float32", "150MB"), ("bfloat16", "5GB"))
+SHAPE = LMConfig(
+    family="llama",
+    vocab_size=32000,
+    hidden_size=1024,
+    intermediate_size=2816,
+    num_layers=10,
+    num_heads=16,
+    num_kv_heads=4,
+    max_positions=2048,
+)
+# dtype of the file and of the parameters, and the megabytes that no file exceeds.
+CASES = (("float32", 5000.0), ("float32", 150.0), ("bfloat16", 5000.0))
 SIDES = ("theirs", "ours")
 
 
 def load_memory(
-    shape: Mapping[str, Any] = SHAPE, cases: tuple[tuple[str, str], ...] = CASES, repeats: int = 3
+    shape: LMConfig = SHAPE, cases: tuple[tuple[str, float], ...] = CASES, repeats: int = 3
 ) -> list[Result]:
     """Loading a checkpoint in its own dtype, ours against transformers' `from_pretrained`, files in the page cache.
 
@@ -60,12 +52,13 @@ def load_memory(
     """
     if not Path("/proc/self/clear_refs").exists():
         raise UserError("load_memory reads /proc, which this system lacks; run it on Linux")
-    return [_compare(shape, dtype, shard_size, repeats) for dtype, shard_size in cases]
+    return [_compare(shape, dtype, megabytes, repeats) for dtype, megabytes in cases]
 
 
-def _compare(shape: Mapping[str, Any], dtype: str, shard_size: str, repeats: int) -> Result:
+def _compare(shape: LMConfig, dtype: str, megabytes: float, repeats: int) -> Result:
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), backbone.init(shape, jax.random.key(0)))
     with tempfile.TemporaryDirectory() as folder:
-        reference.save_random(Path(folder), shape, dtype=dtype, shard_size=shard_size)
+        checkpoint.save(folder, shape, params, max_shard_bytes=int(1e6 * megabytes))
         files = list(Path(folder).glob("*.safetensors"))
         size = sum(file.stat().st_size for file in files)
         loads = [[_watched(side, folder, dtype) for side in SIDES] for _ in range(repeats)]
@@ -84,18 +77,8 @@ def _watched(side: str, folder: str, dtype: str) -> dict[str, float]:
 
     The process cannot watch its own anonymous memory: while it copies, no other thread of it gets a turn.
     """
-    command = [sys.executable, "-m", __name__, side, folder, dtype]
     samples: list[tuple[float, int]] = []
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = subprocess.Popen(command, stdout=out, stderr=err)
-        while process.poll() is None:
-            samples.append((time.monotonic(), memory(process.pid).get("RssAnon", 0)))
-            time.sleep(0.002)
-        out.seek(0)
-        err.seek(0)
-        if process.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{err.read()[-3000:]}")
-        told = json.loads(out.read().splitlines()[-1])
+    told = in_new_process(__name__, "load_once", side, folder, dtype, samples=samples)
     during = [size for when, size in samples if told["start"] <= when <= told["end"]]
     return {
         "seconds": told["end"] - told["start"],
@@ -105,8 +88,8 @@ def _watched(side: str, folder: str, dtype: str) -> dict[str, float]:
     }
 
 
-def _child(side: str, folder: str, dtype: str) -> None:
-    """Loads once and prints when, and the memory before, at the highest and after."""
+def load_once(side: str, folder: str, dtype: str) -> dict[str, Any]:
+    """Loads and tells when, and the memory before, at the highest and after."""
     load = {"ours": _load_ours, "theirs": _load_theirs}[side](folder, dtype)
     before = memory()
     forget_peak()
@@ -115,7 +98,7 @@ def _child(side: str, folder: str, dtype: str) -> None:
     end = time.monotonic()
     after = memory()
     told = {"start": start, "end": end, "before": before["VmRSS"], "anonymous_before": before["RssAnon"]}
-    print(json.dumps(told | {"peak": after["VmHWM"], "after": after["VmRSS"], "parameters": len(params)}))
+    return told | {"peak": after["VmHWM"], "after": after["VmRSS"], "parameters": len(params)}
 
 
 def _load_ours(folder: str, dtype: str) -> Callable[[], list[Any]]:
@@ -144,7 +127,3 @@ def _load_theirs(folder: str, dtype: str) -> Callable[[], list[Any]]:
         return [model, *leaves]
 
     return load
-
-
-if __name__ == "__main__":
-    _child(*sys.argv[1:])

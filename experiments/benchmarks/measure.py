@@ -7,6 +7,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 
 from pref_jax.errors import UserError
+from pref_jax.eval.reporting.report import plain
 from pref_jax.files import read_json
 
 # {"name", "size", "baseline_seconds", "seconds", "ratio", "extra"}, see `result`.
@@ -96,17 +98,30 @@ def peak_bytes(run: Callable[[], Any]) -> int:
     return memory().get("VmHWM", 0) - before
 
 
-def in_new_process(module: str, function: str, *arguments: int) -> dict[str, float]:
+def in_new_process(module: str, function: str, *arguments: Any, samples: list[Any] | None = None) -> dict[str, float]:
     """What `module.function(*arguments)` gives in a process of its own, and its memory at the highest as "peak".
+
+    Args:
+      module: that has the function.
+      function: its name.
+      *arguments: JSON values.
+      samples: gets (monotonic clock, bytes of anonymous memory) of the process every 2 ms.
 
     Raises:
       RuntimeError: with the last lines that the process wrote, if it failed.
     """
-    command = [sys.executable, "-m", __name__, module, function, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, "-m", __name__, module, function, json.dumps(arguments)]
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(command, stdout=out, stderr=err)
+        while samples is not None and process.poll() is None:
+            samples.append((time.monotonic(), memory(process.pid).get("RssAnon", 0)))
+            time.sleep(0.002)
+        process.wait()
+        for file in (out, err):
+            file.seek(0)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{err.read()[-3000:]}")
+        return json.loads(out.read().splitlines()[-1])
 
 
 def read(path: Path) -> list[Result]:
@@ -135,16 +150,13 @@ def merged(old: Sequence[Result], new: Sequence[Result], order: Sequence[str]) -
 
 def table(results: Sequence[Result]) -> str:
     """The results in columns, for the terminal."""
-    wide = max((len(row["size"]) for row in results), default=0)
-    lines = [f"{'name':<14} {'size':<{wide}} {'baseline s':>12} {'ours s':>12} {'ratio':>9}"]
+    lines = [["name", "size", "baseline s", "ours s", "ratio"]]
     for row in results:
-        lines.append(
-            f"{row['name']:<14} {row['size']:<{wide}} {row['baseline_seconds']:>12.4g} {row['seconds']:>12.4g} "
-            f"{row['ratio']:>9.2f}"
-        )
-    return "\n".join(lines)
+        seconds = [f"{row[name]:.4g}" for name in ("baseline_seconds", "seconds")]
+        lines.append([row["name"], row["size"], *seconds, f"{row['ratio']:.2f}"])
+    return plain(lines)
 
 
 if __name__ == "__main__":
-    told = getattr(importlib.import_module(sys.argv[1]), sys.argv[2])(*map(int, sys.argv[3:]))
-    print(json.dumps(told | {"peak": memory().get("VmHWM", 0)}))
+    told = getattr(importlib.import_module(sys.argv[1]), sys.argv[2])(*json.loads(sys.argv[3]))
+    print(json.dumps({"peak": memory().get("VmHWM", 0)} | told))

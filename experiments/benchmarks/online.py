@@ -40,15 +40,12 @@ def _update(users: int, rank: int, *, rounds: int, each: int, past: int = 50, wi
     answers = jnp.asarray(rng.normal(size=(users, past, rank)), jnp.float32)
     z, origin = answers[:, -1], bayes_filter.start(prior, 1)
     events = jnp.asarray(rng.permutation(users), jnp.int32)
-    logistic, ridge, fading = (
-        bayes_filter.UpdateRule(),
-        bayes_filter.UpdateRule(likelihood="ridge"),
-        bayes_filter.UpdateRule(forgetting_factor=0.98),
-    )
+    logistic = bayes_filter.UpdateRule()
+    rules = {"logistic": logistic, "ridge": bayes_filter.UpdateRule(likelihood="ridge")}
+    rules |= {"forgetting": bayes_filter.UpdateRule(forgetting_factor=0.98)}
     observe = {
-        "logistic": jax.jit(lambda state, z: bayes_filter.update(state, z, None, origin, logistic)),
-        "ridge": jax.jit(lambda state, z: bayes_filter.update(state, z, None, origin, ridge)),
-        "forgetting": jax.jit(lambda state, z: bayes_filter.update(state, z, None, origin, fading)),
+        name: jax.jit(lambda state, z, rule=rule: bayes_filter.update(state, z, None, origin, rule))
+        for name, rule in rules.items()
     }
     track = jax.jit(lambda state, z: change_detection.track(state, z, None, origin, logistic))
     slide = jax.jit(lambda state, z: windows.update(state, z, None))

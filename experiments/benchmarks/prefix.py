@@ -3,7 +3,6 @@
 Axes: B pairs, P pairs of a run.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -13,34 +12,18 @@ import numpy as np
 from copl_jax.reward import reward_model
 from copl_jax.reward.reward_model import RewardConfig
 from experiments.benchmarks.measure import Result, in_turns, result
-from experiments.benchmarks.training import DIM, LARGER, SMALL, USERS, frozen_parts, training_step, working
+from experiments.benchmarks.training import LARGER, SMALL, USERS, Case, frozen_parts, trained_parts, training_step
 from pref_jax.comparisons import Comparisons
 from pref_jax.data.text.shared_prefix import shared_lengths
 from pref_jax.data.text.token_table import TokenTable
-from pref_jax.lm.config import LMConfig
 from pref_jax.lm.pair_batches import text_batches
 
 # Of the tokens of a shared row; the first makes 60 % of the tokens of two separate rows.
 SHARES = (3 / 7, 0.6, 0.7, 0.8)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Case:
-    """One size.
-
-    Attributes:
-      lm: the decoder.
-      pairs: B.
-      length: tokens of the longest pair, its prompt counted once; the shortest has half of them.
-    """
-
-    lm: LMConfig
-    pairs: int
-    length: int
-
-
-# The decoder at the quickstart's batch size.
-CASES = (Case(lm=SMALL, pairs=64, length=64), Case(lm=LARGER, pairs=16, length=160))
+# The decoder at the quickstart's batch size; L is of the longest pair, its prompt counted once, the shortest has half.
+CASES = (Case(SMALL, pairs=64, length=64), Case(LARGER, pairs=16, length=160))
 
 
 def prefix_pairs(
@@ -69,7 +52,7 @@ def _compare(case: Case, share: float, rounds: int, each: int, size: int) -> Res
         for layout in (None, shared)
     ]
     config = RewardConfig(lm=case.lm)
-    params, frozen = working(reward_model.init(config, jax.random.key(0), embedding_dim=DIM)), frozen_parts(config)
+    params, frozen = trained_parts(config), frozen_parts(config)
     rewards = jax.jit(functools.partial(reward_model.pair_rewards, config))
     apart, together = (
         np.asarray(rewards(params, frozen["base"], batch, frozen["users"][batch["user"]])) for batch in batches
@@ -78,23 +61,19 @@ def _compare(case: Case, share: float, rounds: int, each: int, size: int) -> Res
     for run in runs:
         run()
     seconds = in_turns(runs, rounds=rounds, each=each)
-    real = [
-        int(batches[0]["chosen_mask"].sum() + batches[0]["rejected_mask"].sum()),
-        int((batches[1]["parts"] > 0).sum()),
-    ]
+    separate, parts = batches[0], batches[1]["parts"]
+    real = [int(separate["chosen_mask"].sum() + separate["rejected_mask"].sum()), int((parts > 0).sum())]
     padded = [2 * case.pairs * length, case.pairs * shared]
-    prompts = int((batches[1]["parts"] == 1).sum())
-    return result(
-        "prefix_pairs",
-        f"prompt {share:.0%}, d={case.lm.hidden_size}, {case.pairs} pairs x {shared} tokens",
-        *seconds,
-        share_of_separate=2 * prompts / real[0],
-        tokens=real,
-        padded_tokens=padded,
-        ratio_of_tokens=real[0] / real[1],
-        ratio_of_padded_tokens=padded[0] / padded[1],
-        largest_difference=float(np.abs(apart - together).max() / np.abs(apart).max()),
-    )
+    facts: dict[str, Any] = {
+        "share_of_separate": 2 * int((parts == 1).sum()) / real[0],
+        "tokens": real,
+        "padded_tokens": padded,
+        "ratio_of_tokens": real[0] / real[1],
+        "ratio_of_padded_tokens": padded[0] / padded[1],
+        "largest_difference": float(np.abs(apart - together).max() / np.abs(apart).max()),
+    }
+    label = f"prompt {share:.0%}, d={case.lm.hidden_size}, {case.pairs} pairs x {shared} tokens"
+    return result("prefix_pairs", label, *seconds, **facts)
 
 
 def _texts(case: Case, share: float, size: int) -> tuple[TokenTable, Comparisons]:
@@ -111,9 +90,5 @@ def _texts(case: Case, share: float, size: int) -> tuple[TokenTable, Comparisons
             texts.append(np.concatenate([begin, [mark], rng.integers(2, case.lm.vocab_size, rest - 1)]))
     offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])])
     table = TokenTable(np.concatenate(texts).astype(np.int32), offsets.astype(np.int64), 0)
-    user = rng.integers(0, USERS, size).astype(np.int32)
-    row = np.arange(size)
-    pairs = Comparisons(
-        user, (2 * row).astype(np.int32), (2 * row + 1).astype(np.int32), np.full(size, -1, np.int8), row
-    )
-    return table, pairs
+    first = 2 * np.arange(size, dtype=np.int32)
+    return table, Comparisons(rng.integers(0, USERS, size).astype(np.int32), first, first + 1)

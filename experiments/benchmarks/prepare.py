@@ -35,9 +35,8 @@ def prepare(small: int = 100_000, times: int = 10) -> list[Result]:
 
     seconds(1000)
     (short, _), (long, rows) = seconds(small), seconds(small * times)
-    made = [
-        result("prepare", f"{rows} comparisons, against {small}", short * times, long, comparisons_a_second=rows / long)
-    ]
+    facts = {"comparisons_a_second": rows / long}
+    made = [result("prepare", f"{rows} comparisons, against {small}", short * times, long, **facts)]
     little, much = (in_new_process(__name__, "votes", size) for size in (small, small * times))
     size = f"{small * times} votes in TL;DR's schema, parquet to saved tables, against {small}"
     extra = {name: much[name] for name in ("cpu_seconds", "comparisons", "source_bytes")} | {"peak_bytes": much["peak"]}
@@ -84,11 +83,10 @@ def _write_votes(file: Path, count: int, seed: int, chunk: int = 100_000) -> Non
         which = rng.integers(posts, size=rows)
         first = rng.integers(4, size=rows)
         ends = np.stack([first, (first + rng.integers(1, 4, size=rows)) % 4], axis=1) + 4 * which[:, None]
-        policy = pa.array(["sup2"]).take(pa.array(np.zeros(2 * rows, np.int64)))
+        policy = pa.repeat("sup2", 2 * rows)
         text = pa.StructArray.from_arrays([summary.take(pa.array(ends.ravel())), policy], names=["text", "policy"])
-        info = pa.StructArray.from_arrays(
-            [post.take(pa.array(which)), pa.nulls(rows, pa.string())], names=["post", "article"]
-        )
+        columns = [post.take(pa.array(which)), pa.nulls(rows, pa.string())]
+        info = pa.StructArray.from_arrays(columns, names=["post", "article"])
         worker = pa.array([f"worker-{name}" for name in range(_WORKERS)])
         table = pa.table(
             {

@@ -19,6 +19,7 @@ TARGETS = {
     "llama": {"q_proj": "q_proj", "v_proj": "v_proj"},
     "bert": {"q_proj": "query", "v_proj": "value"},
 }
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 class Model(NamedTuple):
@@ -51,30 +52,6 @@ def library(name: str) -> Any:
         ) from error
 
 
-def save_random(folder: Path, shape: Mapping[str, Any], *, dtype: str = "float32", shard_size: str = "5GB") -> None:
-    """Writes a checkpoint of random weights, as transformers makes them.
-
-    Args:
-      folder: gets `config.json` and the weights.
-      shape: the fields of `config.json`, "model_type" among them: "llama" or "bert".
-      dtype: of the weights.
-      shard_size: no file is larger, such as "100MB".
-
-    Raises:
-      UserError: if torch or PEFT is not installed.
-    """
-    torch, transformers = library("torch"), library("transformers")
-    torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(**shape)
-    with quiet(transformers):
-        trunk = transformers.LlamaForCausalLM(config) if shape["model_type"] == "llama" else _bert(transformers, config)
-        trunk.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard_size)
-
-
-def _bert(transformers: Any, config: Any) -> Any:
-    return transformers.BertModel(config, add_pooling_layer=False)
-
-
 def load(folder: Path, params: Mapping[str, Any], *, rank: int, alpha: float, pooling: str) -> Model:
     """The reward model on a checkpoint, with the values of our trainable parameters; float32, torch's sdpa attention.
 
@@ -92,7 +69,7 @@ def load(folder: Path, params: Mapping[str, Any], *, rank: int, alpha: float, po
     family = transformers.AutoConfig.from_pretrained(folder).model_type
     with quiet(transformers):
         kind = transformers.LlamaModel if family == "llama" else transformers.BertModel
-        own = {} if family == "llama" else {"add_pooling_layer": False}
+        own = {} if family == "llama" else {"add_pooling_layer": False, **NO_DROPOUT}
         trunk = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa", **own)
     names = TARGETS[family]
     lora = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(names.values()))
@@ -120,7 +97,7 @@ def rows(tokens: np.ndarray, mask: np.ndarray) -> Rows:
 
 
 def pooled(model: Model, texts: Rows) -> Any:
-    """One vector a text [B D]."""
+    """One vector per text [B D]."""
     hidden = model.trunk(input_ids=texts.tokens, attention_mask=texts.mask).last_hidden_state
     if model.pooling == "last":
         return hidden[library("torch").arange(len(hidden)), texts.last]

@@ -1,8 +1,11 @@
-"""What benchmarks of reward models train: transformers of the sizes at hand, and a compiled step."""
+"""What benchmarks of reward models train: transformers of the sizes at hand, batches, and a compiled step.
+
+Axes: B rows (two a pair), L length.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -46,6 +49,30 @@ ENCODER = LMConfig(
     pooling="mean",
 )
 USERS, DIM = 500, 64
+RECIPE = OptimizerConfig(lr=1e-4, num_steps=1_000_000, weight_decay=1e-3, clip=1.0)
+
+
+class Case(NamedTuple):
+    """A transformer, and how much it reads in a step: B = 2 `pairs` rows of L = `length` tokens."""
+
+    lm: LMConfig
+    pairs: int
+    length: int
+
+    @property
+    def size(self) -> str:
+        """The case, for people."""
+        return f"{self.lm.family} d={self.lm.hidden_size}, {2 * self.pairs} x {self.length} tokens"
+
+    def batch(self) -> dict[str, np.ndarray]:
+        """Random pairs of random users; texts of L/2 to L tokens, padded on the right."""
+        rng = np.random.default_rng(0)
+        batch: dict[str, np.ndarray] = {"user": rng.integers(USERS, size=self.pairs, dtype=np.int32)}
+        for side in ("chosen", "rejected"):
+            lengths = rng.integers(self.length // 2, self.length + 1, size=(self.pairs, 1))
+            batch[side] = rng.integers(self.lm.vocab_size, size=(self.pairs, self.length), dtype=np.int32)
+            batch[f"{side}_mask"] = np.arange(self.length) < lengths
+        return batch
 
 
 def frozen_parts(config: RewardConfig) -> dict[str, Any]:
@@ -57,36 +84,37 @@ def frozen_parts(config: RewardConfig) -> dict[str, Any]:
     return frozen
 
 
-def working(params: dict[str, Any]) -> dict[str, Any]:
-    """The parameters with second factors that are not zero: else nobody would see a wrong first one."""
-    changed = {}
+def trained_parts(config: RewardConfig) -> dict[str, Any]:
+    """Fresh parameters, but second factors of LoRA are not zero: else nobody would see a wrong first one."""
+    params = reward_model.init(config, jax.random.key(1), embedding_dim=DIM)
     for target, own in params["experts"].items():
-        key = jax.random.key(len(target))
-        changed[target] = {
-            kind: {**part, "b": 0.02 * jax.random.normal(key, part["b"].shape)} for kind, part in own.items()
-        }
-    return {**params, "experts": changed}
+        for part in own.values():
+            part["b"] = 0.02 * jax.random.normal(jax.random.key(len(target)), part["b"].shape)
+    return params
 
 
 def training_step(
-    config: RewardConfig, batch: Mapping[str, Any], *, loss: LossFn | None = None
+    config: RewardConfig,
+    batch: Mapping[str, Any],
+    *,
+    loss: LossFn | None = None,
+    frozen: Mapping[str, Any] | None = None,
+    recipe: OptimizerConfig = RECIPE,
 ) -> Callable[[], jax.Array]:
     """A function that takes one training step on one device, in the memory of the step before, and gives its loss.
 
-    The batch is always the same; `loss` stands in for `reward.make_loss(config)`.
+    The batch is always the same; `loss` stands in for `reward_model.make_loss(config)`, `frozen` for `frozen_parts`.
     """
     mesh = make_mesh(devices=jax.devices()[:1])
-    everywhere = replicated(mesh)
-    frozen = jax.device_put(frozen_parts(config), everywhere)
-    transform = optimizer(OptimizerConfig(lr=1e-4, num_steps=1_000_000, weight_decay=1e-3, clip=1.0))
-    params = working(reward_model.init(config, jax.random.key(1), embedding_dim=DIM))
-    state = init_state(jax.device_put(params, everywhere), transform, seed=0)
-    compiled = jit_step(make_step(loss or reward_model.make_loss(config), transform), state, frozen, mesh)
+    fixed = jax.device_put(frozen or frozen_parts(config), replicated(mesh))
+    transform = optimizer(recipe)
+    state = init_state(jax.device_put(trained_parts(config), replicated(mesh)), transform, seed=0)
+    compiled = jit_step(make_step(loss or reward_model.make_loss(config), transform), state, fixed, mesh)
     placed = put_batch(dict(batch), mesh)
 
     def step() -> jax.Array:
         nonlocal state
-        state, metrics = compiled(state, frozen, placed)
+        state, metrics = compiled(state, fixed, placed)
         return jax.block_until_ready((metrics["loss"], state))[0]
 
     return step

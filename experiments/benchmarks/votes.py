@@ -16,11 +16,11 @@ class VotesConfig:
     Attributes:
       users: U.
       prompts: pairs of responses that are voted on.
-      each: training votes a user has, of which one goes to validation.
+      each: training votes per user, of which one goes to validation.
       camps: users of one camp agree on everything; two camps disagree on everything, more of them on random halves.
         0: no camps, but four qualities that each user weighs by Dirichlet(0.1).
       noise: probability that a training or validation vote is the wrong way round; tests never are.
-      tests: test votes a user has.
+      tests: test votes per user.
       seed: of all draws.
     """
 
@@ -54,7 +54,7 @@ def draw(config: VotesConfig) -> Votes:
     second = _likes_second(config, rng, user, prompt, camp)
     second ^= (rng.random(len(user)) < config.noise) & (number < config.each)
     chosen, rejected = ((2 * prompt + side).astype(np.int32) for side in (second, ~second))
-    pairs = Comparisons(user, chosen, rejected, np.full(len(user), -1, np.int8), np.arange(len(user)))
+    pairs = Comparisons(user, chosen, rejected)
     train, validation, test = (
         pairs.take(part) for part in (number < config.each - 1, number == config.each - 1, number >= config.each)
     )

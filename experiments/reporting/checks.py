@@ -2,39 +2,38 @@
 
 from collections.abc import Sequence
 
-from experiments.runner.test_labels import ANSWERS, GROUPS, TABLE, late, reads
-from experiments.runner.workspace import Run, graph_pairs, load_data
+from experiments.methods import ANSWERS, METHODS
+from experiments.runner.test_labels import TABLE, late, reads
+from experiments.runner.workspace import Workspace
 from pref_jax.data.checks import leakage
 from pref_jax.data.checks.leakage import Leak
 from pref_jax.eval.reporting.report import Section, bullets
 from pref_jax.files import read_json, write_json
 
 FILE = "leaks.json"
-# Methods whose rule is to know groups, or other people's answers, and what that is; no other may ask for them.
-MAY_READ = {"group oracle": GROUPS, "oracle (features)": GROUPS, "leave-one-out majority": ANSWERS}
 # What else opens the door: scores and reports, which no method sees.
 REPORTS = (TABLE, "studies", "report on experts", "a reader of the finished run", "counts of the tables")
 
 
-def checked(run: Run) -> list[Leak]:
+def checked(work: Workspace) -> list[Leak]:
     """What the checks say of the run's tables, as methods get them; made once and kept in SEED/leaks.json.
 
     Raises:
       UserError: for what is certainly wrong, as `leaks.check`.
     """
-    path = run.folder / FILE
+    path = work.folder / FILE
     if not path.exists():
-        data = load_data(run)
-        found = leakage.check(data, graph_pairs(run, data), seed=run.seed)
+        data = work.data
+        found = leakage.check(data, work.graph_pairs(), seed=work.seed)
         write_json(path, [leak._asdict() for leak in found])
     return [Leak(**own) for own in read_json(path)]
 
 
-def readers(run: Run) -> Leak:
+def readers(work: Workspace) -> Leak:
     """Who opened the door to groups and test answers, and whether anybody did who may not, or too early."""
-    lines, after = reads(run), late(run)
+    lines, after = reads(work), late(work)
     asked = dict.fromkeys((line["reader"], line["what"]) for line in lines if line["reader"] not in REPORTS)
-    strangers = list(dict.fromkeys(name for name, what in asked if MAY_READ.get(name) != what))
+    strangers = list(dict.fromkeys(name for name, what in asked if name not in METHODS or METHODS[name].reads != what))
     parts = []
     for what in dict.fromkeys(line["what"] for line in lines):
         names = dict.fromkeys(line["reader"] for line in lines if line["what"] == what)
@@ -50,26 +49,26 @@ def readers(run: Run) -> Leak:
     return Leak("groups and test answers", bool(strangers or after), "; ".join(parts), numbers)
 
 
-def everything(run: Run) -> list[Leak]:
+def everything(work: Workspace) -> list[Leak]:
     """The checks of the tables and of who read what."""
-    return [*checked(run), readers(run)]
+    return [*checked(work), readers(work)]
 
 
-def section(runs: Sequence[Run]) -> Section:
+def section(works: Sequence[Workspace]) -> Section:
     """The checks of all seeds as a chapter; what may leak is marked."""
     lines = [
-        f"{'**may leak** ' if leak.found else ''}{leak.name}, seed {run.seed}: {leak.text}."
-        for run in runs
-        for leak in everything(run)
+        f"{'**may leak** ' if leak.found else ''}{leak.name}, seed {work.seed}: {leak.text}."
+        for work in works
+        for leak in everything(work)
     ]
     return Section("Leakage checks", bullets(lines))
 
 
-def notes(runs: Sequence[Run]) -> list[str]:
+def notes(works: Sequence[Workspace]) -> list[str]:
     """What may leak, for the table of a data set: one sentence for each check that found something in some seed."""
     found: dict[str, list[str]] = {}
-    for run in runs:
-        for leak in everything(run):
+    for work in works:
+        for leak in everything(work):
             if leak.found:
-                found.setdefault(leak.name, []).append(f"seed {run.seed}: {leak.text}")
+                found.setdefault(leak.name, []).append(f"seed {work.seed}: {leak.text}")
     return [f"may leak, {name}: {'; '.join(texts)}" for name, texts in found.items()]

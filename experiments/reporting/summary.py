@@ -6,45 +6,20 @@ from typing import Any
 
 import numpy as np
 
+from experiments.methods import METHODS
 from experiments.reporting import checks
 from experiments.runner.cli import Config
 from experiments.runner.test_labels import Answered, answered
-from experiments.runner.workspace import Run, curve, load_users, log, method_folder, runs
+from experiments.runner.workspace import Workspace, curve, log, workspaces
 from pref_jax.data.preferences import Preferences
+from pref_jax.eval.bootstrap import paired_difference
 from pref_jax.eval.figures import plots
-from pref_jax.eval.metrics import group_metrics, paired_difference, user_accuracy
+from pref_jax.eval.metrics import group_metrics, user_accuracy
 from pref_jax.eval.reporting import report, results
 from pref_jax.eval.reporting.report import Section
 from pref_jax.files import read_json
 
 FEW = 4  # votes, of which a user's taste is often not to be told
-MEANINGS = {
-    "shared reward": "one Bradley-Terry reward for everybody: the transformer with plain LoRA.",
-    "group oracle": "the same transformer told each user's true group, one expert a group: what knowing them is worth.",
-    "CoPL": "user embeddings from the graph of votes choose LoRA experts; unseen users by two-hop neighbours.",
-    "CoPL (balancing loss)": "CoPL with a loss for even use of the experts (Switch Transformers).",
-    "CoPL (balancing bias)": "CoPL with biases of the gates that move towards even use (loss-free balancing).",
-    "CoPL + shrinkage": "CoPL mixed with the shared reward, by how much decided on prompts neither was trained on.",
-    "LoRe": "a low-rank basis of rewards on frozen features; an unseen user's weights are solved in closed form.",
-    "deep LoRe": "LoRe's basis on an adapted transformer, trained through the solver of the users' weights.",
-    "LoRe (published)": "the published recipe on the same features: one Adam over basis and weights, no shrinkage.",
-    "per-user model": "a linear reward for each user alone on the same features, its prior chosen by held-out votes.",
-    "pretrained head": "the score head that the frozen reward model came with; it learns nothing.",
-    "shared (features)": "one linear Bradley-Terry reward on the frozen features that LoRe uses.",
-    "oracle (features)": "one linear Bradley-Terry reward a true group on the same features.",
-    "VPL": "a variational encoder of a user's answers; a network on the adapted transformer reads its latent.",
-    "I2E": "an embedding for each seen user, read by a network; unseen users get those of like-minded seen ones.",
-    "PAL-A": "closeness to a user's ideal point, a mixture of prototypes; of a new user the mixture alone is fitted.",
-    "PAL-B": "likeness to a user's ideal answer to the prompt, a mixture of networks; else as PAL-A.",
-    "GPO": "a transformer reads a user's answers in its context and rates a text; nothing is tuned for a new user.",
-    "P-RLHF": "a soft prompt for each seen user before the text; unseen users share a generic one.",
-    **{
-        f"{name} (features)": f"{name} on the frozen features; its choices by held-out votes."
-        for name in ("VPL", "I2E", "PAL-A", "PAL-B", "GPO")
-    },
-    "formatting-only": "a check, no rival: a regression on lengths, lines, marks and capitals, which reads no word.",
-    "leave-one-out majority": "what most other people chose on the very same test pair; ties count half.",
-}
 
 
 def summarise(
@@ -59,7 +34,7 @@ def summarise(
     `sections` makes further chapters of the report from the results. `every` are the seeds' scores, where they have
     been read already.
     """
-    every = every or [answered(run) for run in runs(config, workdir)]
+    every = every or [answered(work) for work in workspaces(config, workdir)]
     rows = [row for own in every for row in _rows(own)]
     found = results.write_results(workdir / "results.json", dataset=config.dataset, rows=rows)
     pictures = _pictures(every[0], found["rows"], workdir / "plots")
@@ -67,10 +42,10 @@ def summarise(
         workdir,
         found,
         title=str(config.dataset),
-        meanings={name: text for name, text in MEANINGS.items() if any(row["method"] == name for row in rows)},
+        meanings={name: own.sentence for name, own in METHODS.items() if any(row["method"] == name for row in rows)},
         findings=_findings(every),
         plots=pictures,
-        sections=[*(sections(found) if sections else ()), checks.section([own.run for own in every])],
+        sections=[*(sections(found) if sections else ()), checks.section([own.work for own in every])],
     )
     log(f"\n{report.table(found['rows'], style='plain')}\n\nresults, report and pictures: {workdir}")
     return found
@@ -81,7 +56,7 @@ def _rows(own: Answered) -> list[dict[str, Any]]:
     for method, margins in own.margins.items():
         seconds = own.facts[method]["seconds"]
         metrics = pair_metrics(own.data, margins)
-        rows.append(results.result_row(method=method, seed=own.run.seed, metrics=metrics, seconds=seconds))
+        rows.append(results.result_row(method=method, seed=own.work.seed, metrics=metrics, seconds=seconds))
     return rows
 
 
@@ -118,13 +93,13 @@ def _findings(every: list[Answered]) -> list[str]:
                     continue
                 span = "" if gap.low is None or gap.high is None else f" [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
                 found.append(
-                    f"{method} against {base}, {who}, seed {own.run.seed}: {100 * gap.mean:+.1f} points{span} "
+                    f"{method} against {base}, {who}, seed {own.work.seed}: {100 * gap.mean:+.1f} points{span} "
                     f"(mean over {gap.n} users, 95 % bootstrap)."
                 )
     for method in dict.fromkeys(name for own in every for name in own.margins):
         facts = [own.facts[method] for own in every if method in own.facts]
         if method == "CoPL":
-            found.append(_refreshing(every[0].run, facts))
+            found.append(_refreshing(every[0].work, facts))
         if "dead_experts" in facts[0]:
             counts = ", ".join(str(own["dead_experts"]) for own in facts)
             found.append(f"{method}: of {_experts(facts[0])}, so many serve no seen user, by seed: {counts}.")
@@ -150,32 +125,30 @@ def _kinds(data: Preferences, *, by_votes: bool) -> dict[str, np.ndarray]:
     return kinds
 
 
-def _refreshing(run: Run, facts: list[dict[str, Any]]) -> str:
+def _refreshing(work: Workspace, facts: list[dict[str, Any]]) -> str:
     """Whether seen users' embeddings are refreshed, and what validation pairs say of either choice."""
     kept, fresh = (
         ", ".join(f"{own['graph'][name]:.1%}" for own in facts)
         for name in ("validation_accuracy", "validation_accuracy_refreshed")
     )
     anew = "are embedded anew from their answers, as unseen users are"
-    choice = anew if run.config.refresh_seen else "keep the graph's embeddings"
+    choice = anew if work.config.refresh_seen else "keep the graph's embeddings"
     return f"CoPL: seen users {choice}; validation accuracy by seed: {kept} of the graph's embeddings, {fresh} of new."
 
 
 def _pictures(own: Answered, rows: list[dict[str, Any]], folder: Path) -> list[tuple[Path, str]]:
     """Plots of the table and, for the first seed, of what happened inside."""
     made = [(plots.save(plots.accuracy_bars(rows), folder / "accuracy.png"), "Accuracy of every method.")]
-    run, data = own.run, own.data
-    if (run.folder / "adapted").is_dir():
-        figure = plots.embedding_map(
-            load_users(run, data), data.groups, data.seen, title="User embeddings of CoPL's graph"
-        )
+    work, data = own.work, own.data
+    if (work.folder / "adapted").is_dir():
+        figure = plots.embedding_map(work.users(), data.groups, data.seen, title="User embeddings of CoPL's graph")
         made.append((plots.save(figure, folder / "embeddings.png"), "User embeddings; groups were not told."))
-        history = read_json(run.folder / "graph" / "graph.json")["history"]
+        history = read_json(work.folder / "graph" / "graph.json")["history"]
         steps = range(1, len(history["train_loss"]) + 1)
         curves = {name.replace("_", " "): (steps, history[name]) for name in ("train_loss", "validation_loss")}
         figure = plots.learning_curves(curves, xlabel="evaluation", title="Graph: loss")
         made.append((plots.save(figure, folder / "graph.png"), "Learning of the graph's embeddings."))
-    curves = {name: curve(method_folder(run, name), "loss") for name in own.margins}
+    curves = {name: curve(work.method_folder(name), "loss") for name in own.margins}
     curves = {name: values for name, values in curves.items() if values[0]}
     if curves:
         figure = plots.learning_curves(curves, ylabel="the method's own loss", title="Training loss")
@@ -185,7 +158,7 @@ def _pictures(own: Answered, rows: list[dict[str, Any]], folder: Path) -> list[t
         facts = own.facts["CoPL"]
         figure = plots.expert_usage({k: np.array(v) for k, v in facts["expert_usage"].items()}, gates=facts["gates"])
         made.append((plots.save(figure, folder / "experts.png"), f"Which of {_experts(facts)} serve whom."))
-        figure = plots.gate_curves(*_gates(method_folder(run, "CoPL")), title="CoPL's experts while training")
+        figure = plots.gate_curves(*_gates(work.method_folder("CoPL")), title="CoPL's experts while training")
         made.append((plots.save(figure, folder / "gates.png"), "Use of the experts and entropy of the gates."))
     return made
 

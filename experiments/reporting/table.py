@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.lore_methods import FITS
-from experiments.lore_methods import SHARED as SHARED_FEATURES
+from experiments.methods import compared_with
 from experiments.reporting import checks
 from experiments.runner.cli import Config
 from experiments.runner.test_labels import Answered
@@ -17,7 +16,6 @@ from pref_jax.eval.reporting import report, table
 from pref_jax.eval.reporting.table import SIDES, Block, Row
 from pref_jax.files import read_json
 
-SHARED = "shared reward"
 # Lower ends of the numbers of pairs that seen users are sorted by.
 COUNTS = (1, 2, 4, 8, 16, 32)
 FEWEST = 5
@@ -51,21 +49,10 @@ def present(config: Config) -> tuple[dict[str, Config], dict[str, str]]:
     return there, absent
 
 
-def against(method: str, methods: Sequence[str]) -> str:
-    """The shared reward that a method is compared with: on the same frozen features, or on the adapted transformer.
-
-    The other of the two where only that one ran; "" for the shared reward itself, and where there is none.
-    """
-    frozen = method in FITS or method.endswith("(features)")
-    wanted = (SHARED_FEATURES, SHARED) if frozen else (SHARED, SHARED_FEATURES)
-    found = next((name for name in wanted if name in methods), "")
-    return "" if found == method or method in (SHARED, SHARED_FEATURES) else found
-
-
 def block(own: DataSet) -> Block:
     """The rows of one data set; methods that some seed lacks are named in a note and left out."""
     methods = [name for name in own.config.methods if all(name in one.margins for one in own.every)]
-    partners = {name: other for name in methods if (other := against(name, methods))}
+    partners = {name: other for name in methods if (other := compared_with(name, methods))}
     sides = {
         side: table.compared(values, _asked(own.every, seen=side == "seen"), partners)
         for side in SIDES
@@ -85,14 +72,14 @@ def block(own: DataSet) -> Block:
     ]
     return Block(
         title=str(own.config.dataset),
-        seeds=[one.run.seed for one in own.every],
+        seeds=[one.work.seed for one in own.every],
         rows=rows,
         notes=[
             *_lacking(own, methods),
             *_choices(own.every, methods),
             *_limits(own.every, methods),
             *_times(own.every, methods),
-            *checks.notes([one.run for one in own.every]),
+            *checks.notes([one.work for one in own.every]),
         ],
     )
 
@@ -126,12 +113,12 @@ def _limits(every: Sequence[Answered], methods: Sequence[str]) -> list[str]:
 
 def _times(every: Sequence[Answered], methods: Sequence[str]) -> list[str]:
     """What the times leave out: the frozen features, and what was done before a kill."""
-    files = [one.run.folder / name / "features.json" for one in every for name in ("features", "prompt_features")]
+    files = [one.work.folder / name / "features.json" for one in every for name in ("features", "prompt_features")]
     spent = sum(read_json(path)["seconds"] for path in files if path.exists()) / len(every)
-    took = f"took {report.duration(spent)} a seed, which their times leave out"
+    took = f"took {report.duration(spent)} per seed, which their times leave out"
     notes = [f"frozen features, made once for all methods that read them, {took}"] if spent else []
     for name in methods:
-        seeds = [str(one.run.seed) for one in every if one.facts[name].get("taken_up")]
+        seeds = [str(one.work.seed) for one in every if one.facts[name].get("was_resumed")]
         if seeds:
             notes.append(f"{name}, seed {', '.join(seeds)}: killed and taken up again, its time is of the rest alone")
     return notes

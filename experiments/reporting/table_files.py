@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.methods import METHODS
 from experiments.reporting import checks
-from experiments.reporting.summary import MEANINGS
 from experiments.reporting.table import DataSet, block, by_pairs
 from experiments.runner.cli import Config
 from pref_jax.eval.figures import canvas, table_plots
@@ -28,7 +28,9 @@ def write(
         "datasets": {own.name: read_json(own.folder / "results.json") for own in every},
         "table": [table.as_json(one) for one in blocks],
         "leaks": {
-            own.name: {str(one.run.seed): [leak._asdict() for leak in checks.everything(one.run)] for one in own.every}
+            own.name: {
+                str(one.work.seed): [leak._asdict() for leak in checks.everything(one.work)] for one in own.every
+            }
             for own in every
         },
         "left_out": dict(absent),
@@ -73,12 +75,12 @@ def _report(
     parts = [f"# {title}", "## Scores", text]
     if absent:
         parts += ["## Left out", report.bullets(f"{name}: {why}" for name, why in absent.items())]
-    known = (f"**{name}**" + (f": {MEANINGS[name]}" if name in MEANINGS else "") for name in methods)
+    known = (f"**{name}**" + (f": {METHODS[name].sentence}" if name in METHODS else "") for name in methods)
     parts += ["## What the rows mean", report.bullets(known), "## Pictures"]
     parts += [report.picture(workdir, path, caption) for path, caption in pictures]
     parts += ["## Leakage checks"]
     for own in every:
-        parts += [f"### {own.config.dataset}", checks.section([one.run for one in own.every]).text]
+        parts += [f"### {own.config.dataset}", checks.section([one.work for one in own.every]).text]
     parts += ["## Each data set", report.bullets(f"[{own.config.dataset}]({own.name}/report.md)" for own in every)]
     parts += ["## Machine", _machine(results.versions())]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
@@ -126,7 +128,7 @@ def publish(workdir: Path, path: Path, command: Sequence[str]) -> None:
     ]
     told = report.bullets(leaks) if leaks else "The leakage checks found nothing in any data set and seed."
     parts += ["## Leakage checks", told, "## Pictures"]
-    captions = {"pairs": "Accuracy by pairs a user", "seen_unseen": "Seen against unseen users", "seconds": "Time"}
+    captions = {"pairs": "Accuracy by pairs per user", "seen_unseen": "Seen against unseen users", "seconds": "Time"}
     parts += [
         report.picture(path.parent, folder / f"{name}.png", caption)
         for name, caption in captions.items()

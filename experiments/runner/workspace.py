@@ -1,7 +1,7 @@
-"""What a run leaves on disk and where: stages that are done or not, never half; loaders of their results.
+"""What a run leaves on disk and where: stages that are done or not, never half; and one seed's data, opened once.
 
 WORKDIR/config.json, results.json, report.md, plots/
-WORKDIR/studies/            results of studies              (experiments.studies.lore_studies)
+WORKDIR/studies/            results of studies              (experiments.studies)
 WORKDIR/seed_S/data/        tables                         (experiments.prepare)
                backbone/    a pretrained decoder, if made and not shared (experiments.prepare)
                features/    features.npy, one row a response (experiments.embed)
@@ -20,15 +20,25 @@ What is there is not made again. To repeat a stage, delete its folder and those 
 """
 
 import dataclasses
+import hashlib
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.runner.cli import Config, check_workdir
+from copl_jax.graph.settings import GCFConfig
+from copl_jax.reward.lora_experts import ExpertsConfig
+from copl_jax.reward.routing import GateConfig
+from copl_jax.reward.training import RewardSettings
+from experiments.runner.cli import Config, check_workdir, freeze, plain
+from lore_jax.fitting.bradley_terry import LoReConfig
+from pref_jax.baselines.settings import BaselinesConfig
+from pref_jax.baselines.shared import SharedConfig
 from pref_jax.comparisons import Comparisons
 from pref_jax.data import preferences
 from pref_jax.data.label_masking import mask_labels
@@ -36,23 +46,235 @@ from pref_jax.data.preferences import Preferences
 from pref_jax.data.schema import prompt_ids
 from pref_jax.errors import UserError
 from pref_jax.files import atomic_folder, read_json, write_json
+from pref_jax.lm.lora import LoRAConfig
+from pref_jax.lm.pair_batches import Texts, open_texts
+from pref_jax.lm.text_model import TextModel, TextSettings
+from pref_jax.mesh import make_mesh
 from pref_jax.train.logging import read_metrics
+from pref_jax.train.method import TrainingConfig
+from pref_jax.train.state import OptimizerConfig
 
 # Stands in the facts of scores whose method did not know which response of a test pair was chosen.
 HIDDEN = "hidden"
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """One seed of an experiment: its config, its folder, its seed."""
+class Workspace:
+    """One seed of an experiment: config, seed, folder, and what lies there, opened when it is first asked for."""
 
     config: Config
     seed: int
     folder: Path
 
+    @cached_property
+    def data(self) -> Preferences:
+        """The tables of `experiments.prepare` as methods get them, without groups and test answers."""
+        return mask_labels(preferences.load(require(self.folder / "data", "prepare")), self.seed)
 
-def runs(config: Config, workdir: Path) -> Iterator[Run]:
-    """A run for each of `config.seeds`; the workdir becomes this config's.
+    @cached_property
+    def text(self) -> TextModel:
+        """The transformer: made by `experiments.prepare`, or named by the config."""
+        section = self.config.backbone.to_dict()
+        name, batch_size, packing = (section.pop(key) for key in ("name", "batch_size", "packing"))
+        name = str(require(self.pretrain_folders[0], "prepare")) if name == "pretrain" else name
+        settings = freeze(TextSettings, section, "backbone")
+        return TextModel(name=name, settings=settings, mesh=self.mesh, batch_size=batch_size, packing=packing)
+
+    @cached_property
+    def texts(self) -> Texts:
+        """All responses as the transformer reads them."""
+        return open_texts(self.text, self.data.responses)
+
+    @cached_property
+    def mesh(self) -> Any:
+        """The devices."""
+        return make_mesh(**self.config.mesh.to_dict())
+
+    @property
+    def pretrain_settings(self) -> dict[str, Any]:
+        """All that a pretrained decoder depends on, as JSON values."""
+        section = self.config.pretrain.to_dict()
+        del section["folder"]
+        return plain({"seed": self.seed, "marker_noise": self.config.source.marker_noise, **section})
+
+    @property
+    def pretrain_folders(self) -> tuple[Path, Path]:
+        """Where the pretrained decoder lies, and where its training keeps checkpoints.
+
+        In the run's own folder; or with `pretrain.folder`, which several runs can share, in folders there that are
+        named by a digest of `pretrain_settings`, so that a decoder of other settings is never taken.
+        """
+        shared = self.config.pretrain.folder
+        if not shared:
+            return self.folder / "backbone", self.folder / "pretrain"
+        digest = hashlib.sha256(json.dumps(self.pretrain_settings, sort_keys=True).encode()).hexdigest()[:12]
+        return Path(shared) / f"decoder_{digest}", Path(shared) / f"pretrain_{digest}"
+
+    @cached_property
+    def features(self) -> np.ndarray:
+        """float32 [N D], memory-mapped, of `experiments.embed`."""
+        return _rows(require(self.folder / "features", "embed") / "features.npy")
+
+    @cached_property
+    def prompt_features(self) -> np.ndarray:
+        """float32 [prompts D], memory-mapped, in the order of `prompt_ids`' numbers, of `experiments.embed`."""
+        return _rows(require(self.folder / "prompt_features", "embed") / "features.npy")
+
+    @cached_property
+    def graph(self) -> GCFConfig:
+        """How CoPL's graph is trained."""
+        return freeze(GCFConfig, self.config.graph, "graph")
+
+    @cached_property
+    def reward(self) -> RewardSettings:
+        """How reward models are trained, and CoPL's experts and gates."""
+        section = self.config.reward
+        experts = {**section.experts.to_dict(), "targets": tuple(section.experts.targets)}
+        return RewardSettings(
+            training=training(section, "reward", batch_size=section.batch_size),
+            experts=freeze(ExpertsConfig, experts, "reward.experts"),
+            gate=freeze(GateConfig, section.gate, "reward.gate"),
+            remat=section.remat,
+        )
+
+    @cached_property
+    def shared(self) -> SharedConfig:
+        """The shared reward's model, which baselines on the transformer adapt too: CoPL's adapters without experts."""
+        own = {**self.config.reward.experts.to_dict(), "targets": tuple(self.config.reward.experts.targets)}
+        del own["num_experts"]
+        lora = freeze(LoRAConfig, own, "reward.experts")
+        return SharedConfig(lm=self.text.config, lora=lora, remat=self.config.reward.remat)
+
+    @cached_property
+    def lore(self) -> LoReConfig:
+        """How LoRe and the shared reward on features are fitted."""
+        return freeze(LoReConfig, self.config.lore, "lore")
+
+    @cached_property
+    def baselines(self) -> BaselinesConfig:
+        """Sizes and choices of the baselines."""
+        return freeze(BaselinesConfig, self.config.get("baselines", {}), "baselines")
+
+    def users(self, *, adapted: bool = True) -> np.ndarray:
+        """Embeddings of all users [U D] of `experiments.copl`: of the seen by the graph, of the unseen by cold start.
+
+        With `adapted` False unseen users get zeros, and their stage need not have run.
+        """
+        folders = {True: require(self.folder / "graph", "copl --stage=graph")}
+        if adapted:
+            folders[False] = require(self.folder / "adapted", "copl --stage=adapt")
+        parts = {seen: np.load(folder / "users.npy", allow_pickle=False) for seen, folder in folders.items()}
+        users = np.zeros((self.data.num_users, parts[True].shape[1]), parts[True].dtype)
+        for seen, rows in parts.items():
+            users[self.data.seen == seen] = rows
+        return users
+
+    @property
+    def responses(self) -> np.ndarray:
+        """The graph's embeddings of all responses [N D] of `experiments.copl`."""
+        return np.load(require(self.folder / "graph", "copl --stage=graph") / "responses.npy", allow_pickle=False)
+
+    @property
+    def test_pairs(self) -> Comparisons:
+        """The test pairs of all users, which methods score once, after all training and choosing.
+
+        Nothing in them tells which response the user chose.
+        """
+        return self.data.pairs("test")
+
+    @property
+    def answers(self) -> Comparisons:
+        """All votes but those of the test, of seen and unseen users."""
+        return self.data.pairs(("train", "validation"))
+
+    def graph_pairs(self, split: str = "train") -> Comparisons:
+        """The votes that CoPL's graph is made of, or with "validation" is stopped by: of seen users only.
+
+        What the reward models are chosen by is not among them (`held_out`): a graph that knew these answers would tell
+        them to its users' embeddings.
+        """
+        pairs = self.data.pairs(split, seen=True)
+        return pairs.take(~self.held_out(pairs, self.config.reward.holdout_fraction))
+
+    def votes_by_prompt(self, fraction: float) -> tuple[Comparisons, Comparisons]:
+        """The seen users' votes to learn from, and those on a `fraction` of the prompts, to choose by.
+
+        Test prompts are new to a model, so what it is chosen by must be new too: on prompts it has seen, remembering
+        their responses looks like understanding them. Methods of a run that hold out the same part hold out the same
+        prompts.
+        """
+        pairs = self.data.pairs(("train", "validation"), seen=True)
+        held = self.held_out(pairs, fraction)
+        return pairs.take(~held), pairs.take(held)
+
+    def held_out(self, pairs: Comparisons, fraction: float) -> np.ndarray:
+        """bool [P]: which pairs are on the held-out prompts, a fraction of those that seen users voted on."""
+        prompt = prompt_ids(self.data.responses["prompt"])
+        distinct = np.unique(prompt[self.data.pairs(("train", "validation"), seen=True).chosen])
+        held = np.random.default_rng([self.seed, 5]).permutation(distinct)[: round(fraction * len(distinct))]
+        return np.isin(prompt[pairs.chosen], held)
+
+    @property
+    def context_pairs(self) -> float:
+        """Mean number of pairs that an unseen user brings; 0 without unseen users."""
+        unseen = int((~self.data.seen).sum())
+        return len(self.data.pairs("train", seen=False).user) / unseen if unseen else 0.0
+
+    def method_folder(self, method: str) -> Path:
+        """The folder of a method's run: `group oracle` -> `group_oracle`."""
+        return self.folder / re.sub(r"[^a-z0-9]+", "_", method.lower()).strip("_")
+
+    @property
+    def done(self) -> list[str]:
+        """Methods of the config that have scores, in its order."""
+        return [name for name in self.config.methods if (self.method_folder(name) / "scores").is_dir()]
+
+    def scored(self, method: str, score: Callable[[], tuple[np.ndarray, dict[str, Any]]]) -> None:
+        """Runs a method unless its scores are there.
+
+        Args:
+          method: name of the row in tables.
+          score: returns the margins of `test_pairs` (float [P]), and facts to keep (JSON values). Where stages of the
+            method were run before, "stage_seconds" among the facts, by name, is counted into the method's time;
+            "was_resumed" says that they lack what was done before a kill. "parameters_per_user" and "context_pairs"
+            say what the method learns of a user and from what, "most_context_pairs" how many it reads at most.
+
+        Raises:
+          UserError: for margins that are not finite, which nobody could compare; nothing is kept of them.
+        """
+        folder = self.method_folder(method)
+        if (folder / "scores").is_dir():
+            return
+        log(f"seed {self.seed}: {method}")
+        start = time.perf_counter()
+        margins, facts = score()
+        wrong = int((~np.isfinite(margins)).sum())
+        if wrong:
+            fix = f"delete {folder} and lower the learning rate, or leave the method out"
+            raise UserError(f"{method}, seed {self.seed}: {wrong} of {len(margins)} margins are not finite; {fix}")
+        seconds = time.perf_counter() - start + sum(facts.get("stage_seconds", {}).values())
+
+        def write(part: Path) -> None:
+            np.save(part / "margins.npy", np.asarray(margins, np.float32))
+            write_json(part / "facts.json", {"method": method, "seconds": seconds, "answers": HIDDEN, **facts})
+
+        stage(folder / "scores", write)
+
+    def scores(self, method: str) -> tuple[np.ndarray, dict[str, Any]]:
+        """Margins and facts that `scored` kept; `test_labels.answered` turns the margins as users answered."""
+        folder = require(self.method_folder(method) / "scores", "compare")
+        return np.load(folder / "margins.npy", allow_pickle=False), read_json(folder / "facts.json")
+
+
+def training(section: Config, where: str, *, batch_size: int) -> TrainingConfig:
+    """A config's section with an `optimizer` as settings of a training on pairs of texts."""
+    names = ("accumulate", "eval_batch_size", "checkpoint_every", "log_every", "share_prefix")
+    recipe = freeze(OptimizerConfig, section.optimizer, f"{where}.optimizer")
+    return TrainingConfig(optimizer=recipe, batch_size=batch_size, **{name: section[name] for name in names})
+
+
+def workspaces(config: Config, workdir: Path) -> Iterator[Workspace]:
+    """One for each of `config.seeds`; the workdir becomes this config's.
 
     Raises:
       UserError: if the workdir is another config's, or there are no seeds.
@@ -62,7 +284,7 @@ def runs(config: Config, workdir: Path) -> Iterator[Run]:
         raise UserError(f"config.seeds is {seeds}; give at least one, each from 0 and different")
     check_workdir(workdir, config)
     for seed in seeds:
-        yield Run(config, seed, workdir / f"seed_{seed}")
+        yield Workspace(config, seed, workdir / f"seed_{seed}")
 
 
 def stage(folder: Path, make: Callable[[Path], Any], *, resume: bool = False) -> Path:
@@ -81,163 +303,6 @@ def log(text: str) -> None:
     print(text, flush=True)
 
 
-def load_data(run: Run) -> Preferences:
-    """The tables of `experiments.prepare` as methods get them, without groups and test answers (`blind`)."""
-    return mask_labels(preferences.load(require(run.folder / "data", "prepare")), run.seed)
-
-
-def load_features(run: Run) -> np.ndarray:
-    """float32 [N D], memory-mapped, of `experiments.embed`."""
-    return _rows(require(run.folder / "features", "embed") / "features.npy")
-
-
-def load_prompt_features(run: Run) -> np.ndarray:
-    """float32 [prompts D], memory-mapped, in the order of `prompt_ids`' numbers, of `experiments.embed`."""
-    return _rows(require(run.folder / "prompt_features", "embed") / "features.npy")
-
-
-def _rows(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable ({error}); delete the folder and run experiments.embed again") from None
-
-
-def load_users(run: Run, data: Preferences, *, adapted: bool = True) -> np.ndarray:
-    """Embeddings of all users [U D] of `experiments.copl`: of the seen by the graph, of the unseen by adaptation.
-
-    With `adapted` False unseen users get zeros, and their stage need not have run.
-    """
-    folders = {True: require(run.folder / "graph", "copl --stage=graph")}
-    if adapted:
-        folders[False] = require(run.folder / "adapted", "copl --stage=adapt")
-    parts = {seen: np.load(folder / "users.npy", allow_pickle=False) for seen, folder in folders.items()}
-    users = np.zeros((data.num_users, parts[True].shape[1]), parts[True].dtype)
-    for seen, rows in parts.items():
-        users[data.seen == seen] = rows
-    return users
-
-
-def load_responses(run: Run) -> np.ndarray:
-    """The graph's embeddings of all responses [N D] of `experiments.copl`."""
-    return np.load(require(run.folder / "graph", "copl --stage=graph") / "responses.npy", allow_pickle=False)
-
-
-def method_folder(run: Run, method: str) -> Path:
-    """The folder of a method's run: `group oracle` -> `group_oracle`."""
-    return run.folder / re.sub(r"[^a-z0-9]+", "_", method.lower()).strip("_")
-
-
-def done(run: Run) -> list[str]:
-    """Methods of the config that have scores, in its order."""
-    return [name for name in run.config.methods if (method_folder(run, name) / "scores").is_dir()]
-
-
-def test_pairs(data: Preferences) -> Comparisons:
-    """The test pairs of all users, which methods score once, after all training and choosing.
-
-    In the tables of `load_data` nothing tells which response the user chose.
-    """
-    return data.pairs("test")
-
-
-def graph_pairs(run: Run, data: Preferences, split: str = "train") -> Comparisons:
-    """The answers that CoPL's graph is made of, or with "validation" is stopped by: of seen users, nobody else's.
-
-    What the reward models are chosen by is not among them (`votes_by_prompt`): a graph that knew these answers would
-    tell them to its users' embeddings.
-    """
-    pairs = data.pairs(split, seen=True)
-    held = _held_out(run, data, pairs, run.config.reward.holdout_fraction)
-    return pairs.take(~held)
-
-
-def votes_by_prompt(run: Run, data: Preferences, *, fraction: float) -> tuple[Comparisons, Comparisons]:
-    """The seen users' answers to learn from, and those on a `fraction` of the prompts, to choose by.
-
-    Test prompts are new to a model, so what it is chosen by must be new too: on prompts it has seen, remembering
-    their responses looks like understanding them. Methods of a run that hold out the same part hold out the same
-    prompts.
-    """
-    pairs = data.pairs(("train", "validation"), seen=True)
-    choose = _held_out(run, data, pairs, fraction)
-    return pairs.take(~choose), pairs.take(choose)
-
-
-def _held_out(run: Run, data: Preferences, pairs: Comparisons, fraction: float) -> np.ndarray:
-    """bool [P]: which pairs are on the prompts that are held out, a fraction of those that seen users answered."""
-    prompt = prompt_ids(data.responses["prompt"])
-    distinct = np.unique(prompt[data.pairs(("train", "validation"), seen=True).chosen])
-    held = np.random.default_rng([run.seed, 5]).permutation(distinct)[: round(fraction * len(distinct))]
-    return np.isin(prompt[pairs.chosen], held)
-
-
-def was_resumed(folder: Path) -> bool:
-    """Whether a training in `folder` goes on from checkpoints of a process that was killed.
-
-    The seconds that it then tells are of the rest alone, which tables say.
-    """
-    return any(folder.rglob("checkpoints/*"))
-
-
-def stopwatch(folder: Path) -> Callable[[], dict[str, Any]]:
-    """Starts the clock of a training in `folder`; called at its end, what comes back tells "seconds" and "taken_up"."""
-    start, again = time.perf_counter(), was_resumed(folder)
-    return lambda: {"seconds": time.perf_counter() - start, "taken_up": again}
-
-
-def scored(run: Run, method: str, score: Callable[[], tuple[np.ndarray, dict[str, Any]]]) -> None:
-    """Runs a method unless its scores are there.
-
-    Args:
-      run: the run.
-      method: name of the row in tables.
-      score: returns the margins of `test_pairs` (float [P]) of `load_data`, and facts to keep (JSON values). Where
-        stages of the method were run before, "stage_seconds" among the facts, by name, is counted into the method's
-        time; "taken_up" tells that they lack what was done before a kill. "parameters_per_user" and "context_pairs"
-        tell what the method learns of a user and from what, "most_context_pairs" of how many it reads at most.
-
-    Raises:
-      UserError: for margins that are not finite, which nobody could compare; nothing is kept of them.
-    """
-    folder = method_folder(run, method)
-    if (folder / "scores").is_dir():
-        return
-    log(f"seed {run.seed}: {method}")
-    start = time.perf_counter()
-    margins, facts = score()
-    wrong = int((~np.isfinite(margins)).sum())
-    if wrong:
-        fix = f"delete {folder} and lower the learning rate, or leave the method out"
-        raise UserError(f"{method}, seed {run.seed}: {wrong} of {len(margins)} margins are not finite; {fix}")
-    seconds = time.perf_counter() - start + sum(facts.get("stage_seconds", {}).values())
-
-    def write(part: Path) -> None:
-        np.save(part / "margins.npy", np.asarray(margins, np.float32))
-        write_json(part / "facts.json", {"method": method, "seconds": seconds, "answers": HIDDEN, **facts})
-
-    stage(folder / "scores", write)
-
-
-def load_scores(run: Run, method: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """Margins and facts that `scored` kept; `truth.answered` turns the margins as users answered.
-
-    Raises:
-      UserError: if there are none, or they are of a version that showed methods the answers of test pairs.
-    """
-    folder = require(method_folder(run, method) / "scores", "compare")
-    facts = read_json(folder / "facts.json")
-    if facts.get("answers") != HIDDEN:
-        raise UserError(f"{folder}: made by an older version, which scored test pairs with their answers; delete it")
-    return np.load(folder / "margins.npy", allow_pickle=False), facts
-
-
-def context_pairs(data: Preferences) -> float:
-    """Mean number of pairs that an unseen user brings; 0 without unseen users."""
-    unseen = int((~data.seen).sum())
-    return len(data.pairs("train", seen=False).user) / unseen if unseen else 0.0
-
-
 def curve(folder: Path, field: str) -> tuple[list[int], list[float]]:
     """Steps and values of one field of a folder's `metrics.jsonl`; empty where there is none."""
     found = [(line["step"], line[field]) for line in read_metrics(folder) if field in line]
@@ -253,3 +318,10 @@ def require(folder: Path, command: str) -> Path:
     if not folder.is_dir():
         raise UserError(f"{folder}: not there yet; run python -m experiments.{command} with the same flags first")
     return folder
+
+
+def _rows(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable ({error}); delete the folder and run experiments.embed again") from None

@@ -15,12 +15,11 @@ import numpy as np
 from jax import lax
 
 from experiments.benchmarks.tastes import World
-from experiments.runner.cli import freeze
 from experiments.runner.test_labels import load_test_labels
-from experiments.runner.workspace import Run, load_features, votes_by_prompt
+from experiments.runner.workspace import Workspace
 from lore_jax.comparisons import make_table
 from lore_jax.fitting import model_selection
-from lore_jax.fitting.bradley_terry import Fit, LoReConfig
+from lore_jax.fitting.bradley_terry import Fit
 from lore_jax.online import bayes_filter
 from lore_jax.online.bayes_filter import GaussianPosterior
 from lore_jax.reward import basis_rewards, differences
@@ -41,10 +40,10 @@ class Learned(NamedTuple):
     rewards: np.ndarray
 
 
-def learned(run: Run) -> Learned:
+def learned(work: Workspace) -> Learned:
     """LoRe of a run whose features are there (`experiments.embed`), fitted as `experiments.lore` fits it."""
-    data, features = load_test_labels(run, "a reader of the finished run"), np.asarray(load_features(run))
-    votes, config = votes_by_prompt(run, data, fraction=0.2), freeze(LoReConfig, run.config.lore, "lore")
+    data, features = load_test_labels(work, "a reader of the finished run"), np.asarray(work.features)
+    votes, config = work.votes_by_prompt(0.2), work.lore
     found = model_selection.fit(features, *votes, data.num_users, config=config)
     weights, own = np.array(found.weights), _context(data)
     weights[~data.seen] = np.asarray(model_selection.adapt(found, features, own, int((~data.seen).sum())))

@@ -17,14 +17,13 @@ from typing import Any
 import numpy as np
 
 from experiments import linear
-from experiments.backbones import backbone_folder
 from experiments.embed import embed
 from experiments.linear import Task
 from experiments.lore_methods import HEAD, LEARNED, METHOD, ORACLE, PUBLISHED, Models
 from experiments.prepare import prepare
 from experiments.reporting.summary import pair_metrics
 from experiments.runner.cli import Config, freeze
-from experiments.runner.workspace import Run, load_scores, log
+from experiments.runner.workspace import Workspace, log
 from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
 from pref_jax.eval.figures import plots
@@ -49,10 +48,10 @@ class StudiesConfig:
       alphas: of the Dirichlet that draws tastes; for `source.name` world only.
     """
 
-    ranks: tuple[int, ...] = (1, 2, 4, 8)
-    shots: tuple[int, ...] = (5, 10, 20, 30, 50)
-    trials: int = 20
-    alphas: tuple[float, ...] = (0.01, 0.1, 1.0)
+    ranks: tuple[int, ...]
+    shots: tuple[int, ...]
+    trials: int
+    alphas: tuple[float, ...]
 
     def __post_init__(self):
         """Raises UserError for numbers out of range."""
@@ -106,7 +105,7 @@ def sections(
     folders = {name: workdir / "studies" / name for name in (RANKS, SHOTS, DIVERSITY)}
     points = {name: _points(folder) for name, folder in folders.items()}
     if points[RANKS]:
-        chapters.append(_ranks_section([models.run for models in every], rows, points[RANKS], workdir / "plots"))
+        chapters.append(_ranks_section([models.work for models in every], rows, points[RANKS], workdir / "plots"))
     if points[SHOTS]:
         chapters.append(_shots_section(every[0].task, methods, studies, points[SHOTS], workdir / "plots"))
     if points[DIVERSITY]:
@@ -120,7 +119,7 @@ def sections(
 def _ranks(models: Models, methods: Sequence[str], ranks: Sequence[int], folder: Path) -> None:
     for rank in ranks:
         fits = {name: partial(_at_rank, models, name, rank) for name in (PUBLISHED, METHOD) if name in methods}
-        _measure(folder / str(rank), f"K = {rank}", models.run.seed, fits)
+        _measure(folder / str(rank), f"K = {rank}", models.work.seed, fits)
 
 
 def _at_rank(models: Models, name: str, rank: int) -> dict[str, Any]:
@@ -129,7 +128,7 @@ def _at_rank(models: Models, name: str, rank: int) -> dict[str, Any]:
     if rank > width:
         raise UserError(f"config.studies.ranks: {rank} basis rewards of {width} features; give at most {width}")
     if name == PUBLISHED:
-        model = linear.published(task, dataclasses.replace(models.recipe, rank=rank), models.run.seed)
+        model = linear.published(task, dataclasses.replace(models.recipe, rank=rank), models.work.seed)
     else:
         model = linear.hierarchical(task, linear.fixed_rank(models.config, rank))
     return _scores(models, linear.margins(task, model))
@@ -146,20 +145,20 @@ def _shots(models: Models, methods: Sequence[str], studies: StudiesConfig, folde
     most = _answers(models.task).max(initial=0)
     for shots in (count for count in studies.shots if count <= most):
         fits = {name: partial(_trials, models, name, shots, studies.trials) for name in methods if name in LEARNED}
-        _measure(folder / str(shots), f"{shots} answers", models.run.seed, fits)
+        _measure(folder / str(shots), f"{shots} answers", models.work.seed, fits)
 
 
 def _diversity(models: Models, methods: Sequence[str], alphas: Sequence[float], folder: Path) -> None:
     for alpha in alphas:
-        world = Models(_world(models.run, alpha))
+        world = Models(_world(models.work, alpha))
         fits = {name: partial(_on_world, world, name) for name in methods if name != ORACLE}
-        _measure(folder / f"{alpha:g}", f"alpha {alpha:g}", models.run.seed, fits)
+        _measure(folder / f"{alpha:g}", f"alpha {alpha:g}", models.work.seed, fits)
 
 
 def _on_world(models: Models, name: str) -> dict[str, Any]:
     """Metrics of a method on a world that is made where it is missing."""
-    prepare(models.run)
-    embed(models.run)
+    prepare(models.work)
+    embed(models.work)
     return _scores(models, linear.margins(models.task, models(name)))
 
 
@@ -174,12 +173,12 @@ def _measure(folder: Path, point: str, seed: int, fits: Mapping[str, Callable[[]
         results.write_results(path, dataset=point, rows=[row])
 
 
-def _world(run: Run, alpha: float) -> Run:
+def _world(work: Workspace, alpha: float) -> Workspace:
     """A run like this one, with the same transformer, on a world of Dirichlet(alpha) tastes."""
-    config = run.config.copy_and_resolve_references()
+    config = work.config.copy_and_resolve_references()
     config.source.update({"tastes": "dirichlet", "dirichlet_alpha": alpha})
-    config.backbone.name = str(backbone_folder(run))
-    return Run(config, run.seed, run.folder / "worlds" / f"alpha_{alpha:g}")
+    config.backbone.name = str(work.text.folder)
+    return Workspace(config, work.seed, work.folder / "worlds" / f"alpha_{alpha:g}")
 
 
 def _answers(task: Task) -> np.ndarray:
@@ -190,7 +189,7 @@ def _answers(task: Task) -> np.ndarray:
 def _trials(models: Models, name: str, shots: int, trials: int) -> dict[str, Interval]:
     """Unseen users' accuracy and log-loss, mean over the trials, which are solved all at once: as many users each."""
     task, count = models.task, models.task.num_unseen
-    context = draw(task.context, shots=shots, trials=trials, num_users=count, seed=models.run.seed)
+    context = draw(task.context, shots=shots, trials=trials, num_users=count, seed=models.work.seed)
     new = task.test.user >= task.num_seen
     asked = task.test.take(new)
     number = (np.arange(trials)[:, None] * count + asked.user[None]).ravel()
@@ -228,7 +227,7 @@ def _points(folder: Path) -> dict[float, dict[str, Any]]:
 
 
 def _ranks_section(
-    runs: Sequence[Run], rows: Sequence[Mapping[str, Any]], points: Mapping[float, Any], folder: Path
+    works: Sequence[Workspace], rows: Sequence[Mapping[str, Any]], points: Mapping[float, Any], folder: Path
 ) -> Section:
     both = list(dict.fromkeys(row["method"] for own in points.values() for row in own["rows"]))
     head = [{**row, "method": name} for row in rows if row["method"] == HEAD for name in both]
@@ -249,7 +248,7 @@ def _ranks_section(
             levels=levels,
         )
         pictures.append((plots.save(figure, folder / f"ranks_{side}.png"), f"Accuracy of {side} users by K."))
-    told = [load_scores(run, METHOD)[1] for run in runs if chosen]
+    told = [work.scores(METHOD)[1] for work in works if chosen]
     taken = ", ".join(f"{facts['rank']} ({facts['chosen']['kind']})" for facts in told)
     text = "K = 1 is Bradley-Terry, for LoRe with a prior."
     return Section(

@@ -28,15 +28,15 @@ class PlantedConfig:
       directions: K, orthonormal.
     """
 
-    alpha: float | None = 0.1
-    pairs: int = 15
-    wrong: float = 0.0
-    seen: int = 500
-    unseen: int = 200
-    tests: int = 50
-    responses: int = 4000
-    features: int = 64
-    directions: int = 5
+    alpha: float | None
+    pairs: int
+    wrong: float
+    seen: int
+    unseen: int
+    tests: int
+    responses: int
+    features: int
+    directions: int
 
     def __post_init__(self):
         """Raises UserError for numbers out of range."""

@@ -1,4 +1,4 @@
-"""A population of weights as a few Gaussian clusters, for people of whom no single Gaussian tells the truth.
+"""A mixture of a few Gaussians over the users' weights, for users whom a single Gaussian describes badly.
 
     w ~ sum_c share_c N(mean_c, precision_c^-1)
 
@@ -6,7 +6,7 @@ Few answers then say to which cluster a user belongs, more of them where in the 
 seen users by expectation and maximisation, each user's votes a Gaussian likelihood (Laplace's, at the MAP), so that
 users of whom little is known widen no cluster ("extreme deconvolution", Bovy, Hogg and Roweis, arXiv 0905.2979).
 
-Axis letters: U users, n pairs a user (padded), K basis, C clusters.
+Axis letters: U users, n pairs per user (padded), K basis, C clusters.
 """
 
 from typing import NamedTuple
@@ -97,9 +97,9 @@ def fit_em(
 
     Args:
       weights: estimates to begin from.
-      users: what the votes say, from `known`.
+      users: what the votes say, from `laplace_likelihood`.
       real: false for padding and for whoever is to be left out; such rows of `weights` are finite.
-      count: C. Clusters that nobody needs keep next to no share.
+      count: C. Clusters without users keep next to no share.
       steps: of expectation and maximisation.
     """
     size, total = weights.shape[1], jnp.maximum(real.sum(), 1)

@@ -1,7 +1,7 @@
 """Where the votes of a joint fit stand, and the two products with their features that
 `lore_jax.fitting.variable_projection` takes.
 
-Axis letters: U users, n votes a user (padded), P votes (flat), N responses, D features, K basis.
+Axis letters: U users, n votes per user (padded), P votes (flat), N responses, D features, K basis.
 """
 
 from typing import NamedTuple

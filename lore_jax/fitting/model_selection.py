@@ -1,13 +1,14 @@
 """Joint fit of a basis and of the seen users' weights; weights of unseen users from a few votes.
 
-Axis letters: U users, M unseen users, n votes a user (padded), N responses, D features, K basis, P pairs, G groups.
+Axis letters: U users, M unseen users, n votes per user (padded), N responses, D features, K basis, P pairs, G groups.
 
-- `regularised`, the default: learns a population of tastes around the shared reward (`lore_jax.fitting.priors`,
+- `fit`: learns a prior over users' tastes around the shared reward (`lore_jax.fitting.priors`,
   `lore_jax.fitting.gaussian_mixture`) and lets validation votes decide its form, rank and shrinkage, "no
   personalisation" among them.
-- `reference`: the published recipe, one Adam over W and V (arXiv 2504.14439, section 4; DESIGN 4.4); `fast`: the same
-  loss by variable projection; `reference_anchored`: the published regularised recipe.
-- `shared`: one Bradley-Terry direction (K = 1); `per_group`: one a group, the oracle on the same features.
+- `lore_jax.fitting.published.fit_published` and `fit_published_anchored`: the published recipes (arXiv 2504.14439);
+  `lore_jax.fitting.variable_projection.fit_varpro`: the same loss by variable projection.
+- `lore_jax.fitting.bradley_terry.shared`: one Bradley-Terry direction (K = 1); `per_group`: one per group, the oracle
+  on the same features.
 
 Everything heavy is jitted once a shape: strengths, ranks and masks are arguments, users and votes padded to buckets.
 """

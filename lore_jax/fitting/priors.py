@@ -1,12 +1,12 @@
 """What the seen users teach about tastes: likelihoods of three populations, and a spectral start.
 
-Axis letters: U users, n pairs a user (padded), N responses, D features, K basis.
+Axis letters: U users, n pairs per user (padded), N responses, D features, K basis.
 
 A user's taste is a direction in feature space. The first two populations integrate the users out, so that a handful of
-pairs a user cannot overfit as it does when W and V are both point estimates:
+pairs per user cannot overfit as it does when W and V are both point estimates:
 
 - gaussian: taste = shared + spread eps, eps ~ N(0, I_K). In LoRe's words V = [shared, spread] and
-  w ~ N((1, 0..), diag(1/FIXED, 1..)). The integral over eps is Laplace's (the exact MAP, and its Hessian's
+  w ~ N((1, 0..), diag(1/PINNED_PRECISION, 1..)). The integral over eps is Laplace's (the exact MAP, and its Hessian's
   determinant).
 - mixture: taste is one of K directions shared + delta_k with probability pi_k: V = those directions, w = the posterior
   probabilities, a point of the simplex. The sum is exact.
@@ -71,7 +71,7 @@ def shared_objective(
 
 
 def gaussian_prior(rank: int) -> objective.Prior:
-    """Prior of w over [shared, spread]: mean (1, 0 ...), precision diag(FIXED, 1 ...)."""
+    """Prior of w over [shared, spread]: mean (1, 0 ...), precision diag(PINNED_PRECISION, 1 ...)."""
     return objective.Prior(jnp.eye(1, rank + 1)[0], jnp.diag(jnp.ones(rank + 1).at[0].set(PINNED_PRECISION)))
 
 

@@ -1,4 +1,4 @@
-"""The two published LoRe recipes (arXiv 2504.14439; DESIGN 4.4), for comparison.
+"""The two published LoRe recipes (arXiv 2504.14439), for comparison.
 
 Axis letters: U users, N responses, D features, K basis, P pairs.
 """
@@ -133,7 +133,8 @@ def fit_published(
     """The published recipe: one Adam, 1000 full-batch steps at 0.5, W and V ~ N(0, 1), W through softmax, logits / 100.
 
     Features are taken as they are. The factor 1/100 is folded into the returned basis. Unseen users: simplex
-    MAP under a faint pull to equal weights, where the recipe runs 500 steps of Adam. Source: DESIGN 4.4.
+    MAP under a faint pull to equal weights, where the recipe runs 500 steps of Adam. Source: the joint loss of LoRe
+    (arXiv 2504.14439), with the learning rates and the factor of its published code.
     """
     phi = jnp.asarray(features, jnp.float32)
     votes = check_comparisons(train, num_users, len(phi), "training votes")
@@ -162,11 +163,11 @@ def fit_published_anchored(
 
     A step is one of Adam on W, then one on V, for `anchored_loss`; the pull to the anchor rises as `ramp` says. In the
     end basis rewards that no user gives a weight of `least` are dropped, and the other weights are scaled to sum to
-    one. Starts, softmax and the factor 1/100 as in `reference`; the rate is that of `reference`, as DESIGN names none.
+    one. Starts, softmax and the factor 1/100 as in `fit_published`; so is the rate, of which none is published.
 
     Args: anchor [D]: the reward model's score head (`score.weight`), of any length but zero.
     Raises: UserError for bad indices, no votes, or an anchor of another shape, zero or not finite.
-    Source: DESIGN 4.4.
+    Source: the recipe for PRISM in the published code of arXiv 2504.14439.
     """
     phi = jnp.asarray(features, jnp.float32)
     votes = check_comparisons(train, num_users, len(phi), "training votes")

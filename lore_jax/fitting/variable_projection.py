@@ -1,13 +1,13 @@
 """The fast joint fit: the minimum of the published recipe's loss, with the weights eliminated.
 
-Axis letters: U users, n votes a user (padded), P votes (flat), N responses, D features, K basis.
+Axis letters: U users, n votes per user (padded), P votes (flat), N responses, D features, K basis.
 
-The loss (DESIGN 4.4) is  F(W, V) = sum_u mean_i softplus(-w_uᵀ Vᵀ d_ui / 100),  w_u on the simplex, d = phi_chosen -
-phi_rejected. Two facts make it cheap:
+The loss (LoRe's joint one, arXiv 2504.14439, with the factor 1/100 of its code) is, with w_u on the simplex and
+d = phi_chosen - phi_rejected,  F(W, V) = sum_u mean_i softplus(-w_uᵀ Vᵀ d_ui / 100).  Two facts make it cheap:
 
 - The simplex costs nothing. A user's taste V w_u / 100 lies in the affine hull of K points, and any users in an affine
   space of K - 1 dimensions fit inside a simplex of K vertices. So F is minimised over tastes  c + B a_u  with free
-  a_u, and vertices are put around the users afterwards (`enclose`), at the same loss.
+  a_u, and vertices are put around the users afterwards (`enclosing_simplex`), at the same loss.
 - Given [c, B], each user's a_u is a logistic regression in K - 1 unknowns, which Newton's method solves exactly
   (`lore_jax.weights.newton`). What is left, min over a of F, depends on [c, B] only, and has the gradient of F at the
   solution (variable projection; the envelope theorem). L-BFGS minimises it.
@@ -235,7 +235,7 @@ def fit_varpro(
     goal: float = 0.0,
     ridge: float = 1e-3,
 ) -> Fit:
-    """The published recipe's loss minimised by variable projection, in one jitted loop; a `Fit` as of `reference`.
+    """The published recipe's loss minimised by variable projection, in one jitted loop; a `Fit` as of `fit_published`.
 
     Args:
       features: [N D], taken as they are.
@@ -249,12 +249,14 @@ def fit_varpro(
       ridge: pulls a_u to zero, so that a separable user has an answer. Not part of the loss; [c, B] can outgrow it.
     Returns: basis (of margins: the recipe's V / 100), weights on the simplex, history of the recipe's loss [steps].
     Raises: UserError for bad indices, no votes, or a rank below 1.
-    Source: the loss of arXiv 2504.14439 as in DESIGN 4.4; the method is this project's.
+    Source: the joint loss of LoRe (arXiv 2504.14439); the method is this project's.
     """
     phi = jnp.asarray(features, jnp.float32)
     triples = check_comparisons(train, num_users, len(phi), "training votes")
     if len(triples.user) == 0 or rank < 1:
-        raise UserError(f"fast: {len(triples.user)} votes, rank {rank}; give at least one vote and a rank of 1 or more")
+        raise UserError(
+            f"fit_varpro: {len(triples.user)} votes, rank {rank}; give at least one vote and a rank of 1 or more"
+        )
     basis, weights, history, _ = _program(
         phi,
         layout(triples, num_users),

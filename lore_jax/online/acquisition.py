@@ -1,23 +1,17 @@
-"""Which pair to show a user next: the one whose answer tells most.
+"""Which pair to show a user next: the one whose answer is expected to say most about their weights.
 
-Axis letters: U users, n pairs of a pool, K basis, B pairs asked at once.
+Axis letters: U users, n pairs of a pool, K basis, B pairs selected at once.
 
-With a user's belief w ~ N(weights, covariance), a pair z of the pool has margin m = z.w and spread s = zᵀ covariance z:
+With a user's posterior w ~ N(weights, covariance), a pair z of the pool has margin m = z.w and spread s = zᵀ covariance
+z. Its score is the mutual information H(E p) - E H(p), p = sigmoid(z.w), between the answer and the weights (BALD;
+Houlsby et al. 2011, arXiv 1112.5745). "random" is the baseline. D-optimality, expected variance reduction and Thompson
+sampling needed more answers for the same accuracy in this project's benchmark (`lore_active`), and were removed.
 
-- "bald": what the answer tells of w, the mutual information H(E p) - E H(p), p = sigmoid(z.w) (BALD; Houlsby et
-  al. 2011). At most log 2, as an answer is: a pair whose outcome is wide open is not thought to tell more.
-- "d_optimal": half the gain in log det of the precision, 1/2 log(1 + c s), c = the expected curvature E p (1 - p).
-- "boundary": how much the answer lowers the variance of the margins of the pool's other pairs, those counted most whose
-  order is least sure: the pairs that a wrong weight would get wrong.
-- "thompson": one w' is drawn from the belief, then 1/2 log(1 + p (1 - p) s) with p = sigmoid(z.w').
-- "random": the baseline.
-
-Several pairs are chosen greedily: after each the covariance shrinks by the curvature that its answer is expected to
-have, whichever it will be. The weights stay, for they move only with the answer.
+Several pairs are selected greedily: after each one the covariance shrinks by the curvature that its answer is expected
+to have, whichever answer it is. The weights stay, because they move only with the answer.
 """
 
 import math
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -29,7 +23,8 @@ from lore_jax.online.bayes_filter import GaussianPosterior, shrink
 from lore_jax.weights.precision import full_matmul_precision
 from pref_jax.errors import UserError
 
-Strategy = Literal["bald", "d_optimal", "boundary", "thompson", "random"]
+Strategy = Literal["bald", "random"]
+STRATEGIES: tuple[Strategy, ...] = ("bald", "random")
 # sigmoid(x) is the sum of SHARE Phi(x / sqrt(VARIANCE)) to 5e-5, and the entropy of a coin with logit x the sum of
 # HEIGHT exp(-x² / (2 VARIANCE)) to 2e-4 (nats): with both, expectations over Gaussian margins are closed forms.
 # Fitted for the least largest error; after Monahan & Stefanski 1992.
@@ -40,22 +35,10 @@ ENTROPY_VARIANCES = (1.39222585, 3.46381899, 8.45717632)
 
 
 class Choice(NamedTuple):
-    """Pairs in the order of choice: index [U B] into the pool, -1 where none was left; score [U B] of each, 0 there."""
+    """Pairs in the order of selection: index [U B] into the pool, -1 where none was left; score [U B], 0 there."""
 
     index: Array
     score: Array
-
-
-class _Case(NamedTuple):
-    """One user before one choice: weights [K], factor [K K], pool [n K], open [n], margin and spread [n], key."""
-
-    weights: Array
-    factor: Array
-    pool: Array
-    open: Array
-    margin: Array
-    spread: Array
-    key: Array
 
 
 def _lead(values: tuple[float, ...], like: Array) -> Array:
@@ -83,44 +66,6 @@ def information(margin: Float[Array, "*pairs"], spread: Float[Array, "*pairs"]) 
     return jnp.clip(total - jnp.sum(_lead(ENTROPY_HEIGHTS, margin) * bells, 0), 0)
 
 
-def _informative(case: _Case) -> Array:
-    return information(case.margin, case.spread)
-
-
-def _d_optimal(case: _Case) -> Array:
-    return 0.5 * jnp.log1p(expected_curvature(case.margin, case.spread) * case.spread)
-
-
-def _boundary(case: _Case) -> Array:
-    """c zᵀ C M C z / (1 + c s), C the covariance, M the sum over the pool of density(order is a tie) z zᵀ / sqrt(s)."""
-    spread = jnp.maximum(case.spread, jnp.finfo(case.spread.dtype).tiny)
-    # A normal density of the margin at 0, over the root of s: large where one answer may turn the order.
-    weight = jnp.where(case.spread > 0, jnp.exp(-(case.margin**2) / (2 * spread)) / spread, 0)
-    pulled = case.pool @ case.factor
-    inner = (pulled * weight[:, None]).T @ pulled
-    curvature = expected_curvature(case.margin, case.spread)
-    return curvature * jnp.sum((pulled @ inner) * pulled, -1) / (1 + curvature * case.spread)
-
-
-def _thompson(case: _Case) -> Array:
-    drawn = case.weights + case.factor @ jax.random.normal(case.key, case.weights.shape, case.weights.dtype)
-    margin = case.pool @ drawn
-    return 0.5 * jnp.log1p(jax.nn.sigmoid(margin) * jax.nn.sigmoid(-margin) * case.spread)
-
-
-def _random(case: _Case) -> Array:
-    return jax.random.uniform(case.key, case.margin.shape, case.margin.dtype)
-
-
-_SCORES: dict[str, Callable[[_Case], Array]] = {
-    "bald": _informative,
-    "d_optimal": _d_optimal,
-    "boundary": _boundary,
-    "thompson": _thompson,
-    "random": _random,
-}
-
-
 def mask_invalid(
     pool: Float[Array, "n K"], open: Bool[Array, " n"], factor: Float[Array, "K K"]
 ) -> tuple[Float[Array, "n K"], Bool[Array, " n"]]:
@@ -133,15 +78,16 @@ def mask_invalid(
     return jnp.where(open[:, None], pool, 0), open
 
 
-def _choose_one(weights, factor, pool, open, key, strategy: str, count: int) -> Choice:
-    """`choose` for one user."""
+def _select_one(weights, factor, pool, open, key, strategy: Strategy, count: int) -> Choice:
+    """`select_queries` for one user."""
     pool, open = mask_invalid(pool, open, factor)
     margin = pool @ weights
 
     def pick(carry, key):
         factor, open = carry
         spread = jnp.sum((pool @ factor) ** 2, -1)
-        score = _SCORES[strategy](_Case(weights, factor, pool, open, margin, spread, key))
+        bald = strategy == "bald"
+        score = information(margin, spread) if bald else jax.random.uniform(key, margin.shape, margin.dtype)
         best = jnp.argmax(jnp.where(open, score, -jnp.inf))
         found = open[best]
         curvature = jnp.where(found, expected_curvature(margin[best], spread[best]), 0)
@@ -166,21 +112,21 @@ def select_queries(
 
     Args:
       belief: of U users.
-      pool: differences of basis rewards, [n K] for everybody or [U n K]; which response comes first does not matter.
-      open: true where a pair may be asked: not asked before, not padding. Other rows of the pool may hold anything.
-      key: for "thompson" and "random"; each user draws on their own.
-      strategy: see the module; static, as is `count`.
+      pool: differences of basis rewards, [n K] for all users or [U n K]; which response comes first does not matter.
+      open: true where a pair may be shown: not shown before, not padding. Other rows of the pool may hold anything.
+      key: for "random"; each user has their own draws.
+      strategy: "bald" or "random"; static, as is `count`.
     Returns: indices without repetition, and scores. Of equal scores the first pair wins; where fewer than `count` pairs
       are open the last indices are -1.
     Raises: UserError for an unknown strategy, an empty pool or a count below 1.
     """
-    if strategy not in _SCORES:
-        raise UserError(f"strategy: {strategy!r}; give one of {', '.join(_SCORES)}")
+    if strategy not in STRATEGIES:
+        raise UserError(f"strategy: {strategy!r}; give one of {', '.join(STRATEGIES)}")
     if count < 1 or pool.shape[-2] == 0:
-        raise UserError(f"choose: count {count} from a pool of {pool.shape[-2]}; both must be at least 1")
+        raise UserError(f"select_queries: count {count} from a pool of {pool.shape[-2]}; both must be at least 1")
 
     def one(weights, factor, pool, open, key):
-        return _choose_one(weights, factor, pool, open, key, strategy, count)
+        return _select_one(weights, factor, pool, open, key, strategy, count)
 
     keys = jax.random.split(key, len(open))
     return jax.vmap(one, in_axes=(0, 0, 0 if pool.ndim == 3 else None, 0, 0))(

@@ -6,8 +6,8 @@ A user is a Gaussian, w ~ N(weights, factor factorᵀ); an answer is z, the basi
 those of the rejected one. A log-likelihood that is quadratic in the margin z.w changes that Gaussian by a rank-one step
 (Potter's square root of the Kalman step: a covariance kept as a product cannot lose its positivity to rounding):
 
-- `observe` with "ridge": exact. Equals `solve_weights` on all answers so far.
-- `observe` with "logistic": the exact mode of the present Gaussian times the new likelihood, then Laplace's
+- `update` with "ridge": exact. Equals `solve_weights` on all answers so far.
+- `update` with "logistic": the exact mode of the current Gaussian times the new likelihood, then Laplace's
   approximation there. Exact for the first answer; later ones inherit the approximation (assumed-density filtering).
 
 `lore_jax.online.sliding_window` keeps the last answers and is exact for "logistic" too;
@@ -103,7 +103,7 @@ def covariance(belief: GaussianPosterior) -> Float[Array, "U K K"]:
 
 def view(belief: GaussianPosterior, z: Float[Array, "U K"]) -> View:
     """Margin, pulled and spread of one pair for each user."""
-    # Sums of products, not einsum: XLA fuses them, while a batched product of tiny matrices is a call a user.
+    # Sums of products, not einsum: XLA fuses them, while a batched product of tiny matrices is one call per user.
     pulled = jnp.sum(belief.factor * z[:, :, None], 1)
     return View(jnp.sum(belief.weights * z, -1), pulled, jnp.sum(pulled**2, -1))
 
@@ -251,7 +251,7 @@ def in_order(
     """Events of many users in one program; those of one user take effect in the order in which they stand.
 
     Args:
-      step: (rows of the state, z [B K], mask [B]) -> rows, such as `observe` with its last two arguments bound.
+      step: (rows of the state, z [B K], mask [B]) -> rows, such as `update` with its last two arguments bound.
       state: tree of arrays that lead with U.
       user: whose answer each event is; events with users outside [0, U) are left out.
       z: the answers.

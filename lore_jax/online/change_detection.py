@@ -1,15 +1,16 @@
-"""Users whose taste changes at once: Page's test on the answers, and second opinions that replace the first.
+"""Users whose taste changes suddenly: Page's test on their answers, and alternatives that replace the posterior.
 
 Axis letters: U users, K basis.
 
-Beside the belief from all answers stand two rivals: somebody who began `reset`, with the prior, and somebody who
-`flipped` round, with the opposite of the belief. Each rival starts where its `evidence` was last zero, and learns from
-then on. `evidence` is the logarithm of how much better the rival has predicted the answers since; it restarts at zero,
-and the rival with it, when it falls below. Where one passes the threshold, that rival becomes the belief: the answers
-before the change count no more (or for the contrary), those after it count as they should.
+Beside the posterior from all answers two alternatives are kept: `reset`, which starts from the prior, and `flipped`,
+which starts from the posterior with its weights negated. Each starts where its `evidence` was last zero, and learns
+from then on. `evidence` is the log of how much better the alternative has predicted the answers since; when it falls
+below zero, it and the alternative start again. An alternative that passes the threshold becomes the posterior: answers
+before the change no longer count (or count for the opposite), those after it count as they should.
 
-As long as the belief's predictions are right, exp(evidence) is between two restarts a martingale that begins at 1. Each
-rival therefore gives a false alarm once in exp(threshold) answers at most, on average (Page 1954; Lorden 1971).
+As long as the posterior's predictions are right, exp(evidence) is, between two restarts, a martingale that begins at 1.
+Each alternative therefore raises a false alarm at most once in exp(threshold) answers on average (Page 1954; Lorden
+1971).
 """
 
 from typing import NamedTuple
@@ -63,15 +64,15 @@ def track(
     rule: UpdateRule,
     threshold: float = THRESHOLD,
 ) -> Tracker:
-    """The users after one answer each; arguments and refusals as `online.observe`.
+    """The users after one answer each; arguments and refusals as `bayes_filter.update`.
 
     threshold: alarm when the answers since the presumed change are exp(threshold) times as likely under a rival.
     """
     # A rival may know less than the belief: an answer too large for one of them is refused by all.
-    everybody = (tracker.belief, tracker.reset.belief, tracker.flipped.belief)
-    belief, reset, flipped = (update(old, z, mask, origin, rule) for old in everybody)
+    all_three = (tracker.belief, tracker.reset.belief, tracker.flipped.belief)
+    belief, reset, flipped = (update(old, z, mask, origin, rule) for old in all_three)
     taken = jnp.ones(len(z), bool)
-    for old, new in zip(everybody, (belief, reset, flipped), strict=True):
+    for old, new in zip(all_three, (belief, reset, flipped), strict=True):
         taken &= new.answers > old.answers
     known = jax.nn.log_sigmoid(predict(tracker.belief, z, rule))
 

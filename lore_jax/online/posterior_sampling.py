@@ -1,14 +1,13 @@
-"""Draws from a user's posterior, for choices that Laplace's Gaussian is too coarse for.
+"""Draws from users' posteriors, for selecting queries where the Laplace approximation is too coarse.
 
 Axis letters: U users, K basis, M answers kept, S draws, n pairs of a pool, F finalists.
 
-A strong answer cuts off half of what was possible, and the rest is no Gaussian. Draws of Student's t about the mode,
-with Laplace's covariance and longer tails than a posterior has here, each weighed by posterior over proposal
-(importance sampling; Geweke 1989), have the true moments as S grows. `ask` then finds the pair of the largest mutual
-information between its answer and the weights, H(E p) - E H(p) as in `lore_jax.online.acquisition`, where
-expectations are over
-the draws. Only the pairs that `asking.information` ranks first are weighed so: among all, the noise of a few hundred
-draws would choose.
+An informative answer cuts the posterior in half, and what is left is far from Gaussian. Draws of Student's t about the
+mode, with the Laplace covariance and heavier tails than the posterior, each weighted by posterior over proposal
+(importance sampling; Geweke 1989), have the true moments as S grows. `select_query` then finds the pair of the largest
+mutual information between its answer and the weights, H(E p) - E H(p) as in `lore_jax.online.acquisition`, with
+expectations over the draws. Only the pairs that `acquisition.information` ranks first are scored this way: among all
+pairs, the noise of a few hundred draws would decide.
 """
 
 import math
@@ -60,7 +59,7 @@ def _need(count: int) -> None:
 
 
 def _sample_one(belief: GaussianPosterior, base: GaussianPosterior, z: Array, key: Array, count: int) -> Draws:
-    """`draw` for one user; places of the window not filled yet are zero, which weighs all draws alike."""
+    """`sample_posterior` for one user; unfilled places of the window are zero, which weights all draws alike."""
     size, dtype = len(belief.weights), belief.weights.dtype
     direction, length = jax.random.split(key)
     half = jax.random.normal(direction, (-(-count // 2), size), dtype)
@@ -102,11 +101,11 @@ def select_query(
     count: int = 256,
     finalists: int = 32,
 ) -> Choice:
-    """The one pair for each user whose answer tells most of the posterior; `asking.choose` for several at once.
+    """The pair whose answer says most about each user's weights; see `acquisition.select_queries` for several at once.
 
     Args:
       window: users with their last answers.
-      pool: differences of basis rewards, [n K] for everybody or [U n K].
+      pool: differences of basis rewards, [n K] for all users or [U n K].
       open: true where a pair may be asked; other rows of the pool may hold anything.
       key: each user draws on their own.
       count: S, static.
@@ -115,7 +114,7 @@ def select_query(
     Raises: UserError for an empty pool, no finalists or too few draws.
     """
     if finalists < 1 or pool.shape[-2] == 0:
-        raise UserError(f"ask: {finalists} finalists from a pool of {pool.shape[-2]}; both must be at least 1")
+        raise UserError(f"select_query: {finalists} finalists from a pool of {pool.shape[-2]}; both must be at least 1")
     _need(count)
     pool = pool.astype(window.belief.weights.dtype)
 

@@ -2,11 +2,10 @@
 
 Axis letters: U users, K basis, M answers kept.
 
-`lore_jax.online.bayes_filter` sees an answer once, at the weights of that moment. Here the last M answers stay and
-are solved anew
-with each, to the exact MAP; one that leaves becomes the Gaussian that touches its likelihood at the present weights.
-Up to M answers this equals `solve_weights` on all of them; with M = 1 it equals `online.observe`. It costs M * K
-numbers of memory and one Newton solve of M pairs a user and answer.
+`lore_jax.online.bayes_filter` uses an answer once, at the weights of that moment. Here the last M answers are kept and
+solved again with each new one, to the exact MAP; an answer that leaves becomes the Gaussian that matches its likelihood
+to second order at the current weights. Up to M answers this equals `solve_weights` on all of them; with M = 1 it equals
+`bayes_filter.update`. It costs M * K numbers of memory per user and one Newton solve of M pairs per answer.
 """
 
 from typing import NamedTuple
@@ -72,7 +71,7 @@ def refit(base: GaussianPosterior, z: Float[Array, "U M K"], mask: Bool[Array, "
 
 
 def update(window: Window, z: Float[Array, "U K"], mask: Bool[Array, " U"] | None) -> Window:
-    """The window after one answer of each user; arguments and refusals as `observe`.
+    """The window after one answer of each user; arguments and refusals as `bayes_filter.update`.
 
     An answer that leaves goes into `base` as the quadratic that touches its log-likelihood at the present weights:
     leaving changes neither the mode nor the curvature there.

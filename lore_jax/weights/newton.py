@@ -1,9 +1,9 @@
 """Newton's method for many small logistic problems at once.
 
-Axis letters: U users (last: vector instructions go across them), n pairs a user (padded), K basis.
+Axis letters: U users (last: vector instructions go across them), n pairs per user (padded), K basis.
 
-Every user has a step, a trial point and a verdict of their own; a user who is done stands still, so nobody's answer
-depends on the company they are solved in.
+Every user has a step length and a convergence test of their own, and stays put once converged: no user's answer depends
+on the users solved with them.
 """
 
 from collections.abc import Callable, Iterable
@@ -34,7 +34,7 @@ class Local(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A convex problem a user.
+    """One convex problem per user.
 
     local: weights [K U] -> Local. aim: (weights [K U], Local) -> the move [K U] to the minimum of the quadratic model.
     change: move [K U] -> the largest change of a margin along it, [U].
@@ -180,6 +180,6 @@ def logistic_model(problem: Problem) -> Model:
     if pairs.user is not None or len(mean) > UNROLLED:
         return rows(problem)
     offset = None if pairs.offset is None else pairs.offset.T
-    # Turned once and kept: otherwise every loop that reads the pairs turns them anew.
+    # Transposed once and kept: otherwise every loop that reads the pairs transposes them again.
     z = lax.optimization_barrier(jnp.transpose(pairs.z, (1, 2, 0)))
     return unrolled_logistic(z, pairs.weight.T, mean, problem.precision, offset)

@@ -1,6 +1,6 @@
 """What the few-shot solvers minimise: pairs, prior, value, gradient and Hessian.
 
-Axis letters: U users, n pairs a user (padded), P pairs (flat), K basis.
+Axis letters: U users, n pairs per user (padded), P pairs (flat), K basis.
 """
 
 from typing import NamedTuple
@@ -75,7 +75,7 @@ class Prior(NamedTuple):
 def problem(
     z: Array, mask: Array | None, prior: Prior, user: Array | None = None, num_users: int | None = None
 ) -> tuple[Problem, int]:
-    """The problem and its number of users from the arguments of `ridge`."""
+    """The problem and its number of users from the arguments of `lore_jax.weights.solve.solve_weights`."""
     if (user is None) != (z.ndim == 3) or (user is not None and num_users is None):
         raise UserError(
             f"weights: pairs of shape {z.shape} with user={'given' if user is not None else None}; "

@@ -1,6 +1,6 @@
 """The few-shot solvers at scale: in blocks that fit the cache, cut over a mesh, and streamed over millions of users.
 
-Axis letters: U users, n pairs a user (padded), N responses, K basis.
+Axis letters: U users, n pairs per user (padded), N responses, K basis.
 """
 
 from collections import deque
@@ -131,7 +131,7 @@ def _spans(user: np.ndarray, num_users: int, votes: int) -> Iterator[_Span]:
     """All users in order, in spans of at most this many votes (or of one user) and as many users."""
     low, first = 0, 0
     while first < num_users:
-        # The user of the first vote that no longer fits comes with the next span, unless this one holds nobody else.
+        # The user of the first vote that no longer fits comes with the next span, unless this span would be empty.
         last = int(user[low + votes]) if low + votes < len(user) else num_users
         last = min(max(last, first + 1), first + votes, num_users)
         # A key of another type would make NumPy convert the whole array; all numbers lie below one past their type.
@@ -168,7 +168,7 @@ def solve_stream(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Weights of any number of users in bounded memory: yields (users [u], their weights [u K]) part by part.
 
-    Users with about as many votes are gathered into tables of a fixed shape, so that one program is compiled a row
+    Users with about as many votes are gathered into tables of a fixed shape, so that one program is compiled per row
     length (4, 6, 8, 12 ...), whatever the number of users. The next table is filled while the devices solve the last.
     Every user comes exactly once, users without votes too; users of different row lengths come out of order, so write
     `out[users] = weights` (`out` may be a memory map as well).

@@ -4,6 +4,7 @@ Axis letters: U users, P comparisons.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +17,8 @@ from pref_jax.data.schema import in_splits
 def mask_labels(preferences: Preferences, seed: int) -> Preferences:
     """The same tables, every group null, the two responses of each test pair in an order drawn by `seed`.
 
-    The draw knows nothing of the answers: turning test answers round gives the same tables. Row numbers stay, so that
-    margins of these pairs become margins of the real ones by `signs`.
+    The draw does not depend on the answers: flipping test answers gives the same tables. Row numbers stay, so that
+    `label_signs` turns margins of these pairs into margins of the real ones.
 
     Args:
       preferences: with answers.
@@ -27,18 +28,15 @@ def mask_labels(preferences: Preferences, seed: int) -> Preferences:
     test = in_splits(preferences.comparisons["split"], ("test",))
     turned = np.random.default_rng([seed, 17]).random(len(test)) < 0.5
     low, high = np.minimum(chosen, rejected), np.maximum(chosen, rejected)
-    shown = {
-        "chosen": np.where(test, np.where(turned, high, low), chosen),
-        "rejected": np.where(test, np.where(turned, low, high), rejected),
-    }
-    comparisons = preferences.comparisons
-    for name, column in shown.items():
-        place = comparisons.schema.get_field_index(name)
-        comparisons = comparisons.set_column(place, comparisons.schema.field(place), pa.array(column, pa.int32()))
-    users = preferences.users
-    place = users.schema.get_field_index("group")
-    users = users.set_column(place, users.schema.field(place), pa.nulls(users.num_rows, pa.string()))
+    comparisons = _replaced(preferences.comparisons, "chosen", np.where(test, np.where(turned, high, low), chosen))
+    comparisons = _replaced(comparisons, "rejected", np.where(test, np.where(turned, low, high), rejected))
+    users = _replaced(preferences.users, "group", [None] * preferences.num_users)
     return dataclasses.replace(preferences, users=users, comparisons=comparisons)
+
+
+def _replaced(table: pa.Table, name: str, values: Any) -> pa.Table:
+    place = table.schema.get_field_index(name)
+    return table.set_column(place, table.schema.field(place), pa.array(values, table.schema.field(place).type))
 
 
 def label_signs(shown: Preferences, truth: Preferences) -> Float32[np.ndarray, "P"]:
@@ -48,9 +46,9 @@ def label_signs(shown: Preferences, truth: Preferences) -> Float32[np.ndarray, "
       ValueError: if the two are not of the same data set.
     """
     ours, theirs = shown.pairs("test"), truth.pairs("test")
-    same = np.array_equal(ours.row, theirs.row) and np.array_equal(ours.user, theirs.user)
-    straight = (ours.chosen == theirs.chosen) & (ours.rejected == theirs.rejected) if same else np.zeros(0, bool)
-    turned = (ours.chosen == theirs.rejected) & (ours.rejected == theirs.chosen) if same else np.zeros(0, bool)
-    if not same or not (straight | turned).all():
-        raise ValueError("the two tables are not of the same data set")
-    return np.where(straight, 1, -1).astype(np.float32)
+    if np.array_equal(ours.row, theirs.row) and np.array_equal(ours.user, theirs.user):
+        same = (ours.chosen == theirs.chosen) & (ours.rejected == theirs.rejected)
+        flipped = (ours.chosen == theirs.rejected) & (ours.rejected == theirs.chosen)
+        if (same | flipped).all():
+            return np.where(same, 1, -1).astype(np.float32)
+    raise ValueError("the two tables are not of the same data set")

@@ -1,6 +1,6 @@
 """Who preferred which answer: users, responses and comparisons as memory-mapped Arrow tables in one folder.
 
-    users.arrow        user_id, group or null, seen                        one row a user
+    users.arrow        user_id, group or null, seen                        one row per user
     responses.arrow    response_id, prompt [{role, content}], text         one row for each distinct answer to a prompt
     comparisons.arrow  user, chosen, rejected (row numbers), split, controversial or null
     meta.json          format version, source, licence, rule, seed, counts
@@ -15,6 +15,7 @@ Axis letters: U users, N responses, P pairs.
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ import pyarrow.feather as feather
 from jaxtyping import Bool, Int
 
 from pref_jax.comparisons import Comparisons
-from pref_jax.data.schema import SCHEMAS, SPLITS, check_tables, in_splits, prompt_ids
+from pref_jax.data.schema import SCHEMAS, SPLITS, check_tables, in_splits, kind, prompt_ids
 from pref_jax.errors import UserError
 from pref_jax.files import atomic_folder, read_json, write_json
 
+Columns = pa.Table | Mapping[str, Any]
 FORMAT_VERSION = 1
 _ROWS_PER_BATCH = 1 << 16
 
@@ -90,12 +92,12 @@ class Preferences:
 
 
 def build(
-    users: pa.Table, responses: pa.Table, comparisons: pa.Table, meta: dict[str, Any], *, test: bool = True
+    users: Columns, responses: Columns, comparisons: Columns, meta: dict[str, Any], *, test: bool = True
 ) -> Preferences:
-    """Makes checked preferences from tables.
+    """Makes checked preferences from tables, or from columns by name.
 
     Harmless differences of type are fixed (other integer widths, large or dictionary-coded strings); further columns
-    are kept. The schemas stand in `pref_jax.data.schema`.
+    of tables are kept. The schemas stand in `pref_jax.data.schema`.
 
     Args:
       users: U rows.
@@ -108,8 +110,8 @@ def build(
       UserError: with all faults of the tables at once.
       TypeError: if `meta` holds something that JSON has not.
     """
-    tables = {"users": users, "responses": responses, "comparisons": comparisons}
-    tables = {name: _conform(table, SCHEMAS[name]) for name, table in tables.items()}
+    given = {"users": users, "responses": responses, "comparisons": comparisons}
+    tables = {name: _conform(table, SCHEMAS[name]) for name, table in given.items()}
     check_tables(**tables, test=test)
     known = {"source": "unknown", "licence": "unknown", "rule": "unknown", "seed": None, **meta}
     # Through JSON and back, so that what is built equals what will be loaded (tuples become lists).
@@ -253,29 +255,20 @@ def _map(path: Path) -> pa.Table:
         raise UserError(f"{path}: cut short or no Arrow file ({error}); prepare the data anew") from None
 
 
-def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+def _conform(given: Columns, schema: pa.Schema) -> pa.Table:
     """Casts columns whose type differs harmlessly; leaves the others for the check to report."""
+    if isinstance(given, Mapping):
+        return pa.table(dict(given), schema=schema)
+    table: Any = given
     for field in schema:
         place = table.schema.get_field_index(field.name)
         if place < 0 or table.schema.field(place).type == field.type:
             continue
         column = table.column(place)
-        if _family(column.type) not in (_family(field.type), "null"):
+        if kind(column.type) not in (kind(field.type), "null"):
             continue
         try:
             table = table.set_column(place, field, column.cast(field.type))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             continue
     return table
-
-
-def _family(kind: pa.DataType) -> str:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    strings = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    if any(test(kind) for test in strings):
-        return "string"
-    if any(test(kind) for test in lists):
-        return "list"
-    return "integer" if pa.types.is_integer(kind) else str(kind)

@@ -57,7 +57,7 @@ def check_tables(
     tables = {"users": users, "responses": responses, "comparisons": comparisons}
     sound = {name: _check_columns(faults, name, table) for name, table in tables.items()}
     if sound["users"]:
-        _check_ids(faults, "users", users["user_id"])
+        _check_ids(faults, "users", "user_id", users["user_id"])
     prompts = _check_responses(faults, responses) if sound["responses"] else None
     if sound["comparisons"]:
         _check_comparisons(faults, comparisons, users, responses.num_rows, prompts, test)
@@ -145,14 +145,24 @@ def _check_columns(faults: Faults, name: str, table: pa.Table) -> bool:
     return sound
 
 
-def _check_ids(faults: Faults, name: str, ids: pa.ChunkedArray) -> None:
-    _note(faults, name, blank(ids), f"{ids_name(name)} is empty", "give every row a name")
-    _note(faults, name, _repeats(_codes(ids)), f"{ids_name(name)} used before", "make ids unique or merge rows", ids)
+def _check_ids(faults: Faults, name: str, column: str, ids: pa.ChunkedArray) -> None:
+    _note(faults, name, blank(ids), f"{column} is empty", "give every row a name")
+    _note(faults, name, _repeats(_codes(ids)), f"{column} used before", "make ids unique or merge rows", ids)
 
 
-def ids_name(table: str) -> str:
-    """The id column of table 'users' or 'responses'."""
-    return {"users": "user_id", "responses": "response_id"}[table]
+_KINDS = {
+    "string": (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+    "list": (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list),
+    "struct": (pa.types.is_struct,),
+    "whole number": (pa.types.is_integer,),
+    "number": (pa.types.is_floating,),
+}
+
+
+def kind(of: pa.DataType) -> str:
+    """What a type holds, whatever its width or coding."""
+    of = of.value_type if pa.types.is_dictionary(of) else of
+    return next((name for name, tests in _KINDS.items() if any(test(of) for test in tests)), str(of))
 
 
 def blank(strings: pa.Array | pa.ChunkedArray) -> Any:
@@ -169,7 +179,7 @@ def _repeats(codes: Int[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
 
 def _check_responses(faults: Faults, responses: pa.Table) -> Int[np.ndarray, "N"]:
     """Notes faults of the responses; returns their prompt numbers."""
-    _check_ids(faults, "responses", responses["response_id"])
+    _check_ids(faults, "responses", "response_id", responses["response_id"])
     _note(faults, "responses", blank(responses["text"]), "text is empty", "drop the pairs that use it")
     prompt = responses["prompt"]
     empty = pc.equal(pc.list_value_length(prompt), 0)

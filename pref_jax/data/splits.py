@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from pref_jax.errors import Faults, UserError
-from pref_jax.ragged import starts
+from pref_jax.ragged import group_by, starts
 
 
 class Drawn(NamedTuple):
@@ -69,11 +69,10 @@ def at_most(
 ) -> Bool[np.ndarray, "P"]:
     """Marks up to `limit` (one for all, or that of each pair's owner) candidates of each owner, drawn at random."""
     rows = rng.permutation(np.flatnonzero(candidates))
-    rows = rows[np.argsort(owner[rows], kind="stable")]
-    owners = owner[rows]
-    place = np.arange(len(rows)) - np.searchsorted(owners, owners)
+    groups = group_by(owner[rows], 0)
+    rows = rows[groups.order]
     mask = np.zeros(len(owner), bool)
-    mask[rows[place < np.broadcast_to(limit, len(owner))[rows]]] = True
+    mask[rows[groups.places < np.broadcast_to(limit, len(owner))[rows]]] = True
     return mask
 
 

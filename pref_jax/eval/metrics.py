@@ -1,12 +1,12 @@
 """From reward margins on test pairs to accuracies by group, each with its 95 % interval.
 
 A margin is the reward of the chosen response minus that of the rejected one. The mean is taken over users, not over
-pairs, so that busy users do not outweigh the others (DESIGN section 4.5). Everything is float64 NumPy on the host.
+pairs, so that busy users do not outweigh the others. Everything is float64 NumPy on the host.
 
 Axis letters: P pairs, U users.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, SupportsFloat
 
@@ -15,9 +15,6 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy import special
 
 from pref_jax.errors import Faults
-
-# Random indices drawn at once by the bootstrap: 32 MB, whatever the number of users.
-_BLOCK = 4_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +129,7 @@ def calibration_error(margins: Float[Array | np.ndarray, "P"], *, bins: int = 10
 
 
 def over_seeds(runs: Sequence[Mapping[str, SupportsFloat | Interval]]) -> dict[str, Interval]:
-    """Mean and Student t interval over seeds of each metric, given one mapping a seed.
+    """Mean and Student t interval over seeds of each metric, given one mapping per seed.
 
     A metric that some seeds lack is averaged over those that have it (`n` says how many).
     """
@@ -153,53 +150,6 @@ def student_interval(values: Sequence[float] | Float[np.ndarray, "n"], *, over: 
         if np.isfinite(mean - half) and np.isfinite(mean + half):
             low, high = mean - half, mean + half
     return Interval(mean=mean, low=low, high=high, n=n, over=over, left_out=left_out)
-
-
-def paired_difference(
-    accuracy_a: Float[Array | np.ndarray, "U"],
-    accuracy_b: Float[Array | np.ndarray, "U"],
-    *,
-    resamples: int = 4000,
-    seed: int = 0,
-) -> Interval | None:
-    """Mean over users of accuracy_a - accuracy_b with the 95 % percentile bootstrap interval over users.
-
-    Pairing by user removes what makes users easy or hard for both methods, so the interval is much narrower than the
-    difference of two separate ones.
-
-    Args:
-      accuracy_a: float [U], accuracy of each user under method a.
-      accuracy_b: float [U], of the same users, in the same order, under method b.
-      resamples: how many bootstrap samples to draw.
-      seed: seed of the draw; the same seed gives the same interval.
-
-    Returns:
-      The interval, without ends for one user; None for nobody.
-
-    Raises:
-      UserError: if a value is NaN or infinite, or the lengths differ.
-    """
-    first, second = np.asarray(accuracy_a, dtype=np.float64), np.asarray(accuracy_b, dtype=np.float64)
-    faults = Faults()
-    if len(first) != len(second):
-        faults.add("accuracy_b", f"{len(second)} users against {len(first)} in accuracy_a", "give the same users twice")
-    for name, array in (("accuracy_a", first), ("accuracy_b", second)):
-        _add_not_finite(faults, name, array)
-    faults.raise_if_any("cannot compare two methods")
-    difference = first - second
-    n = len(difference)
-    if n < 2:
-        return Interval(mean=float(difference[0]), low=None, high=None, n=1, over="users") if n else None
-    means = np.concatenate(list(_bootstrap_means(difference, resamples, np.random.default_rng(seed))))
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(mean=float(difference.mean()), low=float(low), high=float(high), n=n, over="users")
-
-
-def _bootstrap_means(values: np.ndarray, resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    rows = max(1, _BLOCK // len(values))
-    for start in range(0, resamples, rows):
-        size = (min(rows, resamples - start), len(values))
-        yield values[rng.integers(len(values), size=size)].mean(axis=1)
 
 
 def _right(margin: np.ndarray) -> np.ndarray:
@@ -246,7 +196,7 @@ def _checked(
     """Margins as float64 and users as int64, after all faults were reported at once."""
     margin, index = np.asarray(margins).astype(np.float64), np.asarray(user).astype(np.int64)
     faults = Faults()
-    _add_not_finite(faults, "margins", margin)
+    add_not_finite(faults, "margins", margin)
     for name, array in (("user", index), ("controversial", controversial)):
         if array is not None and len(array) != len(margin):
             faults.add(name, f"{len(array)} values for {len(margin)} margins", "give one for each pair")
@@ -254,14 +204,14 @@ def _checked(
         faults.add("groups", f"{len(groups)} names for {num_users} users", "give one (or None) for each user")
     wrong = int(((index < 0) | (index >= num_users)).sum())
     if wrong:
-        faults.add(
-            "user", f"{wrong} of {len(index)} rows are not in 0 .. {num_users - 1}", "use rows of the users table"
-        )
+        what = f"{wrong} of {len(index)} rows are not in 0 .. {num_users - 1}"
+        faults.add("user", what, "use rows of the users table")
     faults.raise_if_any("cannot score these pairs")
     return margin, index
 
 
-def _add_not_finite(faults: Faults, name: str, array: np.ndarray) -> None:
+def add_not_finite(faults: Faults, name: str, array: np.ndarray) -> None:
+    """Notes how many values are NaN, and how many infinite."""
     for what, count in (("NaN", int(np.isnan(array).sum())), ("infinite", int(np.isinf(array).sum()))):
         if count:
             fix = "look for a diverged run or an overflow in half precision (lower the learning rate, use float32)"

@@ -42,7 +42,7 @@ OVERALL = "overall"
 
 @dataclass(frozen=True, kw_only=True)
 class Responses:
-    """The set as columns, one row a response, in any order. A prompt is told by subset, prompt and reference together.
+    """The set as columns, one row per response, in any order; subset, prompt and reference name a prompt.
 
     subset: N names; "Ties" has rules of its own.
     prompt: int [N], the prompt's number within its subset; in Ties the question's, shared by its two prompts.

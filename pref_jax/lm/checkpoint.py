@@ -75,7 +75,15 @@ def load(
     return config, params
 
 
-def save(folder: str | Path, config: LMConfig, params: Mapping[str, Any], *, max_shard_bytes: int = 5 * 10**9) -> None:
+def save(
+    folder: str | Path,
+    config: LMConfig,
+    params: Mapping[str, Any],
+    *,
+    max_shard_bytes: int = 5 * 10**9,
+    extra: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Writes `config.json` and safetensors so that transformers' `Auto` classes open them (its `save_pretrained`).
 
     The parameters' dtype is kept. Other files in `folder` (a tokenizer's) stay. Memory holds one shard at a time.
@@ -85,6 +93,8 @@ def save(folder: str | Path, config: LMConfig, params: Mapping[str, Any], *, max
       config: the transformer; with `num_labels` it is written as a sequence classifier.
       params: as from `backbone.init`; adapters must have been merged (`lora.merge`).
       max_shard_bytes: weights beyond this size go into several files with an index.
+      extra: further fields of `config.json`, JSON values; they take precedence.
+      metadata: further entries in the header of each file of weights.
 
     Raises:
       UserError: if a sequence classifier has no `pad_token_id`: transformers finds the last token of a row by it.
@@ -99,7 +109,7 @@ def save(folder: str | Path, config: LMConfig, params: Mapping[str, Any], *, max
     shards = _plan(config, flat(params), max_shard_bytes)
     for name, keys in shards.items():
         tensors = {key: make() for key, (_, make) in keys.items()}
-        safetensors.numpy.save_file(tensors, folder / f".{name}.part", metadata={"format": "pt"})
+        safetensors.numpy.save_file(tensors, folder / f".{name}.part", metadata={**(metadata or {}), "format": "pt"})
     for name in shards:
         os.replace(folder / f".{name}.part", folder / name)
     for stale in folder.iterdir():
@@ -110,7 +120,9 @@ def save(folder: str | Path, config: LMConfig, params: Mapping[str, Any], *, max
         where = {key: name for name, keys in shards.items() for key in keys}
         write_json(folder / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": where})
     dtype = str(jax.tree.leaves(params)[0].dtype)
-    write_json(folder / "config.json", hf_config.write(config) | {"dtype": dtype, "torch_dtype": dtype})
+    write_json(
+        folder / "config.json", hf_config.write(config) | {"dtype": dtype, "torch_dtype": dtype, **(extra or {})}
+    )
 
 
 def tensor(folder: str | Path, key: str) -> np.ndarray:

@@ -50,6 +50,12 @@ DEFAULTS: dict[str, Raw] = {
         "local_rope_theta": 10_000.0,
     },
 }
+# Without these, engines put a softmax or a sigmoid on rewards: transformers' pipelines and vLLM's /classify go by the
+# first, vLLM's /score and cross-encoders of sentence-transformers by the second.
+RAW_SCORES: Raw = {
+    "problem_type": "regression",
+    "sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"},
+}
 # How transformers' classes of a family begin.
 _STEMS = {"qwen2": "Qwen2", "qwen3": "Qwen3", "gemma3_text": "Gemma3", "modernbert": "ModernBert"}
 _TRUNKS = {"gemma3_text": "Gemma3TextModel"}
@@ -235,7 +241,7 @@ def write(config: LMConfig) -> dict[str, Any]:
         return common | {"layer_norm_eps": config.norm_eps, "type_vocab_size": config.type_vocab_size}
     if config.num_labels:
         names = {str(label): f"LABEL_{label}" for label in range(config.num_labels)}
-        common |= {"id2label": names, "label2id": {name: int(label) for label, name in names.items()}}
+        common |= {"id2label": names, "label2id": {name: int(label) for label, name in names.items()}, **RAW_SCORES}
     return common | _write_rotary(config) | _write_sliding(config) | _write_rope(config)
 
 

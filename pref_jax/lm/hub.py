@@ -1,10 +1,12 @@
 """Where a checkpoint's files are: a folder, an installed package, or the Hugging Face hub."""
 
 import importlib.util
-import re
 from pathlib import Path
 
+from pref_jax.download import fetch
 from pref_jax.errors import UserError
+
+PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja")
 
 
 def locate(name: str | Path, revision: str | None = None) -> Path:
@@ -12,8 +14,9 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
 
     - a folder,
     - `package:some_package/folder`: files inside an installed package, found without importing it,
-    - a Hugging Face hub id such as `org/model`: fetched into the hub's cache (weights, configs, tokenizer files only),
-      at a `revision` (branch, tag or commit) if one is given.
+    - a Hugging Face hub id such as `org/model`: fetched into the hub's cache (weights, configs, tokenizer files only).
+
+    `revision` is a branch, tag or commit on the hub; a folder or package has none.
 
     Raises:
       UserError: if there is no such folder or package, or the hub cannot be reached.
@@ -23,18 +26,8 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
         return _in_package(text)
     if Path(text).is_dir():
         return Path(text)
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text) is None:
-        raise UserError(f"{text}: no such folder, and no hub id (org/model) either; check the path")
-    import huggingface_hub
-
-    try:
-        patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
-        return Path(huggingface_hub.snapshot_download(text, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # the hub client raises errors of many libraries: all mean "not fetched" to the user
-        raise UserError(
-            f"{text}: no such folder here, and the hub did not give it ({type(error).__name__}: {error}); "
-            "give a local folder with config.json and model.safetensors, or check the name and the connection"
-        ) from error
+    give = "give a local folder with config.json and model.safetensors, or check the name and the connection"
+    return fetch(text, PATTERNS, revision=revision, check="the path", give=give)
 
 
 def _in_package(name: str) -> Path:

@@ -4,22 +4,83 @@ Axis letters: B batch, L length, P pairs.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import grain
+import jax
 import numpy as np
+import pyarrow as pa
+from jaxtyping import Float32, Int
 
-from pref_jax.comparisons import Comparisons
+from pref_jax.comparisons import Comparisons, Votes
 from pref_jax.data.loaders.batches import pair_batches
 from pref_jax.data.loaders.episodes import episode_batches
 from pref_jax.data.text.shared_prefix import shared_lengths, shared_rows
 from pref_jax.data.text.token_table import TokenTable
 from pref_jax.lm.backbone import linear_shapes
 from pref_jax.lm.config import LMConfig
+from pref_jax.lm.text_model import TextModel
 from pref_jax.progress import log
 
 STEP = 8
 # Rows of responses, chosen and rejected [B] -> the texts of B pairs, as `pref_jax.lm.pairs.pair_states` takes them.
-Texts = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
+LookUp = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
+
+
+class Texts(NamedTuple):
+    """The responses of a data set as a model reads them.
+
+    Attributes:
+      model: the transformer.
+      tokens: all responses under their prompts.
+    """
+
+    model: TextModel
+    tokens: TokenTable
+
+    @property
+    def length(self) -> int:
+        """Of the longest text, rounded up: training batches all have this one length, so one step compiles."""
+        return rounded(int(self.tokens.lengths.max(initial=1)), self.model.config)
+
+    def shared_length(self, pairs: Comparisons, share_prefix: bool) -> int | None:
+        """`shared_length` of these pairs; None unless `share_prefix`."""
+        return shared_length(self.model.config, pairs, self.tokens, self.length) if share_prefix else None
+
+
+def open_texts(model: TextModel, responses: pa.Table) -> Texts:
+    """Tokenizes a table of responses; says how many texts were cut."""
+    tokens = model.tokenize(responses)
+    if tokens.truncated:
+        log(f"  {tokens.truncated} of {len(tokens.lengths)} texts cut to their last {model.max_length} tokens")
+    return Texts(model, tokens)
+
+
+def pair_margins(
+    texts: Texts,
+    pairs: Votes,
+    read: Callable[..., jax.Array],
+    *,
+    route: Int[np.ndarray, " P"] | None = None,
+    batch_size: int = 0,
+) -> Float32[np.ndarray, " P"]:
+    """Reward of the chosen less that of the rejected response of each pair; a response is read once for each route.
+
+    Args:
+      texts: the responses.
+      pairs: what to score.
+      read: gives rewards [B], as for `TextModel.read_rows`.
+      route: of each pair, from 0: what its rewards depend on beside the texts.
+      batch_size: as for `TextModel.read_rows`.
+    """
+    count = len(texts.tokens.lengths)
+    sides = np.concatenate([pairs.chosen, pairs.rejected]).astype(np.int64)
+    codes = sides if route is None else sides + np.tile(route.astype(np.int64), 2) * count
+    distinct, where = np.unique(codes, return_inverse=True)
+    own = None if route is None else (distinct // count).astype(np.int32)
+    rewards = texts.model.read_rows(texts.tokens, read, rows=distinct % count, route=own, batch_size=batch_size)
+    chosen, rejected = rewards[where, 0].reshape(2, -1)
+    return chosen - rejected
 
 
 def text_batches(
@@ -66,7 +127,7 @@ def text_episodes(
     return episode_batches(pairs, **how).map(look_up)
 
 
-def _texts(tokens: TokenTable, length: int, shared: int | None) -> Texts:
+def _texts(tokens: TokenTable, length: int, shared: int | None) -> LookUp:
     def apart(chosen: np.ndarray, rejected: np.ndarray) -> dict[str, np.ndarray]:
         rows = {"chosen": tokens.take(chosen, length), "rejected": tokens.take(rejected, length)}
         return {name: ids for name, (ids, _) in rows.items()} | {f"{name}_mask": m for name, (_, m) in rows.items()}

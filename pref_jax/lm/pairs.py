@@ -6,8 +6,9 @@ Axes: B pairs, L length, D features, S soft tokens.
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from pref_jax.errors import UserError
 from pref_jax.lm import attention, backbone, lora
@@ -60,6 +61,42 @@ def pair_states(
     tokens, mask = soften(tokens, mask, soft)
     hidden = backbone.hidden_states(config, params, tokens, mask, adapters, apply_adapter, remat=remat, soft=soft)
     return backbone.pool(config, hidden, mask).reshape(-1, 2, config.hidden_size)
+
+
+def text_states(
+    config: LMConfig,
+    params: Params,
+    tokens: Int[Array, "B L"],
+    mask: Shaped[Array, "B L"],
+    adapters: Mapping[str, Any] | None = None,
+    apply_adapter: ApplyAdapter = lora.apply,
+    *,
+    remat: str = "none",
+    soft: Float[Array, "B S D"] | None = None,
+) -> Float[Array, "B D"]:
+    """Pooled float32 state of each text; arguments as for `pair_states` and `backbone.hidden_states`."""
+    tokens, mask = soften(tokens, mask, soft)
+    hidden = backbone.hidden_states(config, params, tokens, mask, adapters, apply_adapter, remat=remat, soft=soft)
+    return backbone.pool(config, hidden, mask)
+
+
+def pairwise_loss(scores: Float[Array, "B 2"]) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Bradley-Terry: mean of -log sigmoid(chosen - rejected) of rewards of both texts; "accuracy" and "margin"."""
+    margin = scores[:, 0] - scores[:, 1]
+    metrics = {"accuracy": jnp.mean((margin > 0).astype(jnp.float32)), "margin": jnp.mean(margin)}
+    return -jnp.mean(jax.nn.log_sigmoid(margin)), metrics
+
+
+def init_head(config: LMConfig, base: Mapping[str, Any] | None, key: Key[Array, ""]) -> dict[str, Float[Array, "..."]]:
+    """A linear reward head {"w": [D], "b": []}, float32: the base's own `score` if it has one, else N(0, 0.02²)."""
+    if base is not None and config.num_labels == 1:
+        return {"w": jnp.asarray(base["score"]["kernel"][:, 0], jnp.float32), "b": jnp.zeros(())}
+    return {"w": 0.02 * jax.random.normal(key, (config.hidden_size,)), "b": jnp.zeros(())}
+
+
+def apply_head(head: Mapping[str, Array], states: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:
+    """The head's reward of each state."""
+    return states @ head["w"] + head["b"]
 
 
 def soften(

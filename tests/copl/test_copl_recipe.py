@@ -10,6 +10,7 @@ from graphs import as_pairs, build, random_pairs
 
 from copl_jax.graph import gcf, signed_graph, training
 from copl_jax.graph.message_passing import LAYERS
+from copl_jax.graph.settings import fast_config, paper_config
 from pref_jax.errors import UserError
 from pref_jax.mesh import make_mesh
 
@@ -43,7 +44,7 @@ def accuracy(result, pairs) -> float:
 def test_fit_learns_two_tastes():
     rng = np.random.default_rng(11)
     _, train, validation, test = two_tastes(rng, num_users=300, pairs_each=8, prompts=150)
-    config = training.fast_config(dim=32, num_layers=3)
+    config = fast_config(dim=32, num_layers=3)
     result = training.fit(config, build(train, 300, 300), train, validation, jax.random.key(0))
     assert accuracy(result, test) > 0.9
     np.testing.assert_allclose(np.linalg.norm(result.users, axis=1), 1, rtol=1e-5)
@@ -65,7 +66,7 @@ def test_fit_learns_two_tastes():
 def test_fit_in_batches_with_patience_stops_early():
     rng = np.random.default_rng(12)
     _, train, validation, _ = two_tastes(rng, num_users=60, pairs_each=8, prompts=20, tests_each=1)
-    config = training.paper_config(dim=8, num_layers=2, batch_size=100, epochs=60, learning_rate=3e-2, patience=3)
+    config = paper_config(dim=8, num_layers=2, batch_size=100, epochs=60, learning_rate=3e-2, patience=3)
     result = training.fit(config, build(train, 60, 40), train, validation, jax.random.key(0))
     made = len(result.history["validation_accuracy"])
     assert made < 60
@@ -75,7 +76,7 @@ def test_fit_in_batches_with_patience_stops_early():
 
 def test_fit_compiles_once_within_a_bucket():
     rng = np.random.default_rng(13)
-    config = training.fast_config(dim=4, num_layers=1, epochs=2, evaluate_every=1)
+    config = fast_config(dim=4, num_layers=1, epochs=2, evaluate_every=1)
     program: Any = training._round
     before = program._cache_size()
     for count in (100, 101, 103):
@@ -89,7 +90,7 @@ def test_fit_compiles_once_within_a_bucket():
 
 
 def test_degenerate_fits():
-    config = training.fast_config(dim=4, num_layers=2, epochs=4)
+    config = fast_config(dim=4, num_layers=2, epochs=4)
     none = as_pairs([], [], [])
     one = as_pairs([0], [0], [1])
     result = training.fit(config, build(one, 1, 2), one, none, jax.random.key(0))
@@ -105,7 +106,7 @@ def test_degenerate_fits():
 
 
 def test_a_training_that_diverged_is_told(tmp_path):
-    config = dataclasses.replace(training.fast_config(dim=4, num_layers=2, epochs=4), learning_rate=float("inf"))
+    config = dataclasses.replace(fast_config(dim=4, num_layers=2, epochs=4), learning_rate=float("inf"))
     one = as_pairs([0], [0], [1])
     for validation in (one, as_pairs([], [], [])):
         with pytest.raises(UserError, match="diverged, no loss was finite; lower its learning_rate"):
@@ -125,7 +126,7 @@ def test_a_training_that_diverged_is_told(tmp_path):
 )
 def test_degenerate_graphs_train(layer, votes):
     pairs = as_pairs(*votes)
-    config = training.fast_config(layer=layer, dim=4, num_layers=2, epochs=8)
+    config = fast_config(layer=layer, dim=4, num_layers=2, epochs=8)
     # Two users and two responses more, which nobody knows.
     result = training.fit(config, build(pairs, 6, 4), pairs, pairs, jax.random.key(0))
     for values in (result.users, result.responses, *jax.tree.leaves(result.params), *result.history.values()):
@@ -139,14 +140,14 @@ def test_graph_without_negative_edges_trains():
     made = build(pairs, 3, 2)
     bare = build(as_pairs([], [], []), 3, 2)
     made = made._replace(negative=bare.negative)
-    result = training.fit(training.fast_config(dim=4, num_layers=2, epochs=4), made, pairs, pairs, jax.random.key(0))
+    result = training.fit(fast_config(dim=4, num_layers=2, epochs=4), made, pairs, pairs, jax.random.key(0))
     assert np.isfinite(result.users).all()
 
 
 def test_a_killed_fit_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     rng = np.random.default_rng(14)
     _, train, validation, _ = two_tastes(rng, num_users=40, pairs_each=8, prompts=20, tests_each=1)
-    config = training.fast_config(dim=8, num_layers=2, epochs=12, evaluate_every=2)
+    config = fast_config(dim=8, num_layers=2, epochs=12, evaluate_every=2)
     arguments = config, build(train, 40, 40), train, validation, jax.random.key(0)
     whole = training.fit(*arguments)
     rounds: Any = training._round
@@ -188,7 +189,7 @@ def test_a_killed_fit_goes_on_to_the_same_bits(tmp_path, monkeypatch):
 def test_edges_cut_over_devices_give_the_same_embeddings(layer):
     rng = np.random.default_rng(15)
     _, train, validation, _ = two_tastes(rng, num_users=90, pairs_each=8, prompts=60, tests_each=1)
-    config = training.fast_config(layer=layer, dim=8, num_layers=2, epochs=4)
+    config = fast_config(layer=layer, dim=8, num_layers=2, epochs=4)
     made = build(train, 90, 120)
     assert len(made.positive.senders) % (8 * signed_graph.GROUP_SIZE) == 0
     alone, together = (
@@ -204,7 +205,7 @@ def test_edges_cut_over_devices_give_the_same_embeddings(layer):
 def test_a_fit_that_stalled_is_not_repeated(tmp_path, monkeypatch):
     """Its last checkpoint is of the last evaluation, though it ended between two checkpoints."""
     pairs = random_pairs(np.random.default_rng(17), 60, 10, 12)
-    config = training.fast_config(dim=4, num_layers=1, epochs=40, evaluate_every=1, patience=1)
+    config = fast_config(dim=4, num_layers=1, epochs=40, evaluate_every=1, patience=1)
     arguments = config, build(pairs, 10, 12), pairs, pairs, jax.random.key(0)
     first = training.fit(*arguments, folder=tmp_path, checkpoint_every=30)
     assert len(first.history["step"]) < 30

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from pref_jax.errors import UserError
-from pref_jax.eval import metrics
+from pref_jax.eval import bootstrap, metrics
 
 
 def _ends(interval: metrics.Interval) -> np.ndarray:
@@ -97,7 +97,7 @@ def test_nobody_gives_no_numbers():
     assert _one([]) == {}
     assert _one([], seen=np.zeros(0, bool), groups=[]) == {}
     assert metrics.over_seeds([]) == {}
-    assert metrics.paired_difference(np.zeros(0), np.zeros(0)) is None
+    assert bootstrap.paired_difference(np.zeros(0), np.zeros(0)) is None
 
 
 def test_one_user_has_no_interval():
@@ -152,29 +152,29 @@ def test_paired_difference_matches_scipys_bootstrap():
     rng = np.random.default_rng(4)
     hard = rng.normal(0.6, 0.2, 80)
     a, b = hard + rng.normal(0.05, 0.05, 80), hard
-    found = metrics.paired_difference(a, b, resamples=20_000)
+    found = bootstrap.paired_difference(a, b, resamples=20_000)
     assert found is not None
     reference = stats.bootstrap((a - b,), np.mean, method="percentile", n_resamples=20_000, rng=rng)
     np.testing.assert_allclose(found.mean, (a - b).mean())
     low, high = reference.confidence_interval
     np.testing.assert_allclose(_ends(found)[1:], (low, high), atol=4e-4)
-    assert found == metrics.paired_difference(a, b, resamples=20_000)
-    assert found != metrics.paired_difference(a, b, resamples=20_000, seed=1)
+    assert found == bootstrap.paired_difference(a, b, resamples=20_000)
+    assert found != bootstrap.paired_difference(a, b, resamples=20_000, seed=1)
 
 
 def test_paired_difference_degenerate(monkeypatch):
-    one = metrics.paired_difference(np.array([0.75]), np.array([0.5]))
+    one = bootstrap.paired_difference(np.array([0.75]), np.array([0.5]))
     assert one == metrics.Interval(mean=0.25, low=None, high=None, n=1, over="users")
-    same = metrics.paired_difference(np.full(9, 0.5), np.full(9, 0.5))
+    same = bootstrap.paired_difference(np.full(9, 0.5), np.full(9, 0.5))
     assert same is not None
     assert (same.mean, same.low, same.high) == (0.0, 0.0, 0.0)
     # Drawn in blocks of one resample or all at once: the same draw.
     a, b = np.random.default_rng(5).random((2, 7))
-    whole = metrics.paired_difference(a, b, resamples=50)
-    monkeypatch.setattr(metrics, "_BLOCK", 1)
-    assert metrics.paired_difference(a, b, resamples=50) == whole
+    whole = bootstrap.paired_difference(a, b, resamples=50)
+    monkeypatch.setattr(bootstrap, "_BLOCK", 1)
+    assert bootstrap.paired_difference(a, b, resamples=50) == whole
     with pytest.raises(UserError, match="accuracy_b: 1 of 2 are NaN"):
-        metrics.paired_difference(np.zeros(2), np.array([np.nan, 0.0]))
+        bootstrap.paired_difference(np.zeros(2), np.array([np.nan, 0.0]))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -1,6 +1,5 @@
 """Benchmarks run, at sizes that take seconds; what they measure is not judged here."""
 
-import dataclasses
 import json
 import sys
 
@@ -24,11 +23,10 @@ from experiments.benchmarks import (
     solver,
 )
 from experiments.benchmarks.measure import merged, result
+from experiments.benchmarks.training import Case
 from pref_jax.errors import UserError
 
-SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
-CASES = tuple(dataclasses.replace(case, shape={**case.shape, **SMALL}, pairs=3, length=10) for case in backbone.CASES)
-TINY = tuple(experts.Case(lm, pairs=3, length=10) for lm in (tiny.llama(lm_head=False), tiny.bert(num_layers=1)))
+TINY = tuple(Case(lm, pairs=3, length=10) for lm in (tiny.llama(lm_head=False), tiny.bert(num_layers=1)))
 RUNS = {
     "gcf_recipe": lambda: graph.gcf_recipe(users=40, dim=8, seeds=1),
     "gcf_paper_size": lambda: graph.gcf_paper_size(users=50, prompts=60, dim=8, steps=1),
@@ -41,13 +39,11 @@ RUNS = {
     "experts": lambda: experts.mixture_step(TINY, rounds=1, each=1),
     "prepare": lambda: prepare.prepare(small=2000, times=2),
     "prefix_pairs": lambda: prefix.prefix_pairs(
-        (prefix.Case(lm=tiny.llama(), pairs=4, length=16),), (0.6, 0.8), rounds=1, each=1, size=10
+        (Case(tiny.llama(), pairs=4, length=16),), (0.6, 0.8), rounds=1, each=1, size=10
     ),
     "invariance": lambda: invariance.invariance(texts=12, alone=2, programs=40, length=64),
-    "backbone_step": lambda: backbone.backbone_step(CASES, rounds=1, each=1),
-    "load_memory": lambda: loading.load_memory(
-        {**loading.SHAPE, **SMALL, "num_key_value_heads": 1}, (("bfloat16", "10KB"),), repeats=1
-    ),
+    "backbone_step": lambda: backbone.backbone_step(TINY, rounds=1, each=1),
+    "load_memory": lambda: loading.load_memory(tiny.llama(), (("bfloat16", 0.01),), repeats=1),
     "lore_fit": lambda: joint.lore_fit((joint.Case(20, 6, 8, 3),), steps=30, sample=1),
 }
 # How far the two sides may be apart in what they compute.

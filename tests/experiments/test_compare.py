@@ -240,7 +240,7 @@ def test_notes_tell_what_is_read_in_part_and_what_times_leave_out(config, finish
     assert f"{method}: of users known by their pairs at most 3 pairs each are read, drawn at random" in found
     assert f"{method}, seed 0: killed and taken up again, its time is of the rest alone" in found
     spent = read_json(run.folder / "features" / "features.json")["seconds"]
-    assert any(f"took {report.duration(spent)} a seed, which their times leave out" in note for note in found)
+    assert any(f"took {report.duration(spent)} per seed, which their times leave out" in note for note in found)
     assert sum(other in note for note in found) == 0
 
 

@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 from ml_collections import ConfigDict
 
-from experiments.prepare import READERS, prepare
+from experiments.prepare import prepare
 from experiments.runner.workspace import Run, load_data
+from pref_jax.data.sources import tldr
 from pref_jax.errors import UserError
 
 
@@ -57,7 +58,7 @@ def test_a_mistake_inside_a_reader_is_not_blamed_on_the_config(tmp_path, monkeyp
     def broken(path: str = "", *, seed: int) -> None:
         raise TypeError("inside")
 
-    monkeypatch.setitem(READERS, "tldr", broken)
+    monkeypatch.setattr(tldr, "read", broken)
     with pytest.raises(TypeError, match="inside"):
         prepare(run_of(tmp_path, name="tldr"))
 

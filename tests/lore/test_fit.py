@@ -3,6 +3,7 @@
 The worlds: Gaussian features with a few attribute directions, users who judge by the attributes' levels.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,8 @@ import pytest
 
 from lore_jax.comparisons import make_table
 from lore_jax.fitting import bradley_terry, candidates, model_selection, priors, published
+from lore_jax.fitting.lbfgs import minimise
+from lore_jax.fitting.priors import FitProblem
 from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
 
@@ -105,6 +108,13 @@ QUICK = bradley_terry.LoReConfig(
 )
 
 
+# What the quick search compiles, one program per kind.
+HEAVY = [
+    *("shared_program", "_gaussian_program", "infer_program", "_mixture_program", "infer_program"),
+    "spectral_directions",
+]
+
+
 def accuracies(world, result):
     """(seen, unseen) accuracy of a fit."""
     if result.kind == "group":
@@ -161,6 +171,55 @@ def test_every_kind_of_personal_fit_serves_unseen_users():
         assert unseen > 0.7
         none = model_selection.adapt(result, world.features, world.context.take(slice(0)), 3)
         np.testing.assert_allclose(none, np.tile(result.mean, (3, 1)), atol=1e-6)
+
+
+def test_both_line_searches_find_the_same_minimum():
+    world = make_world(camps(2), seed=8, users=40, votes=14)
+    table, _, phi = bradley_terry.prepare(world.features, world.train, world.validation, 40)
+    task = FitProblem(phi, table, table.train, jnp.asarray([100.0, 10.0]), jnp.ones(3, bool))
+    rng = np.random.default_rng(0)
+    start = {
+        "shared": jnp.zeros(32),
+        "delta": jnp.asarray(rng.normal(size=(32, 3)), jnp.float32),
+        "logits": jnp.ones(3),
+    }
+    objective = partial(priors.mixture_objective, task)
+    first = float(objective(start))
+    values = {}
+    for name in ("zoom", "bisection"):
+        found, value, history = minimise(objective, start, steps=200, tolerance=1e-5, line_search=name)
+        history, values[name] = np.asarray(history), float(value)
+        assert value == pytest.approx(float(objective(found)), rel=1e-6)
+        assert history[-1] == value < history[0] < first
+        assert (np.diff(history) <= 0).all()
+    assert values["bisection"] == pytest.approx(values["zoom"], rel=1e-4)
+
+
+def test_bisection_stops_at_once_at_a_minimum_and_keeps_to_its_steps():
+    def bowl(x):
+        return jnp.sum(jnp.arange(1.0, 6) * (x - 1) ** 2)
+
+    for start, steps in ((jnp.ones(5), 7), (jnp.zeros(5), 2), (jnp.zeros(5), 50)):
+        point, value, history = minimise(bowl, start, steps=steps, tolerance=1e-6, line_search="bisection")
+        assert history.shape == (steps,)
+        assert history[-1] == value == pytest.approx(float(bowl(point)), abs=1e-7)
+        assert np.isfinite(point).all()
+    np.testing.assert_allclose(point, 1, atol=1e-4)
+
+
+def test_the_quick_search_is_the_default_and_compiles_all_its_programs_ahead(caplog):
+    world = make_world(camps(2), seed=9, users=30, votes=14)
+    before: bool = getattr(jax.config, "jax_log_compiles")  # noqa: B009
+    jax.config.update("jax_log_compiles", True)  # in all threads, which the context manager does not reach
+    try:
+        found = model_selection.fit(world.features, world.train, world.validation, 30)
+    finally:
+        jax.config.update("jax_log_compiles", before)
+    finished = [r.getMessage() for r in caplog.records if "Finished XLA compilation" in r.getMessage()]
+    programs = [line.split("jit(")[1].split(")")[0] for line in finished]
+    heavy = [name for name in programs if name in HEAVY]
+    assert sorted(heavy) == sorted(HEAVY), "each once, those of `compile_ahead` are found again"
+    assert {row["kind"] for row in found.candidates} == {"shared", "gaussian", "mixture"}
 
 
 def test_reference_recipe_runs_and_learns():

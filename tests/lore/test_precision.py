@@ -58,9 +58,7 @@ def test_without_being_told_products_are_rounded():
     assert all("HIGHEST" not in line for line in products(lambda x: x @ x, jnp.eye(3)))
 
 
-@pytest.mark.parametrize(
-    "ask", [posterior_sampling.select_query, partial(acquisition.select_queries, strategy="boundary")]
-)
+@pytest.mark.parametrize("ask", [posterior_sampling.select_query, acquisition.select_queries])
 def test_the_next_pair_is_chosen_in_full(ask):
     window = windows.start(PRIOR, USERS, PAIRS)
     known = window if ask is posterior_sampling.select_query else window.belief

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int
-from scipy import special
+from scipy import optimize, special
 
 FOLDS = 5
 STRENGTHS = (0.3, 3.0, 30.0, 300.0)
@@ -114,21 +114,18 @@ def fit(differences: Float64[np.ndarray, "P F"], prompt: Int[np.ndarray, "P"], *
     return Judge(weights, best, float(right.mean()), (float(low), float(high)))
 
 
-def _regression(x: Float64[np.ndarray, "P F"], strength: float, steps: int = 50) -> Float64[np.ndarray, "F"]:
-    """argmin of sum log(1 + exp(-x w)) + strength |w|² / 2 by Newton steps, each halved until the loss falls."""
-    weights = np.zeros(x.shape[1])
+def _regression(x: Float64[np.ndarray, "P F"], strength: float) -> Float64[np.ndarray, "F"]:
+    """argmin of sum log(1 + exp(-x w)) + strength |w|² / 2."""
 
-    def loss(w: np.ndarray) -> float:
-        return float(np.logaddexp(0, -x @ w).sum() + strength / 2 * w @ w)
+    def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
+        margins = x @ w
+        value = np.logaddexp(0, -margins).sum() + strength / 2 * w @ w
+        return float(value), strength * w - x.T @ special.expit(-margins)
 
-    for _ in range(steps):
-        wrong = special.expit(-x @ weights)
-        slope = strength * weights - x.T @ wrong
-        if np.abs(slope).max(initial=0) < 1e-8 * max(len(x), 1):
-            break
-        curvature = (x * (wrong * (1 - wrong))[:, None]).T @ x + strength * np.eye(len(weights))
-        move = np.linalg.solve(curvature, slope)
-        while loss(weights - move) > loss(weights) and np.abs(move).max() > 1e-12:
-            move /= 2
-        weights = weights - move
-    return weights
+    def curvature(w: np.ndarray) -> np.ndarray:
+        right = special.expit(x @ w)
+        return (x * (right * (1 - right))[:, None]).T @ x + strength * np.eye(len(w))
+
+    tolerance = 1e-8 * max(len(x), 1)
+    start = np.zeros(x.shape[1])
+    return optimize.minimize(loss, start, jac=True, hess=curvature, method="trust-exact", tol=tolerance).x

@@ -1,11 +1,11 @@
 """Shuffled batches with random access: batch i follows from the seed and i alone, so a run resumes at any step.
 
-Axis letters: B batch, P pairs.
+Axis letters: B batch, P pairs, m columns, n of them that are drawn.
 """
 
 import grain
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
@@ -82,3 +82,11 @@ def pair_batches(pairs: Comparisons, *, batch_size: int, num_steps: int, seed: i
         return {name: np.asarray(column[index], np.int32) for name, column in columns.items()}
 
     return rows.map(take)
+
+
+def sample_columns(
+    there: Bool[np.ndarray, "B m"], most: int, rng: np.random.Generator
+) -> tuple[Int64[np.ndarray, "B n"], Bool[np.ndarray, "B n"]]:
+    """For each row up to `most` of the columns that are `there`, in random order, and which are real; padding last."""
+    drawn = np.argsort(np.where(there, rng.random(there.shape), 2.0), axis=1)[:, :most]
+    return drawn, np.take_along_axis(there, drawn, axis=1)

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32
 
 from pref_jax.comparisons import Comparisons
-from pref_jax.data.loaders.batches import pair_batches
+from pref_jax.data.loaders.batches import pair_batches, sample_columns
 from pref_jax.errors import UserError
-from pref_jax.ragged import Groups, group_by
+from pref_jax.ragged import Groups, group_by, padded
 
 
 class Context(NamedTuple):
@@ -79,17 +79,16 @@ def _draw(
     pairs: Comparisons, index: Groups, asked: tuple[np.ndarray, ...], most: int, rng: np.random.Generator
 ) -> tuple[Int[np.ndarray, "B n"], Bool[np.ndarray, "B n"]]:
     """For each (user, chosen, rejected) up to `most` rows of that user's other pairs in random order; padding last."""
-    user, chosen, rejected = (column.astype(np.int64)[:, None] for column in asked)
-    count = index.counts[user]
-    place = np.arange(max(most, int(count.max(initial=0))))[None]
-    there = place < count
+    user, chosen, rejected = (column.astype(np.int64) for column in asked)
     if not len(pairs.user):
         return np.zeros((len(user), most), np.int64), np.zeros((len(user), most), bool)
-    row = index.order[np.where(there, index.starts[user] + place, 0)]
+    counts = index.counts[user]
+    place, there = padded(index.starts[user], counts, max(most, int(counts.max(initial=0))))
+    row, chosen, rejected = index.order[place], chosen[:, None], rejected[:, None]
     first, second = pairs.chosen[row], pairs.rejected[row]
     there = there & ~((first == chosen) & (second == rejected) | (first == rejected) & (second == chosen))
-    drawn = np.argsort(np.where(there, rng.random(there.shape), 2.0), axis=1)[:, :most]
-    return np.take_along_axis(row, drawn, axis=1), np.take_along_axis(there, drawn, axis=1)
+    drawn, real = sample_columns(there, most, rng)
+    return np.take_along_axis(row, drawn, axis=1), real
 
 
 def _context(pairs: Comparisons, rows: Int[np.ndarray, "B n"], mask: Bool[np.ndarray, "B n"]) -> Context:

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Bool, Int, Int64
 
 from pref_jax.comparisons import Comparisons
-from pref_jax.data.loaders.batches import index_batches
+from pref_jax.data.loaders.batches import index_batches, sample_columns
 from pref_jax.errors import UserError
+from pref_jax.ragged import group_by
 
 
 def episode_batches(
@@ -43,30 +44,21 @@ def episode_batches(
         raise UserError(
             f"episodes: pairs_per_user={pairs_per_user} splits={splits}: give whole numbers from 1; fix the config"
         )
-    order = np.argsort(pairs.user, kind="stable")
-    counts = np.unique(pairs.user, return_counts=True)[1].astype(np.int64)
-    starts = np.cumsum(counts) - counts
+    users, number = np.unique(pairs.user, return_inverse=True)
+    groups = group_by(number, len(users))
 
     def draw(number: int, members: Int64[np.ndarray, "U"]) -> dict[str, np.ndarray]:
         rng = np.random.default_rng([seed, number, 1])
-        column, mask = _some(counts[members], pairs_per_user, rng)
+        counts = groups.counts[members, None]
+        there = np.arange(max(pairs_per_user, int(counts.max(initial=0)))) < counts
+        column, mask = sample_columns(there, pairs_per_user, rng)
         # Padding repeats the user's first pair: it must be one whose texts fit wherever pairs do.
-        row = order[starts[members][:, None] + np.where(mask, column, column[:, :1])]
+        row = groups.order[groups.starts[members][:, None] + np.where(mask, column, column[:, :1])]
         chosen, rejected = (side[row].astype(np.int32) for side in (pairs.chosen, pairs.rejected))
         support = _supports(_first_alike(chosen, rejected), mask, splits, rng)
         return {"chosen": chosen, "rejected": rejected, "mask": mask, "support": support}
 
-    return index_batches(len(counts), users_per_batch, num_steps, seed).map_with_index(draw)
-
-
-def _some(
-    counts: Int64[np.ndarray, "U"], most: int, rng: np.random.Generator
-) -> tuple[Int64[np.ndarray, "U n"], Bool[np.ndarray, "U n"]]:
-    """For each user `most` different numbers below its count, in random order, and where they are real."""
-    widest = max(most, int(counts.max(initial=0)))
-    there = np.arange(widest)[None] < counts[:, None]
-    drawn = np.argsort(np.where(there, rng.random(there.shape), 2.0), axis=1)[:, :most]
-    return drawn, np.take_along_axis(there, drawn, axis=1)
+    return index_batches(len(users), users_per_batch, num_steps, seed).map_with_index(draw)
 
 
 def _first_alike(chosen: Int[np.ndarray, "U n"], rejected: Int[np.ndarray, "U n"]) -> Int64[np.ndarray, "U n"]:

@@ -1,7 +1,7 @@
 """Community Alignment: annotators of several countries choose one of four replies, up to four turns, in five languages.
 
 Source: facebook/community-alignment-dataset, `community_alignment.csv` (arXiv 2507.09650, codebook in its appendix I;
-CC-BY-4.0), one row a dialogue:
+CC-BY-4.0), one row per dialogue:
 
     annotator_id, assigned_lang (en, fr, hi, it, pt)
     T_turn_prompt, T_turn_response_a to _d, T_turn_preferred_response (response_a to response_d) with T = first,
@@ -13,6 +13,7 @@ replies end with the marker `<|end_of_text|>` of the model that wrote them: it i
 Axis letters: P votes.
 """
 
+import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ import pyarrow as pa
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources.common import dialogues, hub
 from pref_jax.data.sources.common.dialogues import DialogueVote, Turn
+from pref_jax.data.sources.common.options import SplitOptions, flat_options
 from pref_jax.errors import Faults, UserError
 
 ID = "facebook/community-alignment-dataset"
@@ -38,17 +40,15 @@ RULE = (
 )
 
 
+# A turn makes three votes.
+@flat_options(split=SplitOptions(unseen_fraction=0.2, test_query_fraction=0.2, min_votes=12, context_pairs=24))
 def read(
     path: str | Path = ID,
     *,
     revision: str | None = None,
     languages: tuple[str, ...] = (),
     turns: tuple[int, ...] = (1, 2, 3, 4),
-    unseen_fraction: float | int = 0.2,
-    test_query_fraction: float | int = 0.2,
-    validation_fraction: float | int = 0.1,
-    min_votes: int = 12,
-    context_pairs: int = 24,
+    split: SplitOptions,
     seed: int = 0,
 ) -> Preferences:
     """Reads the votes by `RULE` and that of `vote_tables`: users are split by annotator, test by opening prompt.
@@ -60,25 +60,13 @@ def read(
       revision: on the hub.
       languages: of the dialogues, as in `assigned_lang`; none for all.
       turns: from 1, those whose votes count; the others are history only.
-      unseen_fraction: of the annotators.
-      test_query_fraction: of the opening prompts.
-      validation_fraction: of the seen users' votes on the other prompts.
-      min_votes: users with fewer are left out; a turn makes three.
-      context_pairs: at most so many training pairs of an unseen user.
+      split: its fields are keyword options, see `SplitOptions`.
       seed: of all draws.
 
     Raises:
       UserError: if options are bad, the data cannot be read, or is not of the schema above.
     """
-    options = dialogues.checked(
-        turns=turns,
-        most_turns=len(TURNS),
-        unseen_fraction=unseen_fraction,
-        test_query_fraction=test_query_fraction,
-        validation_fraction=validation_fraction,
-        min_votes=min_votes,
-        context_pairs=context_pairs,
-    )
+    split.check(dialogues.turn_faults(turns, len(TURNS)))
     table = hub.read_columns(path, files=("community_alignment",), columns=COLUMNS, revision=revision)
     dialogues.need_values(table, ("annotator_id", "assigned_lang"), f"{path}: community_alignment")
     there = sorted(set(table["assigned_lang"].to_pylist()))
@@ -89,7 +77,7 @@ def read(
         _votes(dialogues.rows(table), languages or there, turns, filtered),
         filtered,
         groups=_groups(table, languages or there),
-        options={"languages": languages, **options},
+        options={"languages": languages, "turns": turns, **dataclasses.asdict(split)},
         seed=seed,
         meta={
             "source": f"Community Alignment, {hub.describe(path, revision)}",

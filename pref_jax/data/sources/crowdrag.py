@@ -13,18 +13,17 @@ the name says otherwise.
 Axis letters: P votes, U users.
 """
 
-import gzip
-import json
+import dataclasses
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pref_jax.data.preferences import Preferences
+from pref_jax.data.sources.common.options import SplitOptions, flat_options
 from pref_jax.data.sources.common.vote_tables import Vote, build_preferences, once_each
-from pref_jax.data.splits import check_options
+from pref_jax.data.sources.jsonl.reader import json_lines
 from pref_jax.errors import Faults, UserError
 
 DIMENSIONS = (
@@ -53,15 +52,12 @@ class Answer(NamedTuple):
     text: str
 
 
+@flat_options(split=SplitOptions())
 def read(
     path: str | Path,
     *,
     dimensions: tuple[str, ...] = ("quality_overall",),
-    unseen_fraction: float | int = 0.25,
-    test_query_fraction: float | int = 0.25,
-    validation_fraction: float | int = 0.1,
-    min_votes: int = 4,
-    context_pairs: int = 8,
+    split: SplitOptions,
     seed: int = 0,
 ) -> Preferences:
     """Reads a clone of the corpus.
@@ -73,23 +69,13 @@ def read(
     Args:
       path: root of the clone.
       dimensions: of `DIMENSIONS`.
-      unseen_fraction: of the workers.
-      test_query_fraction: of the queries.
-      validation_fraction: of the seen users' votes on the other queries.
-      min_votes: users with fewer usable votes are left out.
-      context_pairs: at most so many training pairs of an unseen user; the rest is left out.
+      split: its fields are keyword options, see `SplitOptions`.
       seed: of all draws.
 
     Raises:
       UserError: if options are bad, files are missing or damaged, or a row does not have the known keys.
     """
-    fractions = {
-        "unseen_fraction": unseen_fraction,
-        "test_query_fraction": test_query_fraction,
-        "validation_fraction": validation_fraction,
-    }
-    counts = {"min_votes": min_votes, "context_pairs": context_pairs}
-    check_options(fractions=fractions, counts=counts, faults=_unknown(dimensions))
+    split.check(_unknown(dimensions))
     raw = _raw(Path(path))
     filtered: Counter[str] = Counter()
     votes = list(_rows(raw / VOTES, ("worker", "query_id", "response_a", "response_b", *dimensions)))
@@ -102,7 +88,7 @@ def read(
         texts={name: answer.text for name, answer in answers.items()},
         queries=queries,
         seed=seed,
-        options={"dimensions": list(dimensions), **fractions, **counts},
+        options={"dimensions": list(dimensions), **dataclasses.asdict(split)},
         meta={
             "source": f"Crowd RAG Corpus 2025, {REPOSITORY}",
             "licence": "CC-BY-4.0",
@@ -148,33 +134,23 @@ def _rows(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[int, dict[str, An
     After the last row it raises one `UserError` naming all lines at fault.
     """
     faults = Faults()
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            for line, text in enumerate(file, start=1):
-                before = len(faults)
-                row = _row(text, keys, f"{path}:{line}", faults)
-                if len(faults) == before:
-                    yield line, row
-    except (EOFError, OSError, zlib.error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cut short or not gzip ({error}); fetch the file again") from None
+    for line, row in json_lines(path, faults, fix="fetch the file again"):
+        before = len(faults)
+        _check(row, keys, f"{path}:{line}", faults)
+        if len(faults) == before:
+            yield line, row
     faults.raise_if_any(f"{path}: not as the corpus is known")
 
 
-def _row(text: str, keys: tuple[str, ...], where: str, faults: Faults) -> Any:
-    """The value of a line; notes what is wrong with it."""
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        faults.add(where, f"not JSON ({error})", "fetch the file again")
-        return None
+def _check(row: Any, keys: tuple[str, ...], where: str, faults: Faults) -> None:
+    """Notes what is wrong with the value of a line."""
     if missing := [key for key in keys if not isinstance(row, dict) or key not in row]:
         faults.add(where, f"key {', '.join(map(repr, missing))} missing", _MEND)
-        return None
+        return
     for key in keys:
         kinds = {"timestamp": (int, float), "text": (str, type(None))}.get(key, str)
         if not isinstance(row[key], kinds):
             faults.add(where, f"key {key!r} holds {row[key]!r:.40}", _MEND)
-    return row
 
 
 def _answers(raw: Path, needed: set[str]) -> dict[str, Answer]:

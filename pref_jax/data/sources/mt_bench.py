@@ -12,6 +12,7 @@ dialogues have in common, and a text is the rest of one up to the judged reply, 
 Axis letters: P votes.
 """
 
+import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,7 @@ import pyarrow as pa
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources.common import dialogues, hub
 from pref_jax.data.sources.common.dialogues import DialogueVote
+from pref_jax.data.sources.common.options import SplitOptions, flat_options
 from pref_jax.data.sources.common.vote_tables import Messages
 from pref_jax.errors import Faults
 
@@ -41,16 +43,13 @@ RULE = (
 )
 
 
+@flat_options(split=SplitOptions())
 def read(
     path: str | Path = ID,
     *,
     revision: str | None = None,
     turns: tuple[int, ...] = (1, 2),
-    unseen_fraction: float | int = 0.25,
-    test_query_fraction: float | int = 0.25,
-    validation_fraction: float | int = 0.1,
-    min_votes: int = 4,
-    context_pairs: int = 8,
+    split: SplitOptions,
     seed: int = 0,
 ) -> Preferences:
     """Reads the votes by `RULE` and that of `vote_tables`: users are split by judge, test by question.
@@ -61,25 +60,13 @@ def read(
       path: hub id, or a folder with `data/human-*.parquet`.
       revision: on the hub.
       turns: 1, 2 or both.
-      unseen_fraction: of the judges.
-      test_query_fraction: of the questions.
-      validation_fraction: of the seen users' votes on the other questions.
-      min_votes: users with fewer are left out.
-      context_pairs: at most so many training pairs of an unseen user.
+      split: its fields are keyword options, see `SplitOptions`.
       seed: of all draws.
 
     Raises:
       UserError: if options are bad, the data cannot be read, or is not of the schema above.
     """
-    options = dialogues.checked(
-        turns=turns,
-        most_turns=2,
-        unseen_fraction=unseen_fraction,
-        test_query_fraction=test_query_fraction,
-        validation_fraction=validation_fraction,
-        min_votes=min_votes,
-        context_pairs=context_pairs,
-    )
+    split.check(dialogues.turn_faults(turns, 2))
     table = hub.read_columns(path, files=("data/human*",), columns=COLUMNS, revision=revision)
     dialogues.need_values(table, tuple(COLUMNS), f"{path}: human")
     filtered: Counter[str] = Counter(ties=0, other_turns=0)
@@ -87,7 +74,7 @@ def read(
     return dialogues.tabulated(
         _votes(dialogues.rows(table), turns, filtered),
         filtered,
-        options=options,
+        options={"turns": turns, **dataclasses.asdict(split)},
         seed=seed,
         meta={**meta, "rule": RULE, "votes_in_source": table.num_rows},
     )

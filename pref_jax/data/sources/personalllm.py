@@ -1,4 +1,4 @@
-"""PersonalLLM: eight answers a prompt, scored by ten reward models; a user is a mixture of these (arXiv 2409.20296).
+"""PersonalLLM: eight answers per prompt, scored by ten reward models; a user is a mixture of these (arXiv 2409.20296).
 
 Schema of namkoong-lab/PersonalLLM (CC-BY 4.0), data/train-*.parquet and data/test-*.parquet:
 
@@ -10,7 +10,7 @@ A user weighs the models' raw scores with w ~ Dirichlet(alpha). Two protocols: `
 pairs among answers 5, 6 and 7, dominated pairs left out; `lore` (arXiv 2504.14439): ten models, a user's best against
 the worst of all eight answers to a prompt, all test prompts.
 
-Axis letters: Q prompts, A answers a prompt, M reward models, U users, P pairs, N distinct answers.
+Axis letters: Q prompts, A answers per prompt, M reward models, U users, P pairs, N distinct answers.
 """
 
 import dataclasses
@@ -22,9 +22,8 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from pref_jax.data.preferences import Preferences
-from pref_jax.data.sources.common import hub
-from pref_jax.data.sources.common.columns import Answers, Sieve, answers, assemble, names, number, repeated, unordered
-from pref_jax.data.sources.common.simulated_users import TEST, Asked, SimulationConfig, sample_comparisons
+from pref_jax.data.sources.common import columns, hub, simulated_users
+from pref_jax.data.sources.common.options import flat_options
 from pref_jax.errors import UserError
 
 ID = "namkoong-lab/PersonalLLM"
@@ -36,16 +35,21 @@ RULES: dict[str, dict[str, Any]] = {
     "copl": {
         "models": ("gemma_7b", "mistral_weqweasdas", "llama3_sfairx", "oasst_deberta_v3"),
         "answers": (5, 6, 7),
-        "survey": {"seen_users": 10_000, "unseen_users": 100, "pairs_per_user": 16, "test_pairs_per_user": 100},
+        "sizes": {"seen_users": 10_000, "unseen_users": 100, "pairs_per_user": 16, "test_pairs_per_user": 100},
     },
     # 48: one of a seen user's pairs is for validation.
     "lore": {
         "models": MODELS,
         "answers": (1, 2, 3, 4, 5, 6, 7, 8),
-        "survey": {"seen_users": 1000, "unseen_users": 500, "pairs_per_user": 48, "test_pairs_per_user": None},
+        "sizes": {
+            "seen_users": 1000,
+            "unseen_users": 500,
+            "pairs_per_user": 48,
+            "context_pairs": 9,
+            "test_pairs_per_user": None,
+        },
     },
 }
-CONTEXT_PAIRS = {"copl": None, "lore": 9}
 WORDS = {
     "copl": (
         "Pairs among the answers named; left out where one is scored at least as high by every model. A user prefers "
@@ -69,24 +73,20 @@ class Scored(NamedTuple):
       test: bool [Q].
     """
 
-    found: Answers
+    found: columns.Answers
     row: Int[np.ndarray, "Q A"]
     score: Float[np.ndarray, "Q A M"]
     test: Bool[np.ndarray, "Q"]
 
 
+@flat_options(survey=simulated_users.SimulationConfig(seen_users=None, unseen_users=None, test_pairs_per_user=None))
 def read(
     path: str | Path = ID,
     *,
     rule: str = "copl",
     revision: str | None = None,
     alpha: float | int = 0.1,
-    seen_users: int | None = None,
-    unseen_users: int | None = None,
-    pairs_per_user: int | None = None,
-    context_pairs: int | None = None,
-    test_pairs_per_user: int | None = None,
-    protocol: str = "ALL",
+    survey: simulated_users.SimulationConfig,
     seed: int = 0,
 ) -> Preferences:
     """Reads the scores and asks simulated users.
@@ -96,14 +96,8 @@ def read(
       rule: `copl` or `lore`, see module.
       revision: on the hub.
       alpha: concentration of the users' weights; small is diverse.
-      seen_users: as the next four, see `pref_jax.data.sources.common.simulated_users.Survey`; the protocol's own if
-      None: 10 000
-        (`copl`) or 1000 (`lore`).
-      unseen_users: 100 or 500.
-      pairs_per_user: 16 or 48, of which one is for validation.
-      context_pairs: all of them, or 9.
-      test_pairs_per_user: 100, or every test prompt.
-      protocol: `ALL` or `AVG`.
+      survey: its fields are keyword options, see `SimulationConfig`; what is None is the protocol's own, `sizes` in
+        `RULES`.
       seed: of all draws.
 
     Raises:
@@ -113,17 +107,7 @@ def read(
         raise UserError(f"config.source.rule is {rule!r}; give copl or lore")
     if not 0 < alpha < np.inf:
         raise UserError(f"config.source.alpha is {alpha}; give a number above 0")
-    given = {
-        "seen_users": seen_users,
-        "unseen_users": unseen_users,
-        "pairs_per_user": pairs_per_user,
-        "test_pairs_per_user": test_pairs_per_user,
-        "context_pairs": context_pairs,
-    }
-    usual = {**RULES[rule]["survey"], "context_pairs": CONTEXT_PAIRS[rule]}
-    survey = SimulationConfig(
-        **{name: usual[name] if value is None else value for name, value in given.items()}, protocol=protocol
-    )
+    survey = survey.filled(**RULES[rule]["sizes"])
     models, which = RULES[rule]["models"], RULES[rule]["answers"]
     scored, meta = _scored(path, revision, models, which)
     meta |= {
@@ -144,21 +128,21 @@ def _scored(
     """Numbers the texts, and leaves out prompts that lack an answer or a score, or that train and test."""
     texts = [f"response_{place}" for place in which]
     scores = [f"{text}_{model}" for text in texts for model in models]
-    columns = {"prompt": pa.string(), **dict.fromkeys(texts, pa.string()), **dict.fromkeys(scores, pa.float64())}
-    table, test = hub.read_halves(path, train="data/train*", test="data/test*", columns=columns, revision=revision)
-    prompts = number(table["prompt"])
-    numbered = number(pa.chunked_array([chunk for text in texts for chunk in table[text].chunks], pa.string()))
+    schema = dict.fromkeys(("prompt", *texts), pa.string()) | dict.fromkeys(scores, pa.float64())
+    table, test = hub.read_halves(path, train="data/train*", test="data/test*", columns=schema, revision=revision)
+    prompts = columns.number(table["prompt"])
+    numbered = columns.number(pa.chunked_array([chunk for text in texts for chunk in table[text].chunks], pa.string()))
     score = np.stack([table[name].to_numpy() for name in scores], axis=1)
     score = score.reshape(table.num_rows, len(which), len(models))
 
     tested = np.bincount(prompts.code[test & (prompts.code >= 0)], minlength=len(prompts.distinct) + 1) > 0
-    sieve = Sieve(table.num_rows)
+    sieve = columns.Sieve(table.num_rows)
     sieve.drop("prompts_empty", prompts.empty)
     sieve.drop("prompts_with_an_empty_answer", np.asarray(numbered.empty.reshape(len(which), -1).any(axis=0)))
     sieve.drop("prompts_without_a_score", np.asarray(~np.isfinite(score).all(axis=(1, 2))))
     sieve.drop("training_prompts_in_test", ~test & tested[prompts.code])
     kept = np.flatnonzero(sieve.keep)
-    found, row = answers(prompts, np.tile(prompts.code, len(which)), numbered, numbered.code)
+    found, row = columns.answers(prompts, np.tile(prompts.code, len(which)), numbered, numbered.code)
     row = row.reshape(len(which), -1).T[kept]
     meta = {"prompts_in_source": table.num_rows, "filtered": sieve.counts}
     return Scored(found, row, score[kept], test[kept]), meta
@@ -166,7 +150,7 @@ def _scored(
 
 def _copl(
     scored: Scored,
-    survey: SimulationConfig,
+    survey: simulated_users.SimulationConfig,
     weights: Float[np.ndarray, "U M"],
     meta: dict[str, Any],
     rng: np.random.Generator,
@@ -176,13 +160,13 @@ def _copl(
     ends = np.stack([scored.row[:, first], scored.row[:, second]], axis=-1).reshape(-1, 2)
     gain = (scored.score[:, first] - scored.score[:, second]).reshape(len(ends), -1)
     test = np.repeat(scored.test, len(first))
-    sieve = Sieve(len(ends))
+    sieve = columns.Sieve(len(ends))
     sieve.drop("pairs_of_same_text", ends[:, 0] == ends[:, 1])
-    pair = unordered(ends[:, 0], ends[:, 1], len(scored.found.text))
-    sieve.drop("pairs_again", repeated(pair, sieve.keep))
+    pair = columns.unordered(ends[:, 0], ends[:, 1], len(scored.found.text))
+    sieve.drop("pairs_again", columns.repeated(pair, sieve.keep))
     sieve.drop("pairs_dominated", _dominated(gain))
     kept = np.flatnonzero(sieve.keep)
-    asked = sample_comparisons(survey, test[kept], rng)
+    asked = simulated_users.sample_comparisons(survey, test[kept], rng)
     rows = kept[asked.item]
     preferred = np.einsum("pm,pm->p", weights[asked.user], gain[rows])
     coin = rng.integers(2, size=len(rows))
@@ -194,22 +178,22 @@ def _copl(
 
 def _lore(
     scored: Scored,
-    survey: SimulationConfig,
+    survey: simulated_users.SimulationConfig,
     weights: Float[np.ndarray, "U M"],
     meta: dict[str, Any],
     rng: np.random.Generator,
 ) -> Preferences:
     """Each user's best against the worst answer."""
-    asked = sample_comparisons(survey, scored.test, rng)
+    asked = simulated_users.sample_comparisons(survey, scored.test, rng)
     best, worst = _extremes(scored.score, weights, asked)
     row, score = scored.row[asked.item], scored.score
     chosen, rejected = (np.take_along_axis(row, end[:, None], 1)[:, 0] for end in (best, worst))
     gain = score[asked.item, best] - score[asked.item, worst]
     controversial = ~_dominated(gain)
-    sieve = Sieve(len(best))
+    sieve = columns.Sieve(len(best))
     sieve.drop("pairs_of_same_text", chosen == rejected)
     keep = sieve.keep
-    asked = Asked(*(column[keep] for column in asked))
+    asked = simulated_users.Asked(*(column[keep] for column in asked))
     return _build(scored, survey, asked, chosen[keep], rejected[keep], controversial[keep], meta, sieve.counts)
 
 
@@ -219,7 +203,10 @@ def _dominated(gain: Float[np.ndarray, "P M"]) -> Bool[np.ndarray, "P"]:
 
 
 def _extremes(
-    score: Float[np.ndarray, "Q A M"], weights: Float[np.ndarray, "U M"], asked: Asked, chunk: int = 1 << 16
+    score: Float[np.ndarray, "Q A M"],
+    weights: Float[np.ndarray, "U M"],
+    asked: simulated_users.Asked,
+    chunk: int = 1 << 16,
 ) -> tuple[Int[np.ndarray, "P"], Int[np.ndarray, "P"]]:
     """Best and worst answer of each (user, prompt) by weighted score, the first of equal ones."""
     best, worst = np.zeros(len(asked.user), np.int64), np.zeros(len(asked.user), np.int64)
@@ -232,27 +219,27 @@ def _extremes(
 
 def _build(
     scored: Scored,
-    survey: SimulationConfig,
-    asked: Asked,
+    survey: simulated_users.SimulationConfig,
+    asked: simulated_users.Asked,
     chosen: Int[np.ndarray, "P"],
     rejected: Int[np.ndarray, "P"],
     controversial: Bool[np.ndarray, "P"],
     meta: dict[str, Any],
     counts: dict[str, int],
 ) -> Preferences:
-    return assemble(
+    return columns.assemble(
         scored.found,
         user=asked.user,
         chosen=chosen,
         rejected=rejected,
         split=asked.split,
         controversial=controversial,
-        user_ids=names("user-", len(survey.seen)),
+        user_ids=columns.names("user-", len(survey.seen)),
         groups=[None] * len(survey.seen),
         seen=survey.seen,
         meta={
             **meta,
             "filtered": {**meta["filtered"], **counts},
-            "prompts_tested": len(np.unique(scored.found.prompt[chosen[asked.split == TEST]])),
+            "prompts_tested": len(np.unique(scored.found.prompt[chosen[asked.split == simulated_users.TEST]])),
         },
     )

@@ -3,10 +3,10 @@
 Source: HannahRoseKirk/prism-alignment (arXiv 2404.16019; human texts CC-BY-4.0, replies CC-BY-NC-4.0), columns as in
 its codebook (github.com/HannahKirk/prism-alignment):
 
-    utterances.jsonl  one row a reply: user_id, conversation_id, turn (from 0), user_prompt, model_response ("EMPTY
+    utterances.jsonl  one row per reply: user_id, conversation_id, turn (from 0), user_prompt, model_response ("EMPTY
                       STRING" for an empty one), score (1 to 100), if_chosen (the highest rated of its turn, at random
                       in case of a tie)
-    survey.jsonl      one row a person: user_id, age, gender, education, study_locale, ...; read for groups only
+    survey.jsonl      one row per person: user_id, age, gender, education, study_locale, ...; read for groups only
 
 LoRe's protocol (arXiv 2504.14439): people with more than 5 dialogues in which a choice was made, 80 % of them seen,
 half of each one's dialogues to learn from, one pair for each reply turned down. LoRe's code hands those replies on as
@@ -30,6 +30,7 @@ from pref_jax.data.sources.common.dialogues import DialogueVote, Named, Turn
 from pref_jax.data.sources.common.vote_tables import build_tables, controversial_pairs, numbered
 from pref_jax.data.splits import check_options, draw, hold_out
 from pref_jax.errors import Faults, UserError
+from pref_jax.ragged import group_by
 
 ID = "HannahRoseKirk/prism-alignment"
 COLUMNS = {
@@ -199,8 +200,8 @@ def _split(
     alive, used = np.unique(user[keep]), np.unique(dialogue[keep])
     unseen, drawn, open_ = np.zeros(user.max() + 1, bool), np.zeros(len(owner), bool), np.zeros(len(owner), bool)
     unseen[alive[draw(len(alive), fractions["unseen_fraction"], rng)]] = True
-    by_owner = used[np.argsort(owner[used], kind="stable")]
-    for own in np.split(by_owner, np.searchsorted(owner[by_owner], alive[1:])):
+    groups = group_by(owner[used], len(unseen))
+    for own in np.split(used[groups.order], groups.starts[alive[1:]]):
         drawn[own[draw(len(own), fractions["test_fraction"], rng)]] = True
     open_[used] = ~drawn[used] & ~unseen[owner[used]]
     held = hold_out(owner, open_, fractions["validation_fraction"], rng, keep=np.ones(len(unseen), bool))

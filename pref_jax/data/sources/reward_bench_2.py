@@ -35,7 +35,7 @@ _QUESTION = re.compile(r"(ref|tied):(\d+)")
 
 
 class Bench(NamedTuple):
-    """The set, one row a response, right ones before wrong ones of each prompt.
+    """The set, one row per response, right ones before wrong ones of each prompt.
 
     Attributes:
       responses: columns of `RESPONSES`, texts unchanged; the id is `SUBSET/ID/NUMBER`.

@@ -26,26 +26,9 @@ from jaxtyping import Bool, Int
 
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.schema import pc
-from pref_jax.data.sources.common import hub
-from pref_jax.data.sources.common.columns import (
-    Answers,
-    Numbered,
-    Sieve,
-    answers,
-    assemble,
-    names,
-    number,
-    repeated,
-    unordered,
-)
-from pref_jax.data.sources.common.simulated_users import (
-    TEST,
-    TRAIN,
-    VALIDATION,
-    SimulationConfig,
-    sample_comparisons,
-    tastes,
-)
+from pref_jax.data.sources.common import columns, hub, simulated_users
+from pref_jax.data.sources.common.options import flat_options
+from pref_jax.data.sources.common.simulated_users import TEST, TRAIN, VALIDATION
 from pref_jax.data.splits import at_most, check_options, draw, hold_out
 from pref_jax.errors import UserError
 from pref_jax.ragged import starts
@@ -76,12 +59,19 @@ LORE_RULE = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Options of `lore`, as `read` explains them."""
+    """Options of `lore`.
 
-    unseen_fraction: float | int
-    validation_fraction: float | int
-    train_pairs: int
-    context_pairs: int
+    Attributes:
+      unseen_fraction: of the workers.
+      validation_fraction: of the seen workers' training pairs.
+      train_pairs: at most so many pairs of a seen worker, validation included.
+      context_pairs: at most so many training pairs of an unseen worker.
+    """
+
+    unseen_fraction: float | int = 0.5
+    validation_fraction: float | int = 0.1
+    train_pairs: int = 150
+    context_pairs: int = 50
 
     def __post_init__(self):
         check_options(
@@ -104,7 +94,7 @@ class Votes(NamedTuple):
       counts: votes left out by each filter.
     """
 
-    found: Answers
+    found: columns.Answers
     workers: pa.Array
     worker: Int[np.ndarray, "P"]
     chosen: Int[np.ndarray, "P"]
@@ -114,6 +104,7 @@ class Votes(NamedTuple):
     counts: dict[str, int]
 
 
+@flat_options(limits=Limits(), survey=simulated_users.SimulationConfig(pairs_per_user=8))
 def read(
     path: str | Path = ID,
     *,
@@ -121,15 +112,8 @@ def read(
     revision: str | None = REVISION,
     seed: int = 0,
     workers: int = 10,
-    seen_users: int = 10_000,
-    unseen_users: int = 100,
-    pairs_per_user: int = 8,
-    test_pairs_per_user: int = 100,
-    protocol: str = "ALL",
-    unseen_fraction: float | int = 0.5,
-    validation_fraction: float | int = 0.1,
-    train_pairs: int = 150,
-    context_pairs: int = 50,
+    limits: Limits,
+    survey: simulated_users.SimulationConfig,
 ) -> Preferences:
     """Reads the votes and builds the tables of one protocol.
 
@@ -140,15 +124,8 @@ def read(
       revision: on the hub.
       seed: of all draws.
       workers: `copl`: how many of the busiest workers' pairs are taken.
-      seen_users: `copl`, as the next four, see `pref_jax.data.sources.common.simulated_users.Survey`.
-      unseen_users: `copl`.
-      pairs_per_user: `copl`.
-      test_pairs_per_user: `copl`.
-      protocol: `copl`: `ALL` or `AVG`.
-      unseen_fraction: `lore`: of the workers.
-      validation_fraction: `lore`: of the seen workers' training pairs.
-      train_pairs: `lore`: at most so many pairs of a seen worker, validation included.
-      context_pairs: `lore`: at most so many training pairs of an unseen worker.
+      limits: for `lore`; its fields are keyword options.
+      survey: for `copl`; its fields are keyword options, but for `context_pairs`, which `lore` alone has.
 
     Raises:
       UserError: if options are bad, the data cannot be read, their schema is another, or too little is left.
@@ -156,19 +133,6 @@ def read(
     if rule not in ("copl", "lore"):
         raise UserError(f"config.source.rule is {rule!r}; give copl or lore")
     check_options(fractions={}, counts={"workers": workers})
-    limits = Limits(
-        unseen_fraction=unseen_fraction,
-        validation_fraction=validation_fraction,
-        train_pairs=train_pairs,
-        context_pairs=context_pairs,
-    )
-    survey = SimulationConfig(
-        seen_users=seen_users,
-        unseen_users=unseen_users,
-        pairs_per_user=pairs_per_user,
-        test_pairs_per_user=test_pairs_per_user,
-        protocol=protocol,
-    )
     table, test = hub.read_halves(
         path, train="comparisons/train/*", test="comparisons/validation/*", columns=COLUMNS, revision=revision
     )
@@ -180,9 +144,7 @@ def read(
         "votes_in_source": table.num_rows,
     }
     rng = np.random.default_rng(seed)
-    if rule == "copl":
-        return _copl(votes, survey, workers, meta, rng)
-    return _lore(votes, limits, meta, rng)
+    return _copl(votes, survey, workers, meta, rng) if rule == "copl" else _lore(votes, limits, meta, rng)
 
 
 def _votes(table: pa.Table, test: Bool[np.ndarray, "R"]) -> Votes:
@@ -192,14 +154,14 @@ def _votes(table: pa.Table, test: Bool[np.ndarray, "R"]) -> Votes:
     """
     info = table["info"]
     post, article = (pc.struct_field(info, name) for name in ("post", "article"))
-    prompts, worker = _either(post, article), number(table["worker"])
+    prompts, worker = _either(post, article), columns.number(table["worker"])
     lengths = pc.fill_null(pc.list_value_length(table["summaries"]), 0).to_numpy()
     start = starts(lengths).astype(np.int64)
     flat = pc.list_flatten(table["summaries"])
-    texts, supervised = number(pc.struct_field(flat, "text")), _supervised(pc.struct_field(flat, "policy"))
+    texts, supervised = columns.number(pc.struct_field(flat, "text")), _supervised(pc.struct_field(flat, "policy"))
     choice = pc.fill_null(table["choice"], -1).to_numpy()
 
-    sieve = Sieve(table.num_rows)
+    sieve = columns.Sieve(table.num_rows)
     sieve.drop("not_two_summaries", lengths != 2)
     sieve.drop("no_choice", (choice != 0) & (choice != 1))
     sieve.drop("no_worker", worker.empty)
@@ -211,7 +173,7 @@ def _votes(table: pa.Table, test: Bool[np.ndarray, "R"]) -> Votes:
     sieve.drop("training_prompts_in_test", ~test & np.isin(prompts.code, prompts.code[sieve.keep & test]))
     kept = np.flatnonzero(sieve.keep)
     prompt, best = prompts.code[kept], choice[kept].astype(np.int64)
-    found, row = answers(prompts, np.repeat(prompt, 2), texts, text[kept].ravel())
+    found, row = columns.answers(prompts, np.repeat(prompt, 2), texts, text[kept].ravel())
     places = row.reshape(-1, 2)
     return Votes(
         found=found,
@@ -225,11 +187,11 @@ def _votes(table: pa.Table, test: Bool[np.ndarray, "R"]) -> Votes:
     )
 
 
-def _either(first: pa.ChunkedArray, second: pa.ChunkedArray) -> Numbered:
+def _either(first: pa.ChunkedArray, second: pa.ChunkedArray) -> columns.Numbered:
     """Numbers the first column's strings, where they are null the second's, without a copy of either."""
-    both = number(pa.chunked_array([*first.chunks, *second.chunks], pa.string()))
+    both = columns.number(pa.chunked_array([*first.chunks, *second.chunks], pa.string()))
     one, other = both.code.reshape(2, -1)
-    return Numbered(both.distinct, np.where(one >= 0, one, other))
+    return columns.Numbered(both.distinct, np.where(one >= 0, one, other))
 
 
 def _supervised(policies: pa.ChunkedArray) -> Bool[np.ndarray, "M"]:
@@ -239,34 +201,34 @@ def _supervised(policies: pa.ChunkedArray) -> Bool[np.ndarray, "M"]:
 
 
 def _copl(
-    votes: Votes, survey: SimulationConfig, workers: int, meta: dict[str, Any], rng: np.random.Generator
+    votes: Votes, survey: simulated_users.SimulationConfig, workers: int, meta: dict[str, Any], rng: np.random.Generator
 ) -> Preferences:
     """Pairs of the busiest workers, asked of simulated users who prefer the shorter or the longer summary."""
     length = pc.utf8_length(votes.found.texts).to_numpy(zero_copy_only=False)[votes.found.text]
-    pair = unordered(votes.chosen, votes.rejected, len(votes.found.text))
-    sieve = Sieve(len(pair))
+    pair = columns.unordered(votes.chosen, votes.rejected, len(votes.found.text))
+    sieve = columns.Sieve(len(pair))
     sieve.drop("other_policies", ~votes.supervised)
     at_work = votes.worker[sieve.keep & ~votes.test]
     busiest = np.argsort(-np.bincount(at_work, minlength=len(votes.workers)), kind="stable")[:workers]
     sieve.drop("other_workers", ~np.isin(votes.worker, busiest))
-    sieve.drop("same_pair_again", repeated(pair, sieve.keep))
+    sieve.drop("same_pair_again", columns.repeated(pair, sieve.keep))
     sieve.drop("equal_length", length[votes.chosen] == length[votes.rejected])
     kept = np.flatnonzero(sieve.keep)
     test = votes.test[kept]
-    longer = tastes(survey, 2, rng).astype(bool)
-    asked = sample_comparisons(survey, test, rng)
+    longer = simulated_users.tastes(survey, 2, rng).astype(bool)
+    asked = simulated_users.sample_comparisons(survey, test, rng)
 
     ends = np.stack([votes.chosen[kept], votes.rejected[kept]], axis=1)
     ends = np.take_along_axis(ends, np.argsort(length[ends], axis=1), 1)[asked.item]  # the shorter one first
     prefers = longer[asked.user].astype(np.int64)[:, None]
-    return assemble(
+    return columns.assemble(
         votes.found,
         user=asked.user,
         chosen=np.take_along_axis(ends, prefers, 1)[:, 0],
         rejected=np.take_along_axis(ends, 1 - prefers, 1)[:, 0],
         split=asked.split,
         controversial=np.ones(len(asked.user), bool),
-        user_ids=names("user-", len(longer)),
+        user_ids=columns.names("user-", len(longer)),
         groups=np.where(longer, "longer", "shorter").tolist(),
         seen=survey.seen,
         meta={
@@ -283,13 +245,13 @@ def _copl(
 def _lore(votes: Votes, limits: Limits, meta: dict[str, Any], rng: np.random.Generator) -> Preferences:
     """The votes as annotated."""
     worker, test, count = votes.worker, votes.test, len(votes.workers)
-    pair = unordered(votes.chosen, votes.rejected, len(votes.found.text))
+    pair = columns.unordered(votes.chosen, votes.rejected, len(votes.found.text))
     _, pair = np.unique(pair, return_inverse=True)
     sign = np.where(votes.chosen < votes.rejected, 1, -1)
     _, own = np.unique(pair * count + worker, return_inverse=True)
-    sieve = Sieve(len(pair))
+    sieve = columns.Sieve(len(pair))
     sieve.drop("self_contradicting", ~_agree(own, sign))
-    sieve.drop("repeated", repeated(own, sieve.keep))
+    sieve.drop("repeated", columns.repeated(own, sieve.keep))
     everybody = len(np.unique(worker[sieve.keep]))
     for name, part in (("training", ~test), ("test", test)):
         there = np.bincount(worker[sieve.keep & part], minlength=count) > 0
@@ -312,7 +274,7 @@ def _lore(votes: Votes, limits: Limits, meta: dict[str, Any], rng: np.random.Gen
     agree = np.ones(len(pair), bool)
     agree[kept] = _agree(pair[kept], sign[kept])
     users, user = np.unique(worker[kept], return_inverse=True)
-    return assemble(
+    return columns.assemble(
         votes.found,
         user=user,
         chosen=votes.chosen[kept],

@@ -28,19 +28,8 @@ from jaxtyping import Bool, Float, Int
 
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.schema import pc
-from pref_jax.data.sources.common import hub
-from pref_jax.data.sources.common.columns import (
-    Answers,
-    Sieve,
-    answers,
-    assemble,
-    names,
-    number,
-    repeated,
-    unanimous,
-    unordered,
-)
-from pref_jax.data.sources.common.simulated_users import SimulationConfig, sample_comparisons, tastes
+from pref_jax.data.sources.common import columns, hub, simulated_users
+from pref_jax.data.sources.common.options import flat_options
 from pref_jax.data.sources.synthetic.lexicon import ATTRIBUTES
 from pref_jax.data.splits import check_options, draw
 from pref_jax.data.text.tokenization import load_tokenizer, tokenize_responses
@@ -81,6 +70,7 @@ class Pool(NamedTuple):
     prompt: Int[np.ndarray, "P"]
 
 
+@flat_options(survey=simulated_users.SimulationConfig())
 def read(
     path: str | Path = RATINGS_ID,
     *,
@@ -91,11 +81,7 @@ def read(
     tokenizer: str = "",
     max_tokens: int = 1024,
     test_fraction: float | int = 0.1,
-    seen_users: int = 10_000,
-    unseen_users: int = 100,
-    pairs_per_user: int | None = None,
-    test_pairs_per_user: int = 100,
-    protocol: str = "ALL",
+    survey: simulated_users.SimulationConfig,
     seed: int = 0,
 ) -> Preferences:
     """Reads ratings and pairs, and asks simulated users.
@@ -111,11 +97,8 @@ def read(
       max_tokens: the most tokens of prompt and answer together, rendered by the tokenizer's chat template if it has
         one, for either answer of a pair.
       test_fraction: of the prompts.
-      seen_users: as the next four, see `pref_jax.data.sources.common.simulated_users.Survey`.
-      unseen_users: how many.
-      pairs_per_user: 8 for two attributes and 16 for four if None.
-      test_pairs_per_user: how many.
-      protocol: `ALL` or `AVG`.
+      survey: its fields are keyword options, see `SimulationConfig`; `pairs_per_user` is 8 for two attributes and 16
+        for four if None.
       seed: of all draws.
 
     Raises:
@@ -124,13 +107,7 @@ def read(
     if attributes not in (2, 4):
         raise UserError(f"config.source.attributes is {attributes}; give 2 (UF-P-2) or 4 (UF-P-4)")
     check_options(fractions={"test_fraction": test_fraction})
-    survey = SimulationConfig(
-        seen_users=seen_users,
-        unseen_users=unseen_users,
-        pairs_per_user={2: 8, 4: 16}[attributes] if pairs_per_user is None else pairs_per_user,
-        test_pairs_per_user=test_pairs_per_user,
-        protocol=protocol,
-    )
+    survey = survey.filled(pairs_per_user=4 * attributes)
     rated = hub.read_columns(path, files=FILES, columns=RATINGS, revision=revision)
     pairs = hub.read_columns(
         pairs_path, files=["data/train*"], columns=PAIRS, revision=pairs_revision, flag="--config.source.pairs_path"
@@ -139,14 +116,13 @@ def read(
         **dataclasses.asdict(survey),
         "attributes": list(ATTRIBUTES[:attributes]),
         "test_fraction": test_fraction,
-        "max_tokens": max_tokens if tokenizer else None,
     }
     meta = {
         "source": f"UltraFeedback, {hub.describe(path, revision)}; {hub.describe(pairs_path, pairs_revision)}",
         "licence": "MIT",
         "rule": RULE,
         "seed": seed,
-        "options": options,
+        "options": {**options, "max_tokens": max_tokens if tokenizer else None},
         "pairs_in_source": pairs.num_rows,
         "counted": f"tokens of {tokenizer}"
         if tokenizer
@@ -159,33 +135,35 @@ def read(
 
 def _pool(
     rated: pa.Table, pairs: pa.Table, tokenizer: str, max_tokens: int, rng: np.random.Generator
-) -> tuple[Answers, Pool, dict[str, Any]]:
+) -> tuple[columns.Answers, Pool, dict[str, Any]]:
     """Joins pairs and ratings; returns all answers, the pairs that are kept, and counts for meta."""
     completions = rated["completions"]
     flat, parent = pc.list_flatten(completions), pc.list_parent_indices(completions)
     given = [_last(pairs[name]) for name in ("chosen", "rejected")]
     # Numbered together, so that equal strings of the two sources have equal numbers.
-    prompts = number(_joined(rated["instruction"], pairs["prompt"]))
-    texts = number(_joined(pc.struct_field(flat, "response"), *(text for text, _ in given)))
+    prompts = columns.number(_joined(rated["instruction"], pairs["prompt"]))
+    texts = columns.number(_joined(pc.struct_field(flat, "response"), *(text for text, _ in given)))
     of_rated, of_pairs = prompts.code[: rated.num_rows], prompts.code[rated.num_rows :]
     prompt = np.concatenate([of_rated[parent.to_numpy()], of_pairs, of_pairs])
-    found, row = answers(prompts, prompt, texts, texts.code)
+    found, row = columns.answers(prompts, prompt, texts, texts.code)
     done, ends = row[: len(flat)], row[len(flat) :].reshape(2, -1).T
     ratings, counts = _ratings(flat, done, len(found.text))
 
-    sieve = Sieve(pairs.num_rows)
+    sieve = columns.Sieve(pairs.num_rows)
     sieve.drop("not_answered_by_assistant", ~(given[0][1] & given[1][1]))
     sieve.drop("empty_prompt", prompts.empty[rated.num_rows :])
     sieve.drop("empty_text", np.logical_or(*texts.empty[len(flat) :].reshape(2, -1)))
     sieve.drop("same_text", ends[:, 0] == ends[:, 1])
-    sieve.drop("same_pair_again", repeated(unordered(ends[:, 0], ends[:, 1], len(found.text)), sieve.keep))
+    sieve.drop(
+        "same_pair_again", columns.repeated(columns.unordered(ends[:, 0], ends[:, 1], len(found.text)), sieve.keep)
+    )
     sieve.drop("not_in_ratings", ~np.logical_and(*np.isin(ends, done).T))
     sieve.drop("without_rating", np.isnan(ratings[ends].sum(axis=(1, 2))))
     tied = np.asarray((ratings[ends[:, 0]] == ratings[ends[:, 1]]).any(axis=1))
     # Far less than one step of the ratings: ties are broken alike for everybody, and no rating is reversed.
     ratings = ratings + rng.uniform(0, 1e-3, ratings.shape)
     votes = ratings[ends[:, 0]] > ratings[ends[:, 1]]
-    sieve.drop("attributes_agree", unanimous(votes))
+    sieve.drop("attributes_agree", columns.unanimous(votes))
     if tokenizer:
         sieve.drop("too_long", _too_long(found, ends, sieve.keep, tokenizer, max_tokens))
     kept = np.flatnonzero(sieve.keep)
@@ -195,9 +173,9 @@ def _pool(
     return found, Pool(ends[kept], votes[kept], of_pairs[kept]), counts
 
 
-def _joined(*columns: pa.ChunkedArray) -> pa.ChunkedArray:
+def _joined(*parts: pa.ChunkedArray) -> pa.ChunkedArray:
     """Columns of text end to end, without white space around each."""
-    return pa.chunked_array([chunk for column in columns for chunk in pc.utf8_trim_whitespace(column).chunks])
+    return pa.chunked_array([chunk for part in parts for chunk in pc.utf8_trim_whitespace(part).chunks])
 
 
 def _last(messages: pa.ChunkedArray) -> tuple[pa.ChunkedArray, Bool[np.ndarray, "P"]]:
@@ -213,12 +191,12 @@ def _ratings(
     completions: pa.ChunkedArray, row: Int[np.ndarray, "M"], count: int
 ) -> tuple[Float[np.ndarray, "N A"], dict[str, Any]]:
     """Ratings of each answer in the order of `ATTRIBUTES`, NaN where there is none, and counts for meta."""
-    columns = []
+    rated = []
     for name in ATTRIBUTES:
-        words = number(pc.struct_field(completions, ["annotations", name, "Rating"]))
+        words = columns.number(pc.struct_field(completions, ["annotations", name, "Rating"]))
         values = [float(word) if word in {"1", "2", "3", "4", "5"} else np.nan for word in words.distinct.to_pylist()]
-        columns.append(np.array([*values, np.nan])[words.code])
-    values = np.stack(columns, axis=1)
+        rated.append(np.array([*values, np.nan])[words.code])
+    values = np.stack(rated, axis=1)
     ratings = np.full((count, len(ATTRIBUTES)), np.nan)
     # Of an answer that is rated twice the first counts.
     rows, first = np.unique(row, return_index=True)
@@ -232,23 +210,19 @@ def _ratings(
 
 
 def _too_long(
-    found: Answers, ends: Int[np.ndarray, "P 2"], keep: Bool[np.ndarray, "P"], tokenizer: str, max_tokens: int
+    found: columns.Answers, ends: Int[np.ndarray, "P 2"], keep: Bool[np.ndarray, "P"], tokenizer: str, max_tokens: int
 ) -> Bool[np.ndarray, "P"]:
     """True where either answer of a kept pair has more than `max_tokens` tokens together with its prompt."""
-    rows = np.unique(ends[keep])
-    counter = load_tokenizer(tokenizer)
-    tokens = tokenize_responses(
-        counter, found.table(rows), max_length=max_tokens + 1, pairs=not counter.chat_template
-    ).lengths
-    long = np.zeros(len(found.text), bool)
-    long[rows] = tokens > max_tokens
+    rows, counter, long = np.unique(ends[keep]), load_tokenizer(tokenizer), np.zeros(len(found.text), bool)
+    told = tokenize_responses(counter, found.table(rows), max_length=max_tokens + 1, pairs=not counter.chat_template)
+    long[rows] = told.lengths > max_tokens
     return np.logical_or(*long[ends].T)
 
 
 def _asked(
-    found: Answers,
+    found: columns.Answers,
     pool: Pool,
-    survey: SimulationConfig,
+    survey: simulated_users.SimulationConfig,
     attributes: int,
     test_fraction: float | int,
     meta: dict[str, Any],
@@ -257,19 +231,19 @@ def _asked(
     """Draws prompts to test on, users and what they are asked; everybody answers by one attribute."""
     prompts, prompt = np.unique(pool.prompt, return_inverse=True)
     test = draw(len(prompts), test_fraction, rng)[prompt]
-    cares = tastes(survey, attributes, rng)
-    asked = sample_comparisons(survey, test, rng)
+    cares = simulated_users.tastes(survey, attributes, rng)
+    asked = simulated_users.sample_comparisons(survey, test, rng)
     second = 1 - pool.votes[asked.item, cares[asked.user]].astype(np.int64)
     ends = pool.ends[asked.item]
     rows = np.arange(len(ends))
-    return assemble(
+    return columns.assemble(
         found,
         user=asked.user,
         chosen=ends[rows, second],
         rejected=ends[rows, 1 - second],
         split=asked.split,
-        controversial=~unanimous(pool.votes[:, :attributes])[asked.item],
-        user_ids=names("user-", len(cares)),
+        controversial=~columns.unanimous(pool.votes[:, :attributes])[asked.item],
+        user_ids=columns.names("user-", len(cares)),
         groups=[ATTRIBUTES[place] for place in cares],
         seen=survey.seen,
         meta={**meta, "pairs_asked_of": {"train": int((~test).sum()), "test": int(test.sum())}},

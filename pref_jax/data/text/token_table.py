@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32
 
 from pref_jax.errors import UserError
+from pref_jax.ragged import expand, padded
 
 
 class Packing(NamedTuple):
@@ -49,11 +50,8 @@ class TokenTable(NamedTuple):
     ) -> tuple[Int[np.ndarray, "B L"], Bool[np.ndarray, "B L"]]:
         """Sequences `rows` padded on the right with zeros to `length` (the table's longest if None), and their mask."""
         length = int(self.lengths.max(initial=1)) if length is None else length
-        place = self.offsets[rows][:, None] + np.arange(length)[None]
-        mask = place < self.offsets[rows + 1][:, None]
-        if not len(self.flat):
-            return np.zeros(mask.shape, np.int32), mask
-        return np.where(mask, self.flat[np.minimum(place, len(self.flat) - 1)], 0), mask
+        place, mask = padded(self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows], length)
+        return (np.where(mask, self.flat[place], 0) if len(self.flat) else np.zeros(mask.shape, np.int32)), mask
 
     def packed(
         self, packing: Packing, rows: Int[np.ndarray, "B"]
@@ -72,11 +70,9 @@ class TokenTable(NamedTuple):
         row, slot = np.nonzero(sequences >= 0)
         chosen = sequences[row, slot]
         lengths = self.offsets[chosen + 1] - self.offsets[chosen]
-        # One entry for each token of the batch: how far it stands from the beginning of its sequence.
-        within = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
-        column = np.repeat(packing.starts[rows[row], slot], lengths) + within
+        column = expand(packing.starts[rows[row], slot], lengths)
         tokens, segments = np.zeros((2, len(rows), packing.capacity), np.int32)
-        tokens[np.repeat(row, lengths), column] = self.flat[np.repeat(self.offsets[chosen], lengths) + within]
+        tokens[np.repeat(row, lengths), column] = self.flat[expand(self.offsets[chosen], lengths)]
         segments[np.repeat(row, lengths), column] = np.repeat(slot + 1, lengths)
         return tokens, segments
 

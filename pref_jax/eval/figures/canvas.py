@@ -6,15 +6,19 @@ Beyond the seven colours, hatches, markers and line styles tell further series a
 import contextlib
 import os
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import matplotlib.colors
+import numpy as np
+from jaxtyping import Float64
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from pref_jax.eval.metrics import Interval
 
 DPI = 150
 # Okabe and Ito's palette without its yellow and black, which are hard to see on white or on text; grey for the rest.
@@ -24,6 +28,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", ":", "-.")
 GREY = "#4D4D4D"
 PALE = "#BDBDBD"
+GRID: dict[str, Any] = {"color": "#DDDDDD", "linewidth": 0.7}
 
 _STYLE = {
     "font.size": 10.0,
@@ -49,10 +54,8 @@ def style() -> Iterator[None]:
     They start from matplotlib's defaults, so that a user's own settings change no picture. Also a decorator.
     """
     # rc_context would not put the backend back: a notebook keeps its own.
-    settings: Any = {
-        **{name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"},
-        **_STYLE,
-    }
+    defaults = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
+    settings: Any = defaults | _STYLE
     with matplotlib.rc_context(settings):
         yield
 
@@ -60,6 +63,20 @@ def style() -> Iterator[None]:
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of that size in inches, whose layout makes room for labels, titles and legends."""
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def panels(fig: Figure, count: int, columns: int, **sharing: Any) -> list[Axes]:
+    """`count` axes in rows of `columns`; what is left over of the last row is blank."""
+    axes = fig.subplots(-(-count // columns), columns, squeeze=False, **sharing).ravel()
+    for ax in axes[count:]:
+        ax.set_axis_off()
+    return list(axes[:count])
+
+
+def percent(values: Iterable[Interval]) -> Float64[np.ndarray, "3 n"]:
+    """Means and both ends in percent; where there is no interval the ends are the mean."""
+    rows = [(v.mean, v.mean if v.low is None else v.low, v.mean if v.high is None else v.high) for v in values]
+    return 100 * np.array(rows, np.float64).reshape(-1, 3).T
 
 
 def save(fig: Figure, path: str | Path) -> Path:
@@ -117,8 +134,7 @@ def heading(target: Figure | Axes, text: str, *, width: float, limit: int = 200)
 
 def legend_height(labels: Sequence[str], width: float) -> float:
     """Inches that `legend_below` will take in a figure of that width."""
-    columns = _columns(labels, width)
-    return 0.23 * -(-len(labels) // columns) + 0.15
+    return 0.23 * -(-len(labels) // _columns(labels, width)) + 0.15
 
 
 def legend_below(fig: Figure, handles: Sequence[Artist | Any], labels: Sequence[str], *, width: float) -> None:

@@ -112,7 +112,7 @@ def weight_paths(
     *,
     title: str = "Weights of new users",
 ) -> Figure:
-    """How users' weights settle: a panel a user, a line a basis reward, a band where the weight lies with 95 %.
+    """How users' weights settle: one panel per user, one line per basis reward, a band where the weight lies with 95 %.
 
     Args:
       users: name -> mean [S, K] and standard deviation [S, K] of the weights, before any answer and after each.
@@ -123,16 +123,13 @@ def weight_paths(
         return canvas.nothing("no weights to show")
     labels = [f"basis reward {k + 1}" for k in range(max(mean.shape[1] for mean, _ in series.values()))]
     columns = min(3, len(series))
-    rows = -(-len(series) // columns)
     width = max(3.4 * columns, 5.0)
-    fig = canvas.new_figure(width, 2.9 * rows + 0.6 + canvas.legend_height(labels, width))
-    axes = fig.subplots(rows, columns, sharey=True, squeeze=False).ravel()
-    for number, (ax, (name, (mean, deviation))) in enumerate(zip(axes, series.items(), strict=False)):
+    fig = canvas.new_figure(width, 2.9 * -(-len(series) // columns) + 0.6 + canvas.legend_height(labels, width))
+    axes = canvas.panels(fig, len(series), columns, sharey=True)
+    for number, (ax, (name, (mean, deviation))) in enumerate(zip(axes, series.items(), strict=True)):
         _paths(ax, mean, deviation)
         canvas.heading(ax, name, width=2.6, limit=60)
         ax.set(xlabel="answers given", ylabel="" if number % columns else "weight")
-    for ax in axes[len(series) :]:
-        ax.set_axis_off()
     canvas.heading(fig, title, width=width - 0.4)
     handles = [Line2D([], [], **_stroke(k)) for k in range(len(labels))]
     canvas.legend_below(fig, handles, labels, width=width)
@@ -165,19 +162,17 @@ def expert_usage(
     columns = -(-len(tables) // lines_down)
     width = max(4.5, columns * (panel + 0.3) + 1.4 + 0.08 * max(map(len, names)))
     fig = canvas.new_figure(width, lines_down * (0.27 * num_gates + 0.75) + 0.6)
-    axes = fig.subplots(lines_down, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    axes = canvas.panels(fig, len(tables), columns, sharex=True, sharey=True)
     top = max(float(table.max()) for table in tables.values()) or 1.0
-    for ax, (name, shares) in zip(axes, tables.items(), strict=False):
+    for ax, (name, shares) in zip(axes, tables.items(), strict=True):
         _heat(ax, shares, top)
         ax.set_xticks(range(num_experts))
         ax.set_yticks(range(num_gates), names)
         ax.tick_params(length=0, labelbottom=True)
         if name:
             canvas.heading(ax, name, width=panel, limit=40)
-    for ax in axes[len(tables) :]:
-        ax.set_axis_off()
     label = f"%; {100 / num_experts:.3g} if even"
-    fig.colorbar(axes[0].images[0], ax=axes.tolist(), label=label, fraction=0.04, aspect=12)
+    fig.colorbar(axes[0].images[0], ax=fig.axes, label=label, fraction=0.04, aspect=12)
     fig.supxlabel("expert", fontsize=10)
     canvas.heading(fig, title, width=width - 0.5)
     return fig
@@ -245,7 +240,7 @@ def _paths(ax: Axes, mean: np.ndarray, deviation: np.ndarray) -> None:
     for number, (line, spread) in enumerate(zip(mean.T, 1.96 * deviation.T, strict=True)):
         ax.plot(steps, line, **_stroke(number))
         ax.fill_between(steps, line - spread, line + spread, color=canvas.colour(number), alpha=0.15, linewidth=0)
-    ax.grid(True, color="#DDDDDD", linewidth=0.7)
+    ax.grid(True, **canvas.GRID)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
 
 

@@ -71,8 +71,7 @@ def accuracy_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
     overs = {v.over for values in summary.values() for name, v in values.items() if name in shown and v.low is not None}
     interval = f" and 95 % interval over {' or '.join(sorted(overs))}" if overs else ""
     canvas.heading(fig, f"Mean accuracy{interval}", width=width)
-    handles = [_patch(number) for number in range(len(labels))]
-    canvas.legend_below(fig, handles, labels, width=width)
+    canvas.legend_below(fig, [_patch(number) for number in range(len(labels))], labels, width=width)
     return fig
 
 
@@ -85,36 +84,32 @@ def learning_curves(
     title: str = "",
     panels: bool | None = None,
 ) -> Figure:
-    """Values against steps, one line a name; steps on a logarithmic axis where they span more than a factor of 50.
+    """Values against steps, one line per name; steps on a logarithmic axis where they span more than a factor of 50.
 
     Args:
       curves: name -> (steps [S], values [S]).
-      panels: True for one small panel a name, False for shared axes; by default panels from eight names on.
+      panels: True for one small panel per name, False for shared axes; by default panels from eight names on.
     """
     series = {name: (np.asarray(x, float), np.asarray(y, float)) for name, (x, y) in curves.items() if len(x)}
     if not series:
         return canvas.nothing("no curves to show")
-    apart = len(series) > 7 if panels is None else panels
-    if not apart:
+    if not (len(series) > 7 if panels is None else panels):
         labels = [canvas.clean(name) for name in series]
         fig = canvas.new_figure(8.0, 4.4 + canvas.legend_height(labels, 8.0))
         ax = fig.subplots()
         lines = [_curve(ax, number, *values) for number, values in enumerate(series.values())]
         canvas.legend_below(fig, lines, labels, width=8.0)
-        axes = np.array([ax])
+        axes = [ax]
         ax.set(xlabel=xlabel, ylabel=ylabel)
     else:
         columns = min(3, len(series))
-        lines_down = -(-len(series) // columns)
-        fig = canvas.new_figure(3.2 * columns, 2.4 * lines_down + 0.5)
-        axes = fig.subplots(lines_down, columns, sharex=True, sharey=True, squeeze=False).ravel()
-        for number, (ax, (name, values)) in enumerate(zip(axes, series.items(), strict=False)):
+        fig = canvas.new_figure(3.2 * columns, 2.4 * -(-len(series) // columns) + 0.5)
+        axes = canvas.panels(fig, len(series), columns, sharex=True, sharey=True)
+        for number, (ax, (name, values)) in enumerate(zip(axes, series.items(), strict=True)):
             _curve(ax, 0, *values)
             canvas.heading(ax, name, width=2.1, limit=40)
             # The panel below may be missing in the last row.
             ax.tick_params(labelbottom=number + columns >= len(series))
-        for ax in axes[len(series) :]:
-            ax.set_axis_off()
         fig.supxlabel(xlabel, fontsize=10)
         fig.supylabel(ylabel, fontsize=10)
     _log_steps(axes, np.concatenate([x for x, _ in series.values()]))
@@ -125,7 +120,7 @@ def learning_curves(
 
 def few_shot(curves: Mapping[str, Mapping[int, Interval]], *, title: str = "Unseen users") -> Figure:
     """`sweep` over the number of context pairs a user has given."""
-    return sweep(curves, xlabel="context pairs a user", title=title)
+    return sweep(curves, xlabel="context pairs per user", title=title)
 
 
 @canvas.style()
@@ -153,8 +148,7 @@ def sweep(
     lines = []
     for number, points in enumerate(series.values()):
         x = np.array([pairs for pairs, _ in points])
-        mean = np.array([100 * value.mean for _, value in points])
-        low, high = (np.array([100 * _end(value, side) for _, value in points]) for side in ("low", "high"))
+        mean, low, high = canvas.percent(value for _, value in points)
         lines += _line(ax, number, x, mean, marked=True)
         ax.fill_between(x, low, high, color=canvas.colour(number), alpha=0.15, linewidth=0)
     lines += [_across(ax, len(series) + i, value, i) for i, value in enumerate((levels or {}).values())]
@@ -200,7 +194,7 @@ def gate_curves(
     _level(bottom, float(np.log(count)), "undecided")
     bottom.set_ylim(0, 1.25 * max(float(np.log(count)), 0.1))
     bottom.set(xlabel="step", ylabel="entropy, nats")
-    _log_steps(np.array([top, bottom]), x)
+    _log_steps([top, bottom], x)
     canvas.heading(fig, title, width=8.6)
     canvas.legend_below(fig, lines, labels, width=9.0)
     return fig
@@ -216,16 +210,10 @@ def _level(ax: Axes, height: float, text: str) -> None:
 def _across(ax: Axes, number: int, value: Interval, place: int) -> Line2D:
     """A level of its own colour and dash, its interval beside the axes' right edge."""
     look: Any = {"color": canvas.colour(number), "linewidth": 1.5}
-    line = ax.axhline(100 * value.mean, linestyle=canvas.DASHES[1 + number % (len(canvas.DASHES) - 1)], **look)
-    ends = [100 * _end(value, side) for side in ("low", "high")]
-    where = 1.012 + 0.018 * place
+    (mean, *ends), where = canvas.percent([value])[:, 0], 1.012 + 0.018 * place
+    line = ax.axhline(mean, linestyle=canvas.DASHES[1 + number % (len(canvas.DASHES) - 1)], **look)
     ax.plot([where, where], ends, transform=ax.get_yaxis_transform(), clip_on=False, marker="_", **look)
     return line
-
-
-def _end(value: Interval, side: str) -> float:
-    end = getattr(value, side)
-    return value.mean if end is None else end
 
 
 def _coin(ax: Axes) -> None:
@@ -240,8 +228,8 @@ def _percent_limits(ax: Axes) -> None:
 
 
 def _patch(number: int) -> Patch:
-    face = canvas.colour(number)
-    return Patch(facecolor=face, edgecolor="white", hatch=canvas.cycle(canvas.HATCHES, number), linewidth=0)
+    hatch = canvas.cycle(canvas.HATCHES, number)
+    return Patch(facecolor=canvas.colour(number), edgecolor="white", hatch=hatch, linewidth=0)
 
 
 def _bars(ax: Axes, table: list[list[Interval | None]]) -> None:
@@ -250,10 +238,8 @@ def _bars(ax: Axes, table: list[list[Interval | None]]) -> None:
     for number, cells in enumerate(table):
         there = [(k, cell) for k, cell in enumerate(cells) if cell is not None]
         x = np.array([k + (number - (len(table) - 1) / 2) * width for k, _ in there])
-        mean = np.array([100 * cell.mean for _, cell in there])
-        ends = np.array([[100 * _end(cell, "low"), 100 * _end(cell, "high")] for _, cell in there]).reshape(-1, 2).T
-        hatch = canvas.cycle(canvas.HATCHES, number)
-        face = canvas.colour(number)
+        mean, *ends = canvas.percent(cell for _, cell in there)
+        hatch, face = canvas.cycle(canvas.HATCHES, number), canvas.colour(number)
         ax.bar(x, mean - 50, width * 0.92, bottom=50, color=face, hatch=hatch, edgecolor="white", linewidth=0)
         # The dot shows where a bar of no height is.
         dot = {"marker": "o", "markersize": 3.5, "markerfacecolor": face, "markeredgecolor": "black", "linestyle": ""}
@@ -261,7 +247,7 @@ def _bars(ax: Axes, table: list[list[Interval | None]]) -> None:
     _coin(ax)
     ax.set_xlim(-0.55, len(table[0]) - 0.45)
     ax.tick_params(axis="x", length=0)
-    ax.yaxis.grid(True, color="#DDDDDD", linewidth=0.7)
+    ax.yaxis.grid(True, **canvas.GRID)
     ax.set_axisbelow(True)
 
 
@@ -272,7 +258,7 @@ def _line(ax: Axes, number: int, x: np.ndarray, y: np.ndarray, *, marked: bool) 
 
 
 def _curve(ax: Axes, number: int, steps: np.ndarray, values: np.ndarray) -> Line2D:
-    ax.grid(True, color="#DDDDDD", linewidth=0.7)
+    ax.grid(True, **canvas.GRID)
     # Short curves would be hard to see, or a single point invisible, without markers.
     return _line(ax, number, steps, values, marked=len(steps) <= 12)[0]
 
@@ -289,7 +275,7 @@ def _pair_ticks(ax: Axes, counts: list[Any]) -> None:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _log_steps(axes: np.ndarray, steps: np.ndarray) -> None:
+def _log_steps(axes: Sequence[Axes], steps: np.ndarray) -> None:
     positive = steps[steps > 0]
     wide = len(positive) > 0 and positive.max() >= 50 * positive.min()
     for ax in axes:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
+from scipy import optimize
 
 from pref_jax.eval.figures import canvas
 from pref_jax.eval.metrics import Interval
@@ -18,7 +19,14 @@ from pref_jax.eval.reporting.table import SIDES, Block, Row
 # Inches: of a line of text, of a panel's height and of the room for names beside it.
 _LINE, _HEIGHT, _NAMES = 0.17, 3.4, 1.7
 _NAME_SIZE = 8.5
-_GRID: dict[str, Any] = {"color": "#DDDDDD", "linewidth": 0.7}
+_LEADER: dict[str, Any] = {
+    "arrowstyle": "-",
+    "linewidth": 0.5,
+    "alpha": 0.7,
+    "relpos": (0, 0.5),
+    "shrinkA": 1,
+    "shrinkB": 3,
+}
 # Ticks of the time axis, in seconds; of a narrow one more of them.
 _TIMES = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 36_000.0)
 _CLOSER = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 120.0, 600.0, 1800.0, 7200.0, 36_000.0)
@@ -31,17 +39,13 @@ def seen_unseen(blocks: Sequence[Block], *, columns: int = 3) -> Figure:
     if not methods:
         return canvas.nothing("no accuracies to show")
     columns = min(columns, len(blocks))
-    lines = -(-len(blocks) // columns)
     width = columns * 3.1 + _NAMES
-    fig = canvas.new_figure(width, lines * (1.4 * _LINE * len(methods) + 0.9) + 0.6)
-    axes = fig.subplots(lines, columns, squeeze=False, sharey=True).ravel()
-    for ax, block in zip(axes, blocks, strict=False):
+    fig = canvas.new_figure(width, -(-len(blocks) // columns) * (1.4 * _LINE * len(methods) + 0.9) + 0.6)
+    axes = canvas.panels(fig, len(blocks), columns, sharey=True)
+    for place, (ax, block) in enumerate(zip(axes, blocks, strict=True)):
         _sides(ax, block, methods)
-    for place, ax in enumerate(axes):
         if place % columns:
             ax.tick_params(labelleft=False)
-        if place >= len(blocks):
-            ax.set_axis_off()
     handles = [Line2D([], [], **_side(number)[1]) for number in range(len(SIDES))]
     canvas.heading(fig, "Seen and unseen users: mean accuracy and 95 % interval over users", width=width - 0.4)
     canvas.legend_below(fig, handles, [f"{side} users" for side in SIDES], width=width)
@@ -66,15 +70,15 @@ def _sides(ax: Axes, block: Block, methods: Sequence[str]) -> None:
         shift, look = _side(number)
         for place, name in enumerate(methods):
             if name in rows and side in rows[name].accuracy:
-                value = rows[name].accuracy[side]
-                ax.errorbar([100 * value.mean], [place + shift], xerr=_error(value), elinewidth=1.1, **look)
+                mean, *ends = canvas.percent([rows[name].accuracy[side]])
+                ax.errorbar(mean, [place + shift], xerr=np.abs(ends - mean), elinewidth=1.1, **look)
     for place in range(0, len(methods), 2):
         ax.axhspan(place - 0.5, place + 0.5, color="#F3F3F3", zorder=0, linewidth=0)
     ax.set_yticks(range(len(methods)), [canvas.clean(name, limit=24) for name in methods])
     ax.set(ylim=(len(methods) - 0.5, -0.5), xlabel="accuracy, %")
     ax.tick_params(axis="y", length=0)
     ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    ax.grid(True, axis="x", **_GRID)
+    ax.grid(True, axis="x", **canvas.GRID)
     ax.set_axisbelow(True)
     canvas.heading(ax, block.title, width=3.0, limit=60)
     if not ax.containers:
@@ -94,12 +98,9 @@ def against_seconds(blocks: Sequence[Block], *, side: str = "unseen", columns: i
     lines, width = -(-len(blocks) // columns), columns * (3.6 + _NAMES)
     labels = [f"{canvas.clean(name)} and what is compared with it" for name in bases]
     fig = canvas.new_figure(width, lines * (_HEIGHT + 0.3) + 0.5 + canvas.legend_height(labels, width))
-    axes = fig.subplots(lines, columns, squeeze=False).ravel()
-    for ax, block in zip(axes, blocks, strict=False):
+    for ax, block in zip(canvas.panels(fig, len(blocks), columns), blocks, strict=True):
         _seconds(ax, [row for row in block.rows if side in row.accuracy], side, bases)
         canvas.heading(ax, block.title, width=3.4, limit=60)
-    for ax in axes[len(blocks) :]:
-        ax.set_axis_off()
     title = f"{side.capitalize()} users: mean accuracy and 95 % interval, against time"
     canvas.heading(fig, title, width=width - 0.4)
     handles = [Line2D([], [], **_base_look(number)) for number in range(len(bases))]
@@ -112,12 +113,8 @@ def _base(row: Row) -> str:
 
 
 def _base_look(number: int) -> dict[str, Any]:
-    return {
-        "color": canvas.colour(number),
-        "marker": canvas.MARKERS[number % len(canvas.MARKERS)],
-        "markersize": 6,
-        "linestyle": "",
-    }
+    marker = canvas.MARKERS[number % len(canvas.MARKERS)]
+    return {"color": canvas.colour(number), "marker": marker, "markersize": 6, "linestyle": ""}
 
 
 def _seconds(ax: Axes, rows: Sequence[Row], side: str, bases: Sequence[str]) -> None:
@@ -126,10 +123,10 @@ def _seconds(ax: Axes, rows: Sequence[Row], side: str, bases: Sequence[str]) -> 
         return
     points = []
     for row in rows:
-        value, look = row.accuracy[side], _base_look(bases.index(_base(row)))
-        x, y = max(row.seconds, 1e-3), 100 * value.mean
-        ax.errorbar([x], [y], _error(value), **look, elinewidth=1.0, capsize=2)
-        points.append((x, y, row.method, look["color"]))
+        look, x = _base_look(bases.index(_base(row))), max(row.seconds, 1e-3)
+        y, *ends = canvas.percent([row.accuracy[side]])
+        ax.errorbar([x], y, np.abs(ends - y), **look, elinewidth=1.0, capsize=2)
+        points.append((x, y[0], row.method, look["color"]))
     ax.set_xscale("log")
     low, high = ax.get_xlim()
     shown = [second for second in (_CLOSER if high < 200 * low else _TIMES) if low <= second <= high]
@@ -138,7 +135,7 @@ def _seconds(ax: Axes, rows: Sequence[Row], side: str, bases: Sequence[str]) -> 
     ax.set_xticks(shown, [_brief(second) for second in shown])
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set(xlabel="time of one seed", ylabel=f"{side} users, %")
-    ax.grid(True, **_GRID)
+    ax.grid(True, **canvas.GRID)
     ax.set_axisbelow(True)
     _name(ax, points)
 
@@ -188,16 +185,15 @@ def _curves(
         # Apart by a little, so that whiskers at the same number stand beside one another.
         shift = 2.0 ** (0.6 * ((number + 0.5) / len(methods) - 0.5))
         x = np.array(sorted(points)) * shift
-        y = np.array([100 * points[count].mean for count in sorted(points)])
-        error = np.concatenate([_error(points[count]) for count in sorted(points)], axis=1)
-        ax.errorbar(x, y, error, **_look(number), linewidth=1.3)
+        y, *reach = canvas.percent(points[count] for count in sorted(points))
+        ax.errorbar(x, y, np.abs(reach - y), **_look(number), linewidth=1.3)
         ends.append((x[-1], y[-1], name, canvas.colour(number)))
     ax.set_xscale("log", base=2)
     ax.set_xticks(counts, _spans(counts))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.tick_params(labelleft=True)
     ax.set(xlabel="pairs of the user", ylabel="seen users, %")
-    ax.grid(True, axis="y", **_GRID)
+    ax.grid(True, axis="y", **canvas.GRID)
     ax.set_axisbelow(True)
     return ends
 
@@ -207,16 +203,10 @@ def spread(
 ) -> Float64[np.ndarray, "P"]:
     """Places for labels, in the order of `wanted`, at least `gap` apart and within low and high where there is room.
 
-    Those of least squared distance to what was wanted (isotonic regression by pooling what is too near).
+    Those of least squared distance to what was wanted (isotonic regression).
     """
     order = np.argsort(wanted, kind="stable")
-    pools: list[list[float]] = []  # mean and size
-    for place, value in enumerate(wanted[order]):
-        pools.append([value - gap * place, 1])
-        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
-            (mean, size), (other, more) = pools[-2:]
-            pools[-2:] = [[(size * mean + more * other) / (size + more), size + more]]
-    level = np.repeat([mean for mean, _ in pools], [int(size) for _, size in pools])
+    level = optimize.isotonic_regression(wanted[order] - gap * np.arange(len(wanted))).x
     found = np.empty(len(wanted))
     found[order] = np.clip(level, low, max(low, high - gap * (len(wanted) - 1))) + gap * np.arange(len(wanted))
     return found
@@ -236,15 +226,7 @@ def _name(ax: Axes, points: Sequence[tuple[float, float, str, str]]) -> None:
             textcoords="axes fraction",
             va="center",
             fontsize=_NAME_SIZE,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": colour,
-                "linewidth": 0.5,
-                "alpha": 0.7,
-                "relpos": (0, 0.5),
-                "shrinkA": 1,
-                "shrinkB": 3,
-            },
+            arrowprops={"color": colour, **_LEADER},
         )
 
 
@@ -257,12 +239,6 @@ def _spans(counts: Sequence[int]) -> list[str]:
     ends = [after - 1 for after in counts[1:]]
     spans = [f"{low}" if low == end else f"{low}–{end}" for low, end in zip(counts, ends, strict=False)]
     return [*spans, f"{counts[-1]}+"]
-
-
-def _error(value: Interval) -> Float64[np.ndarray, "2 1"]:
-    """How far an interval reaches to either side, in points; nowhere without one."""
-    ends = [value.mean if end is None else end for end in (value.low, value.high)]
-    return 100 * np.abs(np.array(ends, np.float64)[:, None] - value.mean)
 
 
 def _look(number: int) -> dict[str, Any]:

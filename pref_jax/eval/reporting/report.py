@@ -34,7 +34,7 @@ def table(
     note = _note(names, summary)
     if style == "markdown":
         return f"{grid(lines)}\n\n{escape(note)}\n"
-    return f"{_plain(lines)}\n\n{note}\n"
+    return f"{plain(lines)}\n\n{note}\n"
 
 
 def across(found: Sequence[Mapping[str, Any]], metric: str, methods: Sequence[str] | None = None) -> str:
@@ -184,7 +184,8 @@ def grid(lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *body))
 
 
-def _plain(lines: list[list[str]]) -> str:
+def plain(lines: list[list[str]]) -> str:
+    """The same as aligned text for the terminal."""
     head, *body = _pad([[" ".join(cell.split()) for cell in line] for line in lines])
     rule = ["-" * len(cell) for cell in head]
     return "\n".join("  ".join(line).rstrip() for line in (head, rule, *body))

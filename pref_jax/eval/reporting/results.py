@@ -1,4 +1,4 @@
-"""`results.json`: one row for each method and seed, kept across reruns (DESIGN section 5).
+"""`results.json`: one row for each method and seed, kept across reruns.
 
 {"dataset": str,
  "rows": [{"method": str, "seed": int, "metrics": {name: number},
@@ -154,10 +154,10 @@ def _without_mean(value: Interval) -> dict[str, Any]:
 
 
 def _with_mean(mean: float, ends: Mapping[str, Any] | None) -> Interval:
-    if ends is None:
-        return Interval(mean=mean, low=None, high=None, n=1, over="seeds")
-    left_out = ends.get("left_out", 0)
-    return Interval(mean=mean, low=ends["low"], high=ends["high"], n=ends["n"], over=ends["over"], left_out=left_out)
+    known: Any = {"low": None, "high": None, "n": 1, "over": "seeds"} if ends is None else ends
+    return Interval(
+        mean=mean, **{name: known[name] for name in ("low", "high", "n", "over", "left_out") if name in known}
+    )
 
 
 def _same_dataset(path: str | Path, dataset: str) -> bool:
@@ -206,16 +206,14 @@ def _row_faults(row: Any) -> list[str]:
     if not _is_number(row.get("seconds")) or row["seconds"] < 0:
         faults.append("`seconds` is missing or no number from 0 up")
     metrics, intervals = row.get("metrics"), row.get("intervals", {})
-    if not isinstance(metrics, dict):
+    if isinstance(metrics, dict):
+        faults += [f"metric {name!r} is {own!r}, no number" for name, own in metrics.items() if not _is_number(own)]
+    else:
         faults.append("`metrics` is missing or no object")
+    if isinstance(intervals, dict):
+        faults += [f"interval {name!r} is malformed" for name, own in intervals.items() if not _is_interval(own)]
     else:
-        faults += [
-            f"metric {name!r} is {value!r}, no number" for name, value in metrics.items() if not _is_number(value)
-        ]
-    if not isinstance(intervals, dict):
         faults.append("`intervals` is no object")
-    else:
-        faults += [f"interval {name!r} is malformed" for name, value in intervals.items() if not _is_interval(value)]
     return faults
 
 

@@ -24,7 +24,7 @@ HEAD = (
     "unseen",
     "difference",
     "time",
-    "parameters a user",
+    "parameters per user",
     "context pairs",
 )
 NOTE = (
@@ -32,7 +32,7 @@ NOTE = (
     "over users, the same resamples for all methods and seeds: of people, not of worlds or trainings. A difference is "
     "that to the method named under “against”, in points; * marks p < 0.05, two-sided by the same bootstrap, after "
     "Holm's correction over the methods of the data set, seen and unseen users apart. Time is that of one seed: "
-    "training, choosing and scoring. Parameters a user are those that a method keeps for each user, context pairs "
+    "training, choosing and scoring. Parameters per user are those that a method keeps for each user, context pairs "
     "those of an unseen user that it reads, on average."
 )
 

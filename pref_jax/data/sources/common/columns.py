@@ -11,7 +11,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Int
 
 from pref_jax.data.preferences import Preferences, build
-from pref_jax.data.schema import COMPARISONS, MESSAGE, RESPONSES, SPLITS, USERS, blank, pc
+from pref_jax.data.schema import MESSAGE, RESPONSES, SPLITS, blank, pc
 
 _ROWS_PER_CHUNK = 1 << 16
 
@@ -171,19 +171,11 @@ def assemble(
       UserError: as `build` does.
     """
     used, place = np.unique(np.concatenate([chosen, rejected]), return_inverse=True)
+    columns = {"user": user, "chosen": place[: len(chosen)], "rejected": place[len(chosen) :]}
     words = pa.array(SPLITS).take(pa.array(split))
     return build(
-        pa.table({"user_id": user_ids, "group": pa.array(groups, pa.string()), "seen": seen}, schema=USERS),
+        {"user_id": user_ids, "group": groups, "seen": seen},
         found.table(used),
-        pa.table(
-            {
-                "user": user.astype(np.int32),
-                "chosen": place[: len(chosen)].astype(np.int32),
-                "rejected": place[len(chosen) :].astype(np.int32),
-                "split": words,
-                "controversial": controversial,
-            },
-            schema=COMPARISONS,
-        ),
+        {**columns, "split": words, "controversial": controversial},
         meta,
     )

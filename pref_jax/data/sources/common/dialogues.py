@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources.common.vote_tables import Messages, Vote, build_preferences, once_each
-from pref_jax.data.splits import check_options
 from pref_jax.errors import Faults
 
 RULE = (
@@ -154,22 +153,9 @@ def need_values(table: pa.Table, columns: Sequence[str], where: str) -> None:
     faults.raise_if_any(where)
 
 
-def checked(
-    *,
-    turns: tuple[int, ...],
-    most_turns: int,
-    min_votes: int,
-    context_pairs: int,
-    **fractions: float | int,
-) -> dict[str, Any]:
-    """The options that sources of `vote_tables.build_preferences` share, `most_turns` aside.
-
-    Raises:
-      UserError: naming those out of range.
-    """
-    counts = {"min_votes": min_votes, "context_pairs": context_pairs}
+def turn_faults(turns: tuple[int, ...], most: int) -> Faults:
+    """What is wrong with the option `turns`, which names some of 1 to `most`."""
     faults = Faults()
-    if not turns or not set(turns) <= set(range(1, most_turns + 1)):
-        faults.add("turns", f"is {turns}", f"give some of 1 to {most_turns}")
-    check_options(fractions=fractions, counts=counts, faults=faults)
-    return {"turns": turns, **fractions, **counts}
+    if not turns or not set(turns) <= set(range(1, most + 1)):
+        faults.add("turns", f"is {turns}", f"give some of 1 to {most}")
+    return faults

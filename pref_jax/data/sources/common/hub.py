@@ -10,11 +10,8 @@ A local folder is laid out like the repository on the hub, as this makes it:
 Axis letters: R rows.
 """
 
-import contextlib
 import csv
-import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +19,12 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool
 
+from pref_jax.data.schema import kind
+from pref_jax.download import fetch, quiet
 from pref_jax.errors import Faults, UserError
 
 # Longest first, so that .jsonl.gz is not taken for .gz.
 _BUILDERS = {".jsonl.gz": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
-_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def read_columns(
@@ -131,51 +129,26 @@ def _check(found: pa.DataType | None, wanted: pa.DataType, name: str, faults: Fa
     where = f"column {name!r}"
     if found is None:
         faults.add(where, f"missing, wanted as {wanted}", _MEND)
-    elif pa.types.is_null(found) or (_kind(found), _kind(wanted)) in _HARMLESS:
+    elif pa.types.is_null(found) or (kind(found), kind(wanted)) in _HARMLESS:
         return
-    elif _kind(found) != _kind(wanted):
+    elif kind(found) != kind(wanted):
         faults.add(where, f"has type {found}, wanted as {wanted}", _MEND)
-    elif _kind(wanted) == "struct":
+    elif kind(wanted) == "struct":
         for field in wanted:
             place = found.get_field_index(field.name)
             _check(found.field(place).type if place >= 0 else None, field.type, f"{name}.{field.name}", faults)
-    elif _kind(wanted) == "list":
+    elif kind(wanted) == "list":
         _check(found.value_type, wanted.value_type, f"{name}[]", faults)
 
 
-def _kind(kind: pa.DataType) -> str:
-    """What a type holds, whatever its width."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    tests = {
-        "string": (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
-        "list": (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list),
-        "struct": (pa.types.is_struct,),
-        "whole number": (pa.types.is_integer,),
-        "number": (pa.types.is_floating,),
-    }
-    return next((name for name, some in tests.items() if any(test(kind) for test in some)), str(kind))
-
-
 def _fetch(name: str, files: Sequence[str], revision: str | None, flag: str) -> Path:
-    """The hub's cache folder that holds the files; nothing is fetched if they are there and there is no network."""
-    if _ID.fullmatch(name) is None:
-        raise UserError(f"{name or 'the empty path'}: no such folder, and no hub id (org/name) either; check {flag}")
-    import huggingface_hub
-
+    """The hub's cache folder that holds the files."""
+    command = (
+        f"hf download --repo-type dataset {name}{f' --revision {revision}' if revision else ''} --local-dir FOLDER"
+    )
+    give = f"give a local folder with {flag}=FOLDER; with a network, this fills one: {command}"
     patterns = [f"{glob}{ending}" for glob in files for ending in _BUILDERS]
-    try:
-        with _quiet():
-            return Path(
-                huggingface_hub.snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=patterns)
-            )
-    except Exception as error:  # the hub client raises errors of many libraries: all mean "not fetched" to the user
-        fetch = f"hf download --repo-type dataset {name}{f' --revision {revision}' if revision else ''}"
-        raise UserError(
-            f"{name}: no such folder here, and the hub did not give it ({type(error).__name__}: {error!s:.300}); give "
-            f"a local folder with {flag}=FOLDER; with a network, this fills one: {fetch} "
-            "--local-dir FOLDER"
-        ) from error
+    return fetch(name, patterns, repo_type="dataset", revision=revision, check=flag, give=give)
 
 
 def _table(folder: Path, files: Sequence[str], columns: Mapping[str, pa.DataType], flag: str) -> pa.Table:
@@ -195,7 +168,7 @@ def _table(folder: Path, files: Sequence[str], columns: Mapping[str, pa.DataType
     builder = formats.pop()
     ways = {"json": _json_ways, "csv": lambda: _csv_ways(names, columns)}.get(builder, dict)
     try:
-        with _quiet():
+        with quiet(datasets):
             data = datasets.load_dataset(builder, data_files={"train": names}, split="train", **ways())
     except Exception as error:  # `datasets` raises errors of many libraries: all mean "not read" to the user
         cause = error.__cause__ or error
@@ -235,17 +208,3 @@ def _csv_ways(names: Sequence[str], columns: Mapping[str, pa.DataType]) -> dict[
 def _ending(file: Path) -> str:
     """The ending that is known, or nothing."""
     return next((ending for ending in _BUILDERS if file.name.endswith(ending) and file.is_file()), "")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars where nobody looks at a terminal."""
-    import datasets
-    import huggingface_hub
-
-    with contextlib.ExitStack() as after:
-        for bars in (datasets, huggingface_hub.utils):
-            if not sys.stderr.isatty() and not bars.are_progress_bars_disabled():
-                bars.disable_progress_bars()
-                after.callback(bars.enable_progress_bars)
-        yield

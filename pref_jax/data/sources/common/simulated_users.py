@@ -4,7 +4,7 @@ Axis letters: U users, P answers given, I items that can be asked.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -18,7 +18,7 @@ TRAIN, VALIDATION, TEST = (SPLITS.index(word) for word in ("train", "validation"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SimulationConfig:
-    """How many users are asked, and how many pairs each.
+    """How many users are asked, and how many pairs each; None until `filled` with the data set's own value.
 
     Attributes:
       seen_users: users that shared models train on.
@@ -29,9 +29,9 @@ class SimulationConfig:
       protocol: `ALL` or `AVG`, see `pref_jax.data.splits.answers_a_user`.
     """
 
-    seen_users: int
-    unseen_users: int
-    pairs_per_user: int
+    seen_users: int | None = 10_000
+    unseen_users: int | None = 100
+    pairs_per_user: int | None = None
     context_pairs: int | None = None
     test_pairs_per_user: int | None = 100
     protocol: str = "ALL"
@@ -47,9 +47,16 @@ class SimulationConfig:
             faults.add("source.protocol", f"is {self.protocol!r}", "give ALL or AVG")
         faults.raise_if_any("bad options")
 
+    def filled(self, **own: int | None) -> "SimulationConfig":
+        """With the data set's `own` values in place of None."""
+        missing: Any = {name: value for name, value in own.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **missing)
+
     @property
     def seen(self) -> Bool[np.ndarray, "U"]:
         """Seen users come first."""
+        assert self.seen_users is not None
+        assert self.unseen_users is not None
         return np.arange(self.seen_users + self.unseen_users) < self.seen_users
 
 
@@ -69,7 +76,7 @@ class Asked(NamedTuple):
 
 def tastes(survey: SimulationConfig, kinds: int, rng: np.random.Generator) -> Int[np.ndarray, "U"]:
     """A kind for each user, from 0: as many users of each, of the seen ones and of the unseen ones, in drawn order."""
-    sizes = (survey.seen_users, survey.unseen_users)
+    sizes = (survey.seen.sum(), (~survey.seen).sum())
     return np.concatenate([rng.permutation(np.arange(size) % kinds) for size in sizes])
 
 
@@ -85,6 +92,7 @@ def sample_comparisons(survey: SimulationConfig, test: Bool[np.ndarray, "I"], rn
       UserError: if there are fewer items than a user is to answer.
     """
     seen = survey.seen
+    assert survey.pairs_per_user is not None
     counts, held_out = answers_a_user(seen, survey.pairs_per_user, survey.protocol, rng)
     if survey.context_pairs is not None:
         counts = np.where(seen, counts, survey.context_pairs)

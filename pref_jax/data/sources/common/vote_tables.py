@@ -13,7 +13,6 @@ from jaxtyping import Bool, Int
 
 from pref_jax.data.checks.majority import GROUPS_ARE_QUESTIONS
 from pref_jax.data.preferences import Preferences, build
-from pref_jax.data.schema import COMPARISONS, RESPONSES, USERS
 from pref_jax.data.splits import at_most, draw, hold_out
 from pref_jax.errors import UserError
 
@@ -176,9 +175,9 @@ def build_tables(
     responses, index = _responses(votes, texts, queries)
     comparisons = {"chosen": index[:, 0], "rejected": index[:, 1], "split": split, "controversial": controversial}
     return build(
-        pa.table({"user_id": user_id, "group": group, "seen": seen[first]}, schema=USERS),
+        {"user_id": user_id, "group": group, "seen": seen[first]},
         responses,
-        pa.table({"user": user, **comparisons}, schema=COMPARISONS),
+        {"user": user, **comparisons},
         {**meta, "users_without_test": len(user_id) - len(np.unique(user[split == "test"]))},
     )
 
@@ -212,20 +211,13 @@ def controversial_pairs(votes: list[Vote]) -> pa.Array:
 
 def _responses(
     votes: list[Vote], texts: Mapping[str, str], queries: Mapping[str, str | Messages]
-) -> tuple[pa.Table, Int[np.ndarray, "P 2"]]:
-    """Table of the responses voted on, by name, and the rows of each vote's chosen and rejected one."""
+) -> tuple[dict[str, list[Any]], Int[np.ndarray, "P 2"]]:
+    """Columns of the responses voted on, by name, and the rows of each vote's chosen and rejected one."""
     query = {name: vote.query for vote in votes for name in (vote.chosen, vote.rejected)}
     names, rows = numbered([name for vote in votes for name in (vote.chosen, vote.rejected)])
     prompts = {name: _prompt(queries[name]) for name in set(query.values())}
-    table = pa.table(
-        {
-            "response_id": names,
-            "prompt": [prompts[query[name]] for name in names],
-            "text": [texts[name] for name in names],
-        },
-        schema=RESPONSES,
-    )
-    return table, rows.reshape(-1, 2)
+    columns = {"prompt": [prompts[query[name]] for name in names], "text": [texts[name] for name in names]}
+    return {"response_id": names, **columns}, rows.reshape(-1, 2)
 
 
 def _prompt(query: str | Messages) -> list[dict[str, str]]:

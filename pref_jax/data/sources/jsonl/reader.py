@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from pref_jax.data.preferences import Preferences, build
-from pref_jax.data.schema import COMPARISONS, RESPONSES, USERS
+from pref_jax.data.sources.common.columns import names
 from pref_jax.data.sources.common.split_rule import RULE, assign_splits
 from pref_jax.data.sources.jsonl.rows import Messages, Row, checked_row
 from pref_jax.data.splits import check_options
@@ -44,7 +43,7 @@ def read(
 ) -> Preferences:
     """Reads a `.jsonl` (or `.jsonl.gz`) file into tables.
 
-    What a row leaves open is assigned by `pref_jax.data.sources.common.split_rule.assign`, whose words stand in meta.
+    What a row leaves open is assigned by `sources.common.split_rule.assign_splits`, whose words stand in meta.
     Equal texts under equal prompts become one response. No row is dropped.
 
     Args:
@@ -90,8 +89,19 @@ def _held_once(rows: Iterable[Row]) -> list[Row]:
     ]
 
 
-def json_lines(path: Path, faults: Faults) -> Iterator[tuple[int, Any]]:
-    """Line number and JSON value of each line that has one; notes the others. The path `-` is standard input."""
+def json_lines(
+    path: Path, faults: Faults, *, fix: str = "write one JSON object on each line"
+) -> Iterator[tuple[int, Any]]:
+    """Line number and JSON value of each line that has one; notes the others. The path `-` is standard input.
+
+    Args:
+      path: the file, UTF-8.
+      faults: gets the lines that hold no JSON, or the same field twice.
+      fix: of a line that is no JSON.
+
+    Raises:
+      UserError: if there is no such file, or it is cut short.
+    """
     if path != STDIN and (path.is_dir() or not path.exists()):
         raise UserError(f"{path}: no such file; check the path (one .jsonl file is wanted, not a folder)")
     opener: Any = gzip.open if path.suffix == ".gz" else open
@@ -115,7 +125,7 @@ def json_lines(path: Path, faults: Faults) -> Iterator[tuple[int, Any]]:
                     faults.add(f"{name}:{line}", what, "save the file as UTF-8")
                 except json.JSONDecodeError as error:
                     what = f"not JSON ({error.msg} at column {error.colno})"
-                    faults.add(f"{name}:{line}", what, "write one JSON object on each line")
+                    faults.add(f"{name}:{line}", what, fix)
                 except (ValueError, RecursionError) as error:
                     faults.add(f"{name}:{line}", f"not read ({error})", "write each field once, and as documented")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -176,26 +186,17 @@ def _tables(
     assigned = assign_splits(index[:, 0], index[:, 1], given_split, given_seen, options, np.random.default_rng(seed))
     dialogues = [[{"role": role, "content": content} for role, content in prompt] for prompt in prompts]
     return build(
-        pa.table(
-            {"user_id": list(users), "group": [user["group"] for user in users.values()], "seen": assigned.seen},
-            schema=USERS,
-        ),
-        pa.table(
-            {
-                "response_id": [f"r{place}" for place in range(len(responses))],
-                "prompt": [dialogues[prompt] for prompt, _ in responses],
-                "text": [text for _, text in responses],
-            },
-            schema=RESPONSES,
-        ),
-        pa.table(
-            {
-                **{name: index[:, place] for name, place in (("user", 0), ("chosen", 2), ("rejected", 3))},
-                "split": assigned.split,
-                "controversial": pa.array([row.controversial for row in rows], pa.bool_()),
-            },
-            schema=COMPARISONS,
-        ),
+        {"user_id": list(users), "group": [user["group"] for user in users.values()], "seen": assigned.seen},
+        {
+            "response_id": names("r", len(responses)),
+            "prompt": [dialogues[prompt] for prompt, _ in responses],
+            "text": [text for _, text in responses],
+        },
+        {
+            **{name: index[:, place] for name, place in (("user", 0), ("chosen", 2), ("rejected", 3))},
+            "split": assigned.split,
+            "controversial": [row.controversial for row in rows],
+        },
         {
             "source": f"jsonl: {path.name}",
             "rule": RULE,

@@ -1,4 +1,4 @@
-"""One line of a JSONL source, checked: every fault of a row noted with its field and how to fix it.
+"""One vote of a JSONL file, checked: every fault of a row noted with its field and how to fix it.
 
 The format is `pref_jax.data.sources.jsonl.reader`'s.
 """
@@ -42,16 +42,16 @@ def checked_row(where: str, line: int, value: Any, faults: Faults, ignored: Coun
       ignored: counts fields that nobody reads.
     """
     before = len(faults)
-    note = functools.partial(_note, faults, where)
+    note = functools.partial(note_field, faults, where)
     if not isinstance(value, dict):
-        faults.add(where, f"holds {_kind(value)}", "write one JSON object on each line")
+        faults.add(where, f"holds {kind_of(value)}", "write one JSON object on each line")
         return None
     ignored.update(field for field in value if field not in FIELDS)
     user = value.get("user")
     if "user" not in value:
         note("user", "missing", "name who preferred the answer")
     elif not isinstance(user, str):
-        note("user", f"is {_kind(user)}", "write it as a string")
+        note("user", f"is {kind_of(user)}", "write it as a string")
     elif not user.strip():
         note("user", "is empty", "name who preferred the answer")
     optional = {field: _option(value, field, kind, note) for field, kind in OPTIONAL.items()}
@@ -62,7 +62,8 @@ def checked_row(where: str, line: int, value: Any, faults: Faults, ignored: Coun
     return Row(line, str(user), prompt, chosen, rejected, **optional)
 
 
-def _note(faults: Faults, where: str, field: str, what: str, fix: str) -> None:
+def note_field(faults: Faults, where: str, field: str, what: str, fix: str) -> None:
+    """Notes a fault of one field."""
     faults.add(f"{where}, field {field!r}", what, fix)
 
 
@@ -72,7 +73,7 @@ def _option(value: dict[str, Any], field: str, kind: type, note: Note) -> Any:
     if given is None:
         return None
     if not isinstance(given, kind):
-        note(field, f"is {_kind(given)}", "write a string" if kind is str else "write true or false")
+        note(field, f"is {kind_of(given)}", "write a string" if kind is str else "write true or false")
     elif field == "split" and given not in SPLITS:
         note(field, f"is {given!r}", f"use {', '.join(SPLITS)}, or leave it out")
     elif kind is str and not given.strip():
@@ -82,7 +83,7 @@ def _option(value: dict[str, Any], field: str, kind: type, note: Note) -> Any:
 
 def _pair(value: dict[str, Any], note: Note) -> tuple[Messages, str, str] | None:
     """Prompt, chosen and rejected text of a row; None, and notes, if something is wrong with them."""
-    prompt = _messages(value["prompt"], "prompt", note) if value.get("prompt") is not None else None
+    prompt = checked_messages(value["prompt"], "prompt", note) if value.get("prompt") is not None else None
     given = {field: _given(value, field, note) for field in ("chosen", "rejected")}
     chosen, rejected = given["chosen"], given["rejected"]
     if value.get("prompt") is None:
@@ -111,17 +112,17 @@ def _given(value: dict[str, Any], field: str, note: Note) -> Messages | None:
     if value.get(field) is None:
         note(field, "missing", "give the answer as a string or a list of messages")
         return None
-    return _messages(value[field], field, note, role="assistant")
+    return checked_messages(value[field], field, note, role="assistant")
 
 
-def _messages(value: Any, field: str, note: Note, role: str = "user") -> Messages | None:
+def checked_messages(value: Any, field: str, note: Note, role: str = "user") -> Messages | None:
     """A string (said by `role`) or a list of {role, content}, checked."""
     if isinstance(value, str):
         if value.strip():
             return ((role, value),)
         value = [{"role": role, "content": value}]
     if not isinstance(value, list):
-        note(field, f"is {_kind(value)}", "write a string or a list of {role, content}")
+        note(field, f"is {kind_of(value)}", "write a string or a list of {role, content}")
         return None
     if not value:
         note(field, "is an empty list", "give at least one message")
@@ -155,6 +156,7 @@ def _answer(prompt: Messages, messages: Messages, field: str, note: Note) -> str
     return messages[0][1]
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a JSON value is, in words."""
     names = {type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "a string"}
     return names.get(type(value), "a list" if isinstance(value, list) else "an object")

@@ -2,20 +2,20 @@
 
 Every response has a level from 1 to 5 of four attributes (those of UltraFeedback) which its words express
 (see `lexicon`). A user is a weight vector over the attributes and prefers the response of the larger weighted level;
-equal ratings are broken at random, once for each response and attribute, by seed. The tastes and protocols are those
-of the papers' data sets (DESIGN 4.5): one attribute a user out of two (UF-P-2) or four (UF-P-4), or Dirichlet weights
-over all four (PersonalLLM); ALL gives every user the same number of pairs, AVG a uniform one with the same mean.
-Cost is linear in responses and in comparisons.
+equal ratings are broken at random, once for each response and attribute, by seed. Tastes are those of the papers' data
+sets: one attribute per user out of two (UF-P-2) or four (UF-P-4; CoPL, arXiv 2503.01658), or Dirichlet weights over all
+four (PersonalLLM, arXiv 2409.20296). Cost is linear in responses and in comparisons.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
 from pref_jax.data import preferences
-from pref_jax.data.sources.common.columns import unanimous
+from pref_jax.data.schema import COMPARISONS
+from pref_jax.data.sources.common.columns import names, unanimous
+from pref_jax.data.sources.common.options import flat_options
 from pref_jax.data.sources.synthetic import lexicon
 from pref_jax.data.splits import answers_a_user, draw_pairs
 from pref_jax.errors import Faults
@@ -32,9 +32,9 @@ class WorldConfig:
     """Size and rules of a world.
 
     Attributes:
-      tastes: `uf_p_2`, `uf_p_4` (one attribute a user), or `dirichlet` (weights over all four).
+      tastes: `uf_p_2`, `uf_p_4` (one attribute per user), or `dirichlet` (weights over all four).
       dirichlet_alpha: concentration of `dirichlet` tastes; small is diverse.
-      protocol: `ALL` or `AVG` (see module).
+      protocol: `ALL` or `AVG`, see `pref_jax.data.splits.answers_a_user`.
       pairs_per_user: n, of which one is for validation; unseen users get all n as context.
       contested_only: keep only pairs on which the four attributes do not all agree.
       label_noise: probability that a training or validation answer is flipped; test answers never are.
@@ -86,13 +86,8 @@ def generate(config: WorldConfig) -> preferences.Preferences:
     ]
     tastes, groups = _tastes(config, rng["users"])
     comparisons, counts = _comparisons(config, halves, tastes, rng["ask"])
-    users = pa.table(
-        {
-            "user_id": pa.array([f"user-{i}" for i in range(len(tastes))]),
-            "group": pa.array(groups, pa.string()),
-            "seen": pa.array(np.arange(len(tastes)) < config.seen_users),
-        }
-    )
+    count = len(tastes)
+    columns = {"user_id": names("user-", count), "group": groups, "seen": np.arange(count) < config.seen_users}
     meta = {
         "source": "embedded",
         "licence": "Apache-2.0",
@@ -101,7 +96,10 @@ def generate(config: WorldConfig) -> preferences.Preferences:
         "config": dataclasses.asdict(config),
         "counts": counts,
     }
-    return preferences.build(users, _response_table(halves), comparisons, meta)
+    return preferences.build(columns, _responses_of(halves), comparisons, meta)
+
+
+read = flat_options(config=WorldConfig())(generate)
 
 
 def pretraining_text(*, dialogues: int, glossaries: int, marker_noise: float, seed: int) -> list[tuple[str, ...]]:
@@ -133,22 +131,17 @@ def pretraining_text(*, dialogues: int, glossaries: int, marker_noise: float, se
 
 def _check(config: WorldConfig) -> None:
     faults = Faults()
-    for name in ("seen_users", "pairs_per_user", "test_pairs_per_user", "train_prompts", "test_prompts"):
-        if getattr(config, name) < 1:
-            faults.add(f"world.{name}", f"is {getattr(config, name)}", "give a number of at least 1")
-    if config.unseen_users < 0:
-        faults.add("world.unseen_users", f"is {config.unseen_users}", "give 0 or more")
-    if config.pairs_per_user < 2:
-        faults.add("world.pairs_per_user", f"is {config.pairs_per_user}", "give at least 2: one is for validation")
-    if config.responses_per_prompt < 2:
-        faults.add("world.responses_per_prompt", f"is {config.responses_per_prompt}", "give at least 2")
+    least = {"unseen_users": 0, "pairs_per_user": 2, "responses_per_prompt": 2}
+    least |= dict.fromkeys(("seen_users", "test_pairs_per_user", "train_prompts", "test_prompts"), 1)
+    for name, bound in least.items():
+        if (value := getattr(config, name)) < bound:
+            faults.add(f"world.{name}", f"is {value}", f"give {bound} or more")
     for name in ("label_noise", "marker_noise"):
-        if not 0 <= getattr(config, name) <= 0.5:
-            faults.add(f"world.{name}", f"is {getattr(config, name)}", "give a probability from 0 to 0.5")
-    if config.tastes not in ("uf_p_2", "uf_p_4", "dirichlet"):
-        faults.add("world.tastes", f"is {config.tastes!r}", "give uf_p_2, uf_p_4 or dirichlet")
-    if config.protocol not in ("ALL", "AVG"):
-        faults.add("world.protocol", f"is {config.protocol!r}", "give ALL or AVG")
+        if not 0 <= (value := getattr(config, name)) <= 0.5:
+            faults.add(f"world.{name}", f"is {value}", "give a probability from 0 to 0.5")
+    for name, words in (("tastes", ("uf_p_2", "uf_p_4", "dirichlet")), ("protocol", ("ALL", "AVG"))):
+        if (value := getattr(config, name)) not in words:
+            faults.add(f"world.{name}", f"is {value!r}", f"give {', '.join(words)}")
     if not config.dirichlet_alpha > 0:
         faults.add("world.dirichlet_alpha", f"is {config.dirichlet_alpha}", "give a number above 0")
     faults.raise_if_any("the world's config does not fit")
@@ -193,8 +186,8 @@ def _pool(config: WorldConfig, texts: _Texts, rng: np.random.Generator) -> tuple
     return pairs[keep], ratings, ~unanimous(used[keep])
 
 
-def _comparisons(config, halves: list[_Texts], tastes: np.ndarray, rng) -> tuple[pa.Table, dict[str, int]]:
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("user", "chosen", "rejected", "split", "contested")}
+def _comparisons(config, halves: list[_Texts], tastes: np.ndarray, rng) -> tuple[dict[str, Any], dict[str, int]]:
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in COMPARISONS.names}
     seen = np.arange(len(tastes)) < config.seen_users
     counts, held_out = answers_a_user(seen, config.pairs_per_user, config.protocol, rng)
     filtered, offset = {}, 0
@@ -213,27 +206,11 @@ def _comparisons(config, halves: list[_Texts], tastes: np.ndarray, rng) -> tuple
         for name, value in zip(columns, values, strict=True):
             columns[name].append(value)
         offset += len(texts.responses)
-    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
-    table = pa.table(
-        {
-            "user": pa.array(joined["user"], pa.int32()),
-            "chosen": pa.array(joined["chosen"], pa.int32()),
-            "rejected": pa.array(joined["rejected"], pa.int32()),
-            "split": pa.array(joined["split"], pa.string()),
-            "controversial": pa.array(joined["contested"], pa.bool_()),
-        }
-    )
-    return table, filtered
+    return {name: np.concatenate(parts) for name, parts in columns.items()}, filtered
 
 
-def _response_table(halves: list[_Texts]) -> pa.Table:
+def _responses_of(halves: list[_Texts]) -> dict[str, Any]:
     prompts = [text for texts in halves for text in np.asarray(texts.prompts, object)[texts.prompt_of]]
     texts = [text for half in halves for text in half.responses]
-    message = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-    return pa.table(
-        {
-            "response_id": pa.array([f"response-{i}" for i in range(len(texts))]),
-            "prompt": pa.array([[{"role": "user", "content": prompt}] for prompt in prompts], message),
-            "text": pa.array(texts, pa.string()),
-        }
-    )
+    messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    return {"response_id": names("response-", len(texts)), "prompt": messages, "text": texts}

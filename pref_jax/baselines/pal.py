@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Key
 
-from experiments.baselines.heads import Head, Known, Params, dense, dense_init, mlp, mlp_init, own_rows
+from pref_jax.baselines.heads import Head, Known, Params, dense, dense_init, mlp, mlp_init, own_rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

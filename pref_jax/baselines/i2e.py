@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from experiments.baselines.heads import Head, Known, Params, beside, leaky, mlp, mlp_init, own_rows
+from pref_jax.baselines.heads import Head, Known, Params, beside, leaky, mlp, mlp_init, own_rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

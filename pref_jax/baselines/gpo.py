@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from experiments.baselines.heads import Head, Known, Params, dense, dense_init, mlp, mlp_init
+from pref_jax.baselines.heads import Head, Known, Params, dense, dense_init, mlp, mlp_init
 
 LINEARS = ("query", "key", "value", "out")
 

@@ -1,15 +1,7 @@
-"""What the personal baselines are called, how large they are, and what each may choose from by held-out votes."""
+"""Sizes of the baselines and what each may choose from by held-out votes. Imports no JAX: configs read it."""
 
 import dataclasses
-from collections.abc import Callable
 
-from experiments.baselines.gpo import GPO
-from experiments.baselines.heads import Head
-from experiments.baselines.i2e import I2E
-from experiments.baselines.pal import PALA, PALB
-from experiments.baselines.vpl import VPL
-from experiments.runner.cli import freeze
-from experiments.runner.workspace import Run
 from pref_jax.errors import Faults
 
 
@@ -58,23 +50,4 @@ class BaselinesConfig:
                 faults.add(name, "is empty", "give at least one value to choose from")
         if not 0 <= self.generic_share <= 1:
             faults.add("generic_share", f"is {self.generic_share}", "give a part, from 0 to 1")
-        faults.raise_if_any("config.baselines")
-
-
-def read(run: Run) -> BaselinesConfig:
-    """The section `baselines` of the run's config; its defaults where there is none."""
-    return freeze(BaselinesConfig, run.config.get("baselines", {}), "baselines")
-
-
-# Each method's candidates.
-HEADS: dict[str, Callable[[BaselinesConfig], list[Head]]] = {
-    "I2E": lambda c: [I2E(hidden=c.hidden, size=c.embedding, shrink=shrink) for shrink in c.shrink],
-    "VPL": lambda c: [VPL(hidden=c.hidden, kl_weight=weight) for weight in c.kl_weights],
-    "PAL-A": lambda c: [
-        PALA(hidden=c.hidden, size=c.hidden, prototypes=k, shrink=s) for k in c.prototypes for s in c.shrink
-    ],
-    "PAL-B": lambda c: [
-        PALB(hidden=c.hidden, size=c.hidden, prototypes=k, shrink=s) for k in c.prototypes for s in c.shrink
-    ],
-    "GPO": lambda c: [GPO(hidden=c.hidden, blocks=c.blocks)],
-}
+        faults.raise_if_any("BaselinesConfig")

@@ -1,25 +1,39 @@
-"""The loss of every personal baseline, and its rewards for users met in training and not.
+"""Personal heads at work: their candidates, their loss, and rewards for users met in training and not.
 
 Axis letters: B pairs of a batch, P pairs, U users, N responses, M prompts, D features, n context pairs.
 """
 
-import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Int
 
-from experiments.baselines.heads import Head, Known, Params
+from pref_jax.baselines.gpo import GPO
+from pref_jax.baselines.heads import Head, Known, Params
+from pref_jax.baselines.i2e import I2E
+from pref_jax.baselines.pal import PALA, PALB
+from pref_jax.baselines.settings import BaselinesConfig
+from pref_jax.baselines.vpl import VPL
 from pref_jax.comparisons import Comparisons
 from pref_jax.data.loaders.contexts import Context, contexts
-from pref_jax.train import state
-from pref_jax.train.state import LossFn, Metrics, OptimizerConfig
+from pref_jax.train.state import LossFn, Metrics
 
+# Each method's candidates.
+HEADS: dict[str, Callable[[BaselinesConfig], list[Head]]] = {
+    "I2E": lambda c: [I2E(hidden=c.hidden, size=c.embedding, shrink=shrink) for shrink in c.shrink],
+    "VPL": lambda c: [VPL(hidden=c.hidden, kl_weight=weight) for weight in c.kl_weights],
+    "PAL-A": lambda c: [
+        PALA(hidden=c.hidden, size=c.hidden, prototypes=k, shrink=s) for k in c.prototypes for s in c.shrink
+    ],
+    "PAL-B": lambda c: [
+        PALB(hidden=c.hidden, size=c.hidden, prototypes=k, shrink=s) for k in c.prototypes for s in c.shrink
+    ],
+    "GPO": lambda c: [GPO(hidden=c.hidden, blocks=c.blocks)],
+}
 # Users or pairs whose states are gathered at a time.
 BLOCK = 256
 # Parameters that learn faster than the networks: what users own, and PAL's prototypes and scale.
@@ -82,23 +96,6 @@ def feature_loss(head: Head) -> LossFn:
         return batch_loss(head, params, frozen, {**batch, "row": batch["chosen"]}, h, key)
 
     return loss
-
-
-def optimizer(recipe: OptimizerConfig, *, user_lr_mult: float) -> optax.GradientTransformation:
-    """`recipe`; for what `FAST` names at `user_lr_mult` times its rate, and without weight decay.
-
-    Adam moves every number by about its learning rate a step, but a user's row only in the few steps that meet them.
-    PAL's prototypes and scale are faster than its networks in the published recipe, too.
-    """
-    own = dataclasses.replace(recipe, lr=user_lr_mult * recipe.lr, weight_decay=0.0)
-
-    def label(path: tuple[Any, ...], _: Any) -> str:
-        return "fast" if any(getattr(key, "key", None) in FAST for key in path) else "rest"
-
-    return optax.partition(
-        {"fast": state.optimizer(own), "rest": state.optimizer(recipe)},
-        lambda params: jax.tree_util.tree_map_with_path(label, params),
-    )
 
 
 def seen_rows(seen: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from experiments.baselines.heads import Head, Known, Params, beside, dense, dense_init, leaky, mlp, mlp_init
+from pref_jax.baselines.heads import Head, Known, Params, beside, dense, dense_init, leaky, mlp, mlp_init
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,144 @@
+"""Trains and scores CoPL's reward model, and the group oracle that differs from it by its routing alone.
+
+Axis letters: B rows, L length, P pairs, U users, N responses, C features of a user embedding.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from copl_jax.reward import load_balancing, reward_model, routing
+from copl_jax.reward.lora_experts import ExpertsConfig
+from copl_jax.reward.reward_model import RewardConfig
+from copl_jax.reward.routing import GateConfig
+from pref_jax.comparisons import Comparisons, Votes
+from pref_jax.lm.config import LMConfig
+from pref_jax.lm.pair_batches import Texts, pair_margins, text_batches
+from pref_jax.lm.pairs import init_head
+from pref_jax.mesh import replicated
+from pref_jax.train.method import Trained, TrainingConfig, train
+from pref_jax.train.state import optimizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardSettings:
+    """A reward model without its transformer: experts, gates, how it is trained.
+
+    Attributes:
+      training: steps, batches, learning rate.
+      experts: number, size and place.
+      gate: the gates' sizes and noise.
+      remat: what the backward pass keeps of each block.
+    """
+
+    training: TrainingConfig
+    experts: ExpertsConfig = dataclasses.field(default_factory=ExpertsConfig)
+    gate: GateConfig = dataclasses.field(default_factory=GateConfig)
+    remat: str = "none"
+
+    def model(self, lm: LMConfig, *, num_groups: int = 0) -> RewardConfig:
+        """The model on a transformer; with `num_groups` that of the oracle, an expert for each group."""
+        if not num_groups:
+            return RewardConfig(lm=lm, mixture=self.experts, gate=self.gate, remat=self.remat)
+        experts = dataclasses.replace(self.experts, num_experts=num_groups)
+        return RewardConfig(lm=lm, routing="groups", mixture=experts, gate=self.gate, remat=self.remat)
+
+
+def fit_reward(
+    config: RewardConfig,
+    texts: Texts,
+    pairs: Comparisons,
+    table: np.ndarray,
+    training: TrainingConfig,
+    *,
+    folder: Path,
+    seed: int,
+) -> Trained:
+    """Trains experts, gates and head; a killed training is resumed from `folder`.
+
+    Args:
+      config: the model.
+      texts: the responses.
+      pairs: who preferred what.
+      table: user embeddings float32 [U C] (routing "users") or group numbers int32 [U] ("groups").
+      training: steps, batches, learning rate.
+      folder: gets checkpoints and logs.
+      seed: of parameters, batches, noise and dropout.
+    """
+    base, mesh = texts.model.params, texts.model.mesh
+    dim = table.shape[1] if config.routing == "users" else 0
+    params = reward_model.init(config, jax.random.key(seed), embedding_dim=dim)
+    if config.lm.num_labels == 1:
+        params["head"] = init_head(config.lm, base, jax.random.key(seed))
+    steps = training.optimizer.num_steps
+    shared = texts.shared_length(pairs, training.share_prefix)
+    sizes = {"batch_size": training.batch_size, "num_steps": steps, "seed": seed}
+    return train(
+        params=params,
+        frozen={"base": base, config.routing: jax.device_put(table, replicated(mesh))},
+        loss=reward_model.make_loss(config),
+        optimizer=load_balancing.optimizer(config.gate, optimizer(training.optimizer), num_steps=steps),
+        batches=text_batches(pairs, texts.tokens, texts.length, shared=shared, **sizes),
+        folder=folder,
+        mesh=mesh,
+        seed=seed,
+        **training.loop(),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _rewards(config: RewardConfig, params, base, table, tokens, mask, row):
+    return reward_model.rewards(config, params, base, tokens, mask, table[row])
+
+
+def reader(config: RewardConfig, texts_params: Any, params: Any, table: Any) -> Any:
+    """Rewards of texts for the users in rows of `table`, as `TextModel.read_rows` reads them."""
+    return functools.partial(_rewards, config, params, texts_params, jnp.asarray(table))
+
+
+def score_pairs(
+    config: RewardConfig, params: Any, texts: Texts, pairs: Votes, table: np.ndarray, *, batch_size: int = 0
+) -> np.ndarray:
+    """Reward margins float32 [P]; a response is read once for each user (or group) that it is scored for."""
+    if config.routing == "groups":
+        pairs, table = Comparisons(table[pairs.user], pairs.chosen, pairs.rejected), np.arange(table.max() + 1)
+    read = reader(config, texts.model.params, params, table.astype(np.float32 if table.ndim > 1 else np.int32))
+    return pair_margins(texts, pairs, read, route=pairs.user, batch_size=batch_size)
+
+
+def gate_facts(
+    config: RewardConfig, params: Any, table: np.ndarray, seen: np.ndarray, groups: Sequence[str | None]
+) -> dict[str, Any]:
+    """How the trained gates send users, after training and without its noise; JSON values.
+
+    Args:
+      config: the model's, of routing "users".
+      params: trained.
+      table: user embeddings float [U C].
+      seen: bool [U].
+      groups: U names or None.
+
+    Returns:
+      "expert_usage": {group: [gates][experts]}, fractions of the group's users' choices; "gates": their names;
+      "gate_entropy": mean over users and gates, in nats; "num_gates"; "dead_experts_by_gate" and their sum
+      "dead_experts": experts that no seen user is sent to.
+    """
+    decisions = routing.route(config.gate, params["gates"], jnp.asarray(table))
+    names = np.array(["everybody" if name is None else name for name in groups])
+    choices = np.concatenate([np.asarray(gate.choice) for gate in decisions.values()])
+    sent = np.eye(config.mixture.num_experts)[choices].mean(axis=2)
+    dead = (sent[:, seen].sum(axis=1) == 0).sum(axis=1)
+    return {
+        "expert_usage": {str(name): sent[:, names == name].mean(axis=1).tolist() for name in sorted(set(names))},
+        "gates": [f"{target} {layer}" for target in decisions for layer in range(config.lm.num_layers)],
+        "gate_entropy": float(routing.entropy(decisions)),
+        "num_gates": len(dead),
+        "dead_experts": int(dead.sum()),
+        "dead_experts_by_gate": dead.tolist(),
+    }

@@ -1,0 +1,100 @@
+"""LoRe's first call: seconds of a new process with an empty and with a filled compilation cache, and what the quick
+search gives up against the full one.
+
+A row's `seconds` are those of the first call of the quick search, `baseline_seconds` those of the full one.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.benchmarks.measure import Result, result
+from experiments.studies.planted_world import PlantedConfig, World, draw
+from lore_jax.fitting import model_selection
+from lore_jax.fitting.bradley_terry import LoReConfig
+
+USERS, FEATURES = 60, 32
+# Of the process that is timed: imports, world and fit; it prints the seconds of the fit alone.
+SCRIPT = f"from {__name__} import one_fit; one_fit({{!r}})"
+SEARCHES = {"quick": LoReConfig.quick(), "full": LoReConfig()}
+WORLDS: dict[str, dict[str, Any]] = {
+    "one direction each": {"alpha": 0.1},
+    "mixed tastes": {"alpha": 1.0},
+    "all alike": {"alpha": None, "wrong": 0.2},
+    "a fifth wrong": {"alpha": 0.1, "wrong": 0.2},
+}
+
+
+def first_call(seeds: int = 5, sizes: tuple[int, ...] = (60, 200)) -> list[Result]:
+    """First calls with an empty and with a filled cache; then the accuracies of both searches, world by world."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        times = {name: [_process(name, os.path.join(folder, name)) for _ in range(2)] for name in SEARCHES}
+    for place, cache in enumerate(("empty cache", "filled cache")):
+        full, quick = times["full"][place], times["quick"][place]
+        facts = {"process_seconds": quick["process"], "full_process_seconds": full["process"], "load": quick["load"]}
+        size = f"{USERS} users, {FEATURES} features, {cache}"
+        rows.append(result("first_call", size, full["fit"], quick["fit"], **facts))
+    return rows + [_compared(name, users, seeds) for users in sizes for name in WORLDS]
+
+
+def one_fit(search: str) -> None:
+    """Prints the seconds of the first fit of this process."""
+    world = _world(USERS, 0, alpha=0.3)
+    start = time.perf_counter()
+    _fit(world, search)
+    print(time.perf_counter() - start)
+
+
+def _process(search: str, cache: str) -> dict[str, float]:
+    """Seconds of a new process and of the fit in it, and the machine's load before (1 min average)."""
+    load, start = os.getloadavg()[0], time.perf_counter()
+    environment = {**os.environ, "PREF_JAX_CACHE": cache}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    script = f"from pref_jax import compile_cache; compile_cache.enable(); {SCRIPT.format(search)}"
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the first call failed:\n{done.stderr[-3000:]}")
+    return {"process": time.perf_counter() - start, "fit": float(done.stdout.split()[-1]), "load": load}
+
+
+def _world(users: int, seed: int, **options: Any) -> World:
+    return draw(PlantedConfig(seen=users, unseen=50, features=FEATURES, responses=600, **options), seed)
+
+
+def _fit(world: World, search: str) -> Any:
+    config = SEARCHES[search]
+    found = model_selection.fit(world.features, world.train, world.validation, world.num_seen, config=config)
+    return found._replace(basis=found.basis.block_until_ready())
+
+
+def _compared(name: str, users: int, seeds: int) -> Result:
+    """Accuracy of seen and unseen users' true preferences on new responses, by search, the mean over seeds."""
+    accuracy: dict[str, list[list[float]]] = {search: [] for search in SEARCHES}
+    seconds, kinds = dict.fromkeys(SEARCHES, 0.0), {search: [] for search in SEARCHES}
+    for seed in range(seeds):
+        world = _world(users, seed, **WORLDS[name])
+        for search in SEARCHES:
+            _fit(world, search)
+            start = time.perf_counter()
+            found = _fit(world, search)
+            seconds[search] += (time.perf_counter() - start) / seeds
+            kinds[search].append(found.kind)
+            unseen = model_selection.adapt(found, world.features, world.context, world.num_unseen)
+            weights = jnp.concatenate([found.weights, unseen])
+            right = np.asarray(model_selection.predict(found, world.features, weights, world.test)) > 0
+            seen = world.seen[world.test.user]
+            accuracy[search].append([float(right[side].mean()) for side in (seen, ~seen)])
+    facts: dict[str, Any] = {f"{search}_kinds": kinds[search] for search in SEARCHES}
+    for search, values in accuracy.items():
+        facts[f"{search}_seen"], facts[f"{search}_unseen"] = np.mean(values, 0).tolist()
+    loss = np.subtract(accuracy["full"], accuracy["quick"])
+    facts["lost_seen"], facts["lost_unseen"] = loss.mean(0).tolist()
+    facts["lost_standard_error"] = (loss.std(0, ddof=1) / np.sqrt(seeds)).tolist()
+    return result("first_call", f"{users} users, {name}, compiled", seconds["full"], seconds["quick"], **facts)

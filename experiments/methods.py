@@ -1,0 +1,153 @@
+"""Every method of the tables, one record each: its name, what it may read, what it is compared with, how it runs."""
+
+import dataclasses
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+GROUPS, ANSWERS = "groups", "test answers and groups"
+SHARED, SHARED_FEATURES = "shared reward", "shared (features)"
+HEADS = ("I2E", "VPL", "PAL-A", "PAL-B", "GPO")
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method.
+
+    Attributes:
+      name: of its row in tables.
+      function: "module:function", called with a `Workspace` and the name.
+      sentence: what it is, for reports.
+      on_features: it reads frozen features, and is compared with the shared reward on these.
+      reads: what it may see beyond votes: `GROUPS`, other people's `ANSWERS`, or nothing.
+    """
+
+    name: str
+    function: str
+    sentence: str
+    on_features: bool = False
+    reads: str = ""
+
+    def run(self, work: Any) -> None:
+        """Trains and scores one seed, unless that is done."""
+        module, _, function = self.function.partition(":")
+        getattr(importlib.import_module(module), function)(work, self.name)
+
+
+_COPL, _LORE, _BASELINES = "experiments.copl:", "experiments.lore:lore", "experiments.baselines:"
+_HEADS = {
+    "I2E": "an embedding for each seen user, read by a network; unseen users get those of like-minded seen ones.",
+    "VPL": "a variational encoder of a user's votes; a network on the adapted transformer reads its latent.",
+    "PAL-A": "closeness to a user's ideal point, a mixture of prototypes; of a new user the mixture alone is fitted.",
+    "PAL-B": "likeness to a user's ideal answer to the prompt, a mixture of networks; else as PAL-A.",
+    "GPO": "a transformer reads a user's votes in its context and rates a text; nothing is tuned for a new user.",
+}
+_RECORDS = (
+    Method(SHARED, _BASELINES + "shared", "one Bradley-Terry reward for all users: the transformer with plain LoRA."),
+    Method(
+        "group oracle",
+        _COPL + "oracle",
+        "the same transformer told each user's true group, one expert per group: what knowing them is worth.",
+        reads=GROUPS,
+    ),
+    Method(
+        "CoPL",
+        _COPL + "copl",
+        "user embeddings from the graph of votes choose LoRA experts; unseen users by two-hop neighbours.",
+    ),
+    Method(
+        "CoPL (balancing loss)",
+        _COPL + "balanced",
+        "CoPL with a loss for even use of the experts (Switch Transformers).",
+    ),
+    Method(
+        "CoPL (balancing bias)",
+        _COPL + "balanced",
+        "CoPL with biases of the gates that move towards even use (loss-free balancing).",
+    ),
+    Method(
+        "CoPL + shrinkage",
+        _BASELINES + "shrunk",
+        "CoPL mixed with the shared reward, by how much was decided on prompts that neither was trained on.",
+    ),
+    Method(
+        "pretrained head",
+        _LORE,
+        "the score head that the frozen reward model came with; it learns nothing.",
+        on_features=True,
+    ),
+    Method(
+        SHARED_FEATURES,
+        _LORE,
+        "one linear Bradley-Terry reward on the frozen features that LoRe uses.",
+        on_features=True,
+    ),
+    Method(
+        "oracle (features)",
+        _LORE,
+        "one linear Bradley-Terry reward per true group on the same features.",
+        on_features=True,
+        reads=GROUPS,
+    ),
+    Method(
+        "per-user model",
+        _LORE,
+        "a linear reward for each user alone on the same features, its prior chosen by held-out votes.",
+        on_features=True,
+    ),
+    Method(
+        "LoRe (published)",
+        _LORE,
+        "the published recipe on the same features: one Adam over basis and weights, no shrinkage.",
+        on_features=True,
+    ),
+    Method(
+        "LoRe",
+        _LORE,
+        "a low-rank basis of rewards on frozen features; an unseen user's weights are solved in closed form.",
+        on_features=True,
+    ),
+    Method(
+        "deep LoRe",
+        "experiments.deep:deep_lore",
+        "LoRe's basis on an adapted transformer, trained through the solver of the users' weights.",
+    ),
+    Method(
+        "leave-one-out majority",
+        _BASELINES + "majority",
+        "what most other people chose on the very same test pair; ties count half.",
+        reads=ANSWERS,
+    ),
+    *(Method(name, _BASELINES + "head_on_transformer", text) for name, text in _HEADS.items()),
+    Method(
+        "P-RLHF",
+        _BASELINES + "soft_prompts",
+        "a soft prompt for each seen user before the text; unseen users share a generic one.",
+    ),
+    *(
+        Method(
+            f"{name} (features)",
+            _BASELINES + "head_on_features",
+            f"{name} on the frozen features; its choices by held-out votes.",
+            on_features=True,
+        )
+        for name in HEADS
+    ),
+    Method(
+        "formatting-only",
+        _BASELINES + "formatting_only",
+        "a check, no rival: a regression on lengths, lines, marks and capitals, which reads no word.",
+    ),
+)
+METHODS: dict[str, Method] = {record.name: record for record in _RECORDS}
+
+
+def compared_with(name: str, methods: Sequence[str]) -> str:
+    """The shared reward that a method is compared with: on the same frozen features, or on the adapted transformer.
+
+    The other of the two where only that one ran; "" for the shared reward itself, and where there is none.
+    """
+    if name in (SHARED, SHARED_FEATURES):
+        return ""
+    wanted = (SHARED_FEATURES, SHARED) if METHODS[name].on_features else (SHARED, SHARED_FEATURES)
+    return next((other for other in wanted if other in methods), "")

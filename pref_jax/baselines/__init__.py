@@ -1,0 +1,1 @@
+"""The methods of the field that CoPL and LoRe are compared with."""

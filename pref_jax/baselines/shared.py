@@ -1,0 +1,151 @@
+"""One reward for all users: the transformer with plain LoRA adapters and a linear head (Bradley-Terry).
+
+Axis letters: B rows, L length, P pairs, N texts.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int32, Key
+
+from pref_jax.comparisons import Comparisons
+from pref_jax.errors import UserError
+from pref_jax.lm import backbone, lora, parameter_files
+from pref_jax.lm.config import LMConfig
+from pref_jax.lm.lora import LoRAConfig
+from pref_jax.lm.pair_batches import Texts, text_batches
+from pref_jax.lm.pairs import apply_head, init_head, pair_states, pairwise_loss, text_states
+from pref_jax.lm.text_model import TextModel
+from pref_jax.mesh import replicated
+from pref_jax.personal import Added, PersonalReward, Saved, Scores
+from pref_jax.train.method import Trained, TrainingConfig, train
+from pref_jax.train.state import LossFn, optimizer
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SharedConfig:
+    """The model; hashable, so it can be a static argument of `jax.jit`.
+
+    Attributes:
+      lm: the transformer.
+      lora: size and place of the adapters.
+      remat: what the backward pass keeps of each block, one of `backbone.REMAT`.
+    """
+
+    lm: LMConfig
+    lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)
+    remat: str = "none"
+
+
+def init_adapters(config: SharedConfig, key: Key[Array, ""]) -> lora.Adapters:
+    """Fresh adapters, which change nothing yet."""
+    shapes = config.lora.wanted(backbone.linear_shapes(config.lm))
+    # The first half of the key, as CoPL draws its shared expert: both begin alike.
+    return lora.init(jax.random.split(key)[0], shapes, config.lm.num_layers, config.lora.rank)
+
+
+def init(config: SharedConfig, key: Key[Array, ""], base: Mapping[str, Any] | None = None) -> Params:
+    """Fresh parameters, float32: {"adapters", "head": {"w": [D], "b": []}}; a reward model's own head begins it."""
+    adapters_key, _, head_key = jax.random.split(key, 3)
+    return {"adapters": init_adapters(config, adapters_key), "head": init_head(config.lm, base, head_key)}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def rewards(
+    config: SharedConfig, params: Params, base: Any, tokens: Int32[Array, "B L"], mask: Bool[Array, "B L"]
+) -> Float[Array, " B"]:
+    """Float32 reward of each text, without the dropout of training."""
+    apply = lora.adapter_fn(config.lora)
+    return apply_head(params["head"], text_states(config.lm, base, tokens, mask, params["adapters"], apply))
+
+
+def make_loss(config: SharedConfig) -> LossFn:
+    """Bradley-Terry loss of batches of text pairs; `frozen` is {"base"}."""
+
+    def loss(params, frozen, batch, key):
+        dropout = None if key is None else jax.random.split(key)[1]
+        adapters, apply = lora.with_keys(params["adapters"], dropout), lora.adapter_fn(config.lora)
+        states = pair_states(config.lm, frozen["base"], batch, adapters, apply, remat=config.remat)
+        return pairwise_loss(apply_head(params["head"], states))
+
+    return loss
+
+
+def fit_shared(
+    config: SharedConfig, texts: Texts, pairs: Comparisons, training: TrainingConfig, *, folder: Path, seed: int
+) -> Trained:
+    """Trains adapters and head on these pairs; a killed training is resumed from `folder`."""
+    sizes = {"batch_size": training.batch_size, "num_steps": training.optimizer.num_steps, "seed": seed}
+    shared = texts.shared_length(pairs, training.share_prefix)
+    return train(
+        params=init(config, jax.random.key(seed), texts.model.params),
+        frozen={"base": texts.model.params},
+        loss=make_loss(config),
+        optimizer=optimizer(training.optimizer),
+        batches=text_batches(pairs, texts.tokens, texts.length, shared=shared, **sizes),
+        folder=folder,
+        mesh=texts.model.mesh,
+        seed=seed,
+        **training.loop(),
+    )
+
+
+class SharedReward(PersonalReward):
+    """The shared reward of all users behind the protocol; it keeps no votes, and `add_votes` changes nothing."""
+
+    kind: ClassVar[str] = "shared"
+
+    def __init__(self, *, text: TextModel, config: SharedConfig, params: Params, users: Sequence[str] = ()):
+        self.text = self.base = text
+        self.config, self.params = config, params
+        self._votes = dict.fromkeys(users, 0)
+
+    @property
+    def users(self) -> list[str]:
+        """Users whose votes it was trained on, or who were added: all have the same reward."""
+        return list(self._votes)
+
+    def rewards(self, users: Sequence[str | None], rows: Any, *, uncertainty: bool = False) -> Scores:
+        """One reward for all."""
+        if uncertainty:
+            raise UserError("the shared reward has no posterior, so no uncertainty; leave uncertainty out")
+        read = functools.partial(rewards, self.config, self.params, self.base.params)
+        found = self.base.read_rows(self.base.tokenize(rows), read)[:, 0]
+        return Scores(found, np.zeros_like(found))
+
+    def add_votes(self, user: str, votes: Any) -> Added:
+        """Makes the user known; one reward for all learns nothing from one user's votes."""
+        from pref_jax.data.votes import vote_rows
+
+        self._votes[user] = self._votes.get(user, 0) + len(vote_rows(votes, user).users)
+        return Added(user, self._votes[user], "one reward for all: nothing to solve")
+
+    def remove_user(self, user: str) -> None:
+        """Forgets the id; it kept nothing else."""
+        self._check_users([user])
+        del self._votes[user]
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], list[int]]:
+        """Adapters and head."""
+        model = {"lora": dataclasses.asdict(self.config.lora), "remat": self.config.remat}
+        return model, parameter_files.as_tensors(self.params), list(self._votes.values())
+
+    @classmethod
+    def restore(cls, saved: Saved) -> Self:
+        """From a saved folder."""
+        text = saved.text
+        if text is None:
+            raise UserError(f"{saved.folder}: names no base; train and save the model again")
+        own = {**saved.model["lora"], "targets": tuple(saved.model["lora"]["targets"])}
+        config = SharedConfig(lm=text.config, lora=LoRAConfig(**own), remat=saved.model["remat"])
+        shapes = jax.eval_shape(functools.partial(init, config), jax.random.key(0))
+        parameter_files.check(saved.tensors, parameter_files.kinds(shapes), where=str(saved.folder))
+        params = jax.device_put(parameter_files.as_tree(saved.tensors, shapes), replicated(text.mesh))
+        return cls(text=text, config=config, params=params, users=saved.users)

@@ -1,0 +1,340 @@
+"""The command `pref`: train, score, rank, add votes, remove users, look, export.
+
+Data goes to standard output or to a file; everything else is told on standard error. A mistake of the user is one
+message and exit code 2. JAX, transformers and the methods are imported by the commands that need them, after their
+input has been checked.
+"""
+
+import importlib.metadata
+import inspect
+import itertools
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pref_jax import saved
+from pref_jax.errors import UserError
+from pref_jax.files import write_text
+from pref_jax.progress import log
+from pref_jax.version import __version__
+
+if TYPE_CHECKING:
+    from pref_jax.data.sources.jsonl.requests import Request
+    from pref_jax.personal import PersonalReward, Scores
+
+GROUP = "pref_jax.methods"
+STDIN = Path("-")
+
+
+def _example(*lines: str) -> str:
+    return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
+
+
+ASK = """echo '{"user": "ada", "prompt": "How long?", "responses": ["Seven minutes.", "It depends."]}' | pref """
+TRAIN = "pref train votes.jsonl --method lore --base Qwen/Qwen3-0.6B --out mine"
+app = typer.Typer(
+    help="Personalised reward models: from votes to a reward for every user.",
+    epilog=_example(TRAIN, f"{ASK}rank mine"),
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
+
+
+def _option(**given: Any) -> Any:
+    """An option whose help need not tell its default."""
+    return typer.Option(**given, show_default=False)
+
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A saved model.", show_default=False)]
+VotesFile = Annotated[Path, typer.Argument(metavar="VOTES", help="JSON lines; - for standard input.")]
+Requests = Annotated[Path, typer.Argument(metavar="REQUESTS", help="JSON lines; - for standard input.")]
+Output = Annotated[Path, typer.Option(metavar="FILE", help="Where results go; - for standard output.")]
+Base = Annotated[str, _option(help="Where the base lies now, if it has moved.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Texts read at a time; changes no score.")]
+Out = Annotated[Path | None, _option(metavar="DIR", help="Save here and leave DIR as it is.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code: 0, 2 for a mistake of the user, 130 if interrupted."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        app(args=None if argv is None else list(argv), prog_name="pref")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except (UserError, OSError) as error:
+        log(f"error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"pref {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+@app.command(epilog=_example(TRAIN))
+def train(
+    votes: Annotated[Path, typer.Argument(help="JSON lines {user, prompt, chosen, rejected}.", show_default=False)],
+    method: Annotated[str, _option(help="lore, copl, or what else is installed.")],
+    base: Annotated[str, _option(help="The transformer: hub id, folder, package:NAME/folder.")],
+    out: Annotated[Path, _option(metavar="DIR", help="Where to save the model.")],
+    workdir: Annotated[Path | None, _option(help="Keeps the work; a killed run resumes.")] = None,
+    seed: Annotated[int | None, _option(help="Of all draws.")] = None,
+    max_length: Annotated[int | None, _option(min=1, help="Tokens of a text; by default what the base reads.")] = None,
+    pooling: Annotated[str | None, _option(help="last or mean; by default the base's own.")] = None,
+    chat_template: Annotated[Path | None, _option(help="A Jinja file.")] = None,
+) -> None:
+    """Train a reward for every user who voted, and save it."""
+    saved.check_target(out)
+    point = _method(method)
+    from pref_jax.data.votes import read_votes
+
+    table = read_votes(votes, seed=seed or 0)
+    log(f"{votes}: {table.comparisons.num_rows} votes of {table.num_users} users on {table.num_responses} responses")
+    given = {"seed": seed, "workdir": workdir, "max_length": max_length, "pooling": pooling}
+    given["chat_template"] = None if chat_template is None else str(chat_template)
+    options = {name: value for name, value in given.items() if value is not None}
+    fit = point.load()
+    known = inspect.signature(fit).parameters.values()
+    unknown = options.keys() - {one.name for one in known}
+    if unknown and not any(one.kind is one.VAR_KEYWORD for one in known):
+        raise UserError(f"method {method} takes no {', '.join(sorted(unknown))}; leave it out")
+    model = fit(table, base=base, **options)
+    log(str(model))
+    model.save(out)
+    log(f"saved to {out}; next: pref score {out} requests.jsonl, or pref info {out}")
+
+
+def _method(name: str) -> importlib.metadata.EntryPoint:
+    points = {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+    if name not in points:
+        raise UserError(f"--method: {name!r} is none of the installed methods: {', '.join(sorted(points)) or 'none'}")
+    return points[name]
+
+
+@app.command(epilog=_example(f"{ASK}score mine", "pref score mine requests.jsonl --uncertainty --output scored.jsonl"))
+def score(
+    folder: Folder,
+    path: Requests = STDIN,
+    output: Output = STDIN,
+    uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Add posterior standard deviations.")] = False,
+    base: Base = "",
+    batch_size: BatchSize = 32,
+) -> None:
+    """Add the user's reward to every response.
+
+    Lines are {user, prompt, response} or {user, prompt, responses}; user null is nobody in particular, and prompt a
+    string or a list of chat messages. Each line comes back, in order, with reward or rewards (deviation, deviations).
+    """
+    added = ("reward*", "deviation*")[: 1 + uncertainty]
+    requests = _read_requests(folder, path, output, added)
+    for request, scores in zip(requests, _rewards(folder, requests, base, batch_size, uncertainty), strict=True):
+        several = "responses" in request.line
+        for name, values in zip(added, scores, strict=False):
+            numbers = _numbers(values)
+            request.line[name.replace("*", "s" if several else "")] = numbers if several else numbers[0]
+    _write_lines(output, [request.line for request in requests])
+
+
+@app.command(epilog=_example(f"{ASK}rank mine", "pref rank mine candidates.jsonl --output ranked.jsonl"))
+def rank(
+    folder: Folder, path: Requests = STDIN, output: Output = STDIN, base: Base = "", batch_size: BatchSize = 32
+) -> None:
+    """Rank responses for their user.
+
+    Lines are {user, prompt, responses}, as of pref score. Each comes back with ranking, numbers of the responses from
+    0, best first (ties keep the order given), and rewards.
+    """
+    requests = _read_requests(folder, path, output, ("ranking", "rewards"), several=True)
+    for request, scores in zip(requests, _rewards(folder, requests, base, batch_size), strict=True):
+        request.line["ranking"] = (-scores.mean).argsort(kind="stable").tolist()
+        request.line["rewards"] = _numbers(scores.mean)
+    _write_lines(output, [request.line for request in requests])
+
+
+@app.command(epilog=_example("pref add-votes mine bo.jsonl", "pref add-votes mine more.jsonl --user bo --out newer"))
+def add_votes(
+    folder: Folder,
+    votes: VotesFile = STDIN,
+    user: Annotated[str, _option(help="Whose votes; lines may leave it out.")] = "",
+    out: Out = None,
+    base: Base = "",
+    as_json: Json = False,
+) -> None:
+    """Learn from votes of new or known users.
+
+    Lines are {user, prompt, chosen, rejected}. Nothing is trained; the model is
+    saved once all votes are in, or stays as it was.
+    """
+    saved.check_target(out or folder)
+    saved.about(folder)
+    from pref_jax.data.sources.jsonl.requests import read_user_votes
+
+    rows = read_user_votes(votes, user)
+    model = _load(folder, base)
+    many = getattr(model, "add_many", None)
+    if many is None:
+        done = [model.add_votes(name, some) for name, some in rows.items()]
+    else:
+        done = many(list(itertools.chain.from_iterable(rows.values())))
+    model.save(out or folder)
+    if as_json:
+        _write_lines(STDIN, [{"user": added.user, "votes": added.votes, "how": added.how} for added in done])
+    for added in done if not as_json else []:
+        log(f"{added.user}: {added.votes} votes; {added.how}")
+    log(f"saved to {out or folder}")
+
+
+@app.command(epilog=_example("pref remove-user mine bo"))
+def remove_user(
+    folder: Folder,
+    users: Annotated[list[str], typer.Argument(metavar="USER...", help="Ids.", show_default=False)],
+    out: Out = None,
+    base: Base = "",
+    as_json: Json = False,
+) -> None:
+    """Remove users and all that is kept of them."""
+    saved.check_target(out or folder)
+    known, users = saved.users(folder), list(dict.fromkeys(users))
+    unknown = [user for user in users if user not in known]
+    if unknown:
+        some = ", ".join(map(repr, unknown))
+        raise UserError(f"{folder}: nobody was removed, since {some} is not known; pref info {folder} --json lists all")
+    model = _load(folder, base)
+    for user in users:
+        model.remove_user(user)
+    model.save(out or folder)
+    if as_json:
+        _write_lines(STDIN, [{"user": user, "removed": True} for user in users])
+    log(f"removed {', '.join(users)}; saved to {out or folder}")
+
+
+@app.command(epilog=_example("pref info mine", "pref info mine --json | jq .base.name"))
+def info(folder: Folder, as_json: Json = False) -> None:
+    """Say what a saved model is: method, users, base, versions."""
+    about, users = saved.about(folder), saved.users(folder)
+    if as_json:
+        return _print(json.dumps({**about, "users": users}, indent=2, ensure_ascii=False) + "\n")
+    some = ", ".join(list(users)[:5]) + (", ..." if len(users) > 5 else "")
+    facts = {"kind": about["kind"], "users": f"{len(users)} with {sum(users.values())} votes: {some}"}
+    own = {name: value for name, value in about["model"].items() if isinstance(value, str | int | float)}
+    facts |= {name: value for name, value in own.items() if name not in facts}
+    if about["base"] is None:
+        facts["base"] = "none: scores features, not texts"
+    else:
+        settings, text = about["base"]["settings"], about["base"]
+        facts["base"] = text["name"] + (f" at {text['revision']}" if text["revision"] else "")
+        layer = "last layer" if settings["layer"] == -1 else f"layer {settings['layer']}"
+        facts["reads"] = f"{settings['max_length']} tokens at most, {text['pooling']} pooling, {layer}"
+        facts["rendering"] = text["rendering"]
+    facts["versions"] = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    width = max(map(len, facts))
+    _print("".join(f"{name:<{width}}  {value}\n" for name, value in facts.items()))
+
+
+@app.command(epilog=_example("pref export mine hf", "pref export mine ada-hf --user ada"))
+def export(
+    folder: Folder,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.", show_default=False)],
+    user: Annotated[str | None, _option(help="For this user alone.")] = None,
+    base: Base = "",
+) -> None:
+    """Write files that transformers or PEFT open.
+
+    Other engines then score without this package; pref info says what the model is.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is not empty; name a new folder")
+    if user is not None and user not in (known := saved.users(folder)):
+        raise UserError(f"--user: {user!r} is not known to the model, {len(known)} users are; see pref info {folder}")
+    model = _load(folder, base)
+    write = getattr(model, "export", None)
+    if write is None:
+        raise UserError(f"{folder}: a model of kind {model.kind!r} has no export; score it with pref score")
+    write(out, user=user)
+    log(f"exported to {out}")
+
+
+def _load(folder: Path, base: str, **options: Any) -> "PersonalReward":
+    from pref_jax.personal import load
+
+    return load(folder, base=base or None, **options)
+
+
+def _read_requests(
+    folder: Path, path: Path, output: Path, added: Sequence[str], *, several: bool = False
+) -> list["Request"]:
+    """Requests; what can be found wrong is found before the model is opened."""
+    from pref_jax.data.sources.jsonl.requests import read_requests
+
+    if saved.about(folder)["base"] is None:
+        raise UserError(f"{folder}: scores features, not texts; use pref_jax.load({str(folder)!r}).score in Python")
+    if output.is_dir():
+        raise UserError(f"--output: {output} is a folder; name a file")
+    return read_requests(path, saved.users(folder), added, several=several)
+
+
+def _rewards(
+    folder: Path, requests: list["Request"], base: str, batch_size: int, uncertainty: bool = False
+) -> list["Scores"]:
+    """Scores of each request, all responses of all of them in common batches; without any, no model is opened."""
+    if not requests:
+        return []
+    from pref_jax.personal import Scores
+
+    model = _load(folder, base, batch_size=batch_size)
+    each = [(request.user, request.prompt, text) for request in requests for text in request.responses]
+    users, prompts, texts = (list(column) for column in zip(*each, strict=True))
+    found = model.score(users, prompts, texts, uncertainty=uncertainty)
+    mean, deviation = found if isinstance(found, Scores) else (found, found)
+    ends = itertools.accumulate((len(request.responses) for request in requests), initial=0)
+    return [Scores(mean[start:end], deviation[start:end]) for start, end in itertools.pairwise(ends)]
+
+
+def _numbers(values: Any) -> list[float]:
+    """Float32 values as the shortest decimals that name them."""
+    return [float(str(value)) for value in values]
+
+
+def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Writes JSON lines to a file, at once, or to standard output."""
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    if path == STDIN:
+        _print(text)
+    else:
+        write_text(path, text)
+        log(f"wrote {path}")
+
+
+def _print(text: str) -> None:
+    """Writes data to standard output, whose reader may leave early."""
+    try:
+        sys.stdout.buffer.write(text.encode())
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        # What is still held back goes nowhere, instead of failing again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(141) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

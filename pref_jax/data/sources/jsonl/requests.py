@@ -1,0 +1,126 @@
+"""JSON lines that a saved model is given: responses to be scored, and votes sorted by their user.
+
+    {"user": "ada", "prompt": "How long?", "response": "Seven minutes."}
+    {"user": null, "prompt": [{"role": "user", "content": "How long?"}], "responses": ["Seven minutes.", "It depends."]}
+
+The user null is nobody in particular. Other fields are kept as they are.
+"""
+
+import functools
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pref_jax.data.sources.jsonl.reader import STDIN, STDIN_NAME, json_lines
+from pref_jax.data.sources.jsonl.rows import Messages, Note, checked_messages, checked_row, kind_of, note_field
+from pref_jax.errors import Faults, UserError
+from pref_jax.progress import log
+
+
+class Request(NamedTuple):
+    """Responses to be scored under one prompt for one user (None: nobody in particular); `line` is what was read."""
+
+    line: dict[str, Any]
+    user: str | None
+    prompt: list[dict[str, str]]
+    responses: list[str]
+
+
+def read_requests(path: Path, known: Collection[str], added: Sequence[str], *, several: bool = False) -> list[Request]:
+    """Requests of a file, or of standard input (`-`).
+
+    Args:
+      path: the file, UTF-8, see above.
+      known: ids of users.
+      added: fields that the answer will add; one that ends in `*` gets an "s" where there are several responses.
+      several: whether every line must have `responses`.
+
+    Raises:
+      UserError: with all bad lines at once, each with line, field and fix.
+    """
+    faults = Faults()
+    found = [_request(where, value, faults, known, added, several) for where, value in _places(path, faults)]
+    faults.raise_if_any(f"{path}: bad requests")
+    return [request for request in found if request]
+
+
+def read_user_votes(path: Path, user: str = "") -> dict[str, list[dict[str, Any]]]:
+    """Rows of a file of votes (`-`: standard input) by their users, in order of appearance.
+
+    Args:
+      path: see `pref_jax.data.sources.jsonl.reader`.
+      user: whose votes they are; rows may then leave it out, and must not name somebody else.
+
+    Raises:
+      UserError: with all bad rows at once, each with line, field and fix; or if there are none.
+    """
+    faults, users = Faults(), {}
+    for where, value in _places(path, faults):
+        if user and isinstance(value, dict) and value.setdefault("user", user) != user:
+            faults.add(f"{where}, field 'user'", f"is {value['user']!r}", f"drop it, or name another user than {user}")
+        row = checked_row(where, 0, value, faults, Counter())
+        if row is not None:
+            users.setdefault(row.user, []).append(value)
+    faults.raise_if_any(f"{path}: bad votes")
+    if not users:
+        raise UserError(f"{path}: no votes; give one JSON object a line with user, prompt, chosen and rejected")
+    return users
+
+
+def _places(path: Path, faults: Faults) -> Iterator[tuple[str, Any]]:
+    """Where each line is, and its value."""
+    if path == STDIN and sys.stdin.isatty():
+        log("reading JSON lines from the terminal; end with Ctrl-D")
+    name = STDIN_NAME if path == STDIN else path
+    return ((f"{name}:{line}", value) for line, value in json_lines(path, faults))
+
+
+def _request(
+    where: str, value: Any, faults: Faults, known: Collection[str], added: Sequence[str], several: bool
+) -> Request | None:
+    note = functools.partial(note_field, faults, where)
+    if not isinstance(value, dict):
+        faults.add(where, f"holds {kind_of(value)}", "write one JSON object on each line")
+        return None
+    user = value.get("user")
+    if "user" not in value:
+        note("user", "missing", "name a user, or write null for nobody in particular")
+    elif user is not None and not isinstance(user, str):
+        note("user", f"is {kind_of(user)}", "write it as a string, or null for nobody in particular")
+    elif user is not None and user not in known:
+        note("user", f"{user!r} is not known to the model", "add votes of this user (pref add-votes), or write null")
+    prompt: Messages | None = None
+    if value.get("prompt") is None:
+        note("prompt", "missing", "give it as a string or a list of {role, content}")
+    else:
+        prompt = checked_messages(value["prompt"], "prompt", note)
+    responses = _responses(value, several, note)
+    for field in (name.replace("*", "s" if "responses" in value else "") for name in added):
+        if field in value:
+            note(field, "is there already", "rename or drop it: the answer is written there")
+    return Request(value, user, [{"role": role, "content": content} for role, content in prompt or ()], responses)
+
+
+def _responses(value: dict[str, Any], several: bool, note: Note) -> list[Any]:
+    """`responses`, or `response` alone; notes what is no text."""
+    if several and "responses" not in value:
+        note("responses", "missing", "give a list of strings to be ranked")
+        return []
+    if ("response" in value) == ("responses" in value):
+        fix = "give response, a string, or responses, a list of strings"
+        note("response", "given beside responses" if "response" in value else "missing", fix)
+        return []
+    field = "response" if "response" in value else "responses"
+    given = value[field] if field == "responses" else [value[field]]
+    if not isinstance(given, list) or not given:
+        note(field, "is an empty list" if given == [] else f"is {kind_of(given)}", "write a list of strings")
+        return []
+    for place, text in enumerate(given):
+        name = f"response {place} " if field == "responses" else ""
+        if not isinstance(text, str):
+            note(field, f"{name}is {kind_of(text)}", "write a string")
+        elif not text.strip():
+            note(field, f"{name}is empty", "fill it in or drop it")
+    return given

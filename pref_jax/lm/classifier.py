@@ -1,0 +1,268 @@
+"""Linear rewards on a transformer, in folders that other engines open without us and score raw.
+
+Which kind of folder depends on how the transformer reads a text:
+
+    a decoder's last token   `AutoModelForSequenceClassification` with one label per reward: transformers, TRL, verl,
+                             RewardBench, vLLM /classify and /score
+    all else (BERT, means)   the layout of sentence-transformers, Transformer + Pooling + Dense; its "embedding" are the
+                             rewards: `SentenceTransformer(folder).encode`, vLLM /embed. No class of transformers has a
+                             linear head right on the mean: ModernBERT's puts a dense layer and a norm before it.
+
+Rewards are to come out as they are. Left alone, transformers' text-classification pipeline takes the sigmoid of a
+single label and the softmax of several, and vLLM does too (older versions take the softmax of a single label: always
+1). `hf_config.RAW_SCORES` says regression, by which both return the logits; TRL, verl, RewardBench read logits anyway.
+
+Axes: D features, K rewards.
+"""
+
+import copy
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from jaxtyping import Array, Float, Float32
+from transformers import PreTrainedTokenizerBase
+
+from pref_jax.data.text.tokenization import DATE, load_tokenizer
+from pref_jax.errors import Faults, UserError
+from pref_jax.files import atomic_folder, read_json, write_json
+from pref_jax.lm import checkpoint
+from pref_jax.lm.config import LMConfig
+
+POOLING, DENSE = "1_Pooling", "2_Dense"
+# Added to tokenizers whose padding could stand in a text.
+PAD = "<|reward_pad|>"
+_MODULES = {"": "Transformer", POOLING: "Pooling", DENSE: "Dense"}
+
+
+class Linear(NamedTuple):
+    """Rewards as a linear function of the raw pooled state: `weight` @ state + `offset`.
+
+    Attributes:
+      weight: float32 [K D].
+      offset: float32 [K].
+    """
+
+    weight: Float32[np.ndarray, "K D"]
+    offset: Float32[np.ndarray, " K"]
+
+
+def fold_standardiser(
+    basis: Float[Array | np.ndarray, "D K"],
+    mean: Float[Array | np.ndarray, " D"],
+    scale: Float[Array | np.ndarray, " D"],
+) -> Linear:
+    """Rewards ((state - mean) / scale) @ basis as a function of the raw state, folded in float64.
+
+    One user's reward is that of `basis @ w[:, None]` [D 1], with the user's weights w [K] (LoRe, arXiv 2504.14439). The
+    offset moves all rewards of a label alike and changes no comparison.
+    """
+    folded = np.asarray(basis, np.float64) / np.asarray(scale, np.float64)[:, None]
+    offset = -np.asarray(mean, np.float64) @ folded
+    return Linear(folded.T.astype(np.float32), offset.astype(np.float32))
+
+
+def save_classifier(
+    folder: str | Path,
+    config: LMConfig,
+    params: Mapping[str, Any],
+    weight: Float[Array | np.ndarray, "K D"],
+    *,
+    labels: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    bias: Float[Array | np.ndarray, " _"] | None = None,
+    layer: int | None = None,
+    max_length: int | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes the folder, in place of what was there; if killed, it is whole or absent. See above for who opens it.
+
+        weight, offset = fold_standardiser(basis, mean, scale)
+        save_classifier("out", config, params, weight, bias=offset, labels=names, tokenizer=tokenizer)
+        text = tokenizer.apply_chat_template(chat, tokenize=False)
+        pipeline("text-classification", "out")(text, top_k=None, add_special_tokens=False)   # K rewards - offset
+
+    The tokenizer's files say that long texts lose their beginning, as they do here, and fix the date that some chat
+    templates print. transformers reads the last token that is not padding: a tokenizer without padding, or with one
+    that also stands in texts (often the end of a turn), gets a token of its own, `PAD`.
+
+    `score` of a sequence classifier has no bias, so there `bias` goes into `config.json` and the headers of the weights
+    as "reward_offset": reward = logit + offset. The head is written in float32; transformers rounds it to the
+    transformer's dtype unless it is told `dtype=torch.float32`.
+
+    Args:
+      folder: made anew.
+      config: the transformer; `pooling` says what is read.
+      params: its parameters; adapters must have been merged (`lora.merge`).
+      weight: rewards of the pooled state as it comes from the transformer; see `fold_standardiser`.
+      labels: K names.
+      tokenizer: the transformer's, with the chat template by which texts were rendered; left as it is.
+      bias: [K], what is added to the rewards; 0 by default.
+      layer: None, or k if the states after k blocks are read.
+      max_length: the most tokens of a text; by default the transformer's positions.
+      max_shard_bytes: as for `checkpoint.save`.
+
+    Raises:
+      UserError: for shapes that do not fit, values that are not finite, doubled labels, texts longer than the model's
+        positions, a layer that no other engine stops at.
+    """
+    weight = np.array(weight, np.float32, order="C")
+    offset = None if bias is None else np.array(bias, np.float32)
+    length = config.max_positions if max_length is None else max_length
+    _check(config, weight, offset, labels, layer, length)
+    trunk = {name: leaf for name, leaf in params.items() if name not in ("lm_head", "score")}
+    config, trunk = _cut(dataclasses.replace(config, lm_head=False, num_labels=0), trunk, layer)
+    classifier = config.traits.causal and config.pooling == "last"
+    tokenizer = copy.deepcopy(tokenizer)
+    if tokenizer.pad_token_id is None or (classifier and padding_in_texts(tokenizer)):
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    config, trunk = _pad(config, trunk, tokenizer)
+    names = dict(enumerate(labels))
+    extra: dict[str, Any] = {"id2label": names, "label2id": {name: label for label, name in names.items()}}
+    told = {}
+    if classifier:
+        config = dataclasses.replace(config, num_labels=len(weight))
+        trunk |= {"score": {"kernel": weight.T}}
+        told = {} if offset is None else {"reward_offset": offset.tolist()}
+    headers = {name: json.dumps(value) for name, value in told.items()}
+    with atomic_folder(folder) as part:
+        checkpoint.save(part, config, trunk, max_shard_bytes=max_shard_bytes, extra=extra | told, metadata=headers)
+        save_tokenizer(part, tokenizer, max_length=length)
+        if not classifier:
+            _save_modules(part, config, weight, offset, length)
+
+
+def padding_in_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether padding also stands in texts, as end of turn or unknown word, where transformers then passes it over."""
+    return tokenizer.pad_token_id in (tokenizer.unk_token_id, *_probe(tokenizer))
+
+
+def save_tokenizer(folder: str | Path, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None) -> None:
+    """Writes the tokenizer's files so that other engines tokenize as we do: cut on the left, with one date.
+
+    They are told to make no token types: here all tokens are of type 0, while BERT's tokenizers call the second text of
+    a pair type 1, and transformers' decoders refuse types.
+
+    Args:
+      folder: with `config.json`, if the model is to stand there too.
+      tokenizer: left as it is.
+      max_length: the most tokens of a text; by default what the tokenizer says.
+
+    Raises:
+      UserError: if `AutoTokenizer` makes other tokens of it, because it takes another class for this kind of model.
+    """
+    folder, wanted = Path(folder), _probe(tokenizer)
+    if isinstance(template := tokenizer.chat_template, str) and "date_string" in template:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.chat_template = f'{{%- set date_string = "{DATE}" %}}{template}'
+    tokenizer.save_pretrained(folder)
+    about = read_json(folder / "tokenizer_config.json")
+    about |= {"truncation_side": "left", "model_input_names": ["input_ids", "attention_mask"]}
+    if max_length is not None:
+        about["model_max_length"] = max_length
+    # The name of transformers 5, which version 4 does not know; both know the older one.
+    if about.get("tokenizer_class") == "TokenizersBackend":
+        about["tokenizer_class"] = "PreTrainedTokenizerFast"
+    write_json(folder / "tokenizer_config.json", about)
+    again = load_tokenizer(folder)
+    if _probe(again) != wanted:
+        raise UserError(
+            f"{folder}: transformers opens this {type(tokenizer).__name__} as {type(again).__name__}, which makes "
+            "other tokens; load the tokenizer from the model's own folder (load_tokenizer) and train with it"
+        )
+
+
+def _probe(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens of a fixed dialogue."""
+    chat = [
+        {"role": "user", "content": "Où est-il, à 7 o'clock?\n"},
+        {"role": "assistant", "content": "It depends: 42%."},
+    ]
+    ids: Any
+    if tokenizer.chat_template:
+        text = str(tokenizer.apply_chat_template(chat, tokenize=False, date_string=DATE))
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    else:
+        ids = tokenizer(chat[0]["content"], chat[1]["content"])["input_ids"]
+    return ids
+
+
+def _check(
+    config: LMConfig,
+    weight: np.ndarray,
+    offset: np.ndarray | None,
+    labels: Sequence[str],
+    layer: int | None,
+    length: int,
+) -> None:
+    faults = Faults()
+    if weight.shape[1] != config.hidden_size:
+        faults.add(
+            "weight", f"reads {weight.shape[1]} features", f"give [K, {config.hidden_size}] for this transformer"
+        )
+    for name, values in {"weight": weight, "bias": offset}.items():
+        if values is not None and not np.isfinite(values).all():
+            faults.add(name, "holds NaN or infinity", "train anew, or with a lower learning rate")
+    if not len(labels) == len(set(labels)) == len(weight) > 0:
+        faults.add("labels", f"{len(set(labels))} different names for {len(weight)} rewards", "give one for each")
+    if offset is not None and len(offset) != len(weight):
+        faults.add("bias", f"{len(offset)} values for {len(weight)} rewards", "give one for each")
+    if not 1 <= length <= config.max_positions:
+        faults.add("max_length", f"is {length}", f"give 1 to the model's {config.max_positions} positions")
+    depth = config.num_layers if layer is None else layer
+    if depth != config.num_layers and not (config.family == "bert" and 1 <= depth < config.num_layers):
+        # All families but BERT norm what comes out of their last block, and only that.
+        why = f"no other engine reads a {config.family} model's layer {depth} without the final norm"
+        faults.add("layer", why, "fit on the last layer (layer None) to export")
+    faults.raise_if_any("Export as a classifier")
+
+
+def _cut(config: LMConfig, params: dict[str, Any], layer: int | None) -> tuple[LMConfig, dict[str, Any]]:
+    """The transformer up to the layer that is read."""
+    if layer is None or layer == config.num_layers:
+        return config, params
+    blocks = {name: {key: leaf[:layer] for key, leaf in own.items()} for name, own in params["blocks"].items()}
+    return dataclasses.replace(config, num_layers=layer), params | {"blocks": blocks}
+
+
+def _pad(
+    config: LMConfig, params: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> tuple[LMConfig, dict[str, Any]]:
+    """The transformer with the tokenizer's padding, and a row of zeros for it if there is none."""
+    pad: Any = tokenizer.pad_token_id
+    table = params["embed"]["embedding"]
+    if pad >= len(table):
+        if tokenizer.pad_token != PAD:
+            raise UserError(f"the tokenizer's padding is token {pad}, but the model has {len(table)}; give its own one")
+        params |= {"embed": {"embedding": jnp.pad(table, ((0, pad + 1 - len(table)), (0, 0)))}}
+        config = dataclasses.replace(config, vocab_size=pad + 1)
+    if config.family == "bert":
+        # Engines that make token types by themselves get what type 0 gives.
+        types = params["types"]["embedding"]
+        params |= {"types": {"embedding": jnp.broadcast_to(types[:1], types.shape)}}
+    return dataclasses.replace(config, pad_token_id=pad), params
+
+
+def _save_modules(
+    folder: Path, config: LMConfig, weight: np.ndarray, offset: np.ndarray | None, max_length: int
+) -> None:
+    """What makes a transformer's folder one of sentence-transformers: pooling, then a linear layer and nothing else."""
+    kinds = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(_MODULES.items())
+    ]
+    write_json(folder / "modules.json", kinds)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
+    ways = {"cls_token": False, "mean_tokens": config.pooling == "mean", "max_tokens": False}
+    ways |= {"mean_sqrt_len_tokens": False, "weightedmean_tokens": False, "lasttoken": config.pooling == "last"}
+    pooling = {f"pooling_mode_{way}": used for way, used in ways.items()}
+    write_json(folder / POOLING / "config.json", {"word_embedding_dimension": config.hidden_size, **pooling})
+    shape = {"in_features": weight.shape[1], "out_features": weight.shape[0], "bias": offset is not None}
+    write_json(folder / DENSE / "config.json", {**shape, "activation_function": "torch.nn.modules.linear.Identity"})
+    tensors = {"linear.weight": weight} | ({} if offset is None else {"linear.bias": offset})
+    safetensors.numpy.save_file(tensors, folder / DENSE / checkpoint.WEIGHTS_FILE, metadata={"format": "pt"})
