@@ -127,11 +127,11 @@ class CoPL(PersonalReward):
     def learn(self, user: str, chosen: Int[np.ndarray, " n"], rejected: Int[np.ndarray, " n"], *, unread: int) -> Added:
         """`add_votes` on rows of responses; `unread` more votes are on responses that the graph does not know."""
         known, new = self.known, user not in self._row
-        row = self._row.setdefault(user, len(known.ids))
+        row = self._row.get(user, len(known.ids))
         pairs = concatenate([known.pairs, Comparisons(np.full(len(chosen), row), chosen, rejected)])
         ids = [*known.ids, user] if new else known.ids
-        users = np.concatenate([known.users, np.zeros((new, known.users.shape[1]), np.float32)])
-        graph = np.concatenate([known.graph, np.zeros(new, bool)])
+        users = np.concatenate([known.users, np.zeros((int(new), known.users.shape[1]), np.float32)])
+        graph = np.concatenate([known.graph, np.zeros(int(new), bool)])
         own, how = pairs.take(pairs.user == row), ""
         if len(chosen) or new:
             # Neighbours chose the same, so all other votes can be left out.
@@ -154,6 +154,7 @@ class CoPL(PersonalReward):
         if unread:
             how += f"{'; ' if how else ''}{unread} votes are on responses that training never saw and taught nothing"
         self.known = Known(ids, users, known.responses, known.digests, pairs, graph)
+        self._row[user] = row
         return Added(user, len(own.user), how)
 
     def remove_user(self, user: str) -> None:

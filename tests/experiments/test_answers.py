@@ -11,7 +11,6 @@ from configs import quickstart
 from experiments import lore
 from experiments.benchmarks.tastes import World
 from experiments.prepare import prepare
-from experiments.runner import workspace
 from experiments.runner.workspace import workspaces
 from experiments.studies import answers
 from experiments.studies.answers import Learned
@@ -159,7 +158,7 @@ def test_the_fit_is_the_one_that_was_scored(tmp_path):
     lore.lore(run)
     found = answers.learned(run)
     margins, facts = run.scores(lore.METHOD)
-    pairs = workspace.test_pairs(workspace.run.data)
+    pairs = run.test_pairs
     z = found.rewards[pairs.chosen] - found.rewards[pairs.rejected]
     np.testing.assert_allclose(np.sum(z * found.weights[pairs.user], axis=1), margins, rtol=1e-3, atol=1e-4)
     # Users are numbered in another order there, which moves the last digits of sums.

@@ -293,4 +293,6 @@ def test_mistakes_are_told(tmp_path):
 def test_more_basis_rewards_than_features_are_told(finished, reward_model):
     models = Models(Workspace(config_of(reward_model), 0, finished / "seed_0"))
     with pytest.raises(UserError, match=r"config\.studies\.ranks: 17 basis rewards of 16 features"):
-        lore_studies.run(models, list(FITS), StudiesConfig(ranks=(17,), shots=(), trials=1, alphas=()), finished / "other")
+        lore_studies.run(
+            models, list(FITS), StudiesConfig(ranks=(17,), shots=(), trials=1, alphas=()), finished / "other"
+        )
