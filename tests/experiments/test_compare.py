@@ -276,7 +276,6 @@ def test_the_doors_to_answers_and_groups_are_these():
         word: {name for name, found in sources.items() if word in found} for word in ("load_test_labels", "load_groups")
     }
     assert of["load_test_labels"] == {
-        "studies/answers.py",  # for readers of a finished run
         "baselines.py",  # the leave-one-out majority, its rule: other people's votes on the same pair
         "copl.py",  # `load`, for readers of a finished run
         "lore_methods.py",  # studies, scored at once
