@@ -65,8 +65,8 @@ class Learned(NamedTuple):
 
 def learned(data: Preferences, features: np.ndarray, *, config: LoReConfig | None = None) -> Learned:
     """LoRe fitted to the seen users' votes on features [N D], and the weights that the unseen users' answers give."""
-    votes = (data.pairs(split, seen=True) for split in ("train", "validation"))
-    found = model_selection.fit(features, *votes, data.num_users, config=config)
+    train, validation = (data.pairs(split, seen=True) for split in ("train", "validation"))
+    found = model_selection.fit(features, train, validation, data.num_users, config=config)
     weights, own = np.array(found.weights), _context(data)
     weights[~data.seen] = np.asarray(model_selection.adapt(found, features, own, int((~data.seen).sum())))
     rewards = basis_rewards(standardise(found.standardiser, jnp.asarray(features)), found.basis)

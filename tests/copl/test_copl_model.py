@@ -189,11 +189,12 @@ def test_where_nobody_shares_a_choice_all_users_of_the_graph_are_asked(model):
 def test_more_users_compile_nothing_again(model):
     model.add_votes("first", [vote(1, likes_short=True)])
     scored(model, "first")
-    programs = training._rewards._cache_size()
+    program: Any = training._rewards
+    programs = program._cache_size()
     for number in range(12):
         model.add_votes(f"new-{number}", [vote(number, likes_short=True)])
         scored(model, f"new-{number}")
-    assert training._rewards._cache_size() == programs
+    assert program._cache_size() == programs
 
 
 # --- folders, and what is forgotten ---
