@@ -5,15 +5,21 @@
 Without --user FOLDER gets all experts, gates, head and users' embeddings, as `copl_jax.io.checkpoint` reads them.
 """
 
+import dataclasses
 from pathlib import Path
 
+import jax
 from absl import flags
 
 from copl_jax.io import checkpoint, peft
 from copl_jax.io.checkpoint import Stored
+from copl_jax.reward.lora_experts import ExpertsConfig
+from copl_jax.reward.reward_model import RewardConfig
 from experiments.copl import METHOD
+from experiments.methods import SHARED
 from experiments.runner.cli import Config, launch
 from experiments.runner.workspace import Workspace, log, require, workspaces
+from pref_jax.baselines import shared
 from pref_jax.errors import UserError
 from pref_jax.lm import parameter_files
 
@@ -28,7 +34,7 @@ def run(config: Config, workdir: Path, *, user: str, out: str, seed: str, method
     target = _replaceable(Path(out).resolve())
     one = _chosen(config, workdir, seed)
     folder = require(one.method_folder(method or METHOD) / "model", "compare")
-    found = checkpoint.load(folder / "adapters", one.text.config)
+    found = _stored(one, folder / "adapters", method)
     if found.config.routing == "users":
         # Training knew seen users alone.
         found = found._replace(user_embeddings=one.users())
@@ -67,6 +73,19 @@ def _chosen(config: Config, workdir: Path, seed: str) -> Workspace:
     if seed and seed not in every:
         raise UserError(f"--seed={seed}: config.seeds has {', '.join(every)}")
     return every[seed or next(iter(every))]
+
+
+def _stored(work: Workspace, folder: Path, method: str) -> Stored:
+    """The trained model; the shared reward's as a CoPL without experts."""
+    if method != SHARED:
+        return checkpoint.load(folder, work.text.config)
+    config = work.shared
+    like = jax.eval_shape(lambda: shared.init(config, jax.random.key(0)))
+    params = parameter_files.as_tree(parameter_files.read_tensors(folder), like)
+    mixture = ExpertsConfig(num_experts=0, **dataclasses.asdict(config.lora))
+    experts = {target: {"shared": own} for target, own in params["adapters"].items()}
+    model = RewardConfig(lm=config.lm, routing="none", mixture=mixture, remat=config.remat)
+    return Stored(model, {"experts": experts, "gates": {}, "head": params["head"]}, None)
 
 
 def _row(work: Workspace, found: Stored, user: str) -> int:
