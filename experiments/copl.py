@@ -26,7 +26,7 @@ from experiments.prepare import prepare
 from experiments.reporting.summary import summarise
 from experiments.runner.cli import Config, launch
 from experiments.runner.test_labels import load_groups, load_test_labels
-from experiments.runner.workspace import Workspace, log, require, stage, workspaces
+from experiments.runner.workspace import Workspace, log, making, require, stage, workspaces
 from pref_jax.data.preferences import Preferences
 from pref_jax.errors import UserError
 from pref_jax.files import read_json, write_json
@@ -95,29 +95,25 @@ def embed(work: Workspace) -> None:
 
 def train(work: Workspace, method: str = METHOD) -> None:
     """Writes `METHOD/model/`: gates, experts and head, trained on the seen users' votes."""
-    fit_and_keep(work, method, lambda: (work.reward.model(work.text.config), work.users(adapted=False)))
+    table = work.users(adapted=False)
+    fit_and_keep(work, method, table)
 
 
-def fit_and_keep(
-    work: Workspace, method: str, model: Callable[[], tuple[RewardConfig, np.ndarray]], *, again: bool = False
-) -> bool:
-    """Trains a reward model for the users' table into `METHOD/model/`, unless that is done; whether it was before.
+def fit_and_keep(work: Workspace, method: str, table: np.ndarray) -> None:
+    """Trains a reward model for the users' table into `METHOD/model/`, unless that is done.
 
-    Its learning votes are those of seen users, but for the part of the prompts that is held out.
+    Its learning votes are those of seen users, but for the part of the prompts that is held out. A table of group
+    numbers in place of embeddings gives each group an expert: the oracle.
     """
-    folder = work.method_folder(method)
-    earlier = (folder / "model").is_dir()
-    config, table = model()
-
-    def make(part: Path) -> None:
-        log(f"seed {work.seed}: {method}, training")
-        learn, _ = work.votes_by_prompt(work.config.reward.holdout_fraction)
-        trained = fit_reward(config, work.texts, learn, table, work.reward.training, folder=folder, seed=work.seed)
-        checkpoint.save(part / "adapters", config, trained.params, table)
-        write_json(part / "model.json", trained.facts)
-
-    stage(folder / "model", make)
-    return earlier
+    folder, (learn, _) = work.method_folder(method), work.votes_by_prompt(work.config.reward.holdout_fraction)
+    settings, texts, groups = work.reward, work.texts, 0 if table.ndim > 1 else int(table.max()) + 1
+    with making(folder / "model") as part:
+        if part is not None:
+            log(f"seed {work.seed}: {method}, training")
+            config = settings.model(texts.model.config, num_groups=groups)
+            trained = fit_reward(config, texts, learn, table, settings.training, folder=folder, seed=work.seed)
+            checkpoint.save(part / "adapters", config, trained.params, table)
+            write_json(part / "model.json", trained.facts)
 
 
 def adapt(work: Workspace) -> None:
@@ -206,8 +202,8 @@ def oracle(work: Workspace, method: str = ORACLE) -> None:
         return
 
     def make() -> tuple[np.ndarray, dict[str, Any]]:
-        model = work.reward.model(work.text.config, num_groups=int(groups.max()) + 1)
-        earlier = fit_and_keep(work, ORACLE, lambda: (model, groups))
+        earlier = (work.method_folder(ORACLE) / "model").is_dir()
+        fit_and_keep(work, ORACLE, groups)
         margins, facts = evaluate(work, ORACLE, groups)[2:]
         trained = read_json(work.method_folder(ORACLE) / "model" / "model.json")
         # `scored` counts what is done here; what a process before this one did is told to it.

@@ -7,9 +7,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lore_jax.fit_model import fit
     from lore_jax.fitting.bradley_terry import LoReConfig
-    from lore_jax.model import LoRe, load
+    from lore_jax.model import LoRe, fit, load
     from lore_jax.weights.objective import Prior
     from lore_jax.weights.solve import solve_weights
     from pref_jax.version import __version__
@@ -19,7 +18,7 @@ _WHERE = {
     "LoReConfig": "lore_jax.fitting.bradley_terry",
     "Prior": "lore_jax.weights.objective",
     "__version__": "pref_jax.version",
-    "fit": "lore_jax.fit_model",
+    "fit": "lore_jax.model",
     "load": "lore_jax.model",
     "solve_weights": "lore_jax.weights.solve",
 }

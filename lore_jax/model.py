@@ -1,301 +1,86 @@
-"""LoRe as a model that one can hold: from votes, or features, to every user's reward.
+"""LoRe's front door: `fit`, from votes on texts or from features and comparisons of them, and `load`.
 
-    reward of a text x for user u:  w_u . z(x),   z(x) = Vᵀ phi(x)
-
-phi: the frozen transformer's state, or the features given, standardised over the training responses, so that the mean
-of z over them is 0; V [D K]: the basis; w_u: the user's weights. Source: arXiv 2504.14439, equations 1 and 2.
-
-Axis letters: U users, P votes, N responses, D features, K basis, M users who are solved for.
+Axis letters: U users, P votes, N responses, D features, K basis.
 """
 
+import dataclasses
+import hashlib
+import math
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Float64, Int
+from jaxtyping import Float32
 
-from lore_jax.fitting import gaussian_mixture
-from lore_jax.fitting.bradley_terry import Fit
-from lore_jax.fitting.candidates import infer_weights
-from lore_jax.fitting.gaussian_mixture import Clusters
-from lore_jax.user_votes import UserVotes, per_user
-from lore_jax.weights.objective import Prior
-from lore_jax.weights.precision import full_matmul_precision
-from pref_jax import personal, ragged
-from pref_jax.data.votes import vote_rows
+from lore_jax.fitted import LoRe, basis_rewards
+from lore_jax.fitting import model_selection
+from lore_jax.fitting.bradley_terry import Fit, LoReConfig
+from pref_jax import compile_cache, personal, ragged
+from pref_jax.comparisons import Comparisons, Votes, check_comparisons, concatenate
+from pref_jax.data.preferences import Preferences
+from pref_jax.data.splits import hold_out
+from pref_jax.data.text.token_table import TokenTable
+from pref_jax.data.votes import as_preferences
 from pref_jax.errors import UserError
-from pref_jax.lm.text_model import TextModel
-from pref_jax.personal import Added, PersonalReward, Saved, Scores
-from pref_jax.standardiser import Standardiser
+from pref_jax.lm.text_model import TextModel, open_text
+from pref_jax.progress import log
 
-# Responses whose basis rewards are worked out at a time: it bounds the memory.
-ROWS_AT_A_TIME = 1 << 12
-
-
-@partial(jax.jit, static_argnames=("kind",))
-@full_matmul_precision
-def _weights_program(kind: str, prior: Prior, clusters: Clusters | None, z: Array, mask: Array) -> Array:
-    return infer_weights(kind, z, mask, prior, clusters)[0]
+# Of the votes, where none are held out: those by which the fit chooses.
+HELD_OUT = 0.1
+# Prior variance of a logit under the shared reward, where no vote is left by which to choose it.
+VARIANCE = 1.0
 
 
-@jax.jit
-def _covariance_program(clusters: Clusters, z: Array, mask: Array) -> Array:
-    return gaussian_mixture.posterior(z, mask, clusters).covariance
+def fit(
+    votes: Any,
+    comparisons: Any = None,
+    *,
+    base: str | None = None,
+    text: TextModel | None = None,
+    user_ids: Sequence[str] | None = None,
+    config: LoReConfig | None = None,
+    seed: int = 0,
+    workdir: str | Path | None = None,
+    **options: Any,
+) -> LoRe:
+    """Fits LoRe to votes on texts, or to features and comparisons of them.
 
+    Some votes are held out, by which the fit chooses kind, rank and shrinkage, "no personalisation" among them: the
+    validation split of `Preferences`, or a tenth of the votes. Where none can be, the shared reward is returned, which
+    `print(model)` says.
 
-class LoRe(PersonalReward):
-    """A fitted LoRe. Of a user it keeps the weights and for each vote z(chosen) - z(rejected); no text, no features.
+    Args:
+      votes: `Preferences`, a JSONL file, a folder of saved preferences or rows as dicts; or features [N D].
+      comparisons: with features: `user`, `chosen`, `rejected` [P] as attributes; users as strings, or row numbers.
+      base: the transformer that reads texts: a folder, a `package:` path or a hub id.
+      text: the same, already opened.
+      user_ids: with features and users as row numbers: their names; "0", "1" .. if not given.
+      config: what is tried; None for a quick search.
+      seed: of what is held out and, without `config`, of the fit.
+      workdir: keeps features (a killed call resumes) and the model, which the same call returns.
+      **options: `max_length`, `pooling`, `batch_size` ..: see `pref_jax.lm.text_model.open_text`.
 
-    Attributes:
-      kind: "lore".
-      text: the base; None for models of features.
-      facts: what the fit chose and from what: "chosen", "candidates", "validation_votes", "config".
+    Returns:
+      The model. Seen users have the fit's weights, unseen ones of `Preferences` are solved from their training votes.
+
+    Raises:
+      UserError: for bad votes, features, options, or a workdir of another fit.
 
     Example:
-      model = lore_jax.fit("votes.jsonl", base="Qwen/Qwen3-0.6B")
-      model.score("ada", "How long?", ["Seven minutes.", "It depends."])
+      model = lore_jax.fit("votes.jsonl", base="Qwen/Qwen3-0.6B", workdir="runs/mine")
+      model = lore_jax.fit(features, comparisons)
     """
-
-    kind: ClassVar[str] = "lore"
-
-    def __init__(
-        self,
-        *,
-        fit: Fit,
-        users: Sequence[str],
-        z: Float[np.ndarray, "P K"],
-        counts: Int[np.ndarray, " U"],
-        text: TextModel | None = None,
-        facts: dict[str, Any],
-    ):
-        """A model of parts that fit together; see `fit`.
-
-        Args:
-          fit: basis, prior and the users' weights.
-          users: U ids in the order of the weights' rows.
-          z: differences of basis rewards, users one after another.
-          counts: votes of each user.
-          text: the base.
-          facts: JSON values.
-        """
-        self.text, self.facts = text, facts
-        self._fit, self._rows = fit, {user: row for row, user in enumerate(users)}
-        # One row more: nobody's weights, the prior's mean, which row -1 so finds.
-        self._weights = np.concatenate([np.asarray(fit.weights), np.asarray(fit.mean)[None]]).astype(np.float32)
-        self._votes = UserVotes(np.asarray(z, np.float32), counts)
-
-    @property
-    def users(self) -> list[str]:
-        """Ids of the users that the model knows."""
-        return list(self._rows)
-
-    def knows(self, user: str) -> bool:
-        """Whether the model knows a user."""
-        return user in self._rows
-
-    def __repr__(self) -> str:
-        facts, chosen = self.facts, self.facts["chosen"]
-        where = f"{self._fit.basis.shape[0]} features" if self.text is None else f"base {self.text.name}"
-        head = f"LoRe: {self._fit.kind}, rank {self._fit.basis.shape[1]}, {len(self._rows)} users, {where}"
-        held = facts["validation_votes"]
-        if not held:
-            return f"{head}; no vote could be held out, so the shared reward is taken"
-        tried = [row for row in facts["candidates"] if row.get("gain") is not None]
-        best = chosen if chosen.get("gain") is not None else max(tried, key=lambda row: row["gain"], default=None)
-        if best is None:
-            return f"{head}; validation log-loss {chosen['log_loss']:.4f} on {held} votes, nothing else was tried"
-        error = "unknown" if best["gain_error"] is None else f"{best['gain_error'] / held:.4f}"
-        gain = f"{best['gain'] / held:+.4f} a vote (standard error {error}) on {held} votes"
-        what = "" if best is chosen else f"kept, as the best personal one ({best['kind']}) did not beat it clearly; "
-        return f"{head}; {what}gain over the shared reward in validation log-loss {gain}"
-
-    # --- scoring ---
-
-    def rewards(self, users: Sequence[str | None], rows: Any, *, uncertainty: bool) -> Scores:
-        """Rewards w_u . z(x), and their posterior standard deviations sqrt(z(x)ᵀ Cov(w_u) z(x)).
-
-        z(x) is the basis reward less its mean over the training responses, so a deviation is that of the difference
-        to a middling text. Users' None: the prior's mean and covariance. Of kinds of fit, "shared" has deviation 0,
-        "mixture" that of the categorical posterior over the basis rewards, "simplex" none.
-
-        Raises:
-          UserError: for features of another width or not finite; for the uncertainty of a simplex.
-        """
-        z = self._read(rows)
-        place = np.array([-1 if user is None else self._rows[user] for user in users], np.int64)
-        mean = (z * self._weights[place]).sum(1).astype(np.float32)
-        if not uncertainty:
-            return Scores(mean, np.zeros_like(mean))
-        distinct, which = np.unique(place, return_inverse=True)
-        covariance = self._covariances(distinct)[which]
-        variance = np.einsum("nk,nkl,nl->n", z, covariance.astype(np.float64), z)
-        return Scores(mean, np.sqrt(np.maximum(variance, 0)).astype(np.float32))
-
-    def _read(self, rows: Any) -> Float64[np.ndarray, "N K"]:
-        """z of texts (a table of responses) or features."""
-        if self.text is not None:
-            rows = self.text.states(self.text.tokenize(rows))
-        return basis_rewards(self._fit, np.asarray(rows, np.float32))
-
-    def _covariances(self, rows: Int[np.ndarray, " M"]) -> Float[np.ndarray, "M K K"]:
-        """Posterior covariances of users' weights; -1: the prior's."""
-        fit, size = self._fit, self._fit.basis.shape[1]
-        if fit.kind == "simplex":
-            raise UserError("uncertainty: a fit of kind simplex has no posterior; score without, or fit another kind")
-        if fit.kind == "shared":
-            return np.zeros((len(rows), size, size), np.float32)
-        if fit.kind == "mixture":
-            share = self._weights[rows]
-            return share[:, :, None] * (np.eye(size, dtype=np.float32) - share[:, None])
-        # A single Gaussian is a population of one cluster.
-        clusters = fit.clusters or Clusters(jnp.zeros(1), fit.mean[None], fit.precision[None])
-        own = [self._votes.of(int(row)) for row in rows]
-        return per_user(partial(_covariance_program, clusters), np.concatenate(own), _lengths(own), (size, size))
-
-    # --- learning and forgetting ---
-
-    def add_votes(self, user: str, votes: Any) -> Added:
-        """Solves the weights of a user, new or known, from all of the user's votes; nothing is trained.
-
-        Exactly what solving from all of them at once gives.
-
-        Args:
-          user: whose votes.
-          votes: see `pref_jax.read_votes`; for models of features a pair of arrays [P D], chosen and rejected.
-
-        Raises:
-          UserError: for votes that cannot be read, or are of somebody else.
-        """
-        if not isinstance(user, str) or not user.strip():
-            raise UserError(f"user: is {user!r}; give an id, a string that is not empty")
-        if self.text is not None:
-            return self.add_many(votes, user)[0]
-        pair = [np.asarray(side, np.float32) for side in votes]
-        if len(pair) != 2 or pair[0].ndim != 2 or pair[0].shape != pair[1].shape or not len(pair[0]):
-            raise UserError("votes: give a pair of arrays [P, D], features of the chosen and of the rejected responses")
-        return self._learn([user] * len(pair[0]), (self._read(pair[0]) - self._read(pair[1])).astype(np.float32))[0]
-
-    def add_many(self, votes: Any, user: str | None = None) -> list[Added]:
-        """`add_votes` of many users at a time, each row naming its own; in one program for each bucket of votes."""
-        if self.text is None:
-            raise UserError("add_many: reads texts; add votes as features user by user, with add_votes")
-        found = vote_rows(votes, user)
-        chosen, rejected = np.split(self._read(found.responses), 2)
-        return self._learn(found.users, (chosen - rejected).astype(np.float32))
-
-    def _learn(self, users: Sequence[str], z: Float32[np.ndarray, "P K"]) -> list[Added]:
-        """Adds votes and solves anew for all who gave them."""
-        numbers: dict[str, int] = {}
-        owner = np.array([numbers.setdefault(user, len(numbers)) for user in users], np.int64)
-        groups = ragged.group_by(owner, len(numbers))
-        fresh = [user for user in numbers if user not in self._rows]
-        old = np.array([self._rows.get(user, -1) for user in numbers], np.int64)
-        parts = np.split(z[groups.order], groups.starts[1:])
-        own = [np.concatenate([self._votes.of(int(row)), part]) for row, part in zip(old, parts, strict=True)]
-        # All is solved before anything changes.
-        weights = self._solve(np.concatenate(own), _lengths(own))
-        self._weights = np.insert(self._weights, [len(self._rows)] * len(fresh), np.float32(0), axis=0)
-        self._rows |= {user: len(self._rows) + place for place, user in enumerate(fresh)}
-        rows = [self._rows[user] for user in numbers]
-        self._weights[rows] = weights
-        self._votes.replace(dict(zip(rows, own, strict=True)))
-        how = "the reward is shared, so votes change nothing" if self._fit.kind == "shared" else "weights solved"
-        return [Added(user, len(votes), how) for user, votes in zip(numbers, own, strict=True)]
-
-    def _solve(self, z: Float32[np.ndarray, "P K"], counts: Int[np.ndarray, " M"]) -> Float32[np.ndarray, "M K"]:
-        """Weights of users whose votes lie one after another."""
-        fit = self._fit
-        if fit.kind == "shared":
-            return np.ones((len(counts), 1), np.float32)
-        program = partial(_weights_program, fit.kind, Prior(fit.mean, fit.precision), fit.clusters)
-        return per_user(program, z, counts, (fit.basis.shape[1],))
-
-    def remove_user(self, user: str) -> None:
-        """Removes a user's id, weights and votes (as differences of basis rewards), from memory and the next `save`.
-
-        What stays: basis and prior were fitted to everybody's votes, those of this user among them if they were there;
-        to be rid of that too, fit again without them. Folders saved before keep the user until they are saved again,
-        and features in a `workdir` until it is deleted.
-
-        Raises:
-          UserError: if the user is not known.
-        """
-        self._check_users([user])
-        row = self._rows.pop(user)
-        self._votes.remove(row)
-        self._weights = np.delete(self._weights, row, axis=0)
-        self._rows = {name: place for place, name in enumerate(self._rows)}
-
-    # --- folders ---
-
-    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], list[int]]:
-        """Facts, arrays and numbers of votes; see `restore`."""
-        fit, (z, counts) = self._fit, self._votes.flat()
-        leaves = {"basis": fit.basis, "mean": fit.mean, "precision": fit.precision}
-        leaves |= {f"standardiser_{name}": leaf for name, leaf in fit.standardiser._asdict().items()}
-        leaves |= {f"clusters_{name}": leaf for name, leaf in (fit.clusters._asdict() if fit.clusters else {}).items()}
-        tensors = {name: np.asarray(leaf, np.float32) for name, leaf in leaves.items()}
-        tensors |= {"weights": self._weights[:-1], "z": z}
-        sizes = {"fit": fit.kind, "features": fit.basis.shape[0], "rank": fit.basis.shape[1]}
-        return {**sizes, **self.facts}, tensors, counts.tolist()
-
-    @classmethod
-    def restore(cls, saved: Saved) -> "LoRe":
-        """The model of a saved folder."""
-        facts = {name: value for name, value in saved.model.items() if name not in ("fit", "features", "rank")}
-        own = {name: jnp.asarray(leaf) for name, leaf in saved.tensors.items() if name not in ("z", "weights")}
-        clusters = Clusters(*(own[f"clusters_{n}"] for n in Clusters._fields)) if "clusters_mean" in own else None
-        fit = Fit(
-            kind=saved.model["fit"],
-            standardiser=Standardiser(*(own[f"standardiser_{name}"] for name in Standardiser._fields)),
-            basis=own["basis"],
-            weights=jnp.asarray(saved.tensors["weights"]),
-            mean=own["mean"],
-            precision=own["precision"],
-            history=jnp.zeros(0),
-            chosen=facts["chosen"],
-            candidates=tuple(facts["candidates"]),
-            clusters=clusters,
-        )
-        return cls(fit=fit, users=saved.users, z=saved.tensors["z"], counts=saved.votes, text=saved.text, facts=facts)
-
-    def export(self, folder: str | Path, *, user: str | None = None) -> None:
-        """Writes the transformer with the basis as its K labels, or one user's reward as its one label.
-
-        Other engines open the folder without us; see `pref_jax.lm.classifier.save_classifier` for which and how.
-
-        Args:
-          folder: made anew.
-          user: whose reward; None: the K basis rewards, of which a user's weights make a reward.
-
-        Raises:
-          UserError: for models of features, or an unknown user.
-        """
-        if self.text is None:
-            raise UserError("export: this model was fitted to features and knows no transformer; fit with base=")
-        from pref_jax.lm.classifier import fold_standardiser, save_classifier
-
-        self._check_users([user])
-        basis, labels = np.asarray(self._fit.basis), [f"basis_{k}" for k in range(self._fit.basis.shape[1])]
-        if user is not None:
-            basis, labels = basis @ self._weights[self._rows[user]][:, None], [user]
-        weight, offset = fold_standardiser(basis, *self._fit.standardiser)
-        text = self.text
-        save_classifier(
-            folder,
-            text.config,
-            text.params,
-            weight,
-            labels=labels,
-            tokenizer=text.tokenizer,
-            bias=offset,
-            layer=text.layer,
-            max_length=text.max_length,
-        )
+    compile_cache.enable()
+    config = config or LoReConfig.quick(seed=seed)
+    if comparisons is not None:
+        if base or text or workdir or options:
+            raise UserError("fit: features take no base, text, workdir or text options; leave them out")
+        return _fit_features(votes, comparisons, user_ids, config, seed)
+    if (base is None) == (text is None) or (text is not None and options) or user_ids is not None:
+        raise UserError("fit: give base= with text options, or text= alone; or features and comparisons")
+    text = text or open_text(str(base), **options)
+    return _fit_votes(as_preferences(votes, seed=seed), text, config, seed, None if workdir is None else Path(workdir))
 
 
 def load(folder: str | Path, *, base: str | None = None, **options: Any) -> LoRe:
@@ -310,17 +95,111 @@ def load(folder: str | Path, *, base: str | None = None, **options: Any) -> LoRe
     return LoRe.restore(personal.read(folder, base=base, **options))
 
 
-def basis_rewards(fit: Fit, features: Float32[np.ndarray, "N D"]) -> Float64[np.ndarray, "N K"]:
-    """z of features; in double precision, by which rows do not feel how many others there are."""
-    basis, mean, scale = (np.asarray(leaf, np.float64) for leaf in (fit.basis, *fit.standardiser))
-    if features.ndim != 2 or features.shape[1] != len(basis) or not np.isfinite(features).all():
-        raise UserError(f"features: shape {features.shape}; give finite numbers, [N, {len(basis)}]")
-    basis, found = basis / scale[:, None], np.empty((len(features), basis.shape[1]))
-    for start in range(0, len(features), ROWS_AT_A_TIME):
-        here = slice(start, start + ROWS_AT_A_TIME)
-        found[here] = (features[here].astype(np.float64) - mean) @ basis
-    return found
+def _fit_features(
+    features: Any, comparisons: Any, user_ids: Sequence[str] | None, config: LoReConfig, seed: int
+) -> LoRe:
+    features = np.asarray(features, np.float32)
+    user = np.asarray(comparisons.user)
+    if user.dtype.kind in "OUT":
+        if user_ids is not None:
+            raise UserError("user_ids: given, and users are strings already; leave it out")
+        ids, user = np.unique(user.astype(str), return_inverse=True)
+        user_ids = ids.tolist()
+    users = [str(name) for name in range(int(user.max(initial=-1)) + 1)] if user_ids is None else list(user_ids)
+    if len(set(users)) < len(users):
+        raise UserError("user_ids: some stand twice; give each user an id of their own")
+    given = Comparisons(user, np.asarray(comparisons.chosen), np.asarray(comparisons.rejected))
+    given = check_comparisons(given, len(users), len(features), "comparisons")
+    return _fit(features, given, np.zeros(len(given.user), bool), users, config, seed)
 
 
-def _lengths(parts: Sequence[np.ndarray]) -> Int[np.ndarray, " M"]:
-    return np.array([len(part) for part in parts], np.int64)
+def _fit_votes(votes: Preferences, text: TextModel, config: LoReConfig, seed: int, workdir: Path | None) -> LoRe:
+    ids, seen = votes.users["user_id"].to_pylist(), votes.seen
+    train, validation, context = (
+        votes.pairs("train", True),
+        votes.pairs("validation", True),
+        votes.pairs("train", False),
+    )
+    given = concatenate(part._replace(controversial=None, row=None) for part in (train, validation, context))
+    rows, index = np.unique(np.concatenate([given.chosen, given.rejected]), return_inverse=True)
+    chosen, rejected = np.split(index, 2)
+    tokens = text.tokenize(votes.responses.take(rows))
+    mark = _digest(ids, seen, *given[:3], len(train.user), tokens.flat, tokens.offsets, config, seed)
+    if workdir is not None and (workdir / "model" / personal.ABOUT).is_file():
+        model = LoRe.restore(personal.read(workdir / "model", text=text))
+        if model.facts.get("made_by") != mark:
+            raise UserError(f"{workdir}: holds a model of other votes or settings; name another workdir, or delete it")
+        log(f"{workdir / 'model'}: fitted before")
+        return model
+    features = _features(text, tokens, workdir)
+    number = np.cumsum(seen) - 1
+    fitted = len(train.user) + len(validation.user)
+    ours = Comparisons(number[given.user[:fitted]], chosen[:fitted], rejected[:fitted])
+    held = np.arange(fitted) >= len(train.user)
+    model = _fit(features, ours, held, [ids[u] for u in np.flatnonzero(seen)], config, seed, text=text)
+    model.facts["made_by"] = mark
+    if len(context.user):
+        z = _differences(model._fit, features, Comparisons(given.user[fitted:], chosen[fitted:], rejected[fitted:]))
+        model._learn([ids[user] for user in given.user[fitted:]], z)
+    if workdir is not None:
+        model.save(workdir / "model")
+    return model
+
+
+def _features(text: TextModel, tokens: TokenTable, workdir: Path | None) -> Float32[np.ndarray, "N D"]:
+    if workdir is None:
+        return text.states(tokens)
+    (workdir / "features").mkdir(parents=True, exist_ok=True)
+    text.write_features(tokens, workdir / "features")
+    return np.load(workdir / "features" / "features.npy", mmap_mode="r", allow_pickle=False)
+
+
+def _digest(*values: Any) -> str:
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+    return digest.hexdigest()
+
+
+def _fit(
+    features: np.ndarray,
+    votes: Comparisons,
+    held: np.ndarray,
+    users: list[str],
+    config: LoReConfig,
+    seed: int,
+    text: TextModel | None = None,
+) -> LoRe:
+    """The model of seen users' votes, of which those in `held` [P] choose; if there are none, some are held out."""
+    if not held.any() and len(held):
+        everyone, least = np.ones(len(users), bool), 1 / len(held)
+        rng = np.random.default_rng(seed)
+        held = hold_out(votes.user, ~held, max(HELD_OUT, least), rng, keep=everyone)
+    validation = votes.take(held)
+    if not held.any():
+        log(f"LoRe: no user has a second vote to hold out, so the shared reward is fitted, prior variance {VARIANCE}")
+        config = dataclasses.replace(
+            config, shared_variances=(VARIANCE,), variances=(), ranks=(), components=(), clusters=0, refit=False
+        )
+        validation = votes
+    found = model_selection.fit(features, votes.take(~held), validation, len(users), config=config)
+    facts = {
+        "chosen": _plain(found.chosen),
+        "candidates": [_plain(row) for row in found.candidates],
+        "validation_votes": int(held.sum()),
+        "config": dataclasses.asdict(config),
+    }
+    groups = ragged.group_by(votes.user, len(users))
+    z = _differences(found, features, votes)[groups.order]
+    return LoRe(fit=found, users=users, z=z, counts=groups.counts, text=text, facts=facts)
+
+
+def _differences(fit: Fit, features: Float32[np.ndarray, "N D"], votes: Votes) -> Float32[np.ndarray, "P K"]:
+    """z(chosen) - z(rejected) of votes on rows of features."""
+    z = basis_rewards(fit, features)
+    return (z[votes.chosen] - z[votes.rejected]).astype(np.float32)
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """A candidate as JSON has it: None for what is not finite."""
+    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}

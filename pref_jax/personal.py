@@ -17,7 +17,7 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
@@ -106,6 +106,13 @@ class PersonalReward(abc.ABC):
         """Whether the model knows a user; methods of many users have a faster one."""
         return user in self.users
 
+    def add_many(self, votes: Any) -> list[Added]:
+        """`add_votes` of several users, each row (a dict) naming its own; some methods do it in one go."""
+        own: dict[str, list[Any]] = {}
+        for row in votes:
+            own.setdefault(row["user"], []).append(row)
+        return [self.add_votes(user, rows) for user, rows in own.items()]
+
     @abc.abstractmethod
     def rewards(self, users: Sequence[str | None], rows: Any, *, uncertainty: bool) -> Scores:
         """Rewards of texts (`rows`: a table of responses, or features [N D]), each for its user; None: nobody's.
@@ -142,6 +149,12 @@ class PersonalReward(abc.ABC):
     def restore(cls, saved: Saved) -> "PersonalReward":
         """The model of a saved folder."""
 
+    @overload
+    def score(
+        self, user: Any, prompt: Any, responses: Any, *, uncertainty: Literal[False] = False
+    ) -> Float32[np.ndarray, " N"]: ...
+    @overload
+    def score(self, user: Any, prompt: Any, responses: Any, *, uncertainty: Literal[True]) -> Scores: ...
     def score(
         self, user: Any, prompt: Any, responses: Any, *, uncertainty: bool = False
     ) -> Float32[np.ndarray, " N"] | Scores:
@@ -176,7 +189,7 @@ class PersonalReward(abc.ABC):
         found = self.rewards(users, rows, uncertainty=uncertainty)
         return found if uncertainty else found.mean
 
-    def rank(self, user: str | None, prompt: Prompt, responses: Any) -> list[int]:
+    def rank(self, user: str | None, prompt: Prompt | None, responses: Any) -> list[int]:
         """Numbers of the responses, the user's best first; ties keep the order given.
 
         Example:

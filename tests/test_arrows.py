@@ -25,10 +25,10 @@ ARROWS = {
 ORDER = {
     "pref_jax": ("data", "lm", "train", "eval", "personal", "fitting", "baselines", "serve", "cli"),
     "copl_jax": ("graph", "reward", "io", "model", "fit_model"),
-    "lore_jax": ("weights", "deep", "fitting", "online", "model", "fit_model"),
+    "lore_jax": ("weights", "deep", "fitting", "online", "fitted", "model"),
 }
 # These need an array of features and no transformer; only deep LoRe and the front door, which reads texts, do.
-DEEP = ("lore_jax.deep", "lore_jax.model", "lore_jax.fit_model")
+DEEP = ("lore_jax.deep", "lore_jax.fitted", "lore_jax.model")
 TRANSFORMERS = ("pref_jax.lm", "transformers", "flax")
 PICKLES = ("pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal")
 # Calls that read or write pickles behind another name.

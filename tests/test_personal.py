@@ -220,6 +220,41 @@ def test_unseen_users_are_solved_from_their_votes(base):
     assert model.state()[2][2] == 6
 
 
+# --- exports ---
+
+
+def test_exports_score_as_we_do(folder, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch", reason="transformers' own classes need the extra `parity`")
+    model = lore_jax.load(folder)
+    chat = [{"role": "user", "content": "How long?"}]
+    texts = ["Seven minutes.", "It depends.", "Rain"]
+
+    def logits(out: Path) -> np.ndarray:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+        theirs = transformers.AutoModelForSequenceClassification.from_pretrained(out, dtype=torch.float32)
+        assert theirs.config.problem_type == "regression"
+        rows = [[*chat, {"role": "assistant", "content": text}] for text in texts]
+        rendered = [tokenizer.apply_chat_template(row, tokenize=False) for row in rows]
+        batch = tokenizer(rendered, add_special_tokens=False, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            return theirs(**batch).logits.numpy() + np.array(theirs.config.reward_offset, np.float32)
+
+    model.export(tmp_path / "all")
+    model.export(tmp_path / "bo", user="bo")
+    for user in ("bo", None):
+        want = model.score(user, chat, texts)
+        weights = model._weights[-1 if user is None else model.users.index(user)]
+        found = logits(tmp_path / "all") @ weights
+        np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+    one = logits(tmp_path / "bo")
+    assert one.shape == (3, 1)
+    want = model.score("bo", chat, texts)
+    np.testing.assert_allclose(one[:, 0], want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+    with pytest.raises(UserError, match="user 'eve' is not known"):
+        model.export(tmp_path / "eve", user="eve")
+
+
 # --- texts in, states out ---
 
 

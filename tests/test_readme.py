@@ -16,7 +16,7 @@ COLUMNS = {
     "quickstart": ["seen/accuracy", "seen/controversial", "unseen/accuracy", "unseen/controversial"],
     "crowdrag": ["seen/accuracy", "unseen/accuracy", "seen/log_loss", "unseen/log_loss"],
 }
-SETTINGS = [name for name in synthetic.SETTINGS if (ROOT / "results/embedded" / name).is_dir()]
+SETTINGS = [name for name in synthetic.SETTINGS if (ROOT / "results/synthetic" / name).is_dir()]
 METHODS = ["shared reward", "group oracle", "CoPL"]
 
 
@@ -30,7 +30,7 @@ def test_result_tables_are_those_of_the_results(name):
 
 @pytest.mark.parametrize("metric", ["seen/accuracy", "unseen/accuracy"])
 def test_the_tables_of_settings_are_those_of_the_results(metric):
-    found = [results.read_results(ROOT / "results/embedded" / name / "results.json") for name in SETTINGS]
+    found = [results.read_results(ROOT / "results/synthetic" / name / "results.json") for name in SETTINGS]
     assert report.across(found, metric, METHODS).split("\n\n")[0] in README
 
 

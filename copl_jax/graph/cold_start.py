@@ -1,4 +1,4 @@
-"""Embeddings of unseen users from their few answers, without training (CoPL, arXiv 2503.01658; DESIGN 4.3).
+"""Embeddings of unseen users from their few answers, without training (CoPL, arXiv 2503.01658).
 
 The neighbours N(u*) of an unseen user are the seen users who share a chosen response. Each is scored by how well its
 embedding explains the unseen user's pairs,

@@ -1,4 +1,4 @@
-"""User embeddings from the signed graph: CoPL's graph collaborative filtering (arXiv 2503.01658; DESIGN 4.1).
+"""User embeddings from the signed graph: CoPL's graph collaborative filtering (arXiv 2503.01658).
 
 An embedding table of all nodes is passed through a few layers of signed message passing (`layers`) and trained
 (`recipe`) so that a user's embedding lies nearer to chosen than to rejected responses.
@@ -63,7 +63,7 @@ def propagate(
 def loss(
     config: GCFConfig, params: Params, graph: SignedGraph, batch: Batch, key: Key[Array, ""] | None = None
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Bradley-Terry loss of a batch, and its parts (DESIGN 4.1).
+    """Bradley-Terry loss of a batch, and its parts.
 
     mean of -log sigmoid(e_u·e_p - e_u·e_n) + regularisation * sum of (|e_u|² + |e_p|² + |e_n|²), over real pairs;
     0 if there is none. Embeddings are propagated ones, not normalised.

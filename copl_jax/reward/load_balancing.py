@@ -1,4 +1,4 @@
-"""What keeps experts from dying: gates left to themselves may send all users to a few of them (DESIGN 4.2).
+"""What keeps experts from dying: gates left to themselves may send all users to a few of them (CoPL, arXiv 2503.01658).
 
 Two ways, of which `GateConfig.balance` picks one:
 

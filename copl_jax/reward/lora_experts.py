@@ -1,4 +1,4 @@
-"""A mixture of LoRA experts, one shared and K of E chosen for each example, beside a frozen linear (DESIGN 4.2).
+"""A mixture of LoRA experts, one shared and K of E chosen for each example, beside a frozen linear (arXiv 2503.01658).
 
     y = W0 x + s B_s A_s x + sum over the chosen k of g_k s B_k A_k x
 

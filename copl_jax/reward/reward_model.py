@@ -1,4 +1,4 @@
-"""CoPL's reward model: a frozen transformer, experts chosen by the user's embedding, and a linear head (DESIGN 4.2).
+"""CoPL's reward model: a frozen transformer, experts chosen by the user's embedding, a linear head (arXiv 2503.01658).
 
 One function serves three models, by `RewardConfig.routing`:
 

@@ -1,4 +1,4 @@
-"""Which expert serves which user: a small MLP on the user's embedding for every adapted linear (DESIGN 4.2).
+"""Which expert serves which user: a small MLP on the user's embedding for every adapted linear (arXiv 2503.01658).
 
 g = softmax((MLP(e_u) + eps) / tau); the K experts of the highest g are chosen, and the output of each is scaled by its
 g_k, through which the gate learns. Gates know embeddings only; `fixed` stands in where the expert is given (a group's

@@ -123,7 +123,7 @@ def from_disk(users: int, pairs: int, rank: int) -> dict[str, float]:
 
 
 def _adam(z: np.ndarray, steps: int = 500, rate: float = 0.1) -> np.ndarray:
-    """The reference few-shot recipe for one user in NumPy: Adam on softmax weights (DESIGN 4.4)."""
+    """The reference few-shot recipe for one user in NumPy: Adam on softmax weights."""
     logits, mean, square = np.zeros(z.shape[1]), np.zeros(z.shape[1]), np.zeros(z.shape[1])
     for step in range(1, steps + 1):
         weights = np.exp(logits - logits.max())

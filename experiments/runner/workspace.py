@@ -19,6 +19,7 @@ WORKDIR/seed_S/data/        tables                         (experiments.prepare)
 What is there is not made again. To repeat a stage, delete its folder and those of the stages that read it.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -287,13 +288,23 @@ def workspaces(config: Config, workdir: Path) -> Iterator[Workspace]:
         yield Workspace(config, seed, workdir / f"seed_{seed}")
 
 
-def stage(folder: Path, make: Callable[[Path], Any], *, resume: bool = False) -> Path:
-    """Makes `folder` by `make(part)` unless it is there: whole or absent, whenever the run is killed.
+@contextlib.contextmanager
+def making(folder: Path, *, resume: bool = False) -> Iterator[Path | None]:
+    """A folder to fill that becomes `folder` when the block ends well, or None if it is there already.
 
-    With `resume`, `make` finds in `part` what it had done before it was killed.
+    So it is whole or absent, whenever the run is killed. With `resume`, what was done before a kill is still in it.
     """
-    if not folder.is_dir():
-        with atomic_folder(folder, resume=resume) as part:
+    if folder.is_dir():
+        yield None
+        return
+    with atomic_folder(folder, resume=resume) as part:
+        yield part
+
+
+def stage(folder: Path, make: Callable[[Path], Any], *, resume: bool = False) -> Path:
+    """Fills `folder` by `make(part)` unless it is there, as `making`."""
+    with making(folder, resume=resume) as part:
+        if part is not None:
             make(part)
     return folder
 

@@ -29,7 +29,7 @@ def random_pairs(rng, users, count, num_responses) -> Comparisons:
 
 
 def reference(users, responses, seen, train_pairs, context, unseen, temperature):
-    """DESIGN 4.3 user by user."""
+    """The paper's two-hop neighbours, user by user."""
     chose = np.zeros((len(users), len(responses)), bool)
     chose[train_pairs.user, train_pairs.chosen] = True
     embeddings, widened, sizes = [], [], []

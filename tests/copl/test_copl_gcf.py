@@ -62,7 +62,7 @@ def reference_layer(kind, own, other, signs, maps):
 
 
 def reference_loss(config, params, pairs, num_users, num_responses):
-    """DESIGN 4.1 with dense matrices, users and responses apart; params as from `gcf.init`, float64 NumPy."""
+    """The formulas of arXiv 2503.01658 with dense matrices, users and responses apart; params as from `gcf.init`."""
     users, responses = np.split(params["nodes"][: num_users + num_responses], [num_users])
     signs = [dense(pairs.user, side, num_users, num_responses) for side in (pairs.chosen, pairs.rejected)]
     back = [a.T for a in signs]

@@ -1,0 +1,314 @@
+"""A fitted LoRe: every user's reward, more votes, uncertainty, forgetting, folders.
+
+    reward of a text x for user u:  w_u . z(x),   z(x) = Vᵀ phi(x)
+
+phi: the frozen transformer's state, or the features given, standardised over the training responses, so that the mean
+of z over them is 0; V [D K]: the basis; w_u: the user's weights. Source: arXiv 2504.14439, equations 1 and 2.
+
+Axis letters: U users, P votes, N responses, D features, K basis, M users who are solved for.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Float64, Int
+
+from lore_jax.fitting import gaussian_mixture
+from lore_jax.fitting.bradley_terry import Fit
+from lore_jax.fitting.candidates import infer_weights
+from lore_jax.fitting.gaussian_mixture import Clusters
+from lore_jax.user_votes import UserVotes, per_user
+from lore_jax.weights.objective import Prior
+from lore_jax.weights.precision import full_matmul_precision
+from pref_jax import ragged
+from pref_jax.data.votes import vote_rows
+from pref_jax.errors import UserError
+from pref_jax.lm.text_model import TextModel
+from pref_jax.personal import Added, PersonalReward, Saved, Scores
+from pref_jax.standardiser import Standardiser
+
+# Responses whose basis rewards are worked out at a time: it bounds the memory.
+ROWS_AT_A_TIME = 1 << 12
+
+
+@partial(jax.jit, static_argnames=("kind",))
+@full_matmul_precision
+def _weights_program(kind: str, prior: Prior, clusters: Clusters | None, z: Array, mask: Array) -> Array:
+    return infer_weights(kind, z, mask, prior, clusters)[0]
+
+
+@jax.jit
+def _covariance_program(clusters: Clusters, z: Array, mask: Array) -> Array:
+    return gaussian_mixture.posterior(z, mask, clusters).covariance
+
+
+class LoRe(PersonalReward):
+    """A fitted LoRe. Of a user it keeps the weights and for each vote z(chosen) - z(rejected); no text, no features.
+
+    Attributes:
+      kind: "lore".
+      text: the base; None for models of features.
+      facts: what the fit chose and from what: "chosen", "candidates", "validation_votes", "config".
+
+    Example:
+      model = lore_jax.fit("votes.jsonl", base="Qwen/Qwen3-0.6B")
+      model.score("ada", "How long?", ["Seven minutes.", "It depends."])
+    """
+
+    kind: ClassVar[str] = "lore"
+
+    def __init__(
+        self,
+        *,
+        fit: Fit,
+        users: Sequence[str],
+        z: Float[np.ndarray, "P K"],
+        counts: Int[np.ndarray, " U"],
+        text: TextModel | None = None,
+        facts: dict[str, Any],
+    ):
+        """A model of parts that fit together; see `fit`.
+
+        Args:
+          fit: basis, prior and the users' weights.
+          users: U ids in the order of the weights' rows.
+          z: differences of basis rewards, users one after another.
+          counts: votes of each user.
+          text: the base.
+          facts: JSON values.
+        """
+        self.text, self.facts = text, facts
+        self._fit, self._rows = fit, {user: row for row, user in enumerate(users)}
+        # One row more: nobody's weights, the prior's mean, which row -1 so finds.
+        self._weights = np.concatenate([np.asarray(fit.weights), np.asarray(fit.mean)[None]]).astype(np.float32)
+        self._votes = UserVotes(np.asarray(z, np.float32), counts)
+
+    @property
+    def users(self) -> list[str]:
+        """Ids of the users that the model knows."""
+        return list(self._rows)
+
+    def knows(self, user: str) -> bool:
+        """Whether the model knows a user."""
+        return user in self._rows
+
+    def __repr__(self) -> str:
+        facts, chosen = self.facts, self.facts["chosen"]
+        where = f"{self._fit.basis.shape[0]} features" if self.text is None else f"base {self.text.name}"
+        head = f"LoRe: {self._fit.kind}, rank {self._fit.basis.shape[1]}, {len(self._rows)} users, {where}"
+        held = facts["validation_votes"]
+        if not held:
+            return f"{head}; no vote could be held out, so the shared reward is taken"
+        tried = [row for row in facts["candidates"] if row.get("gain") is not None]
+        best = chosen if chosen.get("gain") is not None else max(tried, key=lambda row: row["gain"], default=None)
+        if best is None:
+            return f"{head}; validation log-loss {chosen['log_loss']:.4f} on {held} votes, nothing else was tried"
+        error = "unknown" if best["gain_error"] is None else f"{best['gain_error'] / held:.4f}"
+        gain = f"{best['gain'] / held:+.4f} a vote (standard error {error}) on {held} votes"
+        what = "" if best is chosen else f"kept, as the best personal one ({best['kind']}) did not beat it clearly; "
+        return f"{head}; {what}gain over the shared reward in validation log-loss {gain}"
+
+    # --- scoring ---
+
+    def rewards(self, users: Sequence[str | None], rows: Any, *, uncertainty: bool) -> Scores:
+        """Rewards w_u . z(x), and their posterior standard deviations sqrt(z(x)ᵀ Cov(w_u) z(x)).
+
+        z(x) is the basis reward less its mean over the training responses, so a deviation is that of the difference
+        to a middling text. Users' None: the prior's mean and covariance. Of kinds of fit, "shared" has deviation 0,
+        "mixture" that of the categorical posterior over the basis rewards, "simplex" none.
+
+        Raises:
+          UserError: for features of another width or not finite; for the uncertainty of a simplex.
+        """
+        z = self._read(rows)
+        place = np.array([-1 if user is None else self._rows[user] for user in users], np.int64)
+        mean = (z * self._weights[place]).sum(1).astype(np.float32)
+        if not uncertainty:
+            return Scores(mean, np.zeros_like(mean))
+        distinct, which = np.unique(place, return_inverse=True)
+        covariance = self._covariances(distinct)[which]
+        variance = np.einsum("nk,nkl,nl->n", z, covariance.astype(np.float64), z)
+        return Scores(mean, np.sqrt(np.maximum(variance, 0)).astype(np.float32))
+
+    def _read(self, rows: Any) -> Float64[np.ndarray, "N K"]:
+        """z of texts (a table of responses) or features."""
+        if self.text is not None:
+            rows = self.text.states(self.text.tokenize(rows))
+        return basis_rewards(self._fit, np.asarray(rows, np.float32))
+
+    def _covariances(self, rows: Int[np.ndarray, " M"]) -> Float[np.ndarray, "M K K"]:
+        """Posterior covariances of users' weights; -1: the prior's."""
+        fit, size = self._fit, self._fit.basis.shape[1]
+        if fit.kind == "simplex":
+            raise UserError("uncertainty: a fit of kind simplex has no posterior; score without, or fit another kind")
+        if fit.kind == "shared":
+            return np.zeros((len(rows), size, size), np.float32)
+        if fit.kind == "mixture":
+            share = self._weights[rows]
+            return share[:, :, None] * (np.eye(size, dtype=np.float32) - share[:, None])
+        # A single Gaussian is a population of one cluster.
+        clusters = fit.clusters or Clusters(jnp.zeros(1), fit.mean[None], fit.precision[None])
+        own = [self._votes.of(int(row)) for row in rows]
+        return per_user(partial(_covariance_program, clusters), np.concatenate(own), _lengths(own), (size, size))
+
+    # --- learning and forgetting ---
+
+    def add_votes(self, user: str, votes: Any) -> Added:
+        """Solves the weights of a user, new or known, from all of the user's votes; nothing is trained.
+
+        Exactly what solving from all of them at once gives.
+
+        Args:
+          user: whose votes.
+          votes: see `pref_jax.read_votes`; for models of features a pair of arrays [P D], chosen and rejected.
+
+        Raises:
+          UserError: for votes that cannot be read, or are of somebody else.
+        """
+        if not isinstance(user, str) or not user.strip():
+            raise UserError(f"user: is {user!r}; give an id, a string that is not empty")
+        if self.text is not None:
+            return self.add_many(votes, user)[0]
+        pair = [np.asarray(side, np.float32) for side in votes]
+        if len(pair) != 2 or pair[0].ndim != 2 or pair[0].shape != pair[1].shape or not len(pair[0]):
+            raise UserError("votes: give a pair of arrays [P, D], features of the chosen and of the rejected responses")
+        return self._learn([user] * len(pair[0]), (self._read(pair[0]) - self._read(pair[1])).astype(np.float32))[0]
+
+    def add_many(self, votes: Any, user: str | None = None) -> list[Added]:
+        """`add_votes` of many users at a time, each row naming its own; in one program for each bucket of votes."""
+        if self.text is None:
+            raise UserError("add_many: reads texts; add votes as features user by user, with add_votes")
+        found = vote_rows(votes, user)
+        chosen, rejected = np.split(self._read(found.responses), 2)
+        return self._learn(found.users, (chosen - rejected).astype(np.float32))
+
+    def _learn(self, users: Sequence[str], z: Float32[np.ndarray, "P K"]) -> list[Added]:
+        """Adds votes and solves anew for all who gave them."""
+        numbers: dict[str, int] = {}
+        owner = np.array([numbers.setdefault(user, len(numbers)) for user in users], np.int64)
+        groups = ragged.group_by(owner, len(numbers))
+        fresh = [user for user in numbers if user not in self._rows]
+        old = np.array([self._rows.get(user, -1) for user in numbers], np.int64)
+        parts = np.split(z[groups.order], groups.starts[1:])
+        own = [np.concatenate([self._votes.of(int(row)), part]) for row, part in zip(old, parts, strict=True)]
+        # All is solved before anything changes.
+        weights = self._solve(np.concatenate(own), _lengths(own))
+        self._weights = np.insert(self._weights, [len(self._rows)] * len(fresh), np.float32(0), axis=0)
+        self._rows |= {user: len(self._rows) + place for place, user in enumerate(fresh)}
+        rows = [self._rows[user] for user in numbers]
+        self._weights[rows] = weights
+        self._votes.replace(dict(zip(rows, own, strict=True)))
+        how = "the reward is shared, so votes change nothing" if self._fit.kind == "shared" else "weights solved"
+        return [Added(user, len(votes), how) for user, votes in zip(numbers, own, strict=True)]
+
+    def _solve(self, z: Float32[np.ndarray, "P K"], counts: Int[np.ndarray, " M"]) -> Float32[np.ndarray, "M K"]:
+        """Weights of users whose votes lie one after another."""
+        fit = self._fit
+        if fit.kind == "shared":
+            return np.ones((len(counts), 1), np.float32)
+        program = partial(_weights_program, fit.kind, Prior(fit.mean, fit.precision), fit.clusters)
+        return per_user(program, z, counts, (fit.basis.shape[1],))
+
+    def remove_user(self, user: str) -> None:
+        """Removes a user's id, weights and votes (as differences of basis rewards), from memory and the next `save`.
+
+        What stays: basis and prior were fitted to everybody's votes, those of this user among them if they were there;
+        to be rid of that too, fit again without them. Folders saved before keep the user until they are saved again,
+        and features in a `workdir` until it is deleted.
+
+        Raises:
+          UserError: if the user is not known.
+        """
+        self._check_users([user])
+        row = self._rows.pop(user)
+        self._votes.remove(row)
+        self._weights = np.delete(self._weights, row, axis=0)
+        self._rows = {name: place for place, name in enumerate(self._rows)}
+
+    # --- folders ---
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], list[int]]:
+        """Facts, arrays and numbers of votes; see `restore`."""
+        fit, (z, counts) = self._fit, self._votes.flat()
+        leaves = {"basis": fit.basis, "mean": fit.mean, "precision": fit.precision}
+        leaves |= {f"standardiser_{name}": leaf for name, leaf in fit.standardiser._asdict().items()}
+        leaves |= {f"clusters_{name}": leaf for name, leaf in (fit.clusters._asdict() if fit.clusters else {}).items()}
+        tensors = {name: np.asarray(leaf, np.float32) for name, leaf in leaves.items()}
+        tensors |= {"weights": self._weights[:-1], "z": z}
+        sizes = {"fit": fit.kind, "features": fit.basis.shape[0], "rank": fit.basis.shape[1]}
+        return {**sizes, **self.facts}, tensors, counts.tolist()
+
+    @classmethod
+    def restore(cls, saved: Saved) -> "LoRe":
+        """The model of a saved folder."""
+        facts = {name: value for name, value in saved.model.items() if name not in ("fit", "features", "rank")}
+        own = {name: jnp.asarray(leaf) for name, leaf in saved.tensors.items() if name not in ("z", "weights")}
+        clusters = Clusters(*(own[f"clusters_{n}"] for n in Clusters._fields)) if "clusters_mean" in own else None
+        fit = Fit(
+            kind=saved.model["fit"],
+            standardiser=Standardiser(*(own[f"standardiser_{name}"] for name in Standardiser._fields)),
+            basis=own["basis"],
+            weights=jnp.asarray(saved.tensors["weights"]),
+            mean=own["mean"],
+            precision=own["precision"],
+            history=jnp.zeros(0),
+            chosen=facts["chosen"],
+            candidates=tuple(facts["candidates"]),
+            clusters=clusters,
+        )
+        return cls(fit=fit, users=saved.users, z=saved.tensors["z"], counts=saved.votes, text=saved.text, facts=facts)
+
+    def export(self, folder: str | Path, *, user: str | None = None) -> None:
+        """Writes the transformer with the basis as its K labels, or one user's reward as its one label.
+
+        Other engines open the folder without us; see `pref_jax.lm.classifier.save_classifier` for which and how.
+
+        Args:
+          folder: made anew.
+          user: whose reward; None: the K basis rewards, of which a user's weights make a reward.
+
+        Raises:
+          UserError: for models of features, or an unknown user.
+        """
+        if self.text is None:
+            raise UserError("export: this model was fitted to features and knows no transformer; fit with base=")
+        from pref_jax.lm.classifier import fold_standardiser, save_classifier
+
+        self._check_users([user])
+        basis, labels = np.asarray(self._fit.basis), [f"basis_{k}" for k in range(self._fit.basis.shape[1])]
+        if user is not None:
+            basis, labels = basis @ self._weights[self._rows[user]][:, None], [user]
+        weight, offset = fold_standardiser(basis, *self._fit.standardiser)
+        text = self.text
+        save_classifier(
+            folder,
+            text.config,
+            text.params,
+            weight,
+            labels=labels,
+            tokenizer=text.tokenizer,
+            bias=offset,
+            layer=text.layer,
+            max_length=text.max_length,
+        )
+
+
+def basis_rewards(fit: Fit, features: Float32[np.ndarray, "N D"]) -> Float64[np.ndarray, "N K"]:
+    """z of features; in double precision, by which rows do not feel how many others there are."""
+    basis, mean, scale = (np.asarray(leaf, np.float64) for leaf in (fit.basis, *fit.standardiser))
+    if features.ndim != 2 or features.shape[1] != len(basis) or not np.isfinite(features).all():
+        raise UserError(f"features: shape {features.shape}; give finite numbers, [N, {len(basis)}]")
+    basis, found = basis / scale[:, None], np.empty((len(features), basis.shape[1]))
+    for start in range(0, len(features), ROWS_AT_A_TIME):
+        here = slice(start, start + ROWS_AT_A_TIME)
+        found[here] = (features[here].astype(np.float64) - mean) @ basis
+    return found
+
+
+def _lengths(parts: Sequence[np.ndarray]) -> Int[np.ndarray, " M"]:
+    return np.array([len(part) for part in parts], np.int64)
