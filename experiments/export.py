@@ -10,8 +10,9 @@ from pathlib import Path
 from absl import flags
 
 from copl_jax.io import checkpoint, peft
-from copl_jax.io.checkpoint import Stored
+from experiments.baselines import load_shared
 from experiments.copl import METHOD
+from experiments.methods import SHARED
 from experiments.runner.cli import Config, launch
 from experiments.runner.workspace import Workspace, log, require, workspaces
 from pref_jax.errors import UserError
@@ -28,6 +29,10 @@ def run(config: Config, workdir: Path, *, user: str, out: str, seed: str, method
     target = _replaceable(Path(out).resolve())
     one = _chosen(config, workdir, seed)
     folder = require(one.method_folder(method or METHOD) / "model", "compare")
+    if method == SHARED:
+        _shared(one, target, user)
+        log(f"{SHARED}, seed {one.seed}: {out}")
+        return
     found = checkpoint.load(folder / "adapters", one.text.config)
     if found.config.routing == "users":
         # Training knew seen users alone.
@@ -36,9 +41,20 @@ def run(config: Config, workdir: Path, *, user: str, out: str, seed: str, method
         checkpoint.save(target, found.config, found.params, found.user_embeddings)
         log(f"adapters of {method or METHOD}, seed {one.seed}: {out}")
         return
-    row = None if found.user_embeddings is None else found.user_embeddings[_row(one, found, user)]
+    row = None if found.user_embeddings is None else found.user_embeddings[_row(one, user)]
     peft.save_peft(target, found.config, found.params, row, base_name=str(one.text.folder))
     log(f"LoRA of user {user}, seed {one.seed}, for PEFT: {out}")
+
+
+def _shared(work: Workspace, target: Path, user: str) -> None:
+    """The reward that all users share: as a LoRA for PEFT if a user is named, else its adapters and head."""
+    params, _ = load_shared(work)
+    if not user:
+        parameter_files.write(target, {"model": {"method": SHARED}}, parameter_files.as_tensors(params))
+        return
+    _row(work, user)
+    own = {"scale": work.shared.lora.scale, "base_name": str(work.text.folder)}
+    peft.save_adapters(target, work.shared.lm, params["adapters"], params["head"], **own)
 
 
 def define(values: flags.FlagValues) -> None:
@@ -69,7 +85,7 @@ def _chosen(config: Config, workdir: Path, seed: str) -> Workspace:
     return every[seed or next(iter(every))]
 
 
-def _row(work: Workspace, found: Stored, user: str) -> int:
+def _row(work: Workspace, user: str) -> int:
     """The user's row in the tables."""
     ids = work.data.users["user_id"].to_pylist()
     if user not in ids:

@@ -76,9 +76,9 @@ def test_a_baseline_is_saved_loaded_and_learns_and_forgets_users(case, text, tmp
     np.testing.assert_array_equal(mixed, alone, "rewards depend on their company")
 
     for some, count in ((_votes(["new"], 1), 1), (_votes(["new"], 6, seed=3), 7)):
-        earlier = _scores(fitted, "new") if "new" in fitted.users else _scores(fitted, None)
         assert fitted.add_votes("new", some)[:2] == ("new", count)
-        assert (_scores(fitted, "new") == earlier).all() == alike
+    # After one vote PAL-A's hinge may already be content; several that contradict one another leave nobody alone.
+    assert (_scores(fitted, "new") == _scores(fitted, None)).all() == alike
     np.testing.assert_array_equal(_scores(fitted, NAMES[0]), before)
 
     again = type(fitted).restore(personal.read(fitted.save(tmp_path / "saved"), text=text))
