@@ -50,6 +50,11 @@ def _load(work: Workspace, method: str, like: Any) -> tuple[Any, dict[str, Any]]
     return parameter_files.as_tree(tensors, like), {**facts, **own}
 
 
+def load_shared(work: Workspace, method: str = SHARED) -> tuple[Any, dict[str, Any]]:
+    """Parameters of the shared reward that was trained in `METHOD/model`, and facts of the training."""
+    return _load(work, method, jax.eval_shape(lambda: shared_reward.init(work.shared, jax.random.key(0))))
+
+
 def shared(work: Workspace, method: str = SHARED) -> None:
     """One reward for all users, on the adapted transformer."""
     folder, config, settings = work.method_folder(method), work.shared, work.reward.training
@@ -62,8 +67,7 @@ def shared(work: Workspace, method: str = SHARED) -> None:
 
     def score() -> tuple[np.ndarray, dict[str, Any]]:
         stage(folder / "model", train)
-        like = jax.eval_shape(lambda: shared_reward.init(config, jax.random.key(0)))
-        params, facts = _load(work, method, like)
+        params, facts = load_shared(work, method)
         params = jax.device_put(params, replicated(work.mesh))
 
         def read(tokens, mask):

@@ -5,21 +5,16 @@
 Without --user FOLDER gets all experts, gates, head and users' embeddings, as `copl_jax.io.checkpoint` reads them.
 """
 
-import dataclasses
 from pathlib import Path
 
-import jax
 from absl import flags
 
 from copl_jax.io import checkpoint, peft
-from copl_jax.io.checkpoint import Stored
-from copl_jax.reward.lora_experts import ExpertsConfig
-from copl_jax.reward.reward_model import RewardConfig
+from experiments.baselines import load_shared
 from experiments.copl import METHOD
 from experiments.methods import SHARED
 from experiments.runner.cli import Config, launch
 from experiments.runner.workspace import Workspace, log, require, workspaces
-from pref_jax.baselines import shared
 from pref_jax.errors import UserError
 from pref_jax.lm import parameter_files
 
@@ -34,7 +29,11 @@ def run(config: Config, workdir: Path, *, user: str, out: str, seed: str, method
     target = _replaceable(Path(out).resolve())
     one = _chosen(config, workdir, seed)
     folder = require(one.method_folder(method or METHOD) / "model", "compare")
-    found = _stored(one, folder / "adapters", method)
+    if method == SHARED:
+        _shared(one, target, user)
+        log(f"{SHARED}, seed {one.seed}: {out}")
+        return
+    found = checkpoint.load(folder / "adapters", one.text.config)
     if found.config.routing == "users":
         # Training knew seen users alone.
         found = found._replace(user_embeddings=one.users())
@@ -42,9 +41,20 @@ def run(config: Config, workdir: Path, *, user: str, out: str, seed: str, method
         checkpoint.save(target, found.config, found.params, found.user_embeddings)
         log(f"adapters of {method or METHOD}, seed {one.seed}: {out}")
         return
-    row = None if found.user_embeddings is None else found.user_embeddings[_row(one, found, user)]
+    row = None if found.user_embeddings is None else found.user_embeddings[_row(one, user)]
     peft.save_peft(target, found.config, found.params, row, base_name=str(one.text.folder))
     log(f"LoRA of user {user}, seed {one.seed}, for PEFT: {out}")
+
+
+def _shared(work: Workspace, target: Path, user: str) -> None:
+    """The reward that all users share: as a LoRA for PEFT if a user is named, else its adapters and head."""
+    params, _ = load_shared(work)
+    if not user:
+        parameter_files.write(target, {"model": {"method": SHARED}}, parameter_files.as_tensors(params))
+        return
+    _row(work, user)
+    own = {"scale": work.shared.lora.scale, "base_name": str(work.text.folder)}
+    peft.save_adapters(target, work.shared.lm, params["adapters"], params["head"], **own)
 
 
 def define(values: flags.FlagValues) -> None:
@@ -75,20 +85,7 @@ def _chosen(config: Config, workdir: Path, seed: str) -> Workspace:
     return every[seed or next(iter(every))]
 
 
-def _stored(work: Workspace, folder: Path, method: str) -> Stored:
-    """The trained model; the shared reward's as a CoPL without experts."""
-    if method != SHARED:
-        return checkpoint.load(folder, work.text.config)
-    config = work.shared
-    like = jax.eval_shape(lambda: shared.init(config, jax.random.key(0)))
-    params = parameter_files.as_tree(parameter_files.read_tensors(folder), like)
-    mixture = ExpertsConfig(num_experts=0, **dataclasses.asdict(config.lora))
-    experts = {target: {"shared": own} for target, own in params["adapters"].items()}
-    model = RewardConfig(lm=config.lm, routing="none", mixture=mixture, remat=config.remat)
-    return Stored(model, {"experts": experts, "gates": {}, "head": params["head"]}, None)
-
-
-def _row(work: Workspace, found: Stored, user: str) -> int:
+def _row(work: Workspace, user: str) -> int:
     """The user's row in the tables."""
     ids = work.data.users["user_id"].to_pylist()
     if user not in ids:

@@ -93,7 +93,7 @@ def _check(tensors: Mapping[str, np.ndarray], config: RewardConfig, dim: int, *,
     if "table" in tensors:
         users = tensors["table"].shape[:1]
         tables = {"users": ((*users, dim), np.dtype(np.float32)), "groups": (users, np.dtype(np.int32))}
-        wanted |= {"table": tables[config.routing]} if config.routing in tables else {}
+        wanted["table"] = tables[config.routing]
     parameter_files.check(tensors, wanted, where=where)
 
 

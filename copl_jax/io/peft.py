@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
@@ -27,7 +26,7 @@ from copl_jax.reward import lora_experts, reward_model
 from copl_jax.reward.reward_model import RewardConfig
 from pref_jax.errors import UserError
 from pref_jax.files import atomic_folder, write_json
-from pref_jax.lm import backbone, weights
+from pref_jax.lm import backbone, lora, weights
 from pref_jax.lm.classifier import padding_in_texts, save_classifier, save_tokenizer
 from pref_jax.lm.config import LMConfig
 
@@ -58,7 +57,7 @@ def save_peft(
       folder: made anew.
       config: the model's.
       params: trainable parameters, as from `reward.init`.
-      user: the user's embedding [C] (routing "users"), group number ("groups") or None ("none").
+      user: the user's embedding [C] (routing "users") or group number ("groups").
       base_name: what PEFT calls the transformer: a hub id or a folder.
       tokenizer: put into the folder, if it is given, with the chat template by which texts were rendered.
       max_length: the most tokens of a text, for the tokenizer's files.
@@ -68,24 +67,53 @@ def save_peft(
         transformers would read another token than the last.
     """
     decided = reward_model.route(config, params, None if user is None else jnp.asarray(user)[None])
-    folded = jax.tree.map(
-        np.asarray, lora_experts.to_single_lora(params["experts"], decided, scale=config.mixture.scale)
-    )
-    classifier = config.lm.pooling == "last"
+    folded = lora_experts.to_single_lora(params["experts"], decided, scale=config.mixture.scale)
+    options: dict[str, Any] = {"base_name": base_name, "tokenizer": tokenizer, "max_length": max_length}
+    save_adapters(folder, config.lm, folded, params["head"], **options)
+
+
+def save_adapters(
+    folder: str | Path,
+    lm: LMConfig,
+    adapters: lora.Adapters,
+    head: Mapping[str, Any],
+    *,
+    scale: float = 1.0,
+    base_name: str = "",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_length: int | None = None,
+) -> None:
+    """`save_peft` of plain adapters: one user's mixture, or the reward that all users share.
+
+    Args:
+      folder: made anew.
+      lm: the transformer.
+      adapters: as from `pref_jax.lm.lora.init`.
+      head: {"w": [D], "b": []}.
+      scale: of the adapters' products, alpha / R.
+      base_name, tokenizer, max_length: as for `save_peft`.
+
+    Raises:
+      UserError: if the tokenizer's padding may stand in a text.
+    """
+    folded = {
+        target: {"a": np.asarray(own["a"]), "b": scale * np.asarray(own["b"])} for target, own in adapters.items()
+    }
+    classifier = lm.pooling == "last"
     if classifier and tokenizer is not None and padding_in_texts(tokenizer):
         raise UserError(
             f"{folder}: texts may end with {tokenizer.pad_token!r}, the tokenizer's padding, and transformers would "
             "read the token before it; train on a transformer with a padding of its own, or export with save_merged"
         )
-    modules = _modules(config.lm, folded, prefix=classifier)
+    modules = _modules(lm, folded, prefix=classifier)
     tensors = {}
     for name, factors in modules.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = factors["a"].T
         tensors[f"base_model.model.{name}.lora_B.weight"] = factors["b"].T
-    head = {"score.weight": np.asarray(params["head"]["w"])[None]}
+    weight = {"score.weight": np.asarray(head["w"])[None]}
     if classifier:
-        tensors |= {f"base_model.model.{name}": leaf for name, leaf in head.items()}
-    metadata = {"format": "pt", "head_bias": repr(float(params["head"]["b"]))}
+        tensors |= {f"base_model.model.{name}": leaf for name, leaf in weight.items()}
+    metadata = {"format": "pt", "head_bias": repr(float(head["b"]))}
     with atomic_folder(folder) as part:
         whole = {name: np.ascontiguousarray(leaf) for name, leaf in tensors.items()}
         safetensors.numpy.save_file(whole, part / TENSORS, metadata=metadata)
@@ -93,8 +121,8 @@ def save_peft(
         if tokenizer is not None:
             save_tokenizer(part, tokenizer, max_length=max_length)
         if not classifier:
-            bias = {"score.bias": np.asarray(params["head"]["b"])[None]}
-            safetensors.numpy.save_file(head | bias, part / HEAD, metadata={"format": "pt"})
+            bias = {"score.bias": np.asarray(head["b"])[None]}
+            safetensors.numpy.save_file(weight | bias, part / HEAD, metadata={"format": "pt"})
 
 
 def save_merged(
@@ -108,7 +136,7 @@ def save_merged(
     label: str = "reward",
     max_length: int | None = None,
 ) -> None:
-    """One user's reward, or the shared one, merged into the transformer: a `classifier.save_classifier` of one label.
+    """One user's reward merged into the transformer: a `classifier.save_classifier` of one label.
 
     Args:
       folder: made anew.

@@ -3,7 +3,7 @@
     y = W0 x + s B_s A_s x + sum over the chosen k of g_k s B_k A_k x
 
 Only the chosen experts of each example are gathered. Shared and chosen stand side by side along the rank, so that an
-example costs two products of rank (1 + K) R, however many experts there are. With E = 0 it is plain LoRA.
+example costs two products of rank (1 + K) R, however many experts there are.
 
 Axes: B batch, L length, D features in, F features out, E experts, K chosen ones, R rank, Z layers.
 """
@@ -30,7 +30,7 @@ class ExpertsConfig:
     """How many experts, how large, and where.
 
     Attributes:
-      num_experts: E, beside the shared one; 0 for plain LoRA.
+      num_experts: E, beside the shared one.
       rank: R of each expert.
       alpha: the products are scaled by s = alpha / R; None stands for 2R.
       dropout: probability that an input feature of the experts is left out in training.
@@ -44,9 +44,9 @@ class ExpertsConfig:
     targets: tuple[str, ...] = ("q_proj", "v_proj")
 
     def __post_init__(self):
-        if self.num_experts < 0 or self.rank < 1 or not 0 <= self.dropout < 1 or not self.targets:
+        if self.num_experts < 1 or self.rank < 1 or not 0 <= self.dropout < 1 or not self.targets:
             raise UserError(
-                f"{self}: num_experts is at least 0, rank at least 1, dropout in [0, 1), and targets name some linear"
+                f"{self}: num_experts and rank are at least 1, dropout in [0, 1), and targets name some linear"
             )
 
     @property
@@ -65,8 +65,7 @@ def init(config: ExpertsConfig, key: Key[Array, ""], shapes: Mapping[str, tuple[
       num_layers: Z.
 
     Returns:
-      {target: {"shared": {"a": [Z D R], "b": [Z R F]}, "experts": {"a": [Z E D R], "b": [Z E R F]}}}, without
-      "experts" if E = 0.
+      {target: {"shared": {"a": [Z D R], "b": [Z R F]}, "experts": {"a": [Z E D R], "b": [Z E R F]}}}.
 
     Raises:
       UserError: if a target is no linear of the model.
@@ -76,35 +75,27 @@ def init(config: ExpertsConfig, key: Key[Array, ""], shapes: Mapping[str, tuple[
     wanted = {target: shapes[target] for target in config.targets}
     shared_key, experts_key = jax.random.split(key)
     params: Params = {target: {"shared": own} for target, own in _lora(shared_key, wanted, num_layers, config).items()}
-    if config.num_experts:
-        flat = _lora(experts_key, wanted, num_layers * config.num_experts, config)
-        for target, own in flat.items():
-            params[target]["experts"] = {
-                name: leaf.reshape(num_layers, config.num_experts, *leaf.shape[1:]) for name, leaf in own.items()
-            }
+    for target, own in _lora(experts_key, wanted, num_layers * config.num_experts, config).items():
+        params[target]["experts"] = {
+            name: leaf.reshape(num_layers, config.num_experts, *leaf.shape[1:]) for name, leaf in own.items()
+        }
     return params
 
 
-def make_adapters(params: Mapping[str, Any], gates: Gates | None = None, key: Key[Array, ""] | None = None) -> Adapters:
+def make_adapters(params: Mapping[str, Any], gates: Gates, key: Key[Array, ""] | None = None) -> Adapters:
     """Adapters of one batch, to be handed to `backbone.hidden_states` beside `applied(config)`.
 
     Args:
       params: as from `init`.
-      gates: decisions for each row of the batch; None only for E = 0.
+      gates: decisions for each row of the batch.
       key: given in training, for the dropout; each target and layer draws its own.
 
     Returns:
       {target: pytree with leading axis Z}: the experts, "choice" and "weight" [Z B K], "key" [Z] if there is one.
-
-    Raises:
-      UserError: if there are experts but no gates.
     """
     adapters: Adapters = lora.with_keys(params, key)
     for target, own in adapters.items():
-        if "experts" in own:
-            if gates is None:
-                raise UserError("make_adapters: experts need gates; pass routing.route(...) or one_hot_routing(...)")
-            own |= {"choice": gates[target].choice, "weight": gates[target].weight}
+        own |= {"choice": gates[target].choice, "weight": gates[target].weight}
     return adapters
 
 
@@ -116,46 +107,41 @@ def apply(
     Dropout acts on x, with one mask for the shared and the chosen experts, if the adapter holds a key.
     """
     x = lora.drop(adapter, x, dropout)
-    if "experts" not in adapter:
-        return lora.apply(jax.tree.map(lambda leaf: leaf.astype(x.dtype), adapter["shared"]), x, scale=scale)
     own = jax.tree.map(lambda leaf: leaf.astype(x.dtype), _side_by_side(adapter, scale))
     return jnp.einsum("blr,brf->blf", jnp.einsum("bld,bdr->blr", x, own["a"]), own["b"])
 
 
-def to_single_lora(params: Mapping[str, Any], gates: Gates | None = None, *, scale: float) -> lora.Adapters:
+def to_single_lora(params: Mapping[str, Any], gates: Gates, *, scale: float) -> lora.Adapters:
     """One user's mixture as plain LoRA of rank (1 + K) R, with scale and weights in it, for `lora.apply`.
 
     Args:
       params: as from `init`.
-      gates: that user's decisions, B = 1; None only for E = 0.
+      gates: that user's decisions, B = 1.
       scale: s.
 
     Returns:
       {target: {"a": [Z D (1+K)R], "b": [Z (1+K)R F]}}.
 
     Raises:
-      UserError: if the gates decide for none or several users, or are missing.
+      UserError: if the gates decide for several users.
     """
-    rows = {gate.choice.shape[1] for gate in (gates or {}).values()}
+    rows = {gate.choice.shape[1] for gate in gates.values()}
     if rows - {1}:
         raise UserError(f"experts.fold: gates for {max(rows)} rows; fold the experts of one user at a time")
     folded: lora.Adapters = {}
     for target, own in make_adapters(params, gates).items():
-        if "experts" in own:
-            both = jax.vmap(functools.partial(_side_by_side, scale=scale))(own)
-            folded[target] = {name: leaf[:, 0] for name, leaf in both.items()}
-        else:
-            folded[target] = {"a": own["shared"]["a"], "b": scale * own["shared"]["b"]}
+        both = jax.vmap(functools.partial(_side_by_side, scale=scale))(own)
+        folded[target] = {name: leaf[:, 0] for name, leaf in both.items()}
     return folded
 
 
-def merge(base: Mapping[str, Any], params: Mapping[str, Any], gates: Gates | None = None, *, scale: float) -> Params:
+def merge(base: Mapping[str, Any], params: Mapping[str, Any], gates: Gates, *, scale: float) -> Params:
     """The transformer of one user: its kernels hold W + s A_s B_s + sum of g_k s A_k B_k, and it needs no adapters.
 
     Args:
       base: the frozen transformer's parameters; left as they are.
       params: as from `init`.
-      gates: that user's decisions, B = 1; None only for E = 0.
+      gates: that user's decisions, B = 1.
       scale: s.
 
     Raises:

@@ -1,10 +1,9 @@
 """CoPL's reward model: a frozen transformer, experts chosen by the user's embedding, a linear head (arXiv 2503.01658).
 
-One function serves three models, by `RewardConfig.routing`:
+One function serves two models, by `RewardConfig.routing`:
 
     users    CoPL: gates read user embeddings
     groups   the group oracle: expert = group of the user, with weight 1
-    none     one reward for everybody: plain LoRA, E = 0
 
 Axes: B batch, L length, D features of the transformer, C features of a user embedding, U users,
 E experts.
@@ -37,25 +36,20 @@ class RewardConfig:
     Attributes:
       lm: the transformer.
       routing: what chooses the experts, see above.
-      mixture: number, size and place of the experts; `num_experts` is 0 with routing "none" and only then.
+      mixture: number, size and place of the experts.
       gate: the gates' sizes and noise, for routing "users".
       remat: what the backward pass keeps of each block, one of `backbone.REMAT`.
     """
 
     lm: LMConfig
-    routing: Literal["users", "groups", "none"] = "users"
+    routing: Literal["users", "groups"] = "users"
     mixture: ExpertsConfig = dataclasses.field(default_factory=ExpertsConfig)
     gate: GateConfig = dataclasses.field(default_factory=GateConfig)
     remat: str = "none"
 
     def __post_init__(self):
-        if self.routing not in ("users", "groups", "none"):
-            raise UserError(f"RewardConfig.routing is {self.routing!r}; write 'users', 'groups' or 'none'")
-        if (self.routing == "none") != (self.mixture.num_experts == 0):
-            raise UserError(
-                f"RewardConfig: routing {self.routing!r} with {self.mixture.num_experts} experts; "
-                "routing 'none' goes with num_experts=0, the others with at least 1"
-            )
+        if self.routing not in ("users", "groups"):
+            raise UserError(f"RewardConfig.routing is {self.routing!r}; write 'users' or 'groups'")
         if self.routing == "users" and self.gate.top_k > self.mixture.num_experts:
             raise UserError(
                 f"RewardConfig: gate.top_k={self.gate.top_k} of {self.mixture.num_experts} experts; "
@@ -102,14 +96,12 @@ def route(
     params: Mapping[str, Any],
     users: Float[Array, "B C"] | Int[Array, " B"] | None,
     key: Key[Array, ""] | None = None,
-) -> routing.Gates | None:
-    """The gates' decisions for each example: from embeddings, from group numbers, or none, as `config.routing` says.
+) -> routing.Gates:
+    """The gates' decisions for each example: from embeddings or group numbers, as `config.routing` says.
 
     Raises:
       UserError: if `users` is not what the routing needs.
     """
-    if config.routing == "none":
-        return None
     floating = users is not None and jnp.issubdtype(users.dtype, jnp.floating)
     if users is None or floating != (config.routing == "users"):
         needs = "embeddings, float [B, C]" if config.routing == "users" else "group numbers, int [B]"
@@ -136,7 +128,7 @@ def rewards(
       base: the frozen transformer's.
       tokens: one text a row.
       mask: True at real tokens.
-      users: each row's user embedding (routing "users"), group number ("groups") or None ("none").
+      users: each row's user embedding (routing "users"), or group number ("groups").
     """
     adapters = lora_experts.make_adapters(params["experts"], route(config, params, users))
     apply = lora_experts.adapter_fn(config.mixture)
@@ -176,14 +168,14 @@ def make_loss(config: RewardConfig) -> LossFn:
 
       params: trainable, see `init`.
       frozen: {"base": transformer, "users": float [U C]} for routing "users", or "groups": int32 [U] in place of
-        "users" for routing "groups", or "base" alone.
+        "users" for routing "groups".
       batch: {"user": int32 [B], "chosen": int32 [B L], "chosen_mask": bool [B L], "rejected", "rejected_mask"}; or,
         for decoders, {"user", "tokens": int32 [B L], "parts": int32 [B L]} with rows that both texts of a pair share,
         as from `pref_jax.data.text.shared_prefix`. Without a key both give the same; dropout strikes what is shared
         once.
       key: for gate noise and dropout; None for none of either.
 
-    Its metrics are float scalars: "accuracy", "margin" (mean reward difference), and with experts "gate_entropy"
+    Its metrics are float scalars: "accuracy", "margin" (mean reward difference), "gate_entropy"
     (nats), "gate_weight" (mean over the chosen), "usage_E" for each expert E (fraction, mean over gates),
     "dead_experts" (those of all gates that nobody in the batch is sent to), and with balancing "balance_loss" (what it
     adds to the loss).
@@ -191,13 +183,12 @@ def make_loss(config: RewardConfig) -> LossFn:
 
     def loss(params, frozen, batch, key):
         noise_key, dropout_key = (None, None) if key is None else jax.random.split(key)
-        table = {"users": "users", "groups": "groups"}.get(config.routing)
-        decisions = route(config, params, None if table is None else frozen[table][batch["user"]], noise_key)
+        decisions = route(config, params, frozen[config.routing][batch["user"]], noise_key)
         scores = _pair_rewards(config, params, frozen["base"], batch, decisions, dropout_key)
         margin = scores[:, 0] - scores[:, 1]
         metrics = _metrics(margin, decisions)
         total = -jnp.mean(jax.nn.log_sigmoid(margin))
-        if decisions is not None and config.routing == "users" and config.gate.balance != "none":
+        if config.routing == "users" and config.gate.balance != "none":
             metrics["balance_loss"] = load_balancing.auxiliary_loss(config.gate, params["gates"], decisions)
             total += metrics["balance_loss"]
         return total, metrics
@@ -205,20 +196,21 @@ def make_loss(config: RewardConfig) -> LossFn:
     return loss
 
 
-def _metrics(margin: Array, decisions: routing.Gates | None) -> dict[str, Array]:
-    metrics = {"accuracy": jnp.mean((margin > 0).astype(jnp.float32)), "margin": jnp.mean(margin)}
-    if decisions is not None:
-        usage = routing.usage(decisions)
-        metrics["gate_entropy"] = routing.entropy(decisions)
-        metrics["gate_weight"] = jnp.mean(jnp.stack([gate.weight for gate in decisions.values()]))
-        metrics["dead_experts"] = jnp.sum(usage == 0).astype(jnp.float32)
-        metrics |= {f"usage_{e}": share for e, share in enumerate(jnp.mean(usage, axis=0))}
-    return metrics
+def _metrics(margin: Array, decisions: routing.Gates) -> dict[str, Array]:
+    usage = routing.usage(decisions)
+    return {
+        "accuracy": jnp.mean((margin > 0).astype(jnp.float32)),
+        "margin": jnp.mean(margin),
+        "gate_entropy": routing.entropy(decisions),
+        "gate_weight": jnp.mean(jnp.stack([gate.weight for gate in decisions.values()])),
+        "dead_experts": jnp.sum(usage == 0).astype(jnp.float32),
+        **{f"usage_{e}": share for e, share in enumerate(jnp.mean(usage, axis=0))},
+    }
 
 
 def _pair_rewards(config, params, base, batch, decisions, dropout_key) -> Float[Array, "B 2"]:
     """Rewards of chosen and rejected, from rows of one text each or from rows that they share."""
-    if decisions is not None and "parts" not in batch:
+    if "parts" not in batch:
         decisions = routing.repeat(decisions, 2)
     adapters = lora_experts.make_adapters(params["experts"], decisions, dropout_key)
     apply = lora_experts.adapter_fn(config.mixture)

@@ -13,16 +13,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from copl_jax.reward import lora_experts, reward_model
-from copl_jax.reward.lora_experts import ExpertsConfig
-from copl_jax.reward.reward_model import RewardConfig
 from experiments.benchmarks import reference
 from experiments.benchmarks.measure import Result, in_turns, result
 from experiments.benchmarks.training import ENCODER, SMALL, Case, frozen_parts, trained_parts, training_step
-from pref_jax.lm import backbone, checkpoint
+from pref_jax.baselines import shared
+from pref_jax.baselines.shared import SharedConfig
+from pref_jax.lm import backbone, checkpoint, lora
+from pref_jax.lm.lora import LoRAConfig
+from pref_jax.lm.pairs import text_states
 from pref_jax.train.state import OptimizerConfig
 
-LORA = ExpertsConfig(num_experts=0, rank=8, alpha=16.0, dropout=0.0)
+LORA = LoRAConfig(rank=8, alpha=16.0, dropout=0.0)
 RECIPE = OptimizerConfig(lr=1e-3, num_steps=1_000_000, weight_decay=1e-3)
 # The quickstart's decoder at its batch size, and an encoder.
 CASES = (Case(SMALL, pairs=64, length=48), Case(ENCODER, pairs=16, length=128))
@@ -54,7 +55,7 @@ def backbone_step(cases: tuple[Case, ...] = CASES, rounds: int = 10, each: int =
 
 
 def _compare(case: Case, rounds: int, each: int) -> list[Result]:
-    config, batch = RewardConfig(lm=case.lm, routing="none", mixture=LORA), case.batch()
+    config, batch = SharedConfig(lm=case.lm, lora=LORA), case.batch()
     frozen, params = frozen_parts(config), trained_parts(config)
     tokens, mask = (
         np.concatenate([batch[f"{side}{part}"] for side in ("chosen", "rejected")]) for part in ("", "_mask")
@@ -81,9 +82,9 @@ def _compare(case: Case, rounds: int, each: int) -> list[Result]:
     return results
 
 
-def _theirs(folder: Path, config: RewardConfig, params: Any, tokens: np.ndarray, mask: np.ndarray) -> _Side:
-    alpha = config.mixture.scale * config.mixture.rank
-    model = reference.load(folder, params, rank=config.mixture.rank, alpha=alpha, pooling=config.lm.pooling)
+def _theirs(folder: Path, config: SharedConfig, params: Any, tokens: np.ndarray, mask: np.ndarray) -> _Side:
+    alpha = config.lora.scale * config.lora.rank
+    model = reference.load(folder, params, rank=config.lora.rank, alpha=alpha, pooling=config.lm.pooling)
     texts = reference.rows(tokens, mask)
     vectors = reference.pooled(model, texts).detach().numpy()
     step = reference.train_step(model, texts, rate=RECIPE.lr, decay=RECIPE.weight_decay)
@@ -91,11 +92,11 @@ def _theirs(folder: Path, config: RewardConfig, params: Any, tokens: np.ndarray,
 
 
 def _ours(
-    config: RewardConfig, frozen: Any, params: Any, batch: dict[str, np.ndarray], tokens: np.ndarray, mask: np.ndarray
+    config: SharedConfig, frozen: Any, params: Any, batch: dict[str, np.ndarray], tokens: np.ndarray, mask: np.ndarray
 ) -> _Side:
     """As in training, but for the feed: the batch lies on the device, as the reference's."""
     texts = jax.device_put((tokens, mask), jax.devices()[0])
-    rewards = jax.jit(functools.partial(reward_model.rewards, config))
+    rewards = functools.partial(shared.rewards, config)
 
     def forward() -> jax.Array:
         return jax.block_until_ready(rewards(params, frozen["base"], *texts))
@@ -104,16 +105,12 @@ def _ours(
     return _Side(_vectors(config, params, frozen["base"], *texts), forward, step)
 
 
-def _vectors(config: RewardConfig, params: Any, base: Any, tokens: jax.Array, mask: jax.Array) -> np.ndarray:
+def _vectors(config: SharedConfig, params: Any, base: Any, tokens: jax.Array, mask: jax.Array) -> np.ndarray:
     """What the reward's head reads, for each text [B D]."""
 
     @jax.jit
     def vectors(params, base, tokens, mask):
-        adapters = lora_experts.make_adapters(params["experts"])
-        hidden = backbone.hidden_states(
-            config.lm, base, tokens, mask, adapters, lora_experts.adapter_fn(config.mixture)
-        )
-        return backbone.pool(config.lm, hidden, mask)
+        return text_states(config.lm, base, tokens, mask, params["adapters"], lora.adapter_fn(config.lora))
 
     return np.asarray(vectors(params, base, tokens, mask))
 
@@ -130,7 +127,7 @@ def _apart(theirs: np.ndarray, ours: np.ndarray) -> float:
     return float(np.abs(theirs - ours).max() / np.abs(theirs).max())
 
 
-def _flops(config: RewardConfig, rows: int, length: int) -> dict[str, float]:
+def _flops(config: SharedConfig, rows: int, length: int) -> dict[str, float]:
     """Floating-point operations in matrix products of a "forward" pass and of a training "step".
 
     Backwards, a frozen linear asks for as much as forwards (the gradient of its input); attention and LoRA, whose
@@ -139,6 +136,6 @@ def _flops(config: RewardConfig, rows: int, length: int) -> dict[str, float]:
     lm, shapes = config.lm, backbone.linear_shapes(config.lm)
     passed = rows * length * lm.num_layers
     linears = 2 * sum(d * f for d, f in shapes.values()) * passed
-    both = 2 * config.mixture.rank * sum(sum(shapes[target]) for target in config.mixture.targets) * passed
+    both = 2 * config.lora.rank * sum(sum(shapes[target]) for target in config.lora.targets) * passed
     both += 4 * length * lm.num_heads * lm.head_dim * passed
     return {"forward": linears + both, "step": 2 * linears + 3 * both}

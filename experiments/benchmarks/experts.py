@@ -3,7 +3,6 @@
 Axes: B rows (two a pair), L length, E experts, R rank, D features in.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -16,7 +15,9 @@ from copl_jax.reward.lora_experts import ExpertsConfig
 from copl_jax.reward.reward_model import RewardConfig
 from experiments.benchmarks.measure import Result, in_turns, result
 from experiments.benchmarks.training import ENCODER, SMALL, Case, training_step
+from pref_jax.baselines.shared import SharedConfig
 from pref_jax.lm import backbone
+from pref_jax.lm.lora import LoRAConfig
 from pref_jax.train.state import LossFn
 
 NUM_EXPERTS, RANK = 8, 8
@@ -37,8 +38,7 @@ def mixture_step(cases: tuple[Case, ...] = CASES, rounds: int = 10, each: int = 
 
 def _compare(case: Case, rounds: int, each: int) -> Result:
     mixture = RewardConfig(lm=case.lm, mixture=ExpertsConfig(num_experts=NUM_EXPERTS, rank=RANK))
-    plain = ExpertsConfig(num_experts=0, rank=2 * RANK)
-    lora = dataclasses.replace(mixture, routing="none", mixture=plain)
+    lora = SharedConfig(lm=case.lm, lora=LoRAConfig(rank=2 * RANK))
     batch = case.batch()
     ours, dense = training_step(mixture, batch), training_step(mixture, batch, loss=_dense_loss(mixture))
     # The second loss has the first update in it.

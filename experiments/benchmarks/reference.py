@@ -57,7 +57,7 @@ def load(folder: Path, params: Mapping[str, Any], *, rank: int, alpha: float, po
 
     Args:
       folder: the checkpoint.
-      params: of `copl_jax.reward.reward_model` without experts.
+      params: of `pref_jax.baselines.shared`.
       rank: R.
       alpha: LoRA's products are scaled by alpha / R.
       pooling: "last" or "mean".
@@ -83,7 +83,7 @@ def load(folder: Path, params: Mapping[str, Any], *, rank: int, alpha: float, po
         for ours, theirs in names.items():
             adapted = [m for n, m in trunk.named_modules() if n.endswith(f".{theirs}") and hasattr(m, "lora_A")]
             for layer, module in enumerate(adapted):
-                shared = params["experts"][ours]["shared"]
+                shared = params["adapters"][ours]
                 module.lora_A["default"].weight.copy_(_tensor(shared["a"][layer]).T)
                 module.lora_B["default"].weight.copy_(_tensor(shared["b"][layer]).T)
     return Model(trunk, pooling, head)

@@ -12,6 +12,8 @@ import numpy as np
 
 from copl_jax.reward import reward_model
 from copl_jax.reward.reward_model import RewardConfig
+from pref_jax.baselines import shared
+from pref_jax.baselines.shared import SharedConfig
 from pref_jax.lm import backbone
 from pref_jax.lm.config import LMConfig
 from pref_jax.mesh import make_mesh, put_batch, replicated
@@ -75,26 +77,30 @@ class Case(NamedTuple):
         return batch
 
 
-def frozen_parts(config: RewardConfig) -> dict[str, Any]:
+def frozen_parts(config: RewardConfig | SharedConfig) -> dict[str, Any]:
     """What a step only reads: a transformer of random weights, and `USERS` embeddings where users are routed."""
     frozen: dict[str, Any] = {"base": backbone.init(config.lm, jax.random.key(0))}
-    if config.routing == "users":
+    if isinstance(config, RewardConfig) and config.routing == "users":
         users = np.random.default_rng(0).standard_normal((USERS, DIM)).astype(np.float32)
         frozen["users"] = users / np.linalg.norm(users, axis=1, keepdims=True)
     return frozen
 
 
-def trained_parts(config: RewardConfig) -> dict[str, Any]:
+def trained_parts(config: RewardConfig | SharedConfig) -> dict[str, Any]:
     """Fresh parameters, but second factors of LoRA are not zero: else nobody would see a wrong first one."""
-    params = reward_model.init(config, jax.random.key(1), embedding_dim=DIM)
-    for target, own in params["experts"].items():
-        for part in own.values():
-            part["b"] = 0.02 * jax.random.normal(jax.random.key(len(target)), part["b"].shape)
+    if isinstance(config, SharedConfig):
+        params = shared.init(config, jax.random.key(1))
+        pairs = list(params["adapters"].items())
+    else:
+        params = reward_model.init(config, jax.random.key(1), embedding_dim=DIM)
+        pairs = [(target, part) for target, own in params["experts"].items() for part in own.values()]
+    for target, part in pairs:
+        part["b"] = 0.02 * jax.random.normal(jax.random.key(len(target)), part["b"].shape)
     return params
 
 
 def training_step(
-    config: RewardConfig,
+    config: RewardConfig | SharedConfig,
     batch: Mapping[str, Any],
     *,
     loss: LossFn | None = None,
@@ -103,13 +109,14 @@ def training_step(
 ) -> Callable[[], jax.Array]:
     """A function that takes one training step on one device, in the memory of the step before, and gives its loss.
 
-    The batch is always the same; `loss` stands in for `reward_model.make_loss(config)`, `frozen` for `frozen_parts`.
+    The batch is always the same; `loss` stands in for the config's own, `frozen` for `frozen_parts`.
     """
     mesh = make_mesh(devices=jax.devices()[:1])
     fixed = jax.device_put(frozen or frozen_parts(config), replicated(mesh))
     transform = optimizer(recipe)
     state = init_state(jax.device_put(trained_parts(config), replicated(mesh)), transform, seed=0)
-    compiled = jit_step(make_step(loss or reward_model.make_loss(config), transform), state, fixed, mesh)
+    own = shared.make_loss(config) if isinstance(config, SharedConfig) else reward_model.make_loss(config)
+    compiled = jit_step(make_step(loss or own, transform), state, fixed, mesh)
     placed = put_batch(dict(batch), mesh)
 
     def step() -> jax.Array:

@@ -94,13 +94,6 @@ def test_gradients_are_the_dense_formulas_and_reach_the_chosen_only(top_k):
     np.testing.assert_array_equal(np.array(got[0]["experts"]["a"])[1, unused], 0)
 
 
-def test_no_experts_is_plain_lora():
-    config, params, _, x = example(num_experts=0)
-    assert set(lora_experts.make_adapters(params)["q_proj"]) == {"shared"}
-    expected = lora.apply(at_layer(params["q_proj"]["shared"], 0), x, scale=1.5)
-    np.testing.assert_allclose(outputs(config, params, None, x)["q_proj"][0], expected, rtol=1e-5, atol=1e-6)
-
-
 def test_fresh_experts_change_nothing_and_have_these_shapes():
     config = lora_experts.ExpertsConfig(num_experts=4, rank=2, targets=("o_proj",))
     params = jax.jit(lambda: lora_experts.init(config, jax.random.key(0), SHAPES, LAYERS))()
@@ -126,13 +119,13 @@ def test_examples_may_be_shuffled():
 
 
 @pytest.mark.parametrize("row", [0, 3])
-@pytest.mark.parametrize(("num_experts", "top_k"), [(0, 1), (4, 1), (4, 3)])
+@pytest.mark.parametrize(("num_experts", "top_k"), [(4, 1), (4, 3)])
 def test_one_users_experts_fold_into_one_lora(num_experts, top_k, row):
     config, params, decided, x = example(num_experts=num_experts, top_k=top_k, seed=7)
-    of_one = jax.tree.map(lambda leaf: leaf[:, row : row + 1], decided) if num_experts else None
+    of_one = jax.tree.map(lambda leaf: leaf[:, row : row + 1], decided)
     folded = lora_experts.to_single_lora(params, of_one, scale=config.scale)
-    assert folded["v_proj"]["a"].shape == (LAYERS, 6, 2 * (1 + top_k) if num_experts else 2)
-    expected = outputs(config, params, decided if num_experts else None, x)["v_proj"][:, row]
+    assert folded["v_proj"]["a"].shape == (LAYERS, 6, 2 * (1 + top_k))
+    expected = outputs(config, params, decided, x)["v_proj"][:, row]
     for z in range(LAYERS):
         got = lora.apply(at_layer(folded["v_proj"], z), x[row])
         np.testing.assert_allclose(got, expected[z], rtol=1e-5, atol=1e-5)
@@ -146,8 +139,6 @@ def test_several_users_do_not_fold_into_one():
     config, params, decided, _ = example()
     with pytest.raises(UserError, match="gates for 5 rows"):
         lora_experts.to_single_lora(params, decided, scale=config.scale)
-    with pytest.raises(UserError, match="need gates"):
-        lora_experts.to_single_lora(params, scale=config.scale)
 
 
 def test_dropout_keeps_the_mean_and_differs_between_layers_and_targets():
@@ -175,9 +166,7 @@ def test_bfloat16_inputs_get_bfloat16_updates():
 def test_mistakes_are_told():
     with pytest.raises(UserError, match=r"no linears named \['w'\]"):
         lora_experts.init(lora_experts.ExpertsConfig(targets=("w",)), jax.random.key(0), SHAPES, 1)
-    with pytest.raises(UserError, match="need gates"):
-        lora_experts.make_adapters(example()[1])
-    wrongs: list[dict[str, Any]] = [{"num_experts": -1}, {"rank": 0}, {"dropout": 1.0}, {"targets": ()}]
+    wrongs: list[dict[str, Any]] = [{"num_experts": 0}, {"rank": 0}, {"dropout": 1.0}, {"targets": ()}]
     for wrong in wrongs:
         with pytest.raises(UserError, match="targets name some linear"):
             lora_experts.ExpertsConfig(**wrong)

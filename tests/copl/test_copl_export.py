@@ -121,13 +121,12 @@ def test_hidden_states_where_the_mean_is_read(tmp_path, name, targets):
 def test_plain_lora_needs_no_user_and_groups_a_number(tmp_path):
     lm = DECODERS["llama"]
     config, params, _, user = example(lm)
-    alone = {target: {"shared": own["shared"]} for target, own in params["experts"].items()}
-    none = dataclasses.replace(config, routing="none", mixture=dataclasses.replace(config.mixture, num_experts=0))
-    peft.save_peft(tmp_path / "none", none, {**params, "experts": alone, "gates": {}})
+    alone = {target: own["shared"] for target, own in params["experts"].items()}
+    peft.save_adapters(tmp_path / "none", lm, alone, params["head"], scale=config.mixture.scale)
     key = "base_model.model.model.layers.1.self_attn.q_proj.lora_{}.weight"
     found = safetensors.numpy.load_file(tmp_path / "none" / "adapter_model.safetensors")
     product = found[key.format("B")] @ found[key.format("A")]
-    shared = alone["q_proj"]["shared"]
+    shared = alone["q_proj"]
     np.testing.assert_allclose(product, 1.5 * (shared["a"][1] @ shared["b"][1]).T, rtol=1e-5, atol=1e-6)
     groups = dataclasses.replace(config, routing="groups")
     peft.save_peft(tmp_path / "groups", groups, {**params, "gates": {}}, jnp.asarray(2))

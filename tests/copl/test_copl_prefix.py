@@ -26,7 +26,6 @@ CONFIGS = {
     "mean pooling": dataclasses.replace(LLAMA, lm=tiny.llama(pooling="mean")),
     "gemma3": dataclasses.replace(LLAMA, lm=GEMMA, remat="full"),
     "groups": dataclasses.replace(LLAMA, routing="groups"),
-    "none": dataclasses.replace(LLAMA, routing="none", mixture=dataclasses.replace(MIXTURE, num_experts=0)),
 }
 DIM, LONGEST = 5, 12
 
@@ -89,7 +88,7 @@ def test_shared_rows_equal_separate_rows(name):
     loss = jax.jit(jax.value_and_grad(reward_model.make_loss(config), has_aux=True))
     rewards = jax.jit(functools.partial(reward_model.pair_rewards, config))
     for seed in (0, 1):
-        users = None if config.routing == "none" else frozen[config.routing][batches(seed)[0]["user"]]
+        users = frozen[config.routing][batches(seed)[0]["user"]]
         found = [rewards(params, frozen["base"], batch, users) for batch in batches(seed)]
         np.testing.assert_allclose(*found, atol=1e-5)
         assert np.ptp(found[0], axis=0).min() > 0.1

