@@ -27,7 +27,7 @@ from pref_jax.train.method import TrainingConfig
 from pref_jax.train.state import OptimizerConfig
 
 # Steps that see each vote about so often, between these bounds.
-EPOCHS, FEWEST, MOST = 3, 50, 1500
+EPOCHS, FEWEST, MOST = 3, 24, 1500
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

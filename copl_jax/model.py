@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float32, Int, UInt8
 
 from copl_jax.graph.cold_start import cold_start
 from copl_jax.graph.signed_graph import bucket
+from copl_jax.graph.training import normalised
 from copl_jax.io import checkpoint, peft
 from copl_jax.reward.reward_model import RewardConfig
 from copl_jax.reward.training import reader
@@ -126,22 +127,26 @@ class CoPL(PersonalReward):
     def learn(self, user: str, chosen: Int[np.ndarray, " n"], rejected: Int[np.ndarray, " n"], *, unread: int) -> Added:
         """`add_votes` on rows of responses; `unread` more votes are on responses that the graph does not know."""
         known, new = self.known, user not in self._row
-        row = self._row.setdefault(user, len(known.ids))
+        row = self._row.get(user, len(known.ids))
         pairs = concatenate([known.pairs, Comparisons(np.full(len(chosen), row), chosen, rejected)])
         ids = [*known.ids, user] if new else known.ids
-        users = np.concatenate([known.users, np.zeros((new, known.users.shape[1]), np.float32)])
-        graph = np.concatenate([known.graph, np.zeros(new, bool)])
+        users = np.concatenate([known.users, np.zeros((int(new), known.users.shape[1]), np.float32)])
+        graph = np.concatenate([known.graph, np.zeros(int(new), bool)])
         own, how = pairs.take(pairs.user == row), ""
         if len(chosen) or new:
+            # Neighbours chose the same, so all other votes can be left out.
+            same = np.zeros(len(known.responses), bool)
+            same[own.chosen] = True
             found = cold_start(
                 users=users,
                 responses=known.responses,
                 seen=graph,
-                train_pairs=pairs.take(graph[pairs.user]),
+                train_pairs=pairs.take(graph[pairs.user] & same[pairs.chosen]),
                 context=own,
                 unseen=np.array([row]),
             )
-            users[row] = found.embeddings[0]
+            # Those of the graph have length 1, as whose neighbours they are expects.
+            users[row] = (normalised(found.embeddings) if graph[row] else found.embeddings)[0]
             neighbours = int(found.num_neighbours[0])
             how = f"embedded from {len(own.user)} votes and {neighbours} users who chose the same"
             if not neighbours:
@@ -149,6 +154,7 @@ class CoPL(PersonalReward):
         if unread:
             how += f"{'; ' if how else ''}{unread} votes are on responses that training never saw and taught nothing"
         self.known = Known(ids, users, known.responses, known.digests, pairs, graph)
+        self._row[user] = row
         return Added(user, len(own.user), how)
 
     def remove_user(self, user: str) -> None:

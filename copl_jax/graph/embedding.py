@@ -81,6 +81,6 @@ def accuracy(users: np.ndarray, responses: np.ndarray, pairs: Comparisons) -> fl
     return float(np.mean(margins > 0)) if len(margins) else 0.0
 
 
-def _finite(values: np.ndarray) -> list[float | None]:
+def _finite(values: np.ndarray) -> list[float | int | None]:
     """Numbers as JSON has them, which knows no NaN: None after a training diverged."""
     return [value if np.isfinite(value) else None for value in values.tolist()]

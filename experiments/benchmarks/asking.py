@@ -4,20 +4,18 @@ Axis letters: U users, n pairs of the pool, K basis, S answers of a run.
 """
 
 import time
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.measure import Result, result, timed
-from experiments.benchmarks.tastes import World, accuracy, answered, interval, make_world
+from experiments.benchmarks.tastes import interval, make_world
 from lore_jax.online import acquisition, bayes_filter, posterior_sampling
 from lore_jax.online import sliding_window as windows
+from lore_jax.online.simulate import Strategy, World, answered, questioned
 
-# "bald_mc": the same score from draws of the exact posterior instead of the Laplace approximation.
-Strategy = acquisition.Strategy | Literal["bald_mc"]
 STRATEGIES: tuple[Strategy, ...] = ("random", "bald", "bald_mc")
 # The others should reach with fewer answers the accuracy that "random" reaches with this many.
 GOAL = 20
@@ -31,39 +29,6 @@ def lore_active(
         _world(users, pairs, rank, trials, sample, each, uneven, strength)
         for uneven, strength in ((0.0, 3.0), (1.0, 3.0), (1.0, 6.0))
     ]
-
-
-@partial(jax.jit, static_argnames=("strategy", "answers", "batch"))
-def questioned(key: jax.Array, world: World, strategy: Strategy, answers: int = GOAL, batch: int = 1) -> jax.Array:
-    """Accuracy before any answer and after each round of `batch` answers, every user asked by the strategy: [S + 1].
-
-    "bald_mc" asks one pair at a time, whatever the batch.
-    """
-    batch = 1 if strategy == "bald_mc" else batch
-    users, pairs = len(world.truth), len(world.pool)
-    every = jnp.arange(users)
-
-    def answer(window, given):
-        index, key = given
-        return windows.update(window, answered(key, world.pool[index], world.truth), None), None
-
-    def step(carry, key):
-        window, open = carry
-        ask, reply = jax.random.split(key)
-        if strategy == "bald_mc":
-            index = posterior_sampling.select_query(window, world.pool, open, ask).index
-        else:
-            index = acquisition.select_queries(
-                window.belief, world.pool, open, ask, strategy=strategy, count=batch
-            ).index
-        window, _ = jax.lax.scan(answer, window, (index.T, jax.random.split(reply, batch)))
-        level = accuracy(window.belief.weights, world.truth, world.test)
-        return (window, open.at[every[:, None], index].set(False)), level
-
-    window = windows.start(world.prior, users, answers)
-    begin = accuracy(window.belief.weights, world.truth, world.test)
-    levels = jax.lax.scan(step, (window, jnp.ones((users, pairs), bool)), jax.random.split(key, answers // batch))[1]
-    return jnp.concatenate([begin[None], levels])
 
 
 def needed(curve: np.ndarray, goal: float) -> int:

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.measure import Result, in_turns, result
-from experiments.benchmarks.tastes import World, accuracy, answered, interval, make_world
+from experiments.benchmarks.tastes import interval, make_world
 from lore_jax.online import bayes_filter, change_detection
 from lore_jax.online import sliding_window as windows
+from lore_jax.online.simulate import World, accuracy, answer_stream, run_refit, run_watched
 from lore_jax.weights.objective import Prior
 from lore_jax.weights.solve import solve_weights
 
@@ -75,21 +76,6 @@ def _update(users: int, rank: int, *, rounds: int, each: int, past: int = 50, wi
 
 
 @partial(jax.jit, static_argnames=("rule",))
-def run_watched(
-    world: World, answers: jax.Array, truth: jax.Array, rule: bayes_filter.UpdateRule
-) -> tuple[jax.Array, jax.Array]:
-    """Accuracy after each answer [S], watched and updated by one step each, and alarms [S] so far."""
-    origin = bayes_filter.start(world.prior, 1)
-
-    def step(state, given):
-        z, now = given
-        state = change_detection.track(state, z, None, origin, rule)
-        return state, (accuracy(state.belief.weights, now, world.test), state.alarms.mean())
-
-    return jax.lax.scan(step, change_detection.start_tracker(world.prior, answers.shape[1]), (answers, truth))[1]
-
-
-@partial(jax.jit, static_argnames=("rule",))
 def run_fading(world: World, answers: jax.Array, truth: jax.Array, rule: bayes_filter.UpdateRule) -> jax.Array:
     """Accuracy after each answer [S] with forgetting and nothing watched."""
     origin = bayes_filter.start(world.prior, 1)
@@ -102,30 +88,10 @@ def run_fading(world: World, answers: jax.Array, truth: jax.Array, rule: bayes_f
     return jax.lax.scan(step, bayes_filter.start(world.prior, answers.shape[1]), (answers, truth))[1]
 
 
-@jax.jit
-def run_refit(world: World, answers: jax.Array, truth: jax.Array) -> jax.Array:
-    """Accuracy after each answer [S] of the exact MAP from all answers so far."""
-    table = jnp.moveaxis(answers, 0, 1)
-
-    def step(_, given):
-        place, now = given
-        mask = jnp.broadcast_to(jnp.arange(table.shape[1])[None] <= place, table.shape[:2])
-        return None, accuracy(solve_weights(table, mask, world.prior).weights, now, world.test)
-
-    return jax.lax.scan(step, None, (jnp.arange(table.shape[1]), truth))[1]
-
-
 def recovered(curve: np.ndarray, change: int, tolerance: float = TOLERANCE) -> int:
     """Answers after the change from which on the accuracy stays within the tolerance of the last one before it."""
     low = np.flatnonzero(curve[change:] < curve[change - 1] - tolerance)
     return int(low[-1]) + 2 if len(low) else 0
-
-
-def answer_stream(key: jax.Array, world: World, truth: jax.Array, pairs: int) -> jax.Array:
-    """Random pairs of the pool, answered by the taste of each moment: [S U K] from truth [S U K]."""
-    ask, reply = jax.random.split(key)
-    z = world.pool[jax.random.randint(ask, truth.shape[:2], 0, pairs)]
-    return jax.vmap(answered)(jax.random.split(reply, len(truth)), z, truth)
 
 
 def _changing(trials: int, users: int, rank: int, change: int, after: int, *, turned: bool) -> Result:

@@ -5,24 +5,16 @@ Axis letters: U users, n pairs of the pool, T pairs of the test, K basis.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple, SupportsFloat
+from typing import SupportsFloat
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lore_jax.online.simulate import World
 from lore_jax.weights.objective import Prior
 from lore_jax.weights.solve import solve_weights
 from pref_jax.eval.metrics import student_interval
-
-
-class World(NamedTuple):
-    """Truth [U K] and a prior learned from other users' answers; pool [n K] to ask from, test [T K]; float32."""
-
-    truth: jax.Array
-    prior: Prior
-    pool: jax.Array
-    test: jax.Array
 
 
 def make_world(seed: int, *, users: int, pairs: int, rank: int, uneven: float, strength: float = 3.0) -> World:
@@ -69,17 +61,6 @@ def learned_prior(answers: jax.Array, steps: int = 20) -> Prior:
         return Prior(mean, jnp.linalg.inv(covariance)), None
 
     return jax.lax.scan(step, Prior(jnp.zeros(size), jnp.eye(size)), None, length=steps)[0]
-
-
-def answered(key: jax.Array, z: jax.Array, truth: jax.Array) -> jax.Array:
-    """The pairs [U K] as the users answer them, by Bradley-Terry: chosen minus rejected."""
-    margin = jnp.sum(z * truth, -1)
-    return jnp.where(jax.random.bernoulli(key, jax.nn.sigmoid(margin))[:, None], z, -z)
-
-
-def accuracy(weights: jax.Array, truth: jax.Array, test: jax.Array) -> jax.Array:
-    """Share of the test's pairs [T K] that weights put in the order that the truth puts them, mean over users."""
-    return jnp.mean(jnp.sign(test @ weights.T) == jnp.sign(test @ truth.T))
 
 
 def interval(values: Sequence[SupportsFloat]) -> tuple[float, float]:

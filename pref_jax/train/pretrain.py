@@ -3,6 +3,8 @@
 Axis letters: B batch, L length, V vocabulary.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32
 
 from pref_jax.data.loaders.batches import index_batches
-from pref_jax.data.text.tokenization import TokenTable
-from pref_jax.lm import backbone
+from pref_jax.data.text.tokenization import TokenTable, tokenize_dialogues, train_tokenizer
+from pref_jax.lm import backbone, checkpoint
 from pref_jax.lm.config import LMConfig
 from pref_jax.train.loop import fit
 from pref_jax.train.state import LossFn, OptimizerConfig, init_state, make_step, optimizer
@@ -82,3 +84,45 @@ def pretrain(
         consume=True,
     )
     return state.params
+
+
+def make_decoder(
+    folder: str | Path,
+    dialogues: Sequence[Sequence[str]],
+    config: LMConfig,
+    *,
+    recipe: OptimizerConfig,
+    batch_size: int,
+    max_length: int,
+    checkpoints: str | Path,
+    checkpoint_every: int = 0,
+    seed: int = 0,
+) -> dict[str, int]:
+    """Trains a tokenizer and a decoder on dialogues and writes both in Hugging Face layout.
+
+    Args:
+      folder: gets the files.
+      dialogues: turns, the user's first.
+      config: the decoder; its vocabulary and special tokens become the tokenizer's.
+      recipe: optimizer and steps.
+      batch_size: dialogues of a step.
+      max_length: tokens of a dialogue; longer ones are cut.
+      checkpoints: the training's folder, from which a killed or finished one goes on.
+      checkpoint_every: steps between checkpoints.
+      seed: of parameters and batches.
+
+    Returns:
+      Numbers of "documents" and "tokens".
+
+    Raises:
+      UserError: as `loop.fit`.
+    """
+    tokenizer = train_tokenizer([" ".join(turns) for turns in dialogues], vocab_size=config.vocab_size)
+    tokens = tokenize_dialogues(tokenizer, dialogues, max_length=max_length)
+    # A small text may not fill the vocabulary asked for.
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = dataclasses.replace(config, vocab_size=len(tokenizer), **ids)
+    options: Any = {"batch_size": batch_size, "seed": seed, "checkpoint_every": checkpoint_every}
+    checkpoint.save(folder, config, pretrain(config, tokens, recipe=recipe, folder=checkpoints, **options))
+    tokenizer.save_pretrained(folder)
+    return {"documents": len(dialogues), "tokens": int(tokens.lengths.sum())}

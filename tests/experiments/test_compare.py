@@ -15,6 +15,7 @@ import pytest
 
 from configs import compare_small
 from experiments import compare
+from experiments.methods import compared_with
 from experiments.reporting import checks, table
 from experiments.runner import test_labels
 from experiments.runner.workspace import workspaces
@@ -68,10 +69,10 @@ def test_the_table_holds_what_the_margins_say(config, finished):
     assert list(found["left_out"]) == ["Crowd RAG 2025, overall quality"]
     for (name, methods), block in zip(sorted(METHODS.items()), found["table"], strict=True):
         data = preferences.load(finished / name / "seed_0" / "data")
-        test, shown = data.pairs("test"), load_data(_run(config, finished, name)).pairs("test")
+        test, shown = data.pairs("test"), _run(config, finished, name).data.pairs("test")
         assert [row["method"] for row in block["rows"]] == list(methods)
         for row in block["rows"]:
-            margins, facts = load_scores(_run(config, finished, name), row["method"])
+            margins, facts = _run(config, finished, name).scores(row["method"])
             by_user: dict[int, list[float]] = {}
             for p in range(len(test.user)):
                 own = margins[p] if shown.chosen[p] == test.chosen[p] else -margins[p]
@@ -271,19 +272,20 @@ def test_the_doors_to_answers_and_groups_are_these():
         str(path.relative_to(ROOT / "experiments")): _names(path) for path in (ROOT / "experiments").rglob("*.py")
     }
     sources = {name: found for name, found in sources.items() if not name.startswith("benchmarks/")}
-    of = {word: {name for name, found in sources.items() if word in found} for word in ("load_truth", "load_groups")}
-    assert of["load_truth"] == {
-        "answers.py",  # for readers of a finished run
-        "baselines/majority.py",  # its rule: other people's votes on the same pair
+    of = {
+        word: {name for name, found in sources.items() if word in found} for word in ("load_test_labels", "load_groups")
+    }
+    assert of["load_test_labels"] == {
+        "baselines.py",  # the leave-one-out majority, its rule: other people's votes on the same pair
         "copl.py",  # `load`, for readers of a finished run
         "lore_methods.py",  # studies, scored at once
         "prepare.py",  # counts of the tables
     }
-    assert of["load_groups"] == {"baselines/oracle.py", "reward_model.py"}
+    assert of["load_groups"] == {"copl.py"}  # the oracles, and reports on experts
     loads = {
         name for name in sources if "preferences.load(" in (ROOT / "experiments" / name).read_text(encoding="utf-8")
     }
-    assert loads == {"stages.py", "truth.py"}
+    assert loads == {"runner/workspace.py", "runner/test_labels.py"}
 
 
 # --- the rest ---
@@ -301,7 +303,7 @@ def test_the_doors_to_answers_and_groups_are_these():
     ],
 )
 def test_whom_a_method_is_compared_with(method, methods, want):
-    assert table.against(method, methods) == want
+    assert compared_with(method, methods) == want
 
 
 def test_data_sets_without_files_are_left_out_and_none_at_all_is_told(config, tmp_path):

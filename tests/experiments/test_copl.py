@@ -85,7 +85,7 @@ def test_seconds_are_those_of_all_stages(at_once, decoders):
 def test_a_finished_run_loads_and_gives_the_rewards_that_were_scored(at_once, decoders):
     run = _one(_config(decoders), at_once)
     found = copl.load(run)
-    config, base, tokens, length, _ = found.model
+    config, base, (tokens, length) = found.config, found.texts.model.params, (found.texts.tokens, found.texts.length)
     pairs = run.data.pairs("test")
     some = slice(0, 40, 3)
     users = jnp.asarray(found.users[pairs.user[some]])
@@ -105,7 +105,7 @@ def test_seen_users_are_refreshed_if_asked(refreshed, at_once, decoders, tmp_pat
     run = _one(config, workdir)
     trained = run.users(adapted=False)
     shutil.rmtree(run.folder / "graph")
-    copl.embed_users(run)
+    copl.embed(run)
     again = run.users(adapted=False)
     np.testing.assert_allclose(np.linalg.norm(again[run.data.seen], axis=1), 1, rtol=1e-5)
     assert np.array_equal(again, trained) == refreshed  # `at_once` ran by the default
@@ -164,7 +164,7 @@ def test_a_decoder_is_pretrained_once_and_only_shared_by_equal_settings(at_once,
     for number, (field, value) in enumerate(changes):
         config = _config(decoders)
         config.update_from_flattened_dict({field: value})
-        homes.add(pretrain_folders(_one(config, tmp_path / str(number)))[0])
+        homes.add(_one(config, tmp_path / str(number)).pretrain_folders[0])
     assert len(homes | {folder}) == 1 + len(changes)
 
 

@@ -1,5 +1,6 @@
 """Deep LoRe on the tiny world: it trains, scores seen and unseen users alike, and is taken up where it was."""
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -12,8 +13,7 @@ import pytest
 from configs import deep as deep_config
 from experiments import compare, deep
 from experiments.prepare import prepare
-from experiments.runner import workspace
-from experiments.runner.workspace import workspaces
+from experiments.runner.workspace import Workspace, workspaces
 from pref_jax.errors import UserError
 from pref_jax.eval.reporting.results import read_results
 from pref_jax.files import read_json
@@ -47,22 +47,29 @@ def test_it_is_scored_and_reported(finished):
     assert (workdir / "plots" / "training.png").is_file()
 
 
+def other_batches(run: Workspace) -> Workspace:
+    """The same run, which reads texts in batches of another size."""
+    config: Any = copy.deepcopy(run.config)
+    config.deep.eval_batch_size = 7
+    return dataclasses.replace(run, config=config)
+
+
 def test_margins_are_those_of_the_stored_model_read_text_by_text(finished):
     run, _ = finished
-    model, folder = deep.open_model(run), run.method_folder(deep.METHOD)
-    params = deep.load_params(folder, model)
-    rewards = deep.response_rewards(model, params, batch_size=7)
+    config, folder = deep.model_of(run), run.method_folder(deep.METHOD)
+    params = deep.load_params(run, config, folder)
+    rewards = deep.response_rewards(other_batches(run), config, params)
     some = np.array([0, 3, len(rewards) - 1])
-    texts = map(jnp.asarray, model.tokens.take(some))
-    own = deep.deep.text_rewards(model.config, params, model.base, *texts)
+    texts = map(jnp.asarray, run.texts.tokens.take(some))
+    own = deep.deep.text_rewards(config, params, run.text.params, *texts)
     np.testing.assert_allclose(rewards[some], own, rtol=1e-4, atol=1e-5)
     data = run.data
-    weights = np.asarray(deep.solve_users(model.config, params, rewards, data))
+    weights = np.asarray(deep.solve_users(config, params, rewards, data))
     assert len(weights) == data.num_users
     spread = weights - np.asarray(params["prior"]["mean"])
     known = data.pairs(("train", "validation")).user
     assert (np.abs(spread).max(1) > 0)[np.unique(known)].all(), "seen and unseen users alike are solved"
-    test = workspace.test_pairs(data)
+    test = run.test_pairs
     z = np.asarray(rewards)[test.chosen] - np.asarray(rewards)[test.rejected]
     margins, facts = run.scores(deep.METHOD)
     np.testing.assert_allclose(margins, (z * weights[test.user]).sum(1), rtol=1e-4, atol=1e-5)
@@ -74,15 +81,15 @@ def test_margins_are_those_of_the_stored_model_read_text_by_text(finished):
 def test_test_answers_are_no_part_of_weights(finished):
     """Turning all test votes round changes no weight."""
     run, _ = finished
-    model, data = deep.open_model(run), run.data
-    params = deep.load_params(run.method_folder(deep.METHOD), model)
-    rewards = deep.response_rewards(model, params, batch_size=64)
+    config, data = deep.model_of(run), run.data
+    params = deep.load_params(run, config, run.method_folder(deep.METHOD))
+    rewards = deep.response_rewards(run, config, params)
     table = data.comparisons.to_pandas()
     turned = table["split"] == "test"
     table.loc[turned, ["chosen", "rejected"]] = table.loc[turned, ["rejected", "chosen"]].to_numpy()
     comparisons = pa.Table.from_pandas(table, schema=data.comparisons.schema, preserve_index=False)
     other = dataclasses.replace(data, comparisons=comparisons)
-    before, after = (deep.solve_users(model.config, params, rewards, one) for one in (data, other))
+    before, after = (deep.solve_users(config, params, rewards, one) for one in (data, other))
     np.testing.assert_array_equal(before, after)
 
 

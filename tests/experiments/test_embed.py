@@ -4,6 +4,7 @@ The file is its own victim: `python test_embed.py BACKBONE VOTES WORKDIR` embeds
 """
 
 import contextlib
+import functools
 import json
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from pref_jax.data.text.tokenization import train_tokenizer
 from pref_jax.errors import UserError
 from pref_jax.files import read_json
 from pref_jax.lm import backbone as lm
-from pref_jax.lm import checkpoint
+from pref_jax.lm import checkpoint, features
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -41,7 +42,7 @@ def config_of(backbone: Path, votes: Path, **section: Any) -> Any:
 
 
 def main(backbone: str, votes: str, workdir: str) -> None:
-    embed.SAVE_EVERY = 0.0
+    features.embed = functools.partial(features.embed, save_every=0.0)
     embed.run(config_of(Path(backbone), Path(votes)), Path(workdir))
 
 
@@ -128,8 +129,7 @@ def test_every_response_is_embedded_on_all_devices_packed_or_not(folders, votes,
         tokens = run.texts.tokens
         assert facts["truncated"] == tokens.truncated > 0
         assert (
-            f"{tokens.truncated} of {len(tokens.lengths)} responses cut to their last 60 tokens"
-            in capfd.readouterr().out
+            f"{tokens.truncated} of {len(tokens.lengths)} texts cut to their last 60 tokens" in capfd.readouterr().err
         )
     assert found[0].shape == (run.data.responses.num_rows, 16)
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
@@ -149,7 +149,7 @@ def test_layer_and_pooling_of_the_config_are_used(folders, votes, tmp_path):
     ("name", "section", "words"),
     [
         ("decoder", {"max_length": 65}, r"max_length is 65.*at most 64.*--config\.backbone\.max_length=64"),
-        ("decoder", {"pooling": "max"}, r"backbone\.pooling is 'max'; give last, mean"),
+        ("decoder", {"pooling": "max"}, r"pooling is 'max'; give last, mean, or nothing for the model's own"),
         ("decoder", {"layer": 3}, r"layer 3 of a model of 2 blocks"),
         ("decoder", {"chat_template": "none.jinja"}, r"none\.jinja: no readable chat template"),
     ],

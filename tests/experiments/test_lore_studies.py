@@ -29,7 +29,7 @@ QUICK: dict[str, Any] = {"ranks": (1,), "components": (3,), "variances": (3.0,),
 @pytest.fixture(scope="module")
 def planted() -> World:
     sizes: Any = {"seen": 120, "unseen": 20, "tests": 30, "responses": 300, "features": 8, "directions": 3}
-    return draw_world(PlantedConfig(**sizes, alpha=0.05, pairs=20), 2)
+    return draw_world(PlantedConfig(**sizes, alpha=0.05, pairs=20, wrong=0.0), 2)
 
 
 # --- per-user model ---
@@ -127,7 +127,7 @@ class Alone:
     """In place of `Models`: one task, one model."""
 
     def __init__(self, task: linear.Task, model: linear.Model):
-        self.task, self.model, self.run = task, model, types.SimpleNamespace(seed=5)
+        self.task, self.model, self.work = task, model, types.SimpleNamespace(seed=5)
         self.truth = None, np.ones(len(task.test.user))  # the task has its test pairs as users answered
 
     def __call__(self, name: str) -> linear.Model:
@@ -278,7 +278,7 @@ def test_mistakes_are_told(tmp_path):
     bad: list[dict[str, Any]] = [{"ranks": (0,)}, {"shots": (-1,)}, {"trials": 0}, {"alphas": (0.0,)}]
     for wrong in bad:
         with pytest.raises(UserError, match=r"at least 1|above 0"):
-            StudiesConfig(**wrong)
+            StudiesConfig(**{"ranks": (1,), "shots": (5,), "trials": 2, "alphas": (0.1,), **wrong})
     bad = [{"recipe": "anchor"}, {"rank": 0}, {"steps": -1}]
     for wrong in bad:
         with pytest.raises(UserError, match="recipe is reference or anchored"):
@@ -293,4 +293,6 @@ def test_mistakes_are_told(tmp_path):
 def test_more_basis_rewards_than_features_are_told(finished, reward_model):
     models = Models(Workspace(config_of(reward_model), 0, finished / "seed_0"))
     with pytest.raises(UserError, match=r"config\.studies\.ranks: 17 basis rewards of 16 features"):
-        lore_studies.run(models, list(FITS), StudiesConfig(ranks=(17,), shots=(), alphas=()), finished / "other")
+        lore_studies.run(
+            models, list(FITS), StudiesConfig(ranks=(17,), shots=(), trials=1, alphas=()), finished / "other"
+        )

@@ -15,10 +15,15 @@ from pref_jax.errors import UserError
 from pref_jax.eval.reporting.results import read_results
 
 SMALL: dict[str, Any] = {"seen": 40, "unseen": 15, "tests": 20, "responses": 200, "features": 12, "directions": 3}
+SMALL |= {"alpha": 0.1, "pairs": 15, "wrong": 0.0}
+
+
+def small(**changes: Any) -> PlantedConfig:
+    return PlantedConfig(**{**SMALL, **changes})
 
 
 def test_a_world_is_drawn_as_its_config_says():
-    config = PlantedConfig(**SMALL, pairs=10, wrong=0.25)
+    config = small(pairs=10, wrong=0.25)
     world = draw(config, 1)
     assert world.features.shape == (400, 12)
     assert world.features.dtype == np.float32
@@ -28,7 +33,7 @@ def test_a_world_is_drawn_as_its_config_says():
     assert np.bincount(world.context.user).tolist() == [10] * 15
     assert np.bincount(world.test.user).tolist() == [20] * 55
     # Nobody voted on a response of the test.
-    voted = np.concatenate([side for votes in (world.train, world.validation, world.context) for side in votes[1:]])
+    voted = np.concatenate([side for votes in (world.train, world.validation, world.context) for side in votes[1:3]])
     assert voted.max() < 200 <= min(world.test.chosen.min(), world.test.rejected.min())
     for votes in (world.train, world.validation, world.context, world.test):
         assert (votes.chosen != votes.rejected).all()
@@ -40,7 +45,7 @@ def test_a_world_is_drawn_as_its_config_says():
 
 
 def test_equal_seeds_give_equal_worlds_and_others_do_not():
-    config = PlantedConfig(**SMALL)
+    config = small()
     one, again, other = draw(config, 3), draw(config, 3), draw(config, 4)
     for one_leaf, same in zip(*(jax.tree.leaves(dataclasses.asdict(drawn)) for drawn in (one, again)), strict=True):
         np.testing.assert_array_equal(one_leaf, same)
@@ -48,21 +53,21 @@ def test_equal_seeds_give_equal_worlds_and_others_do_not():
 
 
 def test_users_who_are_all_alike_are_served_by_the_given_head():
-    world = draw(PlantedConfig(**SMALL, alpha=None), 0)
+    world = draw(small(alpha=None), 0)
     assert (linear.margins(world, planted.METHODS[planted.HEAD](world, 3, 0)) > 0).all()
-    different = draw(PlantedConfig(**SMALL, alpha=0.01), 0)
+    different = draw(small(alpha=0.01), 0)
     assert 0.5 < (linear.margins(different, planted.METHODS[planted.HEAD](different, 3, 0)) > 0).mean() < 0.9
 
 
 def test_wrong_votes_name_the_worse_response():
-    right, wrong = (draw(PlantedConfig(**SMALL, alpha=None, pairs=40, wrong=share), 5) for share in (0.0, 0.25))
+    right, wrong = (draw(small(alpha=None, pairs=40, wrong=share), 5) for share in (0.0, 0.25))
     for world, share in ((right, 0.0), (wrong, 0.25)):
         difference = world.features[world.train.chosen] - world.features[world.train.rejected]
         assert abs((difference @ world.head < 0).mean() - share) < 0.03
 
 
 def test_what_is_learned_beats_what_is_given_where_tastes_differ():
-    world = draw(PlantedConfig(**{**SMALL, "seen": 120}, alpha=0.05, pairs=20), 2)
+    world = draw(small(seen=120, alpha=0.05, pairs=20), 2)
     found = {name: linear.margins(world, method(world, 3, 0)) for name, method in planted.METHODS.items()}
     right = {name: float((margins > 0).mean()) for name, margins in found.items()}
     assert right[planted.LORE] > max(right[planted.SHARED], right[planted.HEAD]) + 0.05
@@ -115,4 +120,4 @@ def test_mistakes_are_told(tmp_path):
         planted.run(config, tmp_path)
     for wrong in ({"pairs": 1}, {"wrong": 0.5}, {"alpha": 0.0}, {"alpha": -1.0}, {"directions": 13, "features": 12}):
         with pytest.raises(UserError, match=r"alpha is above 0|directions lie|are at least 2"):
-            PlantedConfig(**{**SMALL, **wrong})
+            small(**wrong)

@@ -16,6 +16,7 @@ from experiments.runner import cli
 from experiments.runner.workspace import Workspace
 from pref_jax.errors import UserError
 from pref_jax.eval.reporting.results import read_results
+from pref_jax.lm.text_model import TextModel
 
 ROWS = [
     *(("Math", f"{n}", f"what is {n} ?", ["right answer", "wrong", "worse", f"{n}"]) for n in range(6)),
@@ -46,7 +47,7 @@ def finished(tmp_path_factory) -> tuple[Any, Path, Path]:
     config: Any = lore_personalllm.get_config("smoke")
     config.backbone.update({"name": str(tiny.reward_model(root / "model")), "max_length": 48})
     config.methods, config.seeds = (HEAD, SHARED, METHOD), (0, 1)
-    config.lore.update({"fallback": False})
+    config.lore.update({"allow_shared": False})
     del config.studies
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", str(root / "arrow"))
@@ -97,7 +98,7 @@ def test_done_is_done_and_a_killed_run_goes_on(finished, monkeypatch):
     before = scores(workdir)
     folder = workdir / "seed_0" / "reward_bench"
     with monkeypatch.context() as patch:
-        patch.setattr(reward_bench, "write_features", None)
+        patch.setattr(TextModel, "write_features", None)
         reward_bench.run(config, workdir, path=str(data))
     assert scores(workdir) == before
     # As a kill leaves it: features written, scores not.

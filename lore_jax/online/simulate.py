@@ -1,38 +1,61 @@
-"""LoRe's basis at work, for notebooks: what its rewards mean, and users who answer one by one.
+"""LoRe's basis at work: what its rewards mean, new users answer by answer, and simulated users who can be asked.
 
-The new users of a run answer as they did. Simulated ones, whose taste is known, answer what they are asked and may
-change; `experiments.benchmarks.asking` and `.online` question them.
+New users answer as they did in the data. Simulated ones, whose taste is known, answer whatever they are asked, and may
+change. For notebooks and benchmarks.
 
-Axis letters: U users, M new users, N responses, n pairs of the pool, T pairs of the test, K basis, S answers, P pairs.
+Axis letters: U users, M new users, N responses, n pairs of the pool, T pairs of the test, K basis, S answers, P pairs,
+D features.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from experiments.benchmarks.tastes import World
-from experiments.runner.test_labels import load_test_labels
-from experiments.runner.workspace import Workspace
 from lore_jax.comparisons import make_table
 from lore_jax.fitting import model_selection
-from lore_jax.fitting.bradley_terry import Fit
-from lore_jax.online import bayes_filter
+from lore_jax.fitting.bradley_terry import Fit, LoReConfig
+from lore_jax.online import acquisition, bayes_filter, change_detection, posterior_sampling, sliding_window
 from lore_jax.online.bayes_filter import GaussianPosterior
 from lore_jax.reward import basis_rewards, differences
 from lore_jax.weights.objective import Prior
+from lore_jax.weights.solve import solve_weights
 from pref_jax.comparisons import Comparisons
 from pref_jax.data.preferences import Preferences
 from pref_jax.eval.metrics import Interval, group_metrics, student_interval
 from pref_jax.eval.reporting.results import result_row
 from pref_jax.standardiser import standardise
 
+# "bald_mc": the same score from draws of the exact posterior instead of the Laplace approximation.
+Strategy = acquisition.Strategy | Literal["bald_mc"]
+
+
+class World(NamedTuple):
+    """Truth [U K] and a prior learned from other users' answers; pool [n K] to ask from, test [T K]; float32."""
+
+    truth: jax.Array
+    prior: Prior
+    pool: jax.Array
+    test: jax.Array
+
+
+def answered(key: jax.Array, z: jax.Array, truth: jax.Array) -> jax.Array:
+    """The pairs [U K] as the users answer them, by Bradley-Terry: chosen minus rejected."""
+    margin = jnp.sum(z * truth, -1)
+    return jnp.where(jax.random.bernoulli(key, jax.nn.sigmoid(margin))[:, None], z, -z)
+
+
+def accuracy(weights: jax.Array, truth: jax.Array, test: jax.Array) -> jax.Array:
+    """Share of the test's pairs [T K] that weights put in the order that the truth puts them, mean over users."""
+    return jnp.mean(jnp.sign(test @ weights.T) == jnp.sign(test @ truth.T))
+
 
 class Learned(NamedTuple):
-    """A run's data, LoRe fitted to it, weights [U K] of all users (new ones' from all their answers), rewards [N K]."""
+    """Data, LoRe fitted to it, weights [U K] of all users (new ones' from all their answers), basis rewards [N K]."""
 
     data: Preferences
     fit: Fit
@@ -40,10 +63,9 @@ class Learned(NamedTuple):
     rewards: np.ndarray
 
 
-def learned(work: Workspace) -> Learned:
-    """LoRe of a run whose features are there (`experiments.embed`), fitted as `experiments.lore` fits it."""
-    data, features = load_test_labels(work, "a reader of the finished run"), np.asarray(work.features)
-    votes, config = work.votes_by_prompt(0.2), work.lore
+def learned(data: Preferences, features: np.ndarray, *, config: LoReConfig | None = None) -> Learned:
+    """LoRe fitted to the seen users' votes on features [N D], and the weights that the unseen users' answers give."""
+    votes = (data.pairs(split, seen=True) for split in ("train", "validation"))
     found = model_selection.fit(features, *votes, data.num_users, config=config)
     weights, own = np.array(found.weights), _context(data)
     weights[~data.seen] = np.asarray(model_selection.adapt(found, features, own, int((~data.seen).sum())))
@@ -165,3 +187,71 @@ def opposites(world: World) -> jax.Array:
 def over_trials(curves: Sequence[Any]) -> dict[int, Interval]:
     """Mean and interval over trials of curves [S], by position."""
     return {place: student_interval(values, over="trials") for place, values in enumerate(np.stack(curves, axis=1))}
+
+
+@partial(jax.jit, static_argnames=("strategy", "answers", "batch"))
+def questioned(key: jax.Array, world: World, strategy: Strategy, answers: int = 20, batch: int = 1) -> jax.Array:
+    """Accuracy before any answer and after each round of `batch` answers, every user asked by the strategy: [S + 1].
+
+    "bald_mc" asks one pair at a time, whatever the batch.
+    """
+    batch = 1 if strategy == "bald_mc" else batch
+    users, pairs = len(world.truth), len(world.pool)
+    every = jnp.arange(users)
+
+    def answer(window, given):
+        index, key = given
+        return sliding_window.update(window, answered(key, world.pool[index], world.truth), None), None
+
+    def step(carry, key):
+        window, open = carry
+        ask, reply = jax.random.split(key)
+        if strategy == "bald_mc":
+            index = posterior_sampling.select_query(window, world.pool, open, ask).index
+        else:
+            index = acquisition.select_queries(
+                window.belief, world.pool, open, ask, strategy=strategy, count=batch
+            ).index
+        window, _ = jax.lax.scan(answer, window, (index.T, jax.random.split(reply, batch)))
+        level = accuracy(window.belief.weights, world.truth, world.test)
+        return (window, open.at[every[:, None], index].set(False)), level
+
+    window = sliding_window.start(world.prior, users, answers)
+    begin = accuracy(window.belief.weights, world.truth, world.test)
+    levels = jax.lax.scan(step, (window, jnp.ones((users, pairs), bool)), jax.random.split(key, answers // batch))[1]
+    return jnp.concatenate([begin[None], levels])
+
+
+@partial(jax.jit, static_argnames=("rule",))
+def run_watched(
+    world: World, answers: jax.Array, truth: jax.Array, rule: bayes_filter.UpdateRule
+) -> tuple[jax.Array, jax.Array]:
+    """Accuracy after each answer [S], watched and updated by one step each, and alarms [S] so far."""
+    origin = bayes_filter.start(world.prior, 1)
+
+    def step(state, given):
+        z, now = given
+        state = change_detection.track(state, z, None, origin, rule)
+        return state, (accuracy(state.belief.weights, now, world.test), state.alarms.mean())
+
+    return jax.lax.scan(step, change_detection.start_tracker(world.prior, answers.shape[1]), (answers, truth))[1]
+
+
+@jax.jit
+def run_refit(world: World, answers: jax.Array, truth: jax.Array) -> jax.Array:
+    """Accuracy after each answer [S] of the exact MAP from all answers so far."""
+    table = jnp.moveaxis(answers, 0, 1)
+
+    def step(_, given):
+        place, now = given
+        mask = jnp.broadcast_to(jnp.arange(table.shape[1])[None] <= place, table.shape[:2])
+        return None, accuracy(solve_weights(table, mask, world.prior).weights, now, world.test)
+
+    return jax.lax.scan(step, None, (jnp.arange(table.shape[1]), truth))[1]
+
+
+def answer_stream(key: jax.Array, world: World, truth: jax.Array, pairs: int) -> jax.Array:
+    """Random pairs of the pool, answered by the taste of each moment: [S U K] from truth [S U K]."""
+    ask, reply = jax.random.split(key)
+    z = world.pool[jax.random.randint(ask, truth.shape[:2], 0, pairs)]
+    return jax.vmap(answered)(jax.random.split(reply, len(truth)), z, truth)

@@ -1,22 +1,15 @@
-"""LoRe's basis at work: new users answer by answer, simulated users, and the fit of a run as its scores tell it."""
+"""LoRe's basis at work: new users answer by answer, and simulated users."""
 
 import dataclasses
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import quickstart
-from experiments import lore
-from experiments.benchmarks.tastes import World
-from experiments.prepare import prepare
-from experiments.runner import workspace
-from experiments.runner.workspace import workspaces
-from experiments.studies import answers
-from experiments.studies.answers import Learned
-from lore_jax.fitting.bradley_terry import Fit
-from lore_jax.online import bayes_filter
+from lore_jax.fitting import model_selection
+from lore_jax.fitting.bradley_terry import Fit, LoReConfig
+from lore_jax.online import bayes_filter, simulate
+from lore_jax.online.simulate import Learned, World
 from lore_jax.weights.objective import Prior
 from pref_jax.data.sources.synthetic.world import WorldConfig, generate
 from pref_jax.standardiser import identity_standardiser
@@ -50,7 +43,7 @@ def found() -> Learned:
 
 
 def test_beliefs_are_those_of_one_answer_after_another(found):
-    belief = answers.beliefs(found)
+    belief = simulate.beliefs(found)
     context = found.data.pairs("train", seen=False)
     unseen = np.flatnonzero(~found.data.seen)
     counts = np.bincount(context.user, minlength=found.data.num_users)[unseen]
@@ -61,7 +54,7 @@ def test_beliefs_are_those_of_one_answer_after_another(found):
         alone = bayes_filter.start(prior, 1)
         rows = np.flatnonzero(context.user == unseen[place])
         for step in range(len(belief.weights)):
-            mean, deviation = answers.weight_path(belief, place)
+            mean, deviation = simulate.weight_path(belief, place)
             np.testing.assert_allclose(mean[step], alone.weights[0], atol=1e-5)
             variance = np.diagonal(np.asarray(bayes_filter.covariance(alone))[0])
             np.testing.assert_allclose(deviation[step], np.sqrt(variance), rtol=1e-4)
@@ -74,18 +67,18 @@ def test_beliefs_are_those_of_one_answer_after_another(found):
 
 
 def test_answers_tell_the_taste_and_narrow_the_weights(found):
-    belief = answers.beliefs(found)
+    belief = simulate.beliefs(found)
     own = found.weights[~found.data.seen].argmax(axis=1)
     assert (np.asarray(belief.weights)[-1].argmax(axis=1) == own).mean() > 0.7
     for place in range(len(own)):
-        assert (np.diff(answers.weight_path(belief, place)[1], axis=0) < 1e-5).all()
-    curve = answers.accuracy_by_answer(found, belief)
+        assert (np.diff(simulate.weight_path(belief, place)[1], axis=0) < 1e-5).all()
+    curve = simulate.accuracy_by_answer(found, belief)
     assert list(curve) == list(range(len(belief.weights)))
     assert curve[len(curve) - 1].mean > curve[0].mean + 0.1
 
 
 def test_accuracy_by_answer_is_a_mean_over_users(found):
-    belief = answers.beliefs(found)
+    belief = simulate.beliefs(found)
     test, unseen = found.data.pairs("test", seen=False), np.flatnonzero(~found.data.seen)
     for count in (0, 3):
         shares = []
@@ -94,11 +87,11 @@ def test_accuracy_by_answer_is_a_mean_over_users(found):
             z = found.rewards[test.chosen[rows]] - found.rewards[test.rejected[rows]]
             margins = z @ np.asarray(belief.weights)[count, place]
             shares.append(np.mean((margins > 0) + 0.5 * (margins == 0)))
-        assert answers.accuracy_by_answer(found, belief)[count].mean == pytest.approx(np.mean(shares), abs=1e-3)
+        assert simulate.accuracy_by_answer(found, belief)[count].mean == pytest.approx(np.mean(shares), abs=1e-3)
 
 
 def test_each_basis_reward_agrees_with_its_group(found):
-    rows = answers.basis_rows(found)
+    rows = simulate.basis_rows(found)
     names = sorted({name for name in found.data.groups if name})
     assert [row["method"] for row in rows] == ["basis reward 1", "basis reward 2"]
     for k, row in enumerate(rows):
@@ -108,7 +101,7 @@ def test_each_basis_reward_agrees_with_its_group(found):
 
 
 def test_simulated_users_have_tastes_of_seen_ones_and_pairs_that_were_asked(found):
-    world = answers.simulated(found, users=30, pairs=25, seed=1)
+    world = simulate.simulated(found, users=30, pairs=25, seed=1)
     assert {tuple(row) for row in np.asarray(world.truth)} <= {tuple(row) for row in found.weights[found.data.seen]}
     assert (world.truth.shape, world.pool.shape) == ((30, 2), (25, 2))
     for part, split in ((world.pool, "train"), (world.test, "test")):
@@ -119,50 +112,54 @@ def test_simulated_users_have_tastes_of_seen_ones_and_pairs_that_were_asked(foun
         assert len(drawn) == (25 if split == "train" else len(asked))
         assert set(drawn) <= set(differences)
         assert drawn == differences or split == "train"
-    again = answers.simulated(found, users=30, pairs=25, seed=1)
+    again = simulate.simulated(found, users=30, pairs=25, seed=1)
     np.testing.assert_array_equal(world.pool, again.pool)
-    assert len(answers.simulated(found, users=3, pairs=10**6).pool) < 10**6
+    assert len(simulate.simulated(found, users=3, pairs=10**6).pool) < 10**6
 
 
 def test_on_the_simplex_the_prior_is_of_the_seen_users_weights(found):
     """Its fit has next to no precision, as the simplex itself holds weights; other fits know their own."""
     loose = found.fit._replace(kind="simplex", precision=1e-3 * jnp.eye(2))
     own = np.asarray(found.weights[found.data.seen], np.float64)
-    prior = answers.prior(found._replace(fit=loose))
+    prior = simulate.prior(found._replace(fit=loose))
     np.testing.assert_allclose(prior.mean, own.mean(0), rtol=1e-6)
     expected = np.linalg.inv(np.cov(own.T, bias=True) + 1e-3 * np.eye(2))
     np.testing.assert_allclose(prior.precision, expected, rtol=1e-3)
-    np.testing.assert_array_equal(answers.prior(found).precision, found.fit.precision)
+    np.testing.assert_array_equal(simulate.prior(found).precision, found.fit.precision)
 
 
 def test_opposites_agree_least():
     rng = np.random.default_rng(0)
     truth, test = rng.normal(size=(9, 3)).astype(np.float32), rng.normal(size=(40, 3)).astype(np.float32)
     prior = Prior(jnp.zeros(3), jnp.eye(3))
-    found = np.asarray(answers.opposites(World(jnp.asarray(truth), prior, jnp.asarray(test), jnp.asarray(test))))
+    found = np.asarray(simulate.opposites(World(jnp.asarray(truth), prior, jnp.asarray(test), jnp.asarray(test))))
     for user, taste in enumerate(truth):
         agree = [sum((pair @ taste > 0) == (pair @ other > 0) for pair in test) for other in truth]
         assert min(agree) == agree[int(np.flatnonzero((truth == found[user]).all(axis=1))[0])]
 
 
 def test_over_trials():
-    found = answers.over_trials([np.array([0.5, 0.7]), jnp.array([0.7, 0.9])])
+    found = simulate.over_trials([np.array([0.5, 0.7]), jnp.array([0.7, 0.9])])
     assert [(place, value.n, value.over) for place, value in found.items()] == [(0, 2, "trials"), (1, 2, "trials")]
     assert [value.mean for value in found.values()] == pytest.approx([0.6, 0.8])
 
 
-def test_the_fit_is_the_one_that_was_scored(tmp_path):
-    config: Any = quickstart.get_config("smoke")
-    config.methods = (lore.METHOD,)
-    run = next(workspaces(config, tmp_path))
-    prepare(run)
-    lore.lore(run)
-    found = answers.learned(run)
-    margins, facts = run.scores(lore.METHOD)
-    pairs = workspace.test_pairs(workspace.run.data)
-    z = found.rewards[pairs.chosen] - found.rewards[pairs.rejected]
-    np.testing.assert_allclose(np.sum(z * found.weights[pairs.user], axis=1), margins, rtol=1e-3, atol=1e-4)
-    # Users are numbered in another order there, which moves the last digits of sums.
-    assert facts["chosen"].keys() == found.fit.chosen.keys()
-    for name, value in found.fit.chosen.items():
-        assert facts["chosen"][name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-5))
+def test_learned_weights_are_those_of_the_fit_and_of_the_new_users_answers():
+    data = generate(WorldConfig(seen_users=30, unseen_users=6, train_prompts=20, test_prompts=10))
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(data.num_responses, 5)).astype(np.float32)
+    config = LoReConfig.quick(ranks=(1,), components=(), variances=(3.0,), shared_variances=(1.0,), steps=30)
+    found = simulate.learned(data, features, config=config)
+    votes = data.pairs("train", seen=True), data.pairs("validation", seen=True)
+    fit = model_selection.fit(features, *votes, data.num_users, config=config)
+    context = data.pairs("train", seen=False)
+    unseen = np.flatnonzero(~data.seen)
+    own = context._replace(user=np.searchsorted(unseen, context.user))
+    weights = np.array(fit.weights)
+    weights[unseen] = np.asarray(model_selection.adapt(fit, features, own, len(unseen)))
+    test = data.pairs("test")
+    z = found.rewards[test.chosen] - found.rewards[test.rejected]
+    want = np.asarray(model_selection.predict(fit, features, jnp.asarray(weights), test))
+    np.testing.assert_allclose(np.sum(z * found.weights[test.user], axis=1), want, rtol=1e-3, atol=1e-4)
+    assert found.fit.chosen == fit.chosen
+    assert np.abs(want).max() > 0
