@@ -118,9 +118,9 @@ def gate_facts(
     """How the trained gates send users, after training and without its noise; JSON values.
 
     Args:
-      config: the model's, of routing "users".
+      config: the model's.
       params: trained.
-      table: user embeddings float [U C].
+      table: user embeddings float [U C], or group numbers int32 [U].
       seen: bool [U].
       groups: U names or None.
 
@@ -129,7 +129,7 @@ def gate_facts(
       "gate_entropy": mean over users and gates, in nats; "num_gates"; "dead_experts_by_gate" and their sum
       "dead_experts": experts that no seen user is sent to.
     """
-    decisions = routing.route(config.gate, params["gates"], jnp.asarray(table))
+    decisions = reward_model.route(config, params, jnp.asarray(table))
     names = np.array(["everybody" if name is None else name for name in groups])
     choices = np.concatenate([np.asarray(gate.choice) for gate in decisions.values()])
     sent = np.eye(config.mixture.num_experts)[choices].mean(axis=2)

@@ -11,7 +11,7 @@ user owns, F features in, G features out.
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,15 @@ class Known(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Head(abc.ABC):
-    """The interface; hashable, so it can be a static argument of `jax.jit`. A head with a table overrides `adapt`."""
+    """The interface; hashable, so it can be a static argument of `jax.jit`. A head with a table overrides `adapt`.
+
+    Attributes:
+      has_table: users own rows of a table; the other heads read users' votes.
+      reads_prompt: `reward` reads the prompt's state.
+    """
+
+    has_table: ClassVar[bool] = False
+    reads_prompt: ClassVar[bool] = False
 
     @property
     @abc.abstractmethod

@@ -15,7 +15,7 @@ Axis letters as in `heads`; H hidden.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ class I2E(Head):
       shrink: weight of |e_u|² / 2 in each pair's loss, as of a prior N(0, I).
     """
 
+    has_table: ClassVar[bool] = True
     hidden: int = 128
     size: int = 16
     shrink: float = 0.01

@@ -11,20 +11,39 @@ Axis letters: B rows, L length, S soft tokens, D features, U users.
 """
 
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from pref_jax import fitting
+from pref_jax.baselines import on_transformer
 from pref_jax.baselines.head_training import seen_rows
-from pref_jax.baselines.shared import SharedConfig, init_adapters
+from pref_jax.baselines.settings import BaselinesConfig
+from pref_jax.baselines.shared import (
+    FitConfig,
+    SharedConfig,
+    SharedReward,
+    based,
+    given,
+    init_adapters,
+    read_config,
+    read_params,
+    refuse,
+    vote_counts,
+)
 from pref_jax.comparisons import Votes
+from pref_jax.data.preferences import Preferences
+from pref_jax.fitting import default_training
 from pref_jax.lm import backbone, lora
-from pref_jax.lm.pair_batches import Texts, pair_margins
+from pref_jax.lm.pair_batches import Texts, open_texts, pair_margins
 from pref_jax.lm.pairs import apply_head, init_head, pair_states, pairwise_loss, text_states
+from pref_jax.lm.text_model import TextModel
+from pref_jax.personal import Added, Saved, Scores
 from pref_jax.train.state import LossFn
 
 
@@ -90,4 +109,98 @@ def score_pairs(
     """Margins float32 [P]; unseen users get the generic prompt."""
     route = np.where(seen, seen_rows(seen) + 1, 0)[pairs.user]
     read = functools.partial(rewards, config, params, texts.model.params)
-    return pair_margins(texts, pairs, read, route=route, batch_size=batch_size)
+    room = len(params["generic"])
+    return pair_margins(texts, pairs, read, route=route, batch_size=batch_size, room=room)
+
+
+class PRLHFReward(SharedReward):
+    """P-RLHF behind the protocol: it keeps the soft prompt of each user met in training.
+
+    Users who come later get the generic prompt, as the method has it: `add_votes` makes them known and changes no
+    score, of them or of users met in training.
+    """
+
+    kind: ClassVar[str] = "p_rlhf"
+
+    def __init__(self, *, rows: Mapping[str, np.ndarray], **rest: Any):
+        super().__init__(**rest)
+        # float32 [S*D], what each user met in training adds to the generic prompt.
+        self._rows = dict(rows)
+
+    def rewards(self, users: Sequence[str | None], rows: Any, *, uncertainty: bool = False) -> Scores:
+        """Rewards behind each user's soft prompt; for None and later users behind the generic one."""
+        refuse(self.kind, uncertainty=uncertainty)
+        place = {name: number for number, name in enumerate(self._rows, start=1)}
+        route = np.array([place.get(user or "", 0) for user in users], np.int32)
+        read = functools.partial(rewards, self.config, {**self.params, "table": self._table()}, self.base.params)
+        room = len(self.params["generic"])
+        found = self.base.read_rows(self.base.tokenize(rows), read, route=route, room=room)[:, 0]
+        return Scores(found, np.zeros_like(found))
+
+    def _table(self) -> np.ndarray:
+        """The users' rows and one of zeros, so that there is one."""
+        return np.stack([*self._rows.values(), np.zeros(self.params["generic"].size, np.float32)])
+
+    def add_votes(self, user: str, votes: Any) -> Added:
+        """Makes the user known; a soft prompt is learned in training alone."""
+        how = "the soft prompt of training" if user in self._rows else "the generic soft prompt"
+        return super().add_votes(user, votes)._replace(how=f"{how}: votes after training change nothing")
+
+    def remove_user(self, user: str) -> None:
+        """Removes id and soft prompt; what adapters and head learned in training stays in them."""
+        super().remove_user(user)
+        self._rows.pop(user, None)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], list[int]]:
+        """Adapters, head, generic prompt, and the users' rows."""
+        model, tensors, votes = super().state()
+        trained = np.array([name in self._rows for name in self.users], np.uint8)
+        table = np.stack([self._rows[name] for name in self.users if name in self._rows] or [self._table()[-1]])
+        return model | {"soft_tokens": len(self.params["generic"])}, {**tensors, "table": table, "of": trained}, votes
+
+    @classmethod
+    def restore(cls, saved: Saved) -> "PRLHFReward":
+        """From a saved folder."""
+        text, tensors = based(saved), dict(saved.tensors)
+        config, trained = read_config(saved.model, text.config), tensors.pop("of").astype(bool)
+        sizes = {"soft_tokens": saved.model["soft_tokens"], "num_users": max(1, int(trained.sum()))}
+        shapes = jax.eval_shape(functools.partial(init, config, text.params, **sizes), jax.random.key(0))
+        params = read_params(tensors, shapes, text, str(saved.folder))
+        table = np.asarray(params.pop("table"))
+        rows = dict(zip(np.array(saved.users, object)[trained], table, strict=False))
+        return cls(rows=rows, text=text, config=config, params=params, votes=vote_counts(saved))
+
+
+def fit(
+    votes: Any,
+    *,
+    base: str | None = None,
+    text: TextModel | None = None,
+    config: FitConfig | None = None,
+    sizes: BaselinesConfig | None = None,
+    seed: int = 0,
+    workdir: str | Path | None = None,
+    **options: Any,
+) -> PRLHFReward:
+    """Fits P-RLHF to the seen users' votes; `sizes` has `soft_tokens`, the rest is as for `pref_jax.fitting.fit`.
+
+    Example:
+      model = pref_jax.baselines.p_rlhf.fit("votes.jsonl", base="Qwen/Qwen3-0.6B")
+    """
+    chosen = (config or FitConfig(), sizes or BaselinesConfig())
+
+    def make(tables: Preferences, text: TextModel, folder: Path) -> PRLHFReward:
+        (own, sizes), learn, seen = chosen, tables.pairs(("train", "validation"), seen=True), tables.seen
+        model, texts = own.model(text.config), open_texts(text, tables.responses)
+        numbers = {"soft_tokens": sizes.soft_tokens, "num_users": int(seen.sum())}
+        start = init(model, text.params, jax.random.key(seed), **numbers)
+        frozen = {"base": text.params, "number": jnp.asarray(seen_rows(seen))}
+        training, loss = own.training or default_training(len(learn.user)), make_loss(model, sizes.generic_share)
+        place = {"folder": folder / "training", "seed": seed}
+        params = dict(on_transformer.fit_users(start, frozen, loss, texts, learn, training, sizes, **place).params)
+        ids = tables.users["user_id"].to_pylist()
+        rows = {ids[u]: row for u, row in zip(np.flatnonzero(seen), np.asarray(params.pop("table")), strict=True)}
+        return PRLHFReward(rows=rows, text=text, config=model, params=params, votes=given(tables))
+
+    how: dict[str, Any] = {"base": base, "text": text, "seed": seed, "workdir": workdir, "options": options}
+    return fitting.fit(PRLHFReward, make, votes, config=chosen, **how)

@@ -15,7 +15,7 @@ Axis letters as in `heads`; K prototypes, H hidden, d features of the common spa
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ class PAL(Head):
       shrink: weight of |l_u|² / 2 beside each pair's loss in training, and beside all of a new user's in the fit.
     """
 
+    has_table: ClassVar[bool] = True
     prototypes: int = 2
     hidden: int = 128
     size: int = 64
@@ -122,6 +123,8 @@ class PALA(PAL):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PALB(PAL):
     """Form B: likeness to an ideal answer to the prompt."""
+
+    reads_prompt: ClassVar[bool] = True
 
     def init(self, key: Key[Array, ""], dim: int, num_users: int) -> Params:
         """{"table": [U K], "answer", "ideal" (leaves lead with K), "scale": []}."""

@@ -13,12 +13,15 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, Key
 
+from pref_jax import fitting
 from pref_jax.comparisons import Comparisons
+from pref_jax.data.preferences import Preferences
+from pref_jax.data.votes import vote_rows
 from pref_jax.errors import UserError
 from pref_jax.lm import backbone, lora, parameter_files
 from pref_jax.lm.config import LMConfig
 from pref_jax.lm.lora import LoRAConfig
-from pref_jax.lm.pair_batches import Texts, text_batches
+from pref_jax.lm.pair_batches import Texts, open_texts, text_batches
 from pref_jax.lm.pairs import apply_head, init_head, pair_states, pairwise_loss, text_states
 from pref_jax.lm.text_model import TextModel
 from pref_jax.mesh import replicated
@@ -97,55 +100,143 @@ def fit_shared(
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """How a baseline on the adapted transformer is fitted.
+
+    Attributes:
+      lora: size and place of the adapters.
+      remat: see `SharedConfig`.
+      training: None: a few passes over the votes, see `pref_jax.fitting.default_training`.
+    """
+
+    lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)
+    remat: str = "none"
+    training: TrainingConfig | None = None
+
+    def model(self, lm: LMConfig) -> SharedConfig:
+        """The adapters on a transformer."""
+        return SharedConfig(lm=lm, lora=self.lora, remat=self.remat)
+
+
+def config_facts(config: SharedConfig) -> dict[str, Any]:
+    """The config without its transformer, as JSON values."""
+    return {"lora": dataclasses.asdict(config.lora), "remat": config.remat}
+
+
+def read_config(facts: Mapping[str, Any], lm: LMConfig) -> SharedConfig:
+    """The config that `config_facts` told, on its transformer."""
+    own = LoRAConfig(**{**facts["lora"], "targets": tuple(facts["lora"]["targets"])})
+    return SharedConfig(lm=lm, lora=own, remat=facts["remat"])
+
+
 class SharedReward(PersonalReward):
     """The shared reward of all users behind the protocol; it keeps no votes, and `add_votes` changes nothing."""
 
     kind: ClassVar[str] = "shared"
 
-    def __init__(self, *, text: TextModel, config: SharedConfig, params: Params, users: Sequence[str] = ()):
+    def __init__(self, *, text: TextModel, config: SharedConfig, params: Params, votes: Mapping[str, int]):
         self.text = self.base = text
-        self.config, self.params = config, params
-        self._votes = dict.fromkeys(users, 0)
+        self.config, self.params, self._votes = config, params, dict(votes)
 
     @property
     def users(self) -> list[str]:
-        """Users whose votes it was trained on, or who were added: all have the same reward."""
+        """Users whose votes it was trained on, or who were added."""
         return list(self._votes)
+
+    def knows(self, user: str) -> bool:
+        """Whether the user is one of them."""
+        return user in self._votes
 
     def rewards(self, users: Sequence[str | None], rows: Any, *, uncertainty: bool = False) -> Scores:
         """One reward for all."""
-        if uncertainty:
-            raise UserError("the shared reward has no posterior, so no uncertainty; leave uncertainty out")
+        del users
+        refuse(self.kind, uncertainty=uncertainty)
         read = functools.partial(rewards, self.config, self.params, self.base.params)
         found = self.base.read_rows(self.base.tokenize(rows), read)[:, 0]
         return Scores(found, np.zeros_like(found))
 
     def add_votes(self, user: str, votes: Any) -> Added:
         """Makes the user known; one reward for all learns nothing from one user's votes."""
-        from pref_jax.data.votes import vote_rows
-
         self._votes[user] = self._votes.get(user, 0) + len(vote_rows(votes, user).users)
         return Added(user, self._votes[user], "one reward for all: nothing to solve")
 
     def remove_user(self, user: str) -> None:
-        """Forgets the id; it kept nothing else."""
+        """Forgets the id and the number of votes; it kept nothing else."""
         self._check_users([user])
         del self._votes[user]
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], list[int]]:
         """Adapters and head."""
-        model = {"lora": dataclasses.asdict(self.config.lora), "remat": self.config.remat}
-        return model, parameter_files.as_tensors(self.params), list(self._votes.values())
+        return config_facts(self.config), parameter_files.as_tensors(self.params), list(self._votes.values())
 
     @classmethod
     def restore(cls, saved: Saved) -> "SharedReward":
         """From a saved folder."""
-        text = saved.text
-        if text is None:
-            raise UserError(f"{saved.folder}: names no base; train and save the model again")
-        own = {**saved.model["lora"], "targets": tuple(saved.model["lora"]["targets"])}
-        config = SharedConfig(lm=text.config, lora=LoRAConfig(**own), remat=saved.model["remat"])
+        text = based(saved)
+        config = read_config(saved.model, text.config)
         shapes = jax.eval_shape(functools.partial(init, config), jax.random.key(0))
-        parameter_files.check(saved.tensors, parameter_files.kinds(shapes), where=str(saved.folder))
-        params = jax.device_put(parameter_files.as_tree(saved.tensors, shapes), replicated(text.mesh))
-        return cls(text=text, config=config, params=params, users=saved.users)
+        params = read_params(saved.tensors, shapes, text, str(saved.folder))
+        return cls(text=text, config=config, params=params, votes=vote_counts(saved))
+
+
+def refuse(kind: str, *, uncertainty: bool) -> None:
+    """Raises `UserError` where somebody asks a baseline for `uncertainty`."""
+    if uncertainty:
+        raise UserError(f"a model of kind {kind} has no posterior, so no uncertainty; leave uncertainty out")
+
+
+def based(saved: Saved) -> TextModel:
+    """The base of a saved model.
+
+    Raises:
+      UserError: if it names none.
+    """
+    if saved.text is None:
+        raise UserError(f"{saved.folder}: names no base; fit and save the model again")
+    return saved.text
+
+
+def vote_counts(saved: Saved) -> dict[str, int]:
+    """Each user's number of votes."""
+    return dict(zip(saved.users, saved.votes.tolist(), strict=True))
+
+
+def read_params(tensors: Mapping[str, np.ndarray], shapes: Any, text: TextModel, where: str) -> Any:
+    """Checked parameters in the tree of `shapes`, a copy on each device of the base's mesh."""
+    parameter_files.check(tensors, parameter_files.kinds(shapes), where=where)
+    return jax.device_put(parameter_files.as_tree(tensors, shapes), replicated(text.mesh))
+
+
+def fit(
+    votes: Any,
+    *,
+    base: str | None = None,
+    text: TextModel | None = None,
+    config: FitConfig | None = None,
+    seed: int = 0,
+    workdir: str | Path | None = None,
+    **options: Any,
+) -> SharedReward:
+    """Fits one reward to the votes of all seen users; arguments as for `pref_jax.fitting.fit`.
+
+    Example:
+      model = pref_jax.baselines.shared.fit("votes.jsonl", base="Qwen/Qwen3-0.6B")
+    """
+    chosen = config or FitConfig()
+
+    def make(tables: Preferences, text: TextModel, folder: Path) -> SharedReward:
+        learn, model = tables.pairs(("train", "validation"), seen=True), chosen.model(text.config)
+        training = chosen.training or fitting.default_training(len(learn.user))
+        texts = open_texts(text, tables.responses)
+        params, _ = fit_shared(model, texts, learn, training, folder=folder / "training", seed=seed)
+        return SharedReward(text=text, config=model, params=params, votes=given(tables))
+
+    how: dict[str, Any] = {"base": base, "text": text, "seed": seed, "workdir": workdir, "options": options}
+    return fitting.fit(SharedReward, make, votes, config=chosen, **how)
+
+
+def given(tables: Preferences) -> dict[str, int]:
+    """How many votes a fit may read of each user who gave any, by id."""
+    counts = np.bincount(tables.pairs(("train", "validation")).user, minlength=tables.num_users)
+    return {name: int(n) for name, n in zip(tables.users["user_id"].to_pylist(), counts, strict=True) if n}

@@ -62,7 +62,7 @@ def pair_margins(
     read: Callable[..., jax.Array],
     *,
     route: Int[np.ndarray, " P"] | None = None,
-    batch_size: int = 0,
+    **how: int,
 ) -> Float32[np.ndarray, " P"]:
     """Reward of the chosen less that of the rejected response of each pair; a response is read once for each route.
 
@@ -71,14 +71,14 @@ def pair_margins(
       pairs: what to score.
       read: gives rewards [B], as for `TextModel.read_rows`.
       route: of each pair, from 0: what its rewards depend on beside the texts.
-      batch_size: as for `TextModel.read_rows`.
+      **how: `batch_size` and `room`, as for `TextModel.read_rows`.
     """
     count = len(texts.tokens.lengths)
     sides = np.concatenate([pairs.chosen, pairs.rejected]).astype(np.int64)
     codes = sides if route is None else sides + np.tile(route.astype(np.int64), 2) * count
     distinct, where = np.unique(codes, return_inverse=True)
     own = None if route is None else (distinct // count).astype(np.int32)
-    rewards = texts.model.read_rows(texts.tokens, read, rows=distinct % count, route=own, batch_size=batch_size)
+    rewards = texts.model.read_rows(texts.tokens, read, rows=distinct % count, route=own, **how)
     chosen, rejected = rewards[where, 0].reshape(2, -1)
     return chosen - rejected
 

@@ -197,6 +197,7 @@ class TextModel:
         rows: Int[np.ndarray, " N"] | None = None,
         route: Int[np.ndarray, " N"] | None = None,
         batch_size: int = 0,
+        room: int = 0,
     ) -> Float32[np.ndarray, "N F"]:
         """F numbers of every text under its route, whatever else is read beside it.
 
@@ -212,9 +213,10 @@ class TextModel:
           rows: which texts, by number; None for all.
           route: what else their numbers depend on, such as the user's row.
           batch_size: B, rounded up to a multiple of the parts of a batch; 0 for the model's own.
+          room: positions that `read` adds to each row, such as those of a soft prompt.
         """
         rows = np.arange(len(tokens.lengths)) if rows is None else rows
-        found, limit = np.empty((len(rows), width), np.float32), self.config.max_positions
+        found, limit = np.empty((len(rows), width), np.float32), self.config.max_positions - room
         bucket = np.array([bucket_length(int(length), limit=limit) for length in tokens.lengths], np.int64)[rows]
         shards = batch_shards(self.mesh)
         most, few = (-(-size // shards) * shards for size in (batch_size or self.batch_size, FEW))

@@ -1,6 +1,7 @@
 """CoPL's real training step gives the same losses on one device and on eight, however they are divided."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,8 +12,10 @@ from copl_jax.reward import reward_model
 from copl_jax.reward.lora_experts import ExpertsConfig
 from copl_jax.reward.reward_model import RewardConfig
 from copl_jax.reward.routing import GateConfig
-from experiments.reward_model import Routing
+from pref_jax.baselines import shared
+from pref_jax.baselines.shared import SharedConfig
 from pref_jax.lm import backbone, sharding_rules
+from pref_jax.lm.lora import LoRAConfig
 from pref_jax.mesh import make_mesh, put_batch, replicated, tree_shardings
 from pref_jax.train.loop import jit_step
 from pref_jax.train.state import OptimizerConfig, init_state, make_step, optimizer
@@ -43,16 +46,20 @@ def _batches(rng):
         yield {"user": rng.integers(0, USERS, BATCH).astype(np.int32), **texts}
 
 
-def _losses(routing: Routing, batches: Callable = _batches, **axes: int) -> list[float]:
+def _model(routing: Any) -> tuple[Any, Any]:
+    """Fresh parameters, and the loss: CoPL's, the oracle's, or ("none") the shared reward's."""
+    if routing == "none":
+        plain = SharedConfig(lm=LM, lora=LoRAConfig(rank=2))
+        return shared.init(plain, jax.random.key(2)), shared.make_loss(plain)
+    mixture = ExpertsConfig(num_experts=3, rank=2)
+    config = RewardConfig(lm=LM, routing=routing, mixture=mixture, gate=GateConfig(hidden=8))
+    return reward_model.init(config, jax.random.key(2), embedding_dim=6), reward_model.make_loss(config)
+
+
+def _losses(routing: str, batches: Callable = _batches, **axes: int) -> list[float]:
     """Losses of a few steps, dropout and gate noise included, with the transformer cut over the mesh."""
     count = int(np.prod(list(axes.values())))
     mesh = make_mesh(**axes, devices=jax.devices()[:count])
-    config = RewardConfig(
-        lm=LM,
-        routing=routing,
-        mixture=ExpertsConfig(num_experts=0 if routing == "none" else 3, rank=2),
-        gate=GateConfig(hidden=8),
-    )
     rng = np.random.default_rng(0)
     base = backbone.init(LM, jax.random.key(1))
     table = {
@@ -63,10 +70,10 @@ def _losses(routing: Routing, batches: Callable = _batches, **axes: int) -> list
     frozen = {"base": jax.device_put(base, tree_shardings(mesh, sharding_rules.specs(base, mesh)))}
     if table is not None:
         frozen[routing] = jax.device_put(table, replicated(mesh))
-    params = reward_model.init(config, jax.random.key(2), embedding_dim=6)
+    params, loss = _model(routing)
     transform = optimizer(OptimizerConfig(lr=1e-2, num_steps=STEPS, clip=1.0))
     state = init_state(jax.device_put(params, replicated(mesh)), transform, 3)
-    step = jit_step(make_step(reward_model.make_loss(config), transform), state, frozen, mesh)
+    step = jit_step(make_step(loss, transform), state, frozen, mesh)
     losses = []
     for batch in batches(rng):
         state, metrics = step(state, frozen, put_batch(batch, mesh))

@@ -5,7 +5,7 @@ import tiny
 
 from copl_jax.reward.lora_experts import ExpertsConfig
 from copl_jax.reward.reward_model import RewardConfig
-from experiments.reward_model import gate_facts
+from copl_jax.reward.training import gate_facts
 
 CONFIG = RewardConfig(lm=tiny.llama(), routing="groups", mixture=ExpertsConfig(num_experts=4))
 
@@ -21,8 +21,3 @@ def test_experts_of_unseen_users_only_are_dead():
     expected = {"a": [1, 0, 0, 0], "b": [0, 0.5, 0.5, 0], "everybody": [1, 0, 0, 0]}
     assert facts["expert_usage"] == {name: [use] * 4 for name, use in expected.items()}
     assert facts["gate_entropy"] == 0
-
-
-def test_without_experts_there_is_nothing_to_tell():
-    config = RewardConfig(lm=tiny.llama(), routing="none", mixture=ExpertsConfig(num_experts=0))
-    assert gate_facts(config, {}, np.zeros(2, np.int32), np.ones(2, bool), [None, None]) == {}

@@ -13,7 +13,7 @@ from pref_jax.data.sources import tldr
 from pref_jax.errors import UserError
 
 
-def run_of(tmp_path, **source: Any) -> Run:
+def run_of(tmp_path, **source: Any) -> Workspace:
     # A backbone that is a folder is left alone.
     config: Any = ConfigDict({"source": source, "backbone": {"name": str(tmp_path)}})
     return Workspace(config, 3, tmp_path / "run")

@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.optimize
-from experiments.baselines.personal import States
-from ml_collections import ConfigDict
 
-from experiments.baselines import on_features, personal, settings, vpl
-from experiments.runner.workspace import Workspace
+from pref_jax.baselines import head_training, on_features, vpl
 from pref_jax.baselines.gpo import GPO
+from pref_jax.baselines.head_training import States
 from pref_jax.baselines.heads import Known
 from pref_jax.baselines.i2e import I2E
 from pref_jax.baselines.pal import PALA, PALB
@@ -361,7 +359,7 @@ def test_gradients_reach_every_parameter(name):
     context = {f"context_{side}": rng.integers(0, 9, (32, N)) for side in ("chosen", "rejected")}
     batch = {"user": rng.integers(0, U, 32), "chosen": chosen, "rejected": rejected, **context}
     batch |= {"context_mask": rng.random((32, N)) < 0.7, "progress": np.full(32, 0.5, np.float32)}
-    loss = personal.feature_loss(head)
+    batch, loss = jax.tree.map(jnp.asarray, batch), head_training.feature_loss(head)
     (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, frozen, batch, jax.random.key(0))
     assert np.isfinite(value)
     assert set(metrics) == {"accuracy", "margin", "penalty"}
@@ -398,13 +396,13 @@ def camps(rng: np.random.Generator) -> tuple[States, Comparisons, Comparisons, C
 def test_planted_camps_are_found_where_a_shared_reward_must_guess(name, tmp_path):
     rng = np.random.default_rng(4)
     states, learn, known, test, seen = camps(rng)
-    sizes = {"hidden": 16, "embedding": 4, "batch_size": 64, "lr": 3e-3}
-    run = Workspace(ConfigDict({"baselines": sizes}), 0, tmp_path)
-    config = settings.read(run)
-    head = settings.HEADS[name](config)[0]
-    params = on_features._fit(run, head, 300, learn, states, seen, tmp_path)
-    users = personal.user_representations(head, params, states, known, seen, context=config.context, seed=0)
-    right = personal.pair_margins(head, params, states, users, test) > 0
+    config = BaselinesConfig(hidden=16, embedding=4, batch_size=64, lr=3e-3)
+    head = head_training.HEADS[name](config)[0]
+    task = on_features.Task(states, learn, np.zeros(len(learn.user), bool), seen, 0)
+    params, facts = on_features.fit_head(head, 300, config, task, learn, folder=tmp_path)
+    assert facts["trainable_parameters"] == sum(leaf.size for leaf in jax.tree.leaves(params))
+    users = head_training.user_representations(head, params, states, known, seen, context=config.context, seed=0)
+    right = head_training.pair_margins(head, params, states, users, test) > 0
     differences, asked = (
         np.asarray(states.rated)[p.chosen] - np.asarray(states.rated)[p.rejected] for p in (learn, test)
     )
