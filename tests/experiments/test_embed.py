@@ -170,7 +170,7 @@ def test_a_decoder_needs_a_chat_template_and_takes_one_from_the_config(folders, 
         (bare / file.name).symlink_to(file)
     run = prepared(tmp_path / "without", config_of(bare, votes))
     with pytest.raises(UserError, match=r"bare: the tokenizer has no chat template.*--config\.backbone\.chat_template"):
-        run.texts.tokens
+        assert run.texts.tokens
     template = tmp_path / "own.jinja"
     template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     run = prepared(tmp_path / "with", config_of(bare, votes, chat_template=str(template)))
