@@ -130,6 +130,7 @@ def gate_facts(
       "dead_experts": experts that no seen user is sent to.
     """
     decisions = reward_model.route(config, params, jnp.asarray(table))
+    assert decisions is not None, "there are gates: routing is by users"
     names = np.array(["everybody" if name is None else name for name in groups])
     choices = np.concatenate([np.asarray(gate.choice) for gate in decisions.values()])
     sent = np.eye(config.mixture.num_experts)[choices].mean(axis=2)

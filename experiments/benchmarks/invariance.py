@@ -2,6 +2,7 @@
 
 import dataclasses
 import tempfile
+from typing import Any
 from pathlib import Path
 
 import jax
@@ -43,8 +44,8 @@ def invariance(texts: int = 1000, alone: int = 50, programs: int = 10_000, lengt
 def _decoder(folder: Path, length: int) -> None:
     text = world.pretraining_text(dialogues=64, glossaries=8, marker_noise=0.0, seed=0)
     tokenizer = train_tokenizer([" ".join(turns) for turns in text], vocab_size=512)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
-    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    sizes: Any = {"hidden_size": 64, "intermediate_size": 128, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
+    ids: Any = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     lm = LMConfig(family="llama", vocab_size=len(tokenizer), max_positions=length, lm_head=False, **sizes, **ids)
     checkpoint.save(folder, lm, jax.jit(backbone.init, static_argnums=0)(lm, jax.random.key(0)))
     tokenizer.save_pretrained(folder)
@@ -88,6 +89,7 @@ def _compare(name: str, model: TextModel, texts: list[str], alone: int) -> Resul
 def _programs(model: TextModel, texts: list[str]) -> dict[str, int]:
     tokens = model.tokenize(as_responses(["?"] * len(texts), texts))
     buckets = {bucket_length(int(size), limit=model.config.max_positions) for size in tokens.lengths}
-    features.pooled.clear_cache()
+    program: Any = features.pooled
+    program.clear_cache()
     model.states(tokens)
-    return {"texts_of_all_lengths": len(texts), "buckets": len(buckets), "programs": features.pooled._cache_size()}
+    return {"texts_of_all_lengths": len(texts), "buckets": len(buckets), "programs": program._cache_size()}
