@@ -23,6 +23,7 @@ from pref_jax.files import read_json, write_json
 from pref_jax.lm.pair_batches import text_episodes
 from pref_jax.mesh import replicated
 from pref_jax.train import method as methods
+from pref_jax.train.state import optimizer_by_group
 
 METHOD = "deep LoRe"
 
@@ -62,7 +63,7 @@ def train(work: Workspace, config: DeepConfig, part: Path, folder: Path) -> None
         params=deep.init(config, jax.random.key(work.seed), head),
         frozen={"base": texts.model.params},
         loss=deep.make_loss(config),
-        optimizer=deep.optimizer(settings.optimizer, prior_lr_mult=section.prior_lr_mult),
+        optimizer=optimizer_by_group(settings.optimizer, ("prior",), lr_mult=section.prior_lr_mult),
         batches=text_episodes(learn, texts.tokens, texts.length, shared=shared, **sizes, **steps),
         folder=folder,
         mesh=work.mesh,

@@ -23,7 +23,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
 from lore_jax.reward import basis_rewards, bradley_terry_loss, differences
@@ -32,9 +31,8 @@ from lore_jax.weights.solve import Posterior, solve_weights
 from pref_jax.errors import Faults
 from pref_jax.lm import backbone, lora, parameter_files
 from pref_jax.lm.config import LMConfig
-from pref_jax.lm.pairs import pair_states
-from pref_jax.train import state
-from pref_jax.train.state import LossFn, OptimizerConfig
+from pref_jax.lm.pairs import pair_states, text_states
+from pref_jax.train.state import LossFn
 
 Params = dict[str, Any]
 SOLVERS = ("ridge", "logistic")
@@ -123,9 +121,9 @@ def text_rewards(
       tokens: one text a row.
       mask: True at real tokens.
     """
-    adapters, apply = params["adapters"], _applied(config)
-    hidden = backbone.hidden_states(config.lm, base, tokens, mask, adapters, apply, remat=config.remat)
-    return basis_rewards(backbone.pool(config.lm, hidden, mask), params["heads"])
+    apply = functools.partial(lora.apply, scale=config.scale)
+    states = text_states(config.lm, base, tokens, mask, params["adapters"], apply, remat=config.remat)
+    return basis_rewards(states, params["heads"])
 
 
 def user_weights(
@@ -219,28 +217,12 @@ def make_loss(config: DeepConfig) -> LossFn:
         texts = dict(batch)
         mask, support = texts.pop("mask"), texts.pop("support")
         rows = {name: leaf.reshape(-1, leaf.shape[-1]) for name, leaf in texts.items()}
-        states = pair_states(config.lm, frozen["base"], rows, params["adapters"], _applied(config), remat=config.remat)
+        apply = functools.partial(lora.apply, scale=config.scale)
+        states = pair_states(config.lm, frozen["base"], rows, params["adapters"], apply, remat=config.remat)
         z = (states[:, 0] - states[:, 1]) @ params["heads"]
         return query_loss(config, z.reshape(*mask.shape, -1), mask, support, prior(params))
 
     return loss
-
-
-def optimizer(recipe: OptimizerConfig, *, prior_lr_mult: float) -> optax.GradientTransformation:
-    """`recipe` for adapters and heads; for the prior too, at `prior_lr_mult` times its rate and without weight decay.
-
-    Adam moves every number by about its learning rate a step. Entries of the heads are of size D^-1/2, the prior's of
-    size 1: at one rate for all it would stand still beside them.
-    """
-    own = dataclasses.replace(recipe, lr=prior_lr_mult * recipe.lr, weight_decay=0.0)
-
-    def label(path: tuple[Any, ...], _: Any) -> str:
-        return "prior" if jax.tree_util.keystr(path[:1], simple=True) == "prior" else "rest"
-
-    return optax.partition(
-        {"prior": state.optimizer(own), "rest": state.optimizer(recipe)},
-        lambda params: jax.tree_util.tree_map_with_path(label, params),
-    )
 
 
 def save(folder: str | Path, config: DeepConfig, params: Mapping[str, Any]) -> None:
@@ -275,7 +257,3 @@ def load(folder: str | Path, lm: LMConfig) -> tuple[DeepConfig, Params]:
 
 def _shapes(config: DeepConfig) -> Any:
     return jax.eval_shape(functools.partial(init, config), jax.random.key(0))
-
-
-def _applied(config: DeepConfig) -> backbone.ApplyAdapter:
-    return functools.partial(lora.apply, scale=config.scale)

@@ -110,11 +110,6 @@ def adapter_fn(config: LoRAConfig) -> Callable[[Any, Array], Array]:
     return functools.partial(apply, scale=config.scale, dropout=config.dropout)
 
 
-def scaled(*, alpha: float, rank: int) -> Callable[[Any, Array], Array]:
-    """`apply` with scale = alpha / rank, to be passed as `apply_adapter`."""
-    return functools.partial(apply, scale=alpha / rank)
-
-
 def merge(params: Mapping[str, Any], adapters: Mapping[str, Mapping[str, Array]], *, scale: float = 1.0) -> dict:
     """Parameters whose kernels hold W + scale * A B, so that the adapters are no longer needed.
 

@@ -192,8 +192,6 @@ def test_learns_opposite_tastes_that_one_reward_cannot():
 
 
 def test_mistakes_are_told():
-    with pytest.raises(UserError, match="write 'users' or 'groups'"):
-        dataclasses.replace(CONFIG, routing="none")
     with pytest.raises(UserError, match="num_experts and rank are at least 1"):
         dataclasses.replace(MIXTURE, num_experts=0)
     with pytest.raises(UserError, match="top_k=5 of 4 experts"):

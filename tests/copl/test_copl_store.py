@@ -158,7 +158,7 @@ def test_killed_while_writing_the_old_folder_stays(tmp_path):
 import os
 from pathlib import Path
 from pref_jax import files
-from copl_jax import store
+from copl_jax.io import checkpoint as store
 store.write_json = lambda *_: os._exit(9)
 with files.atomic_folder({str(tmp_path / "a")!r}) as part:
     (part / store.TENSORS).write_bytes(b"half")

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from pref_jax.errors import UserError
 from pref_jax.lm import backbone, checkpoint, hub, lora
+from pref_jax.lm.lora import LoRAConfig
 
 CASES = pytest.mark.parametrize("case", make_goldens.COMMITTED)
 
@@ -87,7 +88,7 @@ def test_merged_adapters_give_the_same_rewards_here_and_in_transformers(case, tm
     tokens, mask = make_goldens.rows(11)
 
     def rewards(params, adapters=None):
-        apply = lora.scaled(alpha=4.0, rank=2)
+        apply = lora.adapter_fn(LoRAConfig(rank=2, alpha=4.0))
         hidden = backbone.hidden_states(config, params, jnp.asarray(tokens), jnp.asarray(mask), adapters, apply)
         return backbone.scores(config, params, backbone.pool(config, hidden, jnp.asarray(mask)))
 

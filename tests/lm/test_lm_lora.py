@@ -9,12 +9,13 @@ import pytest
 
 from pref_jax.lm import backbone, lora
 from pref_jax.lm.config import LMConfig
+from pref_jax.lm.lora import LoRAConfig
 
 CONFIG = LMConfig(
     family="llama", vocab_size=31, hidden_size=16, intermediate_size=24, num_layers=3, num_heads=4, num_kv_heads=2
 )
 SCALE = 1.7
-SCALED = lora.scaled(alpha=3.4, rank=2)
+SCALED = lora.adapter_fn(LoRAConfig(rank=2, alpha=3.4))
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,11 @@ from lore_jax.deep import DeepConfig
 from lore_jax.weights.objective import Prior
 from pref_jax.errors import UserError
 from pref_jax.lm import backbone, lora, parameter_files, sharding_rules
+from pref_jax.lm.lora import LoRAConfig
 from pref_jax.lm.pairs import pair_states
 from pref_jax.mesh import make_mesh, put_batch, replicated, tree_shardings
 from pref_jax.train.loop import jit_step
-from pref_jax.train.state import OptimizerConfig, init_state, make_step, optimizer
+from pref_jax.train.state import OptimizerConfig, init_state, make_step, optimizer, optimizer_by_group
 
 LM = tiny.llama()
 CONFIG = DeepConfig(lm=LM, basis=3, rank=2, targets=("v_proj", "down_proj"))
@@ -159,7 +160,7 @@ def test_a_steps_gradients_go_through_the_solver_into_the_transformer(config):
 
     @jax.jit
     def states_of(adapters):
-        return pair_states(LM, base(), rows, adapters, lora.scaled(alpha=4.0, rank=2))
+        return pair_states(LM, base(), rows, adapters, lora.adapter_fn(LoRAConfig(rank=2, alpha=4.0, dropout=0.0)))
 
     states, pull = jax.vjp(states_of, params["adapters"])
     states = np.asarray(states, np.float64).reshape(4, 3, 2, -1)
@@ -292,7 +293,7 @@ def test_devices_and_micro_batches_change_nothing(alone, how):
 def test_the_prior_has_a_rate_of_its_own_and_no_decay():
     params = working()
     recipe = OptimizerConfig(lr=1e-3, num_steps=10, weight_decay=0.5)
-    transform = deep.optimizer(recipe, prior_lr_mult=7.0)
+    transform = optimizer_by_group(recipe, ("prior",), lr_mult=7.0)
     gradients = jax.tree.map(jnp.ones_like, params)
     updates: Any = transform.update(gradients, transform.init(params), params)[0]
     jax.tree.map(lambda x: np.testing.assert_allclose(x, -7e-3, rtol=1e-4), updates["prior"])
