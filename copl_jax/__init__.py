@@ -7,19 +7,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from copl_jax.fit_model import CoPLConfig, fit
+    from copl_jax.fitted import CoPL
     from copl_jax.graph.settings import GCFConfig
-    from copl_jax.model import CoPL, load
+    from copl_jax.model import CoPLConfig, fit, load
     from copl_jax.reward.reward_model import RewardConfig
     from pref_jax.version import __version__
 
 _WHERE = {
-    "CoPL": "copl_jax.model",
-    "CoPLConfig": "copl_jax.fit_model",
+    "CoPL": "copl_jax.fitted",
+    "CoPLConfig": "copl_jax.model",
     "GCFConfig": "copl_jax.graph.settings",
     "RewardConfig": "copl_jax.reward.reward_model",
     "__version__": "pref_jax.version",
-    "fit": "copl_jax.fit_model",
+    "fit": "copl_jax.model",
     "load": "copl_jax.model",
 }
 __all__ = ["CoPL", "CoPLConfig", "GCFConfig", "RewardConfig", "__version__", "fit", "load"]

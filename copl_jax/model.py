@@ -1,237 +1,115 @@
-"""CoPL as a model that one can hold: every user's reward, from the graph's embeddings and the experts they choose.
-
-Of each user it keeps the embedding and which responses, by number, the user compared; of each response its embedding
-and a digest of its text. So votes on texts that training knew are recognised without keeping a text.
-
-Axis letters: U users, N responses, P comparisons, C features of an embedding.
-"""
+"""CoPL's front door: `fit`, from votes to the graph's embeddings, and from these to experts inside the transformer, and `load`."""
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import pyarrow as pa
-from jaxtyping import Bool, Float32, Int, UInt8
 
-from copl_jax.graph.cold_start import cold_start
-from copl_jax.graph.signed_graph import bucket
-from copl_jax.graph.training import normalised
-from copl_jax.io import checkpoint, peft
-from copl_jax.reward.reward_model import RewardConfig
-from copl_jax.reward.training import reader
-from pref_jax import personal
-from pref_jax.comparisons import Comparisons, concatenate
-from pref_jax.data.votes import vote_rows
+from copl_jax.fitted import CoPL, Known, digests
+from copl_jax.graph.embedding import embed_users
+from copl_jax.graph.settings import GCFConfig, fast_config
+from copl_jax.reward.training import RewardSettings, fit_reward
+from pref_jax import fitting, personal
+from pref_jax.data.preferences import Preferences
 from pref_jax.errors import UserError
-from pref_jax.lm import parameter_files
+from pref_jax.lm.pair_batches import open_texts
 from pref_jax.lm.text_model import TextModel
-from pref_jax.mesh import replicated
-from pref_jax.personal import Added, PersonalReward, Saved, Scores
-
-DIGEST = 16
+from pref_jax.progress import log
 
 
-class Known(NamedTuple):
-    """What the model knows of users and responses.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CoPLConfig:
+    """How CoPL is fitted.
 
     Attributes:
-      ids: U user ids.
-      users: float32 [U C] embeddings.
-      responses: float32 [N C] embeddings by the graph.
-      digests: uint8 [N 16] of the responses' prompts and texts.
-      pairs: what users compared; rows of users and of responses.
-      graph: bool [U], who was in the graph, and so can be a new user's neighbour.
+      graph: model and recipe of the user embeddings.
+      reward: experts, gates and their training; None: a few passes over the votes, see `default_reward`.
+      reembed: seen users are embedded from their own votes, as new users are; it helps people of few votes.
     """
 
-    ids: list[str]
-    users: Float32[np.ndarray, "U C"]
-    responses: Float32[np.ndarray, "N C"]
-    digests: UInt8[np.ndarray, "N 16"]
-    pairs: Comparisons
-    graph: Bool[np.ndarray, " U"]
+    graph: GCFConfig = dataclasses.field(default_factory=lambda: fast_config(dim=64))
+    reward: RewardSettings | None = None
+    reembed: bool = True
 
 
-class CoPL(PersonalReward):
-    """A fitted CoPL; see `copl_jax.fit`.
+def default_reward(num_votes: int) -> RewardSettings:
+    """The paper's experts, with as many steps as make a few passes over the votes."""
+    return RewardSettings(training=fitting.default_training(num_votes))
 
-    Attributes:
-      kind: "copl".
-      text: the base.
-      config: the reward model.
-      params: experts, gates and head.
-      known: users and responses.
-      facts: what the fit says of itself, as JSON values.
+
+def fit(
+    votes: Any,
+    *,
+    base: str | None = None,
+    text: TextModel | None = None,
+    config: CoPLConfig | None = None,
+    seed: int = 0,
+    workdir: str | Path | None = None,
+    **options: Any,
+) -> CoPL:
+    """Fits CoPL: embeds users by the graph of their votes, then trains experts that the embeddings choose.
+
+    Args:
+      votes: `Preferences`, a JSONL file, a folder of saved preferences or rows as dicts. Users who are not seen are
+        embedded from their training votes afterwards.
+      base: the transformer: a folder, a `package:` path or a hub id.
+      text: the same, already opened.
+      config: how it is fitted.
+      seed: of all draws.
+      workdir: keeps checkpoints (a killed call resumes) and the model, which the same call returns.
+      **options: `max_length`, `pooling`, `batch_size` ..: see `pref_jax.lm.text_model.open_text`.
+
+    Raises:
+      UserError: for bad votes or options, or a workdir of another fit.
 
     Example:
-      model = copl_jax.fit("votes.jsonl", base="Qwen/Qwen3-0.6B")
-      model.rank("ada", "How long?", ["Seven minutes.", "It depends."])
+      model = copl_jax.fit("votes.jsonl", base="Qwen/Qwen3-0.6B", workdir="runs/mine")
     """
+    chosen = config or CoPLConfig()
 
-    kind: ClassVar[str] = "copl"
+    def make(tables: Preferences, text: TextModel, folder: Path) -> CoPL:
+        return _fit(tables, text, chosen, seed, folder)
 
-    def __init__(self, *, text: TextModel, config: RewardConfig, params: Any, known: Known, facts: dict[str, Any]):
-        self.text = self.base = text
-        self.config, self.params, self.known, self.facts = config, params, known, facts
-        self._row = {name: row for row, name in enumerate(known.ids)}
-        self._response = {digest.tobytes(): row for row, digest in enumerate(known.digests)}
-
-    @property
-    def users(self) -> list[str]:
-        """U ids, in the order of the rows."""
-        return list(self.known.ids)
-
-    def __repr__(self) -> str:
-        mixture, graph = self.config.mixture, int(self.known.graph.sum())
-        lines = [
-            f"CoPL of {self.base.name}: {len(self.known.ids)} users ({graph} in the graph), "
-            f"{len(self.known.responses)} responses",
-            f"  {mixture.num_experts} experts of rank {mixture.rank} on {', '.join(mixture.targets)}, top "
-            f"{self.config.gate.top_k}; embeddings of {self.known.users.shape[1]} features",
-            f"  graph's validation accuracy {self.facts.get('validation_accuracy', 0):.1%}",
-        ]
-        return "\n".join(lines)
-
-    def rewards(self, users: Sequence[str | None], rows: Any, *, uncertainty: bool = False) -> Scores:
-        """Rewards by each user's experts; None: those of the mean of the graph's users."""
-        if uncertainty:
-            raise UserError("CoPL has no posterior over rewards, so no uncertainty; leave uncertainty out")
-        tokens = self.base.tokenize(rows)
-        route = np.array([0 if user is None else self._row[user] + 1 for user in users], np.int32)
-        read = reader(self.config, self.base.params, self.params, self._table())
-        found = self.base.read_rows(tokens, read, route=route)[:, 0]
-        return Scores(found, np.zeros_like(found))
-
-    def _table(self) -> np.ndarray:
-        """Embeddings with the mean of the graph's users first, up to a bucket: more users compile nothing again."""
-        mean = self.known.users[self.known.graph].mean(axis=0, keepdims=True)
-        table = np.concatenate([mean, self.known.users])
-        return np.pad(table, ((0, bucket(len(table)) - len(table)), (0, 0)))
-
-    def add_votes(self, user: str, votes: Any) -> Added:
-        """Embeds the user from all votes on responses that the graph knows: those of neighbours who chose the same.
-
-        Votes on other responses are counted in what it returns and teach nothing: the graph has no place for them.
-        Where none is known, a new user gets the mean of the graph's users.
-        """
-        rows = [self._response.get(digest.tobytes(), -1) for digest in digests(vote_rows(votes, user).responses)]
-        chosen, rejected = np.array(rows, np.int64).reshape(2, -1)
-        there = (chosen >= 0) & (rejected >= 0)
-        return self.learn(user, chosen[there], rejected[there], unread=int((~there).sum()))
-
-    def learn(self, user: str, chosen: Int[np.ndarray, " n"], rejected: Int[np.ndarray, " n"], *, unread: int) -> Added:
-        """`add_votes` on rows of responses; `unread` more votes are on responses that the graph does not know."""
-        known, new = self.known, user not in self._row
-        row = self._row.get(user, len(known.ids))
-        pairs = concatenate([known.pairs, Comparisons(np.full(len(chosen), row), chosen, rejected)])
-        ids = [*known.ids, user] if new else known.ids
-        users = np.concatenate([known.users, np.zeros((int(new), known.users.shape[1]), np.float32)])
-        graph = np.concatenate([known.graph, np.zeros(int(new), bool)])
-        own, how = pairs.take(pairs.user == row), ""
-        if len(chosen) or new:
-            # Neighbours chose the same, so all other votes can be left out.
-            same = np.zeros(len(known.responses), bool)
-            same[own.chosen] = True
-            found = cold_start(
-                users=users,
-                responses=known.responses,
-                seen=graph,
-                train_pairs=pairs.take(graph[pairs.user] & same[pairs.chosen]),
-                context=own,
-                unseen=np.array([row]),
-            )
-            # Those of the graph have length 1, as whose neighbours they are expects.
-            users[row] = (normalised(found.embeddings) if graph[row] else found.embeddings)[0]
-            neighbours = int(found.num_neighbours[0])
-            how = f"embedded from {len(own.user)} votes and {neighbours} users who chose the same"
-            if not neighbours:
-                how = f"no one in the graph chose the same: embedded from {len(own.user)} votes and all its users"
-        if unread:
-            how += f"{'; ' if how else ''}{unread} votes are on responses that training never saw and taught nothing"
-        self.known = Known(ids, users, known.responses, known.digests, pairs, graph)
-        self._row[user] = row
-        return Added(user, len(own.user), how)
-
-    def remove_user(self, user: str) -> None:
-        """Removes id, embedding and comparisons.
-
-        What the graph and the experts learned from the votes of a user in training stays in their parameters.
-        """
-        self._check_users([user])
-        row, known = self._row[user], self.known
-        stay = np.arange(len(known.ids)) != row
-        if not known.graph[stay].any():
-            raise UserError(f"remove_user: {user!r} is the last user of the graph; delete the model instead")
-        pairs = known.pairs.take(known.pairs.user != row)
-        self.known = Known(
-            [name for name in known.ids if name != user],
-            known.users[stay],
-            known.responses,
-            known.digests,
-            pairs._replace(user=pairs.user - (pairs.user > row)),
-            known.graph[stay],
-        )
-        self._row = {name: row for row, name in enumerate(self.known.ids)}
-
-    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], list[int]]:
-        """Experts, gates and head; embeddings, digests and comparisons."""
-        known = self.known
-        own = {name: value for name, value in dataclasses.asdict(self.config).items() if name != "lm"}
-        model = {"model": own, "embedding_dim": int(known.users.shape[1]), "facts": self.facts}
-        tensors = {f"params/{path}": leaf for path, leaf in parameter_files.as_tensors(self.params).items()}
-        tensors |= {"users": known.users, "responses": known.responses, "digests": known.digests}
-        tensors |= {name: np.asarray(getattr(known.pairs, name), np.int32) for name in ("user", "chosen", "rejected")}
-        votes = np.bincount(known.pairs.user, minlength=len(known.ids))
-        return model, {**tensors, "graph": known.graph.astype(np.uint8)}, votes.tolist()
-
-    @classmethod
-    def restore(cls, saved: Saved) -> "CoPL":
-        """From a saved folder."""
-        text, tensors = saved.text, saved.tensors
-        if text is None:
-            raise UserError(f"{saved.folder}: names no base; fit and save the model again")
-        config, dim = checkpoint.parse(saved.model, text.config, where=str(saved.folder / personal.ABOUT))
-        params = {name.removeprefix("params/"): leaf for name, leaf in tensors.items() if name.startswith("params/")}
-        tree = checkpoint.as_params(params, config, dim, where=str(saved.folder / personal.TENSORS))
-        pairs = Comparisons(*(tensors[name].astype(np.int64) for name in ("user", "chosen", "rejected")))
-        known = Known(
-            saved.users,
-            tensors["users"],
-            tensors["responses"],
-            tensors["digests"],
-            pairs,
-            tensors["graph"].astype(bool),
-        )
-        params = jax.device_put(tree, replicated(text.mesh))
-        return cls(text=text, config=config, params=params, known=known, facts=saved.model["facts"])
-
-    def export(self, folder: str | Path, *, user: str | None = None) -> None:
-        """Writes one user's model as a LoRA adapter that PEFT opens on the base.
-
-        Args:
-          folder: made anew; an earlier export there is replaced.
-          user: whose; every user has experts of their own, so one has to be named.
-
-        Raises:
-          UserError: without a user, or for one who is not known.
-        """
-        if user is None:
-            raise UserError("export: CoPL's users have experts of their own; name one with user= (or --user)")
-        self._check_users([user])
-        row = jnp.asarray(self.known.users[self._row[user]])
-        peft.save_peft(folder, self.config, self.params, row, base_name=self.base.name)
+    how: dict[str, Any] = {"base": base, "text": text, "seed": seed, "workdir": workdir, "options": options}
+    return fitting.fit(CoPL, make, votes, config=chosen, **how)
 
 
-def digests(responses: pa.Table) -> UInt8[np.ndarray, "N 16"]:
-    """A digest of each response's prompt and text."""
-    rows = responses.select(["prompt", "text"]).to_pylist()
-    found = [hashlib.sha256(json.dumps([row["prompt"], row["text"]]).encode()).digest()[:DIGEST] for row in rows]
-    return np.frombuffer(b"".join(found), np.uint8).reshape(len(rows), DIGEST)
+def _fit(votes: Preferences, text: TextModel, config: CoPLConfig, seed: int, folder: Path) -> CoPL:
+    train, seen = votes.pairs("train", seen=True), votes.seen
+    log(f"CoPL: graph of {len(train.user)} votes by {int(seen.sum())} users")
+    embedded = embed_users(
+        config.graph,
+        train,
+        votes.pairs("validation", seen=True),
+        seen=seen,
+        num_responses=votes.num_responses,
+        seed=seed,
+        folder=folder / "graph_training",
+        mesh=text.mesh,
+        reembed=config.reembed,
+    )
+    learn = votes.pairs(("train", "validation"), seen=True)
+    settings = config.reward or default_reward(len(learn.user))
+    model, texts = settings.model(text.config), open_texts(text, votes.responses)
+    log(f"CoPL: experts, {settings.training.optimizer.num_steps} steps")
+    trained = fit_reward(model, texts, learn, embedded.users, settings.training, folder=folder / "reward", seed=seed)
+    ids = votes.users["user_id"].to_pylist()
+    everyone = votes.pairs(("train", "validation"), seen=True)
+    known = Known(
+        ids=[ids[row] for row in np.flatnonzero(seen)],
+        users=embedded.users[seen].astype(np.float32),
+        responses=embedded.responses.astype(np.float32),
+        digests=digests(votes.responses),
+        pairs=everyone._replace(user=(np.cumsum(seen) - 1)[everyone.user], controversial=None, row=None),
+        graph=np.ones(int(seen.sum()), bool),
+    )
+    facts = {name: embedded.facts[name] for name in ("validation_accuracy", "best_step", "config")}
+    found = CoPL(text=text, config=model, params=trained.params, known=known, facts={**facts, **trained.facts})
+    context = votes.pairs("train", seen=False)
+    for row in np.unique(context.user):
+        found.learn(ids[row], context.chosen[context.user == row], context.rejected[context.user == row], unread=0)
+    return found
 
 
 def load(folder: str | Path, *, base: str | None = None, **options: Any) -> CoPL:

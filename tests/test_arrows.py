@@ -24,7 +24,7 @@ ARROWS = {
 # Every other file beside the folders is common ground, which imports nothing but common ground.
 ORDER = {
     "pref_jax": ("data", "lm", "train", "eval", "personal", "fitting", "baselines", "serve", "cli"),
-    "copl_jax": ("graph", "reward", "io", "model", "fit_model"),
+    "copl_jax": ("graph", "reward", "io", "fitted", "model"),
     "lore_jax": ("weights", "deep", "fitting", "online", "fitted", "model"),
 }
 # These need an array of features and no transformer; only deep LoRe and the front door, which reads texts, do.

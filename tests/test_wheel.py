@@ -89,8 +89,8 @@ def test_a_packed_package_tells_its_version_methods_and_command(site, tmp_path):
     for line in (
         "pref = pref_jax.cli:main",
         "lore = lore_jax.model:fit",
-        "lore = lore_jax.model:LoRe",
-        "copl = copl_jax.fit_model:fit",
+        "lore = lore_jax.fitted:LoRe",
+        "copl = copl_jax.model:fit",
         "copl = copl_jax.model:CoPL",
     ):
         assert line in entries.splitlines()

@@ -2,8 +2,8 @@
 
 import dataclasses
 import tempfile
-from typing import Any
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np

@@ -11,10 +11,10 @@ import tiny
 
 import copl_jax
 import pref_jax
-from copl_jax import fit_model
+from copl_jax import model as front_door
+from copl_jax.fitted import CoPL, digests
 from copl_jax.graph.cold_start import cold_start
 from copl_jax.graph.settings import fast_config
-from copl_jax.model import CoPL, digests
 from copl_jax.reward import training
 from copl_jax.reward.lora_experts import ExpertsConfig
 from copl_jax.reward.routing import GateConfig
@@ -246,7 +246,7 @@ def test_a_workdir_returns_what_it_has_resumes_and_refuses_other_votes(workdir, 
     votes, how = workdir / "votes.jsonl", {"text": text, "config": CONFIG}
     copied = Path(shutil.copytree(workdir / "work", tmp_path / "copy"))
     with monkeypatch.context() as patch:
-        patch.setattr(fit_model, "_fit", None)
+        patch.setattr(front_door, "_fit", None)
         again = copl_jax.fit(votes, workdir=copied, **how)
         for changed in ({"seed": 1}, {"config": copl_jax.CoPLConfig(graph=fast_config(dim=4), reward=CONFIG.reward)}):
             with pytest.raises(UserError, match="holds a fit of other votes or settings; name another workdir"):
