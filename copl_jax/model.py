@@ -1,4 +1,4 @@
-"""CoPL's front door: `fit`, from votes to the graph's embeddings, and from these to experts inside the transformer, and `load`."""
+"""CoPL's front door: `fit`, from votes to user embeddings and the experts that they choose, and `load`."""
 
 import dataclasses
 from pathlib import Path
