@@ -93,6 +93,14 @@ def infer_weights(
     return weights, jax.nn.softplus(-logits * lax.rsqrt(1 + jnp.pi / 8 * variance))
 
 
+def _size(shared: Array) -> Array:
+    """How far from the shared direction the personal ones begin: its length.
+
+    Where opposite tastes cancel out it is 0, a saddle point that no descent leaves: hence the least value.
+    """
+    return jnp.maximum(jnp.linalg.norm(shared), 0.01)
+
+
 @partial(jax.jit, static_argnames=("kind",))
 @full_matmul_precision
 def infer_program(kind: str, features, table: Table, mask, basis, prior: Prior, found: Clusters | None):
@@ -109,7 +117,7 @@ _minimising = partial(jax.jit, static_argnames=("steps", "line_search"))
 @full_matmul_precision
 def _gaussian_program(task: FitProblem, shared, directions, tolerance, *, steps, line_search):
     """(basis, prior, history)."""
-    start = {"shared": shared, "spread": 0.5 * jnp.linalg.norm(shared) * jnp.where(task.used[None], directions, 0)}
+    start = {"shared": shared, "spread": 0.5 * _size(shared) * jnp.where(task.used[None], directions, 0)}
     objective = partial(priors.gaussian_objective, task)
     params, _, history = minimise(objective, start, steps=steps, tolerance=tolerance, line_search=line_search)
     return priors.gaussian_basis(params, task.used), priors.gaussian_prior(len(task.used)), history
@@ -123,7 +131,7 @@ def _mixture_program(task: FitProblem, shared, directions, tolerance, *, steps, 
     spots = priors.corners(size, task.used.sum())[:, : size - 1]
     start = {
         "shared": shared,
-        "delta": jnp.linalg.norm(shared) * directions[:, : size - 1] @ spots.T,
+        "delta": _size(shared) * directions[:, : size - 1] @ spots.T,
         "logits": jnp.zeros(size),
     }
     objective = partial(priors.mixture_objective, task)

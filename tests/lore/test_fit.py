@@ -13,6 +13,7 @@ import pytest
 
 from lore_jax.comparisons import make_table
 from lore_jax.fitting import bradley_terry, candidates, model_selection, priors, published
+from lore_jax.fitting.bradley_terry import LoReConfig
 from lore_jax.fitting.lbfgs import minimise
 from lore_jax.fitting.priors import FitProblem
 from pref_jax.comparisons import Comparisons
@@ -267,3 +268,20 @@ def test_more_users_of_one_bucket_compile_nothing():
         model_selection.fit(world.features, world.train, world.validation, users, config=QUICK)
         sizes.append([program._cache_size() for program in programs])
     assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_opposite_tastes_that_cancel_out_are_found(quick):
+    """Half of the users prefer the opposite of the other half on the same pairs: the shared direction is exactly 0."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(60, 6)).astype(np.float32)
+    first, second = rng.integers(0, 30, 24), rng.integers(30, 60, 24)
+    user = np.repeat(np.arange(8), 24)
+    left, right = np.tile(first, 8), np.tile(second, 8)
+    likes_left = (features[left, 0] > features[right, 0]) == (user % 2 == 0)
+    votes = Comparisons(user, np.where(likes_left, left, right), np.where(likes_left, right, left))
+    held = np.tile(np.arange(24) >= 20, 8)
+    config = LoReConfig.quick() if quick else LoReConfig(ranks=(1,), components=(2,), variances=(3.0,), clusters=2)
+    found = model_selection.fit(features, votes.take(~held), votes.take(held), 8, config=config)
+    assert found.kind != "shared"
+    assert (np.asarray(model_selection.predict(found, features, found.weights, votes)) > 0).mean() > 0.9
