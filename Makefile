@@ -5,15 +5,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/quickstart
 CROWDRAG ?= ../shared/data/crowdrag
-# Training touches hundreds of megabytes anew in every step; huge pages make that a quarter cheaper (glibc only).
+# Training touches hundreds of megabytes again in every step; huge pages make that a quarter cheaper (glibc only).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
-# Otherwise transformers tells everybody that PyTorch is missing, which is as it should be.
+# Otherwise transformers tells everyone that PyTorch is missing, which is as it should be.
 export TRANSFORMERS_VERBOSITY ?= error
 
 .PHONY: help quickstart crowdrag test lint bench parity clean
 
 help:
-	@echo "make quickstart  a table of personalised rewards on embedded data, in minutes ($(WORKDIR))"
+	@echo "make quickstart  a table of personalised rewards on synthetic data, in minutes ($(WORKDIR))"
 	@echo "make crowdrag    the same on real votes: CROWDRAG=folder of a clone of the corpus"
 	@echo "make test        all tests"
 	@echo "make lint        ruff and pyright"

@@ -1,7 +1,7 @@
 """Personal baselines on an adapted transformer, beside the shared reward: what configs/compare_small.py leaves out.
 
 command   python -m experiments.compare --config=configs/adapted_heads.py --workdir=runs/adapted_heads
-variants  (none) three seeds; one_seed; smoke: seconds, for tests, of no use as a result
+variants  (none) three seeds; one_seed; smoke: seconds, for tests, too small to mean anything
 hardware  2 CPU cores, 8 GB of memory; a quarter of an hour, of which pretraining the decoders is half if nobody has yet
 data      UF-P-2 ALL as in configs/compare_small.py, whose steps and batches these are
 """

@@ -212,7 +212,7 @@ def small(dataset: str, methods: tuple[str, ...], source: Any) -> Any:
     config.backbone = backbone("pretrain", max_length=64, batch_size=128)
     config.pretrain = pretrain()
     config.refresh_seen = (
-        True  # seen users embedded anew from their answers, as unseen ones: copl_jax/graph/cold_start.py
+        True  # seen users embedded again from their answers, as unseen ones: copl_jax/graph/cold_start.py
     )
     config.graph = graph(patience=None)  # on few validation pairs accuracy may pause and rise again
     # Chosen on worlds of other seeds (10, 11). At 2e-3 one training of ten did not recover from a bad step, and with
@@ -230,7 +230,7 @@ def baselines(**changes: Any) -> Any:
 
 
 def shrink(config: Any) -> None:
-    """Makes an experiment on the synthetic world end in seconds, of no use as a result: for tests."""
+    """Makes an experiment on the synthetic world end in seconds, too small to mean anything: for tests."""
     config.source.update({"seen_users": 24, "unseen_users": 6, "train_prompts": 12, "test_prompts": 8})
     config.pretrain.update({"dialogues": 64, "glossaries": 32, "batch_size": 8, "checkpoint_every": 4})
     config.pretrain.lm.update({"vocab_size": 512, "hidden_size": 16, "intermediate_size": 32, "num_layers": 2})

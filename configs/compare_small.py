@@ -2,7 +2,7 @@
 
 command   python -m experiments.compare --config=configs/compare_small.py --workdir=runs/compare \
               --config.crowdrag_path=../shared/data/crowdrag --publish=RESULTS.md
-variants  (none) three seeds; one_seed; smoke: a minute, for tests, of no use as a result
+variants  (none) three seeds; one_seed; smoke: a minute, for tests, too small to mean anything
 hardware  2 CPU cores, 8 GB of memory
 data      UF-P-2, UF-P-4 and PersonalLLM's tastes on the synthetic world, the same number of pairs a user (ALL) or any
           from one on (AVG); Crowd RAG, which is left out (the report says so) without --config.crowdrag_path=DIR, a
@@ -89,7 +89,7 @@ def get_config(variant: str = "") -> ConfigDict:
 def _embedded(name: str, *, smoke: bool) -> Any:
     setting = EMBEDDED[name]
     grouped = setting["tastes"] != "dirichlet"
-    left_out = LEFT_OUT if grouped else {**LEFT_OUT, ORACLES: "everybody's taste is their own: there are no groups"}
+    left_out = LEFT_OUT if grouped else {**LEFT_OUT, ORACLES: "everyone's taste is their own: there are no groups"}
     source = common.world(**setting, seen_users=300, unseen_users=80, test_pairs_per_user=15)
     config = common.small(f"synthetic {TITLES[name]}", _methods(left_out), source)
     config.left_out = _told(left_out)

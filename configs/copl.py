@@ -9,7 +9,7 @@ variants  gemma_2b (also without a word), gemma_7b: google/gemma-2b-it, google/g
           after a comma: tpu_v5e_8 (what gemma_* takes without a word), h200, or
           cpu (also without any word): a Gemma of 0.8 M parameters, pretrained on the synthetic world, with one
           key-value head as gemma_2b or all as gemma_7b
-          smoke: that one in seconds, for tests, of no use as a result
+          smoke: that one in seconds, for tests, too small to mean anything
 votes     after a comma: uf_p_2 (also without a word), uf_p_4, tldr, personalllm: the paper's sets, from the hub or from
           --config.source.path=DIR; --config.source.protocol=AVG for uneven users. On cpu the synthetic world stands in.
           votes: your own, --config.source.path=votes.jsonl (README: bring your own votes); on cpu as without a word.

@@ -45,7 +45,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.graph = common.graph()
     config.reward = common.reward(batch_size=16, eval_batch_size=32, num_steps=100, lr=1e-3, holdout_fraction=0.2)
     config.deep = common.deep(users_per_batch=4, eval_batch_size=32, num_steps=100, lr=1e-3)
-    # 49 training queries say little about 384 features: stronger shrinkage belongs to the choice, everybody's.
+    # 49 training queries say little about 384 features: stronger shrinkage belongs to the choice, everyone's.
     config.lore = ConfigDict(
         {
             "shared_variances": (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),

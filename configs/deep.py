@@ -1,7 +1,7 @@
 """Deep LoRe where frozen features lack the signal: a decoder that is pretrained too briefly; two kinds of users.
 
 command   python -m experiments.compare --config=configs/deep.py:three_seeds --workdir=runs/deep
-variants  (none) one seed; three_seeds; smoke: seconds, for tests, of no use as a result
+variants  (none) one seed; three_seeds; smoke: seconds, for tests, too small to mean anything
 hardware  2 CPU cores, 2 GB of memory
 decoder   pretrained for 300 steps instead of 700, once a seed, in runs/decoders (config.pretrain.folder; "" for none)
 """

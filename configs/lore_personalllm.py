@@ -5,7 +5,7 @@ command   python -m experiments.lore --config=configs/lore_personalllm.py:cpu --
 variants  cpu (also without a word): the synthetic world, tastes Dirichlet(0.1) over its four attributes, 48 answers a
           user, a small decoder; with worlds of alpha 0.01, 0.1 and 1 for the study of diversity
           tpu_v5e_8, h200: the features of Skywork-Reward-Llama-3.1-8B-v0.2
-          after a comma: three_seeds; smoke: the cpu variant in seconds, for tests, of no use as a result
+          after a comma: three_seeds; smoke: the cpu variant in seconds, for tests, too small to mean anything
 votes     on TPU and GPU namkoong-lab/PersonalLLM from the hub, by the paper's rule: 1000 seen and 500 unseen users,
           Dirichlet(alpha) over 10 reward models (--config.source.alpha=), the best against the worst of 8 responses, 47
           pairs to train on and 9 of an unseen user

@@ -1,7 +1,7 @@
 """LoRe on planted low-rank worlds: diversity of tastes x votes a user x wrong votes; no text, no transformer.
 
 command   python -m experiments.planted --config=configs/lore_planted.py --workdir=runs/planted
-variants  (none) the whole grid; smoke: seconds, for tests, of no use as a result
+variants  (none) the whole grid; smoke: seconds, for tests, too small to mean anything
 hardware  2 CPU cores, 2 GB of memory
 worlds    tastes are mixtures of 5 directions in 64 features, Dirichlet(alpha); alpha None: all users alike
 """

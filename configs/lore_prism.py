@@ -5,7 +5,7 @@ command   python -m experiments.lore --config=configs/lore_prism.py:cpu --workdi
 variants  cpu (also without a word): the synthetic world in its place, four kinds of users (UF-P-4 AVG: 1 to 31 answers
           of a seen user, 16 of an unseen one), 400 seen and 100 unseen, a small decoder
           tpu_v5e_8, h200: the features of Skywork-Reward-Llama-3.1-8B-v0.2
-          after a comma: three_seeds; smoke: the cpu variant in seconds, for tests, of no use as a result
+          after a comma: three_seeds; smoke: the cpu variant in seconds, for tests, too small to mean anything
 votes     on TPU and GPU HannahRoseKirk/prism-alignment from the hub, by the paper's rule: people with more than 5
           dialogues, 80 % of them seen, half of their dialogues to learn from, one pair for each rejected reply,
           rendered as plain text; pairs of equal scores, a coin's choice, are left out (--config.source.keep_ties=True)

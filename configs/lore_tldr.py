@@ -5,7 +5,7 @@ command   python -m experiments.lore --config=configs/lore_tldr.py:cpu --workdir
 variants  cpu (also without a word): the synthetic world in its place, 40 seen and 40 unseen users who care for one of
           two attributes (UF-P-2), 150 answers each, a small decoder
           tpu_v5e_8, h200: the features of Skywork-Reward-Llama-3.1-8B-v0.2
-          after a comma: three_seeds; smoke: the cpu variant in seconds, for tests, of no use as a result
+          after a comma: three_seeds; smoke: the cpu variant in seconds, for tests, too small to mean anything
 votes     on TPU and GPU openai/summarize_from_feedback from the hub, by the paper's rule: the real workers' votes as
           annotated, workers halved into seen and unseen, at most 150 pairs of a seen and 50 of an unseen one from the
           part `train`, tests from the part `validation`

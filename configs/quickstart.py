@@ -2,7 +2,7 @@
 
 command   make quickstart
           python -m experiments.quickstart --workdir=runs/quickstart
-variants  (none) one seed; three_seeds; smoke: seconds, for tests, of no use as a result
+variants  (none) one seed; three_seeds; smoke: seconds, for tests, too small to mean anything
 hardware  2 CPU cores, 2 GB of memory
 """
 

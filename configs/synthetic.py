@@ -6,7 +6,7 @@ variants  uf_p_2_all (also without a word), uf_p_2_avg: users care for helpfulne
           uf_p_4_all, uf_p_4_avg: one of four attributes, 16 pairs
           personalllm: weights over the four, Dirichlet(0.1), 16 pairs; no groups, so no group oracle
           uf_p_4_all and personalllm also with both ways to balance experts
-          after a comma: three_seeds; smoke: seconds, for tests, of no use as a result
+          after a comma: three_seeds; smoke: seconds, for tests, too small to mean anything
           ALL gives every user the same number of pairs, AVG a uniform one of the same mean
 hardware  2 CPU cores, 2 GB of memory
 decoder   pretrained once a seed and shared by all variants, in runs/decoders (config.pretrain.folder; "" for none)

@@ -214,7 +214,7 @@ class CoPL(PersonalReward):
         """Writes one user's model as a LoRA adapter that PEFT opens on the base.
 
         Args:
-          folder: made anew; an earlier export there is replaced.
+          folder: replaced if it is there; an earlier export there is replaced.
           user: whose; every user has experts of their own, so one has to be named.
 
         Raises:

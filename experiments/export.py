@@ -1,4 +1,4 @@
-"""A trained reward model for use elsewhere: one user's as a LoRA for PEFT, or everybody's adapters without transformer.
+"""A trained reward model for use elsewhere: one user's as a LoRA for PEFT, or everyone's adapters without transformer.
 
     python -m experiments.export --config=configs/quickstart.py --workdir=runs/quickstart --user=ID --out=FOLDER
 

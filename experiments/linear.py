@@ -104,7 +104,7 @@ def given(task: Task) -> Model:
 
 
 def shared(task: Task, config: bradley_terry.LoReConfig | None = None) -> Model:
-    """One linear Bradley-Terry reward for everybody (K = 1)."""
+    """One linear Bradley-Terry reward for everyone (K = 1)."""
     return fitted(task, bradley_terry.shared(task.features, task.train, task.validation, task.num_seen, config=config))
 
 

@@ -29,7 +29,7 @@ HEAD, SHARED, SINGLE, REFERENCE, LORE = "given head", "Bradley-Terry", "per-user
 TOLD = "LoRe (true directions)"
 MEANINGS = {
     HEAD: "a fixed reward model, the mean of all directions, that learns nothing",
-    SHARED: "one linear reward for everybody",
+    SHARED: "one linear reward for everyone",
     SINGLE: "a linear reward for each user alone, its prior variance chosen by validation votes",
     REFERENCE: "the published recipe with the true number of directions: one Adam over basis and weights",
     LORE: "ours: a population of tastes by marginal likelihood; rank and shrinkage chosen by validation votes",

@@ -168,7 +168,7 @@ class LoRe(PersonalReward):
           votes: see `pref_jax.read_votes`; for models of features a pair of arrays [P D], chosen and rejected.
 
         Raises:
-          UserError: for votes that cannot be read, or are of somebody else.
+          UserError: for votes that cannot be read, or are of someone else.
         """
         if not isinstance(user, str) or not user.strip():
             raise UserError(f"user: is {user!r}; give an id, a string that is not empty")
@@ -188,7 +188,7 @@ class LoRe(PersonalReward):
         return self._learn(found.users, (chosen - rejected).astype(np.float32))
 
     def _learn(self, users: Sequence[str], z: Float32[np.ndarray, "P K"]) -> list[Added]:
-        """Adds votes and solves anew for all who gave them."""
+        """Adds votes and solves again for all who gave them."""
         numbers: dict[str, int] = {}
         owner = np.array([numbers.setdefault(user, len(numbers)) for user in users], np.int64)
         groups = ragged.group_by(owner, len(numbers))
@@ -217,7 +217,7 @@ class LoRe(PersonalReward):
     def remove_user(self, user: str) -> None:
         """Removes a user's id, weights and votes (as differences of basis rewards), from memory and the next `save`.
 
-        What stays: basis and prior were fitted to everybody's votes, those of this user among them if they were there;
+        What stays: basis and prior were fitted to everyone's votes, those of this user among them if they were there;
         to be rid of that too, fit again without them. Folders saved before keep the user until they are saved again,
         and features in a `workdir` until it is deleted.
 
@@ -269,7 +269,7 @@ class LoRe(PersonalReward):
         Other engines open the folder without us; see `pref_jax.lm.classifier.save_classifier` for which and how.
 
         Args:
-          folder: made anew.
+          folder: replaced if it is there.
           user: whose reward; None: the K basis rewards, of which a user's weights make a reward.
 
         Raises:

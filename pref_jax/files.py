@@ -67,4 +67,4 @@ def read_json(path: str | Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the path, or run the command that writes it") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); restore the file or make it anew") from None
+        raise UserError(f"{path}: not valid JSON ({error}); restore the file or make it again") from None

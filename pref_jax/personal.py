@@ -129,7 +129,7 @@ class PersonalReward(abc.ABC):
           votes: see `read_votes`; their own `user` fields may be left out, and must name `user` if given.
 
         Raises:
-          UserError: for votes that cannot be read, or are of somebody else.
+          UserError: for votes that cannot be read, or are of someone else.
         """
 
     @abc.abstractmethod
@@ -161,7 +161,7 @@ class PersonalReward(abc.ABC):
         """Rewards of responses for a user.
 
         Args:
-          user: an id, or None for somebody of whom nothing is known; or a list, one for each response.
+          user: an id, or None for someone of whom nothing is known; or a list, one for each response.
           prompt: a string, or a list of chat messages {role, content}; with a list of users a list of such.
           responses: N texts (for models of features: features [N D], and `prompt` is not read).
           uncertainty: also return posterior standard deviations, where the method has them.

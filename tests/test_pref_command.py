@@ -50,7 +50,7 @@ class LengthReward(PersonalReward):
 
     def add_votes(self, user: str, votes: Any) -> Added:
         if user == "refused":
-            raise pref_jax.UserError("votes: not wanted; ask somebody else")
+            raise pref_jax.UserError("votes: not wanted; ask someone else")
         self.tastes.setdefault(user, []).extend(float(len(v["chosen"]) - len(v["rejected"])) / 7 for v in votes)
         return Added(user, len(self.tastes[user]), "counted letters")
 

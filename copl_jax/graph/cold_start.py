@@ -81,11 +81,11 @@ def cold_start(
         raise UserError("adapt: a user stands in `unseen` more than once; ask for each once")
     if not temperature > 0:
         raise UserError(f"adapt: temperature is {temperature}; it must be above 0")
-    everybody = np.flatnonzero(seen).astype(np.int32)
+    everyone = np.flatnonzero(seen).astype(np.int32)
     pairs = _sort_by_owner(context, unseen, len(users))
     tables = (_padded(users), _padded(responses))
     embeddings = np.empty((len(unseen), users.shape[1]), users.dtype)
-    embeddings[pairs.count == 0] = users[everybody].mean(axis=0)
+    embeddings[pairs.count == 0] = users[everyone].mean(axis=0)
 
     num_neighbours = np.zeros(len(unseen), np.int32)
     for some, of, neighbour in _neighbours(pairs, train_pairs, seen, len(responses)):
@@ -93,8 +93,8 @@ def cold_start(
         num_neighbours[some] = size
         embeddings[some[size > 0]] = _embed(tables, pairs, some, of, neighbour, temperature)[size > 0]
     widened = num_neighbours == 0
-    for some in _chunks(np.flatnonzero(widened & (pairs.count > 0)), np.full(len(unseen), len(everybody))):
-        of, neighbour = np.repeat(np.arange(len(some)), len(everybody)), np.tile(everybody, len(some))
+    for some in _chunks(np.flatnonzero(widened & (pairs.count > 0)), np.full(len(unseen), len(everyone))):
+        of, neighbour = np.repeat(np.arange(len(some)), len(everyone)), np.tile(everyone, len(some))
         embeddings[some] = _embed(tables, pairs, some, of, neighbour, temperature)
     return ColdStart(embeddings=embeddings, used_all_users=widened, num_neighbours=num_neighbours)
 
@@ -106,7 +106,7 @@ def reembed_seen_users(
     seen: Bool[np.ndarray, " U"],
     train_pairs: Comparisons,
 ) -> Float[np.ndarray, "U D"]:
-    """Seen users embedded anew from their own pairs, by `adapt` as unseen users are, and scaled to length 1.
+    """Seen users embedded again from their own pairs, by `adapt` as unseen users are, and scaled to length 1.
 
     With few answers a user the graph's own embedding of some lies among people of another taste; neighbours who explain
     the answers better bring it back. And gates then learn from the kind of embedding that they get for unseen users,
@@ -260,7 +260,7 @@ def _score(
 
 
 def _padded(table: np.ndarray) -> Array:
-    """The table with rows of zeros, at least one, up to a bucket: a few more users compile nothing anew.
+    """The table with rows of zeros, at least one, up to a bucket: a few more users compile nothing again.
 
     Row -1, which stands for nobody, is one of the zeros; users that are not seen may hold anything.
     """

@@ -17,7 +17,7 @@ class GCFConfig:
       layer: the message function, one of `LAYERS`.
       dim: D.
       num_layers: K.
-      edge_dropout: probability that an edge is left out, drawn anew for each sign, direction, layer and step.
+      edge_dropout: probability that an edge is left out, drawn again for each sign, direction, layer and step.
       regularisation: factor of the squared norms of the scored embeddings, summed over the batch.
       learning_rate: AdamW's peak; linear warm-up, then cosine to 0.
       weight_decay: AdamW's, decoupled.

@@ -167,7 +167,7 @@ def aggregate(
 
 
 def edge_dropout(rate: float, key: Key[Array, ""], sign: jraph.GraphsTuple) -> Float[Array, " S"]:
-    """Factors for `aggregate`: 0 with probability `rate`, else 1 / (1 - rate), drawn anew for each directed edge."""
+    """Factors for `aggregate`: 0 with probability `rate`, else 1 / (1 - rate), drawn again for each directed edge."""
     keep = 1 - rate
     edges: Any = sign.edges
     return jax.random.bernoulli(key, keep, edges["reverse"].shape).astype(jnp.float32) / keep
@@ -182,8 +182,8 @@ def _aggregate(nodes, weight, senders, receivers, reverse):
     block = len(to) if sharding.on_a_mesh() else math.gcd(len(to), BLOCK)
 
     def add(i, total):
-        # In a loop of its own `nodes` lies in memory; else XLA on CPU computes it anew at each gather, as here where it
-        # is a sum of products that autodiff left: three rows to fetch for an edge, not one.
+        # In a loop of its own `nodes` lies in memory; else XLA on CPU computes it again at each gather, as here where
+        # it is a sum of products that autodiff left: three rows to fetch for an edge, not one.
         from_here, by_here, to_here = (jax.lax.dynamic_slice_in_dim(rows, i * block, block) for rows in (from_, by, to))
         # A plain sum of FAN_IN gathers fuses; one gather of [block, FAN_IN, D] with a contraction does not.
         parts = nodes[from_here[:, 0]] * by_here[:, :1]

@@ -42,7 +42,7 @@ def save(folder: str | Path, config: RewardConfig, params: Mapping[str, Any], ta
     """Writes the folder, in place of what was there; if killed, it is whole or absent.
 
     Args:
-      folder: made anew.
+      folder: replaced if it is there.
       config: the model's; its `lm` is left out.
       params: trainable parameters, as from `reward.init`.
       table: user embeddings float32 [U C] or group numbers int32 [U], as `config.routing` says.

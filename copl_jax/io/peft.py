@@ -54,7 +54,7 @@ def save_peft(
     `pad_token_id`, or for "mean" pooling `AutoModel`.
 
     Args:
-      folder: made anew.
+      folder: replaced if it is there.
       config: the model's.
       params: trainable parameters, as from `reward.init`.
       user: the user's embedding [C] (routing "users") or group number ("groups").
@@ -86,7 +86,7 @@ def save_adapters(
     """`save_peft` of plain adapters: one user's mixture, or the reward that all users share.
 
     Args:
-      folder: made anew.
+      folder: replaced if it is there.
       lm: the transformer.
       adapters: as from `pref_jax.lm.lora.init`.
       head: {"w": [D], "b": []}.
@@ -139,7 +139,7 @@ def save_merged(
     """One user's reward merged into the transformer: a `classifier.save_classifier` of one label.
 
     Args:
-      folder: made anew.
+      folder: replaced if it is there.
       config: the model's.
       params: trainable parameters, as from `reward_model.init`.
       base: the frozen transformer's; left as they are.

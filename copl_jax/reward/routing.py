@@ -78,7 +78,7 @@ def init(
 
     User embeddings have length 1, so the first kernel has variance 1, not 1/D: otherwise all logits would start far
     below the noise and users would be sent about at random. Each expert's last column sums to 0 over H: what all users
-    have in common cancels, so no expert starts out of everybody's reach.
+    have in common cancels, so no expert starts out of everyone's reach.
     """
     params: Params = {}
     for key_, target in zip(jax.random.split(key, max(len(targets), 1)), targets, strict=False):

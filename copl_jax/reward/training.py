@@ -131,7 +131,7 @@ def gate_facts(
     """
     decisions = reward_model.route(config, params, jnp.asarray(table))
     assert decisions is not None, "there are gates: routing is by users"
-    names = np.array(["everybody" if name is None else name for name in groups])
+    names = np.array(["everyone" if name is None else name for name in groups])
     choices = np.concatenate([np.asarray(gate.choice) for gate in decisions.values()])
     sent = np.eye(config.mixture.num_experts)[choices].mean(axis=2)
     dead = (sent[:, seen].sum(axis=1) == 0).sum(axis=1)

@@ -139,7 +139,7 @@ def read(path: Path) -> list[Result]:
 
 
 def merged(old: Sequence[Result], new: Sequence[Result], order: Sequence[str]) -> list[Result]:
-    """New results and those old ones whose names were not measured anew, in the given order of names.
+    """New results and those old ones whose names were not measured again, in the given order of names.
 
     Names outside `order` come last.
     """

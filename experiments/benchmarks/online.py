@@ -35,7 +35,7 @@ def lore_online(
 
 
 def _update(users: int, rank: int, *, rounds: int, each: int, past: int = 50, window: int = 20) -> Result:
-    """Updates of all kinds after `past` answers; the baseline solves the logistic MAP anew from all of them."""
+    """Updates of all kinds after `past` answers; the baseline solves the logistic MAP again from all of them."""
     rng = np.random.default_rng(0)
     prior = Prior(jnp.full(rank, 0.5), jnp.eye(rank))
     answers = jnp.asarray(rng.normal(size=(users, past, rank)), jnp.float32)
@@ -95,7 +95,7 @@ def recovered(curve: np.ndarray, change: int, tolerance: float = TOLERANCE) -> i
 
 
 def _changing(trials: int, users: int, rank: int, change: int, after: int, *, turned: bool) -> Result:
-    """Populations whose tastes all turn round, or are drawn anew, after `change` answers to random pairs."""
+    """Populations whose tastes all turn round, or are drawn again, after `change` answers to random pairs."""
     logistic, fading = bayes_filter.UpdateRule(), bayes_filter.UpdateRule(forgetting_factor=0.95)
     curves: dict[str, list[np.ndarray]] = {name: [] for name in ("watched", "forgetting", "refit")}
     steady: dict[str, list[float]] = {"watched": [], "refit": [], "false_alarms": []}
@@ -103,7 +103,7 @@ def _changing(trials: int, users: int, rank: int, change: int, after: int, *, tu
     for trial in range(trials):
         world = make_world(trial, users=users, pairs=400, rank=rank, uneven=0.0, strength=6.0)
         same = jnp.broadcast_to(world.truth[None], (change + after, users, rank))
-        # Everybody gets somebody else's taste: a new one from the same population.
+        # Everyone gets someone else's taste: a new one from the same population.
         other = -world.truth if turned else jnp.roll(world.truth, 1, axis=0)
         truth = jnp.where(jnp.arange(change + after)[:, None, None] < change, same, other[None])
         key = jax.random.key(trial)
@@ -121,7 +121,7 @@ def _changing(trials: int, users: int, rank: int, change: int, after: int, *, tu
             seconds = dict(zip(seconds, in_turns([partial(watched, logistic), refit], rounds=1, each=2), strict=True))
     told = _told(curves, steady, change, after)
     told |= {"trials": trials, "users_a_trial": users}
-    size = f"taste {'flips' if turned else 'is drawn anew'} after {change} answers, K={rank}"
+    size = f"taste {'flips' if turned else 'is drawn again'} after {change} answers, K={rank}"
     return result("lore_online", size, seconds["refit"], seconds["watched"], **told)
 
 

@@ -1,4 +1,4 @@
-"""Votes whose truth is known, for benchmarks of the graph: everybody answers random pairs of a common pool."""
+"""Votes whose truth is known, for benchmarks of the graph: everyone answers random pairs of a common pool."""
 
 import dataclasses
 from typing import NamedTuple

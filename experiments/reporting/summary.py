@@ -131,8 +131,8 @@ def _refreshing(work: Workspace, facts: list[dict[str, Any]]) -> str:
         ", ".join(f"{own['graph'][name]:.1%}" for own in facts)
         for name in ("validation_accuracy", "validation_accuracy_refreshed")
     )
-    anew = "are embedded anew from their answers, as unseen users are"
-    choice = anew if work.config.refresh_seen else "keep the graph's embeddings"
+    again = "are re-embedded from their own votes, as unseen users are"
+    choice = again if work.config.refresh_seen else "keep the graph's embeddings"
     return f"CoPL: seen users {choice}; validation accuracy by seed: {kept} of the graph's embeddings, {fresh} of new."
 
 

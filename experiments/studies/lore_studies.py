@@ -1,7 +1,7 @@
 """Studies of LoRe on a run's features: how many basis rewards, how few answers, how different the users.
 
 - ranks: the published recipe and LoRe with a given number of basis rewards K, beside the K that held-out votes choose;
-- shots: accuracy of unseen users after some of their answers, drawn anew in every trial;
+- shots: accuracy of unseen users after some of their answers, drawn again in every trial;
 - diversity: all methods on worlds of their own, whose tastes are Dirichlet(alpha).
 
 A study leaves WORKDIR/studies/STUDY/POINT/results.json, a row for each method and seed, which is not done again.
@@ -204,7 +204,7 @@ def _trials(models: Models, name: str, shots: int, trials: int) -> dict[str, Int
 
 
 def draw(votes: Comparisons, *, shots: int, trials: int, num_users: int, seed: int) -> Comparisons:
-    """At most `shots` votes of every user, drawn anew in each trial; user u of trial t becomes t * num_users + u.
+    """At most `shots` votes of every user, drawn again in each trial; user u of trial t becomes t * num_users + u.
 
     More shots with the same seed hold those of fewer.
     """
@@ -262,7 +262,7 @@ def _shots_section(
     known = [name for name in methods if name in LEARNED]
     counts = _answers(task)
     text = (
-        f"Unseen users known by some of their answers, drawn anew in each of {studies.trials} trials. They gave "
+        f"Unseen users known by some of their answers, drawn again in each of {studies.trials} trials. They gave "
         f"{counts.min()} to {counts.max()}; who gave fewer than are asked for is known by all of them. Of one seed, "
         "intervals are over trials: they tell how much the choice of answers matters, not how much users differ."
     )

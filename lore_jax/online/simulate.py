@@ -155,7 +155,7 @@ def _metrics(found: Learned, margins: np.ndarray, pairs: Comparisons) -> dict[st
 
 
 def simulated(found: Learned, *, users: int, pairs: int, seed: int = 0) -> World:
-    """Users with the tastes of a run's seen users, who can be asked any pair that somebody was asked.
+    """Users with the tastes of a run's seen users, who can be asked any pair that someone was asked.
 
     Args:
       found: the run.

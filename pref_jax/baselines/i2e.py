@@ -1,9 +1,9 @@
-"""I2E: an embedding for each seen user, learned with the reward that reads it, and a proxy for everybody else.
+"""I2E: an embedding for each seen user, learned with the reward that reads it, and a proxy for everyone else.
 
     r_u(y) = MLP([h_y; e_u])
 
 The embedding of a user's number is the individual user model of P-RLHF (arXiv 2402.05133, section 4), which CoPL's
-tables (arXiv 2503.01658) call I2E. A number says nothing about somebody new, so unseen users get a proxy: the mean of
+tables (arXiv 2503.01658) call I2E. A number says nothing about someone new, so unseen users get a proxy: the mean of
 the seen users' embeddings, each weighted by how likely it makes the new user's answers,
 
     e = sum over u of softmax(sum over the answers of log sigmoid(r_u(chosen) - r_u(rejected)))_u e_u,

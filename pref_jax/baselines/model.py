@@ -129,7 +129,7 @@ class HeadReward(PersonalReward):
         return user in self._members
 
     def rewards(self, users: Sequence[str | None], rows: Any, *, uncertainty: bool = False) -> Scores:
-        """Rewards for each user as the head knows them; None: somebody without votes."""
+        """Rewards for each user as the head knows them; None: someone without votes."""
         refuse(self.kind, uncertainty=uncertainty)
         nobody = self._member(self._nothing(), 0) if None in users else None
         members = [nobody if user is None else self._members[user] for user in users]
@@ -318,7 +318,7 @@ def _fit(votes: Preferences, text: TextModel, config: HeadConfig, seed: int, fol
 
 
 def _with_users(text: TextModel, fitted: Fitted, votes: Preferences, states: States, seed: int) -> HeadReward:
-    """The model with everybody who gave votes: rows of training where the head has them, else by the users' votes."""
+    """The model with everyone who gave votes: rows of training where the head has them, else by the users' votes."""
     head, seen, counts, width = fitted.head, votes.seen, given(votes), text.config.hidden_size
     ids, nothing = votes.users["user_id"].to_pylist(), np.zeros((0, 3, width), np.float32)
     members: dict[str, Member] = {}

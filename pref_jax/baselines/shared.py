@@ -181,7 +181,7 @@ class SharedReward(PersonalReward):
 
 
 def refuse(kind: str, *, uncertainty: bool) -> None:
-    """Raises `UserError` where somebody asks a baseline for `uncertainty`."""
+    """Raises `UserError` where someone asks a baseline for `uncertainty`."""
     if uncertainty:
         raise UserError(f"a model of kind {kind} has no posterior, so no uncertainty; leave uncertainty out")
 

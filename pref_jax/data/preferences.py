@@ -166,7 +166,7 @@ def load(folder: str | Path, *, validate: bool = True) -> Preferences:
     meta = read_json(folder / "meta.json")
     version = meta.get("format_version") if isinstance(meta, dict) else None
     if not isinstance(version, int) or version < 1:
-        raise UserError(f"{folder / 'meta.json'}: no format_version, so these are no preferences; prepare them anew")
+        raise UserError(f"{folder / 'meta.json'}: no format_version, so these are no preferences; prepare them again")
     if version > FORMAT_VERSION:
         raise UserError(
             f"{folder / 'meta.json'}: format version {version} is newer than {FORMAT_VERSION}, the newest this program "
@@ -178,7 +178,7 @@ def load(folder: str | Path, *, validate: bool = True) -> Preferences:
         if name in counts and counts[name] != table.num_rows:
             raise UserError(
                 f"{folder / name}.arrow: {table.num_rows} rows where meta.json counts {counts[name]}; the files are of "
-                "different data sets, prepare them anew"
+                "different data sets, prepare them again"
             )
     if validate:
         check_tables(**tables, where=str(folder), test=counts.get("test") != 0)
@@ -250,9 +250,9 @@ def _map(path: Path) -> pa.Table:
         with pa.memory_map(str(path)) as source:
             return pa.ipc.open_file(source).read_all()
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; the folder is not whole, prepare the data anew") from None
+        raise UserError(f"{path}: no such file; the folder is not whole, prepare the data again") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: cut short or no Arrow file ({error}); prepare the data anew") from None
+        raise UserError(f"{path}: cut short or no Arrow file ({error}); prepare the data again") from None
 
 
 def _conform(given: Columns, schema: pa.Schema) -> pa.Table:

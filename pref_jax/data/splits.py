@@ -97,7 +97,7 @@ def answers_a_user(
 ) -> tuple[Int[np.ndarray, "U"], Bool[np.ndarray, "U"]]:
     """How many pairs each user answers, and whether the last is held out for validation (CoPL, arXiv 2503.01658).
 
-    ALL: everybody answers n = `pairs`, of which a seen user's last is held out. AVG: a seen user answers
+    ALL: everyone answers n = `pairs`, of which a seen user's last is held out. AVG: a seen user answers
     n_u ~ U{1..2n-1}, and the last is held out if n_u >= n. Unseen users answer n in both, none held out.
     """
     counts = np.full(len(seen), pairs) if protocol == "ALL" else rng.integers(1, 2 * pairs, size=len(seen))

@@ -25,7 +25,7 @@ def read_votes(
     unseen_fraction: float = 0.0,
     seed: int = 0,
 ) -> Preferences:
-    """Reads votes; by default everybody is trained on and no vote is kept for a test.
+    """Reads votes; by default everyone is trained on and no vote is kept for a test.
 
     Args:
       votes: a JSONL file of the format in `pref_jax.data.sources.jsonl.reader`, or such rows as dicts.

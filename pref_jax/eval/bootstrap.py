@@ -47,9 +47,9 @@ def resampled_means(
       resamples: B.
       seed: of the draw: `Generator.integers(C, size=[B, C])`, in blocks of whole rows, of the users in sorted order.
     """
-    everybody = np.unique(np.concatenate(users))
-    places = [np.searchsorted(everybody, names) for names in users]
-    count, rng = len(everybody), np.random.default_rng(seed)
+    everyone = np.unique(np.concatenate(users))
+    places = [np.searchsorted(everyone, names) for names in users]
+    count, rng = len(everyone), np.random.default_rng(seed)
     found = []
     rows = max(1, _BLOCK // count)
     for start in range(0, resamples, rows):

@@ -264,7 +264,7 @@ def _fill(row: np.ndarray, part: _Part | None, bounds: Sequence[tuple[int, int]]
     # Transposed in strips as wide as a cache line, a block takes a quarter of the time.
     strip = _STRIP if part.transpose else _ROWS
     for start in range(first, last, _ROWS):
-        # The file is mapped anew for each block: pages of a mapping that stays count as this process's memory.
+        # The file is mapped again for each block: pages of a mapping that stays count as this process's memory.
         with safetensors.safe_open(part.tensor.file, framework="np") as file:
             found = file.get_slice(part.tensor.key)[(slice(start, min(start + _ROWS, last)), *rest)]
         for at in range(0, len(found), strip):

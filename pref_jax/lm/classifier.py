@@ -96,7 +96,7 @@ def save_classifier(
     transformer's dtype unless it is told `dtype=torch.float32`.
 
     Args:
-      folder: made anew.
+      folder: replaced if it is there.
       config: the transformer; `pooling` says what is read.
       params: its parameters; adapters must have been merged (`lora.merge`).
       weight: rewards of the pooled state as it comes from the transformer; see `fold_standardiser`.
@@ -207,7 +207,7 @@ def _check(
         )
     for name, values in {"weight": weight, "bias": offset}.items():
         if values is not None and not np.isfinite(values).all():
-            faults.add(name, "holds NaN or infinity", "train anew, or with a lower learning rate")
+            faults.add(name, "holds NaN or infinity", "train again, or with a lower learning rate")
     if not len(labels) == len(set(labels)) == len(weight) > 0:
         faults.add("labels", f"{len(set(labels))} different names for {len(weight)} rewards", "give one for each")
     if offset is not None and len(offset) != len(weight):

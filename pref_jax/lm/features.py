@@ -123,7 +123,7 @@ def embed(
     """Writes features of all sequences of a table, in its order, to `folder/features.npy`.
 
     Killed and called again, it goes on after the last batches that were saved and ends in the same bytes. What
-    another source, table, model or option has left in the folder is written anew.
+    another source, table, model or option has left in the folder is rewritten.
 
     Args:
       config: the transformer; its `pooling` says what stands for a text.

@@ -22,7 +22,7 @@ from pref_jax.lm.checkpoint import flat
 
 TENSORS, CONFIG = "adapters.safetensors", "adapters.json"
 FORMAT = 1
-FIX = "restore the file, or write it anew"
+FIX = "restore the file, or write it again"
 
 # Shape and dtype of each tensor by its path.
 Kinds = Mapping[str, tuple[tuple[int, ...], np.dtype]]
@@ -60,7 +60,7 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     try:
         return safetensors.numpy.load_file(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; check the folder, or write it anew") from None
+        raise UserError(f"{path}: no such file; check the folder, or write it again") from None
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path}: cut short or damaged ({error}); {FIX}") from None
 
@@ -75,7 +75,7 @@ def read_about(folder: Path) -> dict[str, Any]:
     raw = read_json(path)
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         found = raw.get("format") if isinstance(raw, dict) else None
-        raise UserError(f"{path}: format {found!r}, this version reads {FORMAT}; write the folder anew")
+        raise UserError(f"{path}: format {found!r}, this version reads {FORMAT}; write the folder again")
     return raw
 
 
@@ -89,7 +89,7 @@ def check(tensors: Mapping[str, np.ndarray], wanted: Kinds, *, where: str) -> No
     for path in sorted(wanted.keys() - tensors.keys()):
         faults.add(path, "missing", FIX)
     for path in sorted(tensors.keys() - wanted.keys()):
-        faults.add(path, "the config knows no such tensor", "fix the config, or write the folder anew")
+        faults.add(path, "the config knows no such tensor", "fix the config, or write the folder again")
     for path in sorted(wanted.keys() & tensors.keys()):
         found = tensors[path].shape, tensors[path].dtype
         if found != wanted[path]:

@@ -21,7 +21,7 @@ from pref_jax.files import write_text
 class MetricsLog:
     """Writes scores to `metrics.jsonl`, TensorBoard and, if asked, Weights & Biases.
 
-    Opening it drops the lines of `name` beyond `step`, and a line cut short: a resumed run computes them anew, so no
+    Opening it drops the lines of `name` beyond `step`, and a line cut short: a resumed run computes them again, so no
     step stands there twice. Lines of other names in the same file stay. On several hosts, process 0 alone opens one.
 
     Args:

@@ -68,7 +68,7 @@ def workdir(text, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def model(workdir, text) -> CoPL:
-    """The fitted model, anew for every test, which may change it."""
+    """The fitted model, again for every test, which may change it."""
     return CoPL.restore(pref_jax.personal.read(workdir / "work" / "model", text=text))
 
 

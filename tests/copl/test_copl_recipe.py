@@ -119,7 +119,7 @@ def test_a_training_that_diverged_is_told(tmp_path):
     [
         ([0], [0], [1]),  # one user
         ([0, 1, 2], [0, 0, 0], [0, 0, 0]),  # one response, which is on both sides
-        ([0, 1, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]),  # everybody contradicts himself
+        ([0, 1, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]),  # everyone contradicts himself
         ([0] * 5 + [1], [0] * 5 + [1], [1] * 5 + [0]),  # the same vote five times
         ([0, 1, 2, 3], [0, 0, 0, 0], [1, 1, 1, 1]),  # all of one group
     ],

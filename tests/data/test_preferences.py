@@ -313,7 +313,7 @@ def test_prompt_ids_are_equality(prompts: list[list[dict[str, str]]], chunk: int
 
 @st.composite
 def data_sets(draw) -> dict[str, dict[str, list]]:
-    """Any valid data set: every user trains, somebody tests, the rest is free."""
+    """Any valid data set: every user trains, someone tests, the rest is free."""
     num_users, num_prompts, answers = draw(st.integers(1, 5)), draw(st.integers(1, 3)), draw(st.integers(2, 4))
     pair = st.tuples(st.integers(0, num_prompts - 1), st.permutations(range(answers)))
     free = st.tuples(st.integers(0, num_users - 1), st.sampled_from(tables.SPLITS), pair)

@@ -152,7 +152,7 @@ def test_report_holds_all_parts(tmp_path):
         tmp_path,
         found,
         title="A comparison",
-        meanings={"bt": "one reward for everybody"},
+        meanings={"bt": "one reward for everyone"},
         findings=["CoPL wins."],
         plots=[(picture, "Accuracy of both")],
         sections=[
@@ -168,7 +168,7 @@ def test_report_holds_all_parts(tmp_path):
         "70.0 ± 2.0",
         "### By group",
         "seen/group/a\\|b",
-        "- **bt**: one reward for everybody\n- **copl**\n",
+        "- **bt**: one reward for everyone\n- **copl**\n",
         "- CoPL wins.",
         "## A study\n\nWhat was found.\n\n![The same again](plots/all%20bars.png)\n\nThe same again\n\n## B\n\nc\n\n",
         "## Pictures\n\n![Accuracy of both](plots/all%20bars.png)",

@@ -16,12 +16,12 @@ from pref_jax.eval.reporting.table import Block, Gap, Row
 
 def _draw_by_hand(seeds: list[np.ndarray], users: list[list[str]], resamples: int, seed: int) -> np.ndarray:
     """Resampled means [B M] one user at a time, from the draw that `resampled_means` documents."""
-    rng, everybody = np.random.default_rng(seed), sorted({name for names in users for name in names})
+    rng, everyone = np.random.default_rng(seed), sorted({name for names in users for name in names})
     found = []
-    for row in rng.integers(len(everybody), size=(resamples, len(everybody))):
+    for row in rng.integers(len(everyone), size=(resamples, len(everyone))):
         means = []
         for own, names in zip(seeds, users, strict=True):
-            drawn = [names.index(everybody[number]) for number in row if everybody[number] in names]
+            drawn = [names.index(everyone[number]) for number in row if everyone[number] in names]
             if drawn:
                 means.append([sum(scores[u] for u in drawn) / len(drawn) for scores in own])
         found.append(np.mean(means, axis=0))

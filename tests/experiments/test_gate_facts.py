@@ -18,6 +18,6 @@ def test_experts_of_unseen_users_only_are_dead():
     assert facts["num_gates"] == 4
     assert facts["dead_experts_by_gate"] == [2, 2, 2, 2]
     assert facts["dead_experts"] == 8
-    expected = {"a": [1, 0, 0, 0], "b": [0, 0.5, 0.5, 0], "everybody": [1, 0, 0, 0]}
+    expected = {"a": [1, 0, 0, 0], "b": [0, 0.5, 0.5, 0], "everyone": [1, 0, 0, 0]}
     assert facts["expert_usage"] == {name: [use] * 4 for name, use in expected.items()}
     assert facts["gate_entropy"] == 0

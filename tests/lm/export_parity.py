@@ -1,6 +1,6 @@
 """Whether the engines that open our exports score as we do: measured here for the tests and for the README.
 
-Run `python tests/lm/export_parity.py` (needs the extra `parity`) to write `results/export_parity.json` anew.
+Run `python tests/lm/export_parity.py` (needs the extra `parity`) to write `results/export_parity.json` again.
 
 Ours are rewards of rendered dialogues, from tokens to the standardised state times the basis. Theirs begin with the
 exported folder alone: its tokenizer, its chat template, transformers' and PEFT's own classes.

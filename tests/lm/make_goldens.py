@@ -1,6 +1,6 @@
 """Small random Hugging Face models and what torch computes with them: written once, checked forever without torch.
 
-Run `python tests/lm/make_goldens.py` (needs the extra `parity`) to write `tests/lm/goldens/` anew.
+Run `python tests/lm/make_goldens.py` (needs the extra `parity`) to write `tests/lm/goldens/` again.
 """
 
 from pathlib import Path

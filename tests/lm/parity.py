@@ -1,6 +1,6 @@
 """How far our numbers are from transformers' own: measured here for tests and for the table in the README.
 
-Run `python tests/lm/parity.py` (needs the extra `parity`) to write `results/parity.json` and `results/parity.md` anew.
+Run `python tests/lm/parity.py` (needs the extra `parity`) to write `results/parity.json` and `results/parity.md` again.
 """
 
 import json

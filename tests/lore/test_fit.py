@@ -89,7 +89,7 @@ def dirichlet(rng, users):
 
 
 def alike(rng, users):
-    """Everybody has one taste."""
+    """Everyone has one taste."""
     return np.tile([0.4, 0.3, 0.2, 0.1], (users, 1)), np.zeros(users, int)
 
 
@@ -247,7 +247,7 @@ def test_mistakes_are_told():
 
 
 def test_features_that_say_nothing_give_a_finite_fit():
-    # The same shapes as the world of 40 users above, so nothing compiles anew.
+    # The same shapes as the world of 40 users above, so nothing compiles again.
     world = make_world(alike, seed=5, users=40, votes=14, held=3, flip=0.4)
     result = model_selection.fit(np.ones_like(world.features), world.train, world.validation, 40, config=QUICK)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(result[1:7]))

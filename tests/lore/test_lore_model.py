@@ -216,7 +216,7 @@ def test_nothing_of_a_removed_user_is_left(tmp_path):
     assert {user: scored(model, user, x) for user in ("bo", None)} == others
     with pytest.raises(UserError, match="user 'ada-lovelace' is not known"):
         model.remove_user("ada-lovelace")
-    # Who comes again starts anew.
+    # Who comes again starts over.
     fresh = model_of("gaussian")
     fresh.add_votes("cy", (x[6:8], x[8:]))
     model.add_votes("ada-lovelace", (x[6:8], x[8:]))

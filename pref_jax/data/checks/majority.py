@@ -1,4 +1,4 @@
-"""What the other users chose: the majority of everybody else on the same pair, leaving the user in question out.
+"""What the other users chose: the majority of everyone else on the same pair, leaving the user in question out.
 
 Axis letters: P pairs, C comparisons of the whole data set.
 """

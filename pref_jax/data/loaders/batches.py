@@ -27,7 +27,7 @@ class _ShuffledRows:
         return self._epoch(epoch)[place * self._batch_size : (place + 1) * self._batch_size].copy()
 
     def _epoch(self, epoch: int) -> np.ndarray:
-        # One epoch is remembered. Reader threads may both make it anew at a border: they make the same one.
+        # One epoch is remembered. Reader threads may both make it again at a border: they make the same one.
         latest = self._latest
         if latest is None or latest[0] != epoch:
             rng = np.random.default_rng([self._seed, epoch])
@@ -38,7 +38,7 @@ class _ShuffledRows:
 
 
 def index_batches(num_rows: int, batch_size: int, num_steps: int, seed: int) -> grain.MapDataset:
-    """Row numbers for `num_steps` batches, shuffled anew each epoch.
+    """Row numbers for `num_steps` batches, shuffled again each epoch.
 
     An epoch visits each row at most once; the remainder that fills no batch is dropped, another one each epoch. With
     fewer rows than B, a batch is filled by whole shuffles one after another, cut to B: each row stands in it

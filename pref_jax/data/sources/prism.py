@@ -48,7 +48,7 @@ RULE = (
     "keep_ties. Turns in which not one text alone is chosen are left out. People with fewer than min_dialogues "
     "dialogues in which a reply was chosen and another was not are left out, of the others the unseen fraction is "
     "drawn. Of each one's dialogues the test fraction is drawn, those that open alike together, and test pairs under a "
-    "prompt of somebody's other dialogues are left out. Of the seen users' dialogues that are left the validation "
+    "prompt of someone's other dialogues are left out. Of the seen users' dialogues that are left the validation "
     "fraction is drawn, leaving each user one."
 )
 

@@ -252,7 +252,7 @@ def _lore(votes: Votes, limits: Limits, meta: dict[str, Any], rng: np.random.Gen
     sieve = columns.Sieve(len(pair))
     sieve.drop("self_contradicting", ~_agree(own, sign))
     sieve.drop("repeated", columns.repeated(own, sieve.keep))
-    everybody = len(np.unique(worker[sieve.keep]))
+    everyone = len(np.unique(worker[sieve.keep]))
     for name, part in (("training", ~test), ("test", test)):
         there = np.bincount(worker[sieve.keep & part], minlength=count) > 0
         sieve.drop(f"votes_of_workers_without_{name}", ~there[worker])
@@ -288,7 +288,7 @@ def _lore(votes: Votes, limits: Limits, meta: dict[str, Any], rng: np.random.Gen
             **meta,
             "rule": LORE_RULE,
             "options": dataclasses.asdict(limits),
-            "filtered": {**votes.counts, **sieve.counts, "workers_of_one_part": everybody - len(alive)},
+            "filtered": {**votes.counts, **sieve.counts, "workers_of_one_part": everyone - len(alive)},
         },
     )
 

@@ -160,7 +160,7 @@ def _pool(
     sieve.drop("not_in_ratings", ~np.logical_and(*np.isin(ends, done).T))
     sieve.drop("without_rating", np.isnan(ratings[ends].sum(axis=(1, 2))))
     tied = np.asarray((ratings[ends[:, 0]] == ratings[ends[:, 1]]).any(axis=1))
-    # Far less than one step of the ratings: ties are broken alike for everybody, and no rating is reversed.
+    # Far less than one step of the ratings: ties are broken alike for everyone, and no rating is reversed.
     ratings = ratings + rng.uniform(0, 1e-3, ratings.shape)
     votes = ratings[ends[:, 0]] > ratings[ends[:, 1]]
     sieve.drop("attributes_agree", columns.unanimous(votes))
@@ -228,7 +228,7 @@ def _asked(
     meta: dict[str, Any],
     rng: np.random.Generator,
 ) -> Preferences:
-    """Draws prompts to test on, users and what they are asked; everybody answers by one attribute."""
+    """Draws prompts to test on, users and what they are asked; everyone answers by one attribute."""
     prompts, prompt = np.unique(pool.prompt, return_inverse=True)
     test = draw(len(prompts), test_fraction, rng)[prompt]
     cares = simulated_users.tastes(survey, attributes, rng)

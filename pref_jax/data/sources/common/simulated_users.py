@@ -25,7 +25,7 @@ class SimulationConfig:
       unseen_users: users that arrive later.
       pairs_per_user: n of `protocol`, of which one is for validation.
       context_pairs: an unseen user's known pairs; n if None.
-      test_pairs_per_user: test pairs of everybody; all there are if None.
+      test_pairs_per_user: test pairs of everyone; all there are if None.
       protocol: `ALL` or `AVG`, see `pref_jax.data.splits.answers_a_user`.
     """
 
@@ -81,7 +81,7 @@ def tastes(survey: SimulationConfig, kinds: int, rng: np.random.Generator) -> In
 
 
 def sample_comparisons(survey: SimulationConfig, test: Bool[np.ndarray, "I"], rng: np.random.Generator) -> Asked:
-    """Draws what everybody is asked: distinct items, first of the training ones, then of the test ones.
+    """Draws what everyone is asked: distinct items, first of the training ones, then of the test ones.
 
     Args:
       survey: how many.

@@ -51,7 +51,7 @@ def read_user_votes(path: Path, user: str = "") -> dict[str, list[dict[str, Any]
 
     Args:
       path: see `pref_jax.data.sources.jsonl.reader`.
-      user: whose votes they are; rows may then leave it out, and must not name somebody else.
+      user: whose votes they are; rows may then leave it out, and must not name someone else.
 
     Raises:
       UserError: with all bad rows at once, each with line, field and fix; or if there are none.

@@ -89,7 +89,7 @@ def generate(config: WorldConfig) -> preferences.Preferences:
     count = len(tastes)
     columns = {"user_id": names("user-", count), "group": groups, "seen": np.arange(count) < config.seen_users}
     meta = {
-        "source": "embedded",
+        "source": "synthetic",
         "licence": "Apache-2.0",
         "rule": RULE,
         "seed": config.seed,
@@ -172,7 +172,7 @@ def _tastes(config: WorldConfig, rng: np.random.Generator) -> tuple[np.ndarray, 
 
 def _pool(config: WorldConfig, texts: _Texts, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All pairs under one prompt: (a, b) rows [P, 2], jittered ratings [N, 4], whether users can disagree [P]."""
-    # A jitter below half a level breaks ties at random, alike for everybody, and never reverses a rating.
+    # A jitter below half a level breaks ties at random, alike for everyone, and never reverses a rating.
     ratings = texts.levels + 1 + rng.uniform(0, 1e-3, texts.levels.shape)
     each = config.responses_per_prompt
     first, second = np.triu_indices(each, k=1)
