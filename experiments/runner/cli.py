@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, config_flags
 
 from pref_jax.errors import Faults, UserError
 from pref_jax.files import read_json, write_json
+from pref_jax.mesh import initialize_distributed
 
 T = TypeVar("T")
 # An ml_collections ConfigDict. Its fields have no static types, so checkers are told nothing about it.
@@ -44,6 +45,7 @@ def launch(
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         config, workdir, own = _parse(argv, doc, default_config, define)
+        initialize_distributed()  # before any device is used
         run(config, workdir, **own)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
