@@ -39,6 +39,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "gcf_scale": graph.gcf_scale,
     "gcf_layers": graph.gcf_layers,
     "first_call": first_call.first_call,
+    "start_up": first_call.start_up,
     "lore_solve": solver.lore_solve,
     "lore_online": online.lore_online,
     "lore_active": asking.lore_active,

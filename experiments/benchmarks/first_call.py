@@ -31,17 +31,42 @@ WORLDS: dict[str, dict[str, Any]] = {
 }
 
 
-def first_call(seeds: int = 5, sizes: tuple[int, ...] = (60, 200)) -> list[Result]:
+def first_call(
+    seeds: int = 5, sizes: tuple[int, ...] = (60, 200), searches: tuple[str, str] = ("quick", "full")
+) -> list[Result]:
     """First calls with an empty and with a filled cache; then the accuracies of both searches, world by world."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        times = {name: [_process(name, os.path.join(folder, name)) for _ in range(2)] for name in SEARCHES}
+        caches = [os.path.join(folder, str(place)) for place in range(2)]
+        times = [[_process(name, cache) for _ in range(2)] for name, cache in zip(searches, caches, strict=True)]
     for place, cache in enumerate(("empty cache", "filled cache")):
-        full, quick = times["full"][place], times["quick"][place]
+        quick, full = times[0][place], times[1][place]
         facts = {"process_seconds": quick["process"], "full_process_seconds": full["process"], "load": quick["load"]}
         size = f"{USERS} users, {FEATURES} features, {cache}"
         rows.append(result("first_call", size, full["fit"], quick["fit"], **facts))
     return rows + [_compared(name, users, seeds) for users in sizes for name in WORLDS]
+
+
+def start_up(rounds: int = 5) -> list[Result]:
+    """Seconds of new processes that import or ask for help, beside one that imports ml_collections alone."""
+    python = [sys.executable, "-c"]
+    baseline = _fastest([*python, "import ml_collections"], rounds)
+    commands = {
+        "import configs.quickstart": [*python, "import configs.quickstart"],
+        "import configs.compare_small": [*python, "import configs.compare_small"],
+        "import pref_jax, lore_jax, copl_jax": [*python, "import pref_jax, lore_jax, copl_jax"],
+        "pref --help": [sys.executable, "-m", "pref_jax.cli", "--help"],
+    }
+    return [result("start_up", name, baseline, _fastest(command, rounds)) for name, command in commands.items()]
+
+
+def _fastest(command: list[str], rounds: int) -> float:
+    spans = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        spans.append(time.perf_counter() - start)
+    return min(spans[1:])
 
 
 def one_fit(search: str) -> None:
@@ -65,7 +90,8 @@ def _process(search: str, cache: str) -> dict[str, float]:
 
 
 def _world(users: int, seed: int, **options: Any) -> World:
-    return draw(PlantedConfig(seen=users, unseen=50, features=FEATURES, responses=600, **options), seed)
+    sizes = {"seen": users, "unseen": 50, "tests": 50, "responses": 600, "features": FEATURES, "directions": 5}
+    return draw(PlantedConfig(**{"pairs": 15, "wrong": 0.0, **sizes, **options}), seed)
 
 
 def _fit(world: World, search: str) -> Any:
