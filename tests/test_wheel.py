@@ -91,7 +91,7 @@ def test_a_packed_package_tells_its_version_methods_and_command(site, tmp_path):
         "lore = lore_jax.model:fit",
         "lore = lore_jax.fitted:LoRe",
         "copl = copl_jax.model:fit",
-        "copl = copl_jax.model:CoPL",
+        "copl = copl_jax.fitted:CoPL",
     ):
         assert line in entries.splitlines()
     done = _python(site, tmp_path, "-m", "pref_jax.cli", "--version")

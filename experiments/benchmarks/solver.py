@@ -111,7 +111,7 @@ def from_disk(users: int, pairs: int, rank: int) -> dict[str, float]:
             for side in (votes.chosen, votes.rejected):
                 side[here] = rng.integers(0, len(rewards), here.stop - here.start)
         out = on_disk("weights", (users, rank), np.float32)
-        small = Comparisons(*(values[: 2000 * pairs] for values in votes))
+        small = votes.take(slice(2000 * pairs))
         for _ in solve_stream(rewards, small, 2000, _prior(rank), mesh=mesh):
             pass
         before = anonymous = memory().get("RssAnon", 0)
