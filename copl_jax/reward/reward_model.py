@@ -23,7 +23,7 @@ from copl_jax.reward.routing import GateConfig
 from pref_jax.errors import UserError
 from pref_jax.lm import backbone
 from pref_jax.lm.config import LMConfig
-from pref_jax.lm.pairs import pair_states
+from pref_jax.lm.pairs import apply_head, init_head, pair_states, pairwise_loss, text_states
 from pref_jax.train.state import LossFn
 
 Params = dict[str, Any]
@@ -57,15 +57,18 @@ class RewardConfig:
             )
 
 
-def init(config: RewardConfig, key: Key[Array, ""], *, embedding_dim: int = 0) -> Params:
+def init(
+    config: RewardConfig, key: Key[Array, ""], *, embedding_dim: int = 0, base: Mapping[str, Any] | None = None
+) -> Params:
     """Fresh trainable parameters, float32: {"experts", "gates", "head": {"w": [D], "b": []}}.
 
-    The head starts small, N(0, 0.02²), and the experts at zero effect. "gates" is empty unless routing is "users".
+    The head starts as `init_head` says, and the experts at zero effect. "gates" is empty unless routing is "users".
 
     Args:
       config: the model.
       key: typed PRNG key.
       embedding_dim: C, for routing "users".
+      base: the frozen transformer's parameters, whose own reward head begins ours if it has one.
 
     Raises:
       UserError: if a target is no linear of the transformer, or `embedding_dim` is missing.
@@ -87,7 +90,7 @@ def init(config: RewardConfig, key: Key[Array, ""], *, embedding_dim: int = 0) -
     return {
         "experts": lora_experts.init(config.mixture, experts_key, backbone.linear_shapes(config.lm), layers),
         "gates": own,
-        "head": {"w": 0.02 * jax.random.normal(head_key, (config.lm.hidden_size,)), "b": jnp.zeros(())},
+        "head": init_head(config.lm, base, head_key),
     }
 
 
@@ -132,8 +135,8 @@ def rewards(
     """
     adapters = lora_experts.make_adapters(params["experts"], route(config, params, users))
     apply = lora_experts.adapter_fn(config.mixture)
-    hidden = backbone.hidden_states(config.lm, base, tokens, mask, adapters, apply, remat=config.remat)
-    return backbone.pool(config.lm, hidden, mask) @ params["head"]["w"] + params["head"]["b"]
+    states = text_states(config.lm, base, tokens, mask, adapters, apply, remat=config.remat)
+    return apply_head(params["head"], states)
 
 
 def pair_rewards(
@@ -185,9 +188,8 @@ def make_loss(config: RewardConfig) -> LossFn:
         noise_key, dropout_key = (None, None) if key is None else jax.random.split(key)
         decisions = route(config, params, frozen[config.routing][batch["user"]], noise_key)
         scores = _pair_rewards(config, params, frozen["base"], batch, decisions, dropout_key)
-        margin = scores[:, 0] - scores[:, 1]
-        metrics = _metrics(margin, decisions)
-        total = -jnp.mean(jax.nn.log_sigmoid(margin))
+        total, metrics = pairwise_loss(scores)
+        metrics |= _metrics(decisions)
         if config.routing == "users" and config.gate.balance != "none":
             metrics["balance_loss"] = load_balancing.auxiliary_loss(config.gate, params["gates"], decisions)
             total += metrics["balance_loss"]
@@ -196,11 +198,9 @@ def make_loss(config: RewardConfig) -> LossFn:
     return loss
 
 
-def _metrics(margin: Array, decisions: routing.Gates) -> dict[str, Array]:
+def _metrics(decisions: routing.Gates) -> dict[str, Array]:
     usage = routing.usage(decisions)
     return {
-        "accuracy": jnp.mean((margin > 0).astype(jnp.float32)),
-        "margin": jnp.mean(margin),
         "gate_entropy": routing.entropy(decisions),
         "gate_weight": jnp.mean(jnp.stack([gate.weight for gate in decisions.values()])),
         "dead_experts": jnp.sum(usage == 0).astype(jnp.float32),
@@ -215,4 +215,4 @@ def _pair_rewards(config, params, base, batch, decisions, dropout_key) -> Float[
     adapters = lora_experts.make_adapters(params["experts"], decisions, dropout_key)
     apply = lora_experts.adapter_fn(config.mixture)
     states = pair_states(config.lm, base, batch, adapters, apply, remat=config.remat)
-    return states @ params["head"]["w"] + params["head"]["b"]
+    return apply_head(params["head"], states)

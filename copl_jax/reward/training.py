@@ -20,7 +20,6 @@ from copl_jax.reward.routing import GateConfig
 from pref_jax.comparisons import Comparisons, Votes
 from pref_jax.lm.config import LMConfig
 from pref_jax.lm.pair_batches import Texts, pair_margins, text_batches
-from pref_jax.lm.pairs import init_head
 from pref_jax.mesh import replicated
 from pref_jax.train.method import Trained, TrainingConfig, train
 from pref_jax.train.state import optimizer
@@ -73,9 +72,7 @@ def fit_reward(
     """
     base, mesh = texts.model.params, texts.model.mesh
     dim = table.shape[1] if config.routing == "users" else 0
-    params = reward_model.init(config, jax.random.key(seed), embedding_dim=dim)
-    if config.lm.num_labels == 1:
-        params["head"] = init_head(config.lm, base, jax.random.key(seed))
+    params = reward_model.init(config, jax.random.key(seed), embedding_dim=dim, base=base)
     steps = training.optimizer.num_steps
     shared = texts.shared_length(pairs, training.share_prefix)
     sizes = {"batch_size": training.batch_size, "num_steps": steps, "seed": seed}
