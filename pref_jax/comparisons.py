@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float32, Int
 
 from pref_jax.errors import UserError
 
@@ -41,6 +41,9 @@ class Comparisons(NamedTuple):
       rejected: int [P] row in responses.
       controversial: int8 [P], 1 where users disagree on the pair, 0 where they agree, -1 unknown; None: not known.
       row: int64 [P] row in the table of comparisons; None where they come from no table.
+      tie: bool [P], neither was preferred (both good, or both bad); None: all were decided.
+      strength: float32 [P] how much more `chosen` was preferred, above 0; NaN where it was not said. None: nowhere.
+      choice: int32 [P], rows of one number are one choice out of several responses, -1 for a pair alone; None: pairs.
 
     Example:
       >>> votes = Comparisons(np.array([0, 1]), np.array([2, 3]), np.array([3, 2]))
@@ -53,11 +56,32 @@ class Comparisons(NamedTuple):
     rejected: Int[np.ndarray, "P"]
     controversial: Any = None
     row: Any = None
+    tie: Any = None
+    strength: Any = None
+    choice: Any = None
 
     def take(self, rows: Any) -> "Comparisons":
         """The comparisons at `rows`: a mask, a slice or row numbers."""
         columns: Any = (None if column is None else column[rows] for column in self)
         return Comparisons(*columns)
+
+
+class Ratings(NamedTuple):
+    """Ratings of single responses.
+
+    Attributes:
+      user: int [R] row in users.
+      response: int [R] row in responses.
+      rating: float32 [R], in whatever unit each user rates.
+    """
+
+    user: Int[np.ndarray, "R"]
+    response: Int[np.ndarray, "R"]
+    rating: Float32[np.ndarray, "R"]
+
+    def take(self, rows: Any) -> "Ratings":
+        """The ratings at `rows`: a mask, a slice or row numbers."""
+        return Ratings(*(column[rows] for column in self))
 
 
 def concatenate(parts: Iterable[Comparisons]) -> Comparisons:

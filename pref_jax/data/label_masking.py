@@ -8,14 +8,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 from jaxtyping import Float32
 
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.schema import in_splits
 
+# Arrow makes these functions at import, out of sight of a static type checker.
+pc: Any = pyarrow.compute
+
 
 def mask_labels(preferences: Preferences, seed: int) -> Preferences:
     """The same tables, every group null, the two responses of each test pair in an order drawn by `seed`.
+
+    Strengths and choices of test pairs become null. Test ratings are left out.
 
     The draw does not depend on the answers: flipping test answers gives the same tables. Row numbers stay, so that
     `label_signs` turns margins of these pairs into margins of the real ones.
@@ -30,8 +36,12 @@ def mask_labels(preferences: Preferences, seed: int) -> Preferences:
     low, high = np.minimum(chosen, rejected), np.maximum(chosen, rejected)
     comparisons = _replaced(preferences.comparisons, "chosen", np.where(test, np.where(turned, high, low), chosen))
     comparisons = _replaced(comparisons, "rejected", np.where(test, np.where(turned, low, high), rejected))
+    for name in ("strength", "choice"):
+        told = pc.if_else(pa.array(test), pa.scalar(None, comparisons[name].type), comparisons[name])
+        comparisons = comparisons.set_column(comparisons.schema.get_field_index(name), name, told)
     users = _replaced(preferences.users, "group", [None] * preferences.num_users)
-    return dataclasses.replace(preferences, users=users, comparisons=comparisons)
+    ratings = preferences.ratings.filter(pa.array(~in_splits(preferences.ratings["split"], ("test",))))
+    return dataclasses.replace(preferences, users=users, comparisons=comparisons, ratings=ratings)
 
 
 def _replaced(table: pa.Table, name: str, values: Any) -> pa.Table:

@@ -2,8 +2,16 @@
 
     users.arrow        user_id, group or null, seen                        one row per user
     responses.arrow    response_id, prompt [{role, content}], text         one row for each distinct answer to a prompt
-    comparisons.arrow  user, chosen, rejected (row numbers), split, controversial or null
+    comparisons.arrow  user, chosen, rejected (row numbers), split, controversial or null,
+                       outcome: preferred, tie, both_bad or skipped,
+                       strength: how much more it was preferred, above 0, in the source's unit, or null,
+                       choice: rows of one number are one choice out of several responses, or null,
+                       rated: whether the row was made of two ratings, time (UTC) or null
+    ratings.arrow      user, response (row numbers), rating in the source's unit, split, time or null
     meta.json          format version, source, licence, rule, seed, counts
+
+A ranking a > b > c is two choices: a out of {a, b, c} (rows a-b and a-c, one number) and b out of {b, c}. Ratings of
+one person on one prompt also stand as comparisons, `rated`: what knows of ratings leaves these out.
 
 Seen users have train, validation and test pairs. An unseen user's train pairs are the few known when the user
 arrives (context), never to be trained on by a shared model. The files are uncompressed Arrow IPC (Feather v2):
@@ -21,27 +29,42 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.feather as feather
 from jaxtyping import Bool, Int
 
-from pref_jax.comparisons import Comparisons
-from pref_jax.data.schema import SCHEMAS, SPLITS, check_tables, in_splits, kind, prompt_ids
+from pref_jax.comparisons import Comparisons, Ratings
+from pref_jax.data.schema import (
+    DEFAULTS,
+    OUTCOMES,
+    RATINGS,
+    SCHEMAS,
+    SPLITS,
+    check_tables,
+    in_splits,
+    kind,
+    prompt_ids,
+)
 from pref_jax.errors import UserError
 from pref_jax.files import atomic_folder, read_json, write_json
 
+# Arrow makes these functions at import, out of sight of a static type checker.
+pc: Any = pyarrow.compute
+
 Columns = pa.Table | Mapping[str, Any]
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _ROWS_PER_BATCH = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preferences:
-    """The three tables and their `meta`; made by `build` and `load`, which check them."""
+    """The four tables and their `meta`; made by `build` and `load`, which check them."""
 
     users: pa.Table
     responses: pa.Table
     comparisons: pa.Table
     meta: dict[str, Any]
+    ratings: pa.Table = dataclasses.field(default_factory=RATINGS.empty_table)
 
     @property
     def num_users(self) -> int:
@@ -63,36 +86,64 @@ class Preferences:
         """Group of each user, for evaluation only."""
         return self.users["group"].to_pylist()
 
-    def pairs(self, split: str | tuple[str, ...], seen: bool | None = None) -> Comparisons:
+    def pairs(
+        self, split: str | tuple[str, ...], seen: bool | None = None, *, ties: bool = False, rated: bool = True
+    ) -> Comparisons:
         """The comparisons of one split or several, in table order.
 
         Args:
           split: 'train', 'validation', 'test' or a tuple of them.
           seen: only seen users (True), only unseen ones (False), or both (None).
+          ties: also ties and pairs of which both are bad. Skipped pairs are never among them.
+          rated: also comparisons that were made of ratings.
 
         Raises:
           UserError: on an unknown split.
         """
+        table = self.comparisons
+        outcome = pc.index_in(table["outcome"], value_set=pa.array(OUTCOMES)).to_numpy()
+        mask = self._of(table, split, seen) & (outcome <= (OUTCOMES.index("both_bad") if ties else 0))
+        if not rated:
+            mask &= ~table["rated"].to_numpy()
+        row = np.flatnonzero(mask)
+        known = table["controversial"].cast(pa.int8())
+        return Comparisons(
+            user=table["user"].to_numpy()[row],
+            chosen=table["chosen"].to_numpy()[row],
+            rejected=table["rejected"].to_numpy()[row],
+            controversial=known.fill_null(-1).to_numpy()[row],
+            row=row,
+            tie=outcome[row] > 0,
+            strength=pc.fill_null(table["strength"], np.float32(np.nan)).to_numpy()[row],
+            choice=pc.fill_null(table["choice"], -1).to_numpy()[row],
+        )
+
+    def rated(self, split: str | tuple[str, ...], seen: bool | None = None) -> Ratings:
+        """The ratings of one split or several, in table order; arguments as for `pairs`.
+
+        Raises:
+          UserError: on an unknown split.
+        """
+        row = np.flatnonzero(self._of(self.ratings, split, seen))
+        return Ratings(*(self.ratings[name].to_numpy()[row] for name in Ratings._fields))
+
+    def _of(self, table: pa.Table, split: str | tuple[str, ...], seen: bool | None) -> Bool[np.ndarray, " R"]:
+        """Which rows are of these splits and users."""
         words = (split,) if isinstance(split, str) else split
         if unknown := [word for word in words if word not in SPLITS]:
             raise UserError(f"pairs: unknown split {', '.join(map(repr, unknown))}; use {', '.join(SPLITS)}")
-        mask = in_splits(self.comparisons["split"], words)
-        user = self.comparisons["user"].to_numpy()
-        if seen is not None:
-            mask = mask & (self.seen[user] == seen)
-        row = np.flatnonzero(mask)
-        known = self.comparisons["controversial"].cast(pa.int8())
-        return Comparisons(
-            user=user[row],
-            chosen=self.comparisons["chosen"].to_numpy()[row],
-            rejected=self.comparisons["rejected"].to_numpy()[row],
-            controversial=known.fill_null(-1).to_numpy()[row],
-            row=row,
-        )
+        mask = in_splits(table["split"], words)
+        return mask if seen is None else mask & (self.seen[table["user"].to_numpy()] == seen)
 
 
 def build(
-    users: Columns, responses: Columns, comparisons: Columns, meta: dict[str, Any], *, test: bool = True
+    users: Columns,
+    responses: Columns,
+    comparisons: Columns,
+    meta: dict[str, Any],
+    *,
+    ratings: Columns | None = None,
+    test: bool = True,
 ) -> Preferences:
     """Makes checked preferences from tables, or from columns by name.
 
@@ -102,8 +153,9 @@ def build(
     Args:
       users: U rows.
       responses: N rows.
-      comparisons: P rows.
+      comparisons: P rows; outcome, strength, choice, rated and time may be left out.
       meta: JSON values; `source`, `licence`, `rule` and `seed` should be there. `format_version` and `counts` are set.
+      ratings: of single responses, if there are any; time may be left out.
       test: whether there must be pairs to test on.
 
     Raises:
@@ -111,6 +163,7 @@ def build(
       TypeError: if `meta` holds something that JSON has not.
     """
     given = {"users": users, "responses": responses, "comparisons": comparisons}
+    given["ratings"] = RATINGS.empty_table() if ratings is None else ratings
     tables = {name: _conform(table, SCHEMAS[name]) for name, table in given.items()}
     check_tables(**tables, test=test)
     known = {"source": "unknown", "licence": "unknown", "rule": "unknown", "seed": None, **meta}
@@ -128,11 +181,11 @@ def validate(preferences: Preferences) -> None:
     Raises:
       UserError: with all faults at once.
     """
-    check_tables(preferences.users, preferences.responses, preferences.comparisons)
+    check_tables(preferences.users, preferences.responses, preferences.comparisons, preferences.ratings)
 
 
 def save(preferences: Preferences, folder: str | Path) -> None:
-    """Writes the four files; `folder` holds all of them or is as before. An older data set there is replaced.
+    """Writes the five files; `folder` holds all of them or is as before. An older data set there is replaced.
 
     Raises:
       UserError: if `folder` holds something other than preferences.
@@ -144,8 +197,9 @@ def save(preferences: Preferences, folder: str | Path) -> None:
         for name in SCHEMAS:
             table = getattr(preferences, name)
             # Row numbers stay in one piece, so that they are read without a copy; texts go in smaller ones.
-            rows = max(table.num_rows, 1) if name == "comparisons" else _ROWS_PER_BATCH
-            table = table.combine_chunks() if name == "comparisons" else table
+            numbers = name in ("comparisons", "ratings")
+            rows = max(table.num_rows, 1) if numbers else _ROWS_PER_BATCH
+            table = table.combine_chunks() if numbers else table
             feather.write_feather(table, str(part / f"{name}.arrow"), compression="uncompressed", chunksize=rows)
         write_json(part / "meta.json", preferences.meta)
 
@@ -172,7 +226,9 @@ def load(folder: str | Path, *, validate: bool = True) -> Preferences:
             f"{folder / 'meta.json'}: format version {version} is newer than {FORMAT_VERSION}, the newest this program "
             "reads; update pref_jax, or prepare the data with this version"
         )
-    tables = {name: _map(folder / f"{name}.arrow") for name in SCHEMAS}
+    names = [name for name in SCHEMAS if version > 1 or name != "ratings"]
+    tables = {name: _conform(_map(folder / f"{name}.arrow"), SCHEMAS[name]) for name in names}
+    tables.setdefault("ratings", RATINGS.empty_table())
     counts = meta.get("counts", {})
     for name, table in tables.items():
         if name in counts and counts[name] != table.num_rows:
@@ -242,6 +298,7 @@ def _counts(preferences: Preferences) -> dict[str, int]:
         "responses": preferences.num_responses,
         "comparisons": preferences.comparisons.num_rows,
         **{word: int(in_splits(split, (word,)).sum()) for word in SPLITS},
+        "ratings": preferences.ratings.num_rows,
     }
 
 
@@ -258,8 +315,13 @@ def _map(path: Path) -> pa.Table:
 def _conform(given: Columns, schema: pa.Schema) -> pa.Table:
     """Casts columns whose type differs harmlessly; leaves the others for the check to report."""
     if isinstance(given, Mapping):
-        return pa.table(dict(given), schema=schema)
+        rows = len(next(iter(given.values()), ()))
+        given = {**{name: pa.nulls(rows) for name in _absent(given, schema)}, **given}
+        return _filled(pa.table(given, schema=schema))
     table: Any = given
+    for name in _absent(table.column_names, schema):
+        table = table.append_column(schema.field(name), pa.nulls(table.num_rows, schema.field(name).type))
+    table = _filled(table)
     for field in schema:
         place = table.schema.get_field_index(field.name)
         if place < 0 or table.schema.field(place).type == field.type:
@@ -271,4 +333,18 @@ def _conform(given: Columns, schema: pa.Schema) -> pa.Table:
             table = table.set_column(place, field, column.cast(field.type))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             continue
+    return table
+
+
+def _absent(names: Any, schema: pa.Schema) -> list[str]:
+    return [name for name in schema.names if name in DEFAULTS and name not in names]
+
+
+def _filled(table: pa.Table) -> pa.Table:
+    """Nulls of columns that have a default replaced by it."""
+    for name in set(DEFAULTS) & set(table.column_names):
+        place, column = table.schema.get_field_index(name), table[name]
+        if DEFAULTS[name] is not None and column.null_count:
+            filled = pc.fill_null(column, pa.scalar(DEFAULTS[name], column.type))
+            table = table.set_column(place, table.schema.field(place), filled)
     return table

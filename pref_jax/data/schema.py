@@ -18,6 +18,9 @@ pc: Any = pyarrow.compute
 
 SPLITS = ("train", "validation", "test")
 ROLES = ("system", "user", "assistant", "tool")
+# What a comparison can end in; of a tie and of two bad responses, `chosen` and `rejected` are merely the two.
+OUTCOMES = ("preferred", "tie", "both_bad", "skipped")
+TIME = pa.timestamp("us", tz="UTC")
 
 MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
 USERS = pa.schema([pa.field("user_id", pa.string()), pa.field("group", pa.string()), pa.field("seen", pa.bool_())])
@@ -29,17 +32,33 @@ COMPARISONS = pa.schema(
         ("rejected", pa.int32()),
         ("split", pa.string()),
         ("controversial", pa.bool_()),
+        ("outcome", pa.string()),
+        ("strength", pa.float32()),
+        ("choice", pa.int32()),
+        ("rated", pa.bool_()),
+        ("time", TIME),
     ]
 )
-SCHEMAS = {"users": USERS, "responses": RESPONSES, "comparisons": COMPARISONS}
-MAY_BE_NULL = {"group", "controversial"}
+RATINGS = pa.schema(
+    [("user", pa.int32()), ("response", pa.int32()), ("rating", pa.float32()), ("split", pa.string()), ("time", TIME)]
+)
+SCHEMAS = {"users": USERS, "responses": RESPONSES, "comparisons": COMPARISONS, "ratings": RATINGS}
+MAY_BE_NULL = {"group", "controversial", "strength", "choice", "time"}
+# What a table that lacks these columns is taken to say.
+DEFAULTS = {"outcome": OUTCOMES[0], "strength": None, "choice": None, "rated": False, "time": None}
 _SHOWN_ROWS = 5
 
 
 def check_tables(
-    users: pa.Table, responses: pa.Table, comparisons: pa.Table, *, where: str = "preferences", test: bool = True
+    users: pa.Table,
+    responses: pa.Table,
+    comparisons: pa.Table,
+    ratings: pa.Table,
+    *,
+    where: str = "preferences",
+    test: bool = True,
 ) -> None:
-    """Checks the three tables of one data set, each on its own and against one another.
+    """Checks the four tables of one data set, each on its own and against one another.
 
     Row numbers in messages count from 0. Every check is vectorised; nothing loops over rows.
 
@@ -47,6 +66,7 @@ def check_tables(
       users: columns of `USERS`; others may stand beside them.
       responses: columns of `RESPONSES`.
       comparisons: columns of `COMPARISONS`.
+      ratings: columns of `RATINGS`.
       where: name of the data set for the message.
       test: whether there must be pairs to test on.
 
@@ -54,13 +74,14 @@ def check_tables(
       UserError: one message with every kind of fault found, the first rows of each, and the fix.
     """
     faults = Faults(show=40)
-    tables = {"users": users, "responses": responses, "comparisons": comparisons}
+    tables = {"users": users, "responses": responses, "comparisons": comparisons, "ratings": ratings}
     sound = {name: _check_columns(faults, name, table) for name, table in tables.items()}
     if sound["users"]:
         _check_ids(faults, "users", "user_id", users["user_id"])
     prompts = _check_responses(faults, responses) if sound["responses"] else None
+    rater = _check_ratings(faults, ratings, users.num_rows, responses.num_rows) if sound["ratings"] else None
     if sound["comparisons"]:
-        _check_comparisons(faults, comparisons, users, responses.num_rows, prompts, test)
+        _check_comparisons(faults, comparisons, users, responses.num_rows, prompts, test, rater)
     faults.raise_if_any(where)
 
 
@@ -140,7 +161,7 @@ def _check_columns(faults: Faults, name: str, table: pa.Table) -> bool:
             sound = False
         elif field.name not in MAY_BE_NULL:
             _note(faults, name, pc.is_null(column), f"column {field.name!r} is null", "fill it or drop these rows")
-    if not table.num_rows and name != "comparisons":
+    if not table.num_rows and name in ("users", "responses"):
         faults.add(name, "no rows", f"give at least one of the {name}")
     return sound
 
@@ -200,6 +221,55 @@ def _check_responses(faults: Faults, responses: pa.Table) -> Int[np.ndarray, "N"
     return ids
 
 
+def _check_index(faults: Faults, name: str, table: pa.Table, limits: dict[str, int]) -> tuple[dict, dict]:
+    """Row numbers by column, -1 where null, and which are in range; notes those that are out of it."""
+    index = {column: pc.fill_null(table[column], -1).to_numpy() for column in limits}
+    inside = {column: (index[column] >= 0) & (index[column] < limit) for column, limit in limits.items()}
+    for column, limit in limits.items():
+        outside = ~inside[column] & pc.is_valid(table[column]).to_numpy()
+        fix = f"use row numbers of {'users' if column == 'user' else 'responses'}, 0 to {limit - 1}"
+        _note(faults, name, outside, f"column {column!r} out of range", fix)
+    return index, inside
+
+
+def _check_split(faults: Faults, name: str, split: pa.ChunkedArray) -> None:
+    unknown = pc.invert(pc.is_in(split, value_set=pa.array([*SPLITS, None], pa.string())))
+    _note(faults, name, unknown, "unknown split", f"use one of {', '.join(SPLITS)}", split)
+
+
+def _check_ratings(faults: Faults, ratings: pa.Table, num_users: int, num_responses: int) -> Int[np.ndarray, " R"]:
+    """Notes faults of the ratings; the users of training ratings."""
+    index, inside = _check_index(faults, "ratings", ratings, {"user": num_users, "response": num_responses})
+    _note(faults, "ratings", pc.invert(pc.is_finite(ratings["rating"])), "rating is not finite", "give a number")
+    _check_split(faults, "ratings", ratings["split"])
+    return index["user"][inside["user"] & in_splits(ratings["split"], ("train",))]
+
+
+def _check_outcomes(faults: Faults, comparisons: pa.Table) -> None:
+    """Notes unknown outcomes, strengths that are no strengths, and choices that are not one person's one choice."""
+    outcome, strength = comparisons["outcome"], comparisons["strength"]
+    unknown = pc.invert(pc.is_in(outcome, value_set=pa.array([*OUTCOMES, None], pa.string())))
+    _note(faults, "comparisons", unknown, "unknown outcome", f"use one of {', '.join(OUTCOMES)}", outcome)
+    preferred = pc.equal(outcome, OUTCOMES[0])
+    bad = pc.invert(pc.and_(pc.is_finite(strength), pc.greater(strength, 0)))
+    _note(faults, "comparisons", bad, "strength is not above 0", "give a finite number above 0, or null")
+    idle = pc.and_(pc.is_valid(strength), pc.invert(preferred))
+    _note(faults, "comparisons", idle, "strength without a preference", "leave it null for ties and skipped pairs")
+    choice = pc.fill_null(comparisons["choice"], -1).to_numpy()
+    _note(faults, "comparisons", pc.less(comparisons["choice"], 0), "choice is negative", "number choices from 0")
+    rows = np.flatnonzero(choice >= 0)
+    rows = rows[np.argsort(choice[rows], kind="stable")]
+    same = choice[rows][1:] == choice[rows][:-1]
+    apart = np.zeros(len(choice), bool)
+    for name in ("user", "chosen", "split", "outcome"):
+        column = comparisons[name]
+        codes = _codes(column) if name in ("split", "outcome") else pc.fill_null(column, -1).to_numpy()
+        apart[rows[1:][same & (codes[rows][1:] != codes[rows][:-1])]] = True
+    apart[rows[~preferred.to_numpy()[rows]]] = True
+    fix = "give rows of one choice one user, one chosen response, one split and the outcome 'preferred'"
+    _note(faults, "comparisons", apart, "rows of one choice differ", fix)
+
+
 def _check_comparisons(
     faults: Faults,
     comparisons: pa.Table,
@@ -207,44 +277,42 @@ def _check_comparisons(
     num_responses: int,
     prompts: Int[np.ndarray, "N"] | None,
     test: bool,
+    rater: Int[np.ndarray, " R"] | None,
 ) -> None:
     """Notes faults of the comparisons; rows whose indices are null or out of range are left out of later checks."""
-    index = {name: pc.fill_null(comparisons[name], -1).to_numpy() for name in ("user", "chosen", "rejected")}
     limits = {"user": users.num_rows, "chosen": num_responses, "rejected": num_responses}
-    inside = {name: (index[name] >= 0) & (index[name] < limits[name]) for name in index}
-    for name, limit in limits.items():
-        outside = ~inside[name] & pc.is_valid(comparisons[name]).to_numpy()
-        table = "users" if name == "user" else "responses"
-        fix = f"use row numbers of {table}, 0 to {limit - 1}"
-        _note(faults, "comparisons", outside, f"column {name!r} out of range", fix)
+    index, inside = _check_index(faults, "comparisons", comparisons, limits)
+    _check_outcomes(faults, comparisons)
     chosen, rejected = index["chosen"], index["rejected"]
     ok = inside["chosen"] & inside["rejected"]
-    _note(faults, "comparisons", ok & (chosen == rejected), "chosen equals rejected", "drop these rows: they are ties")
+    _note(
+        faults,
+        "comparisons",
+        ok & (chosen == rejected),
+        "chosen equals rejected",
+        "drop these rows: they compare nothing",
+    )
     if prompts is not None:
         apart = np.zeros(len(ok), bool)
         apart[ok] = prompts[chosen[ok]] != prompts[rejected[ok]]
         fix = "compare answers to one prompt only"
         _note(faults, "comparisons", apart, "chosen and rejected answer different prompts", fix)
-    split = comparisons["split"]
-    unknown = pc.invert(pc.is_in(split, value_set=pa.array([*SPLITS, None], pa.string())))
-    _note(faults, "comparisons", unknown, "unknown split", f"use one of {', '.join(SPLITS)}", split)
-    _check_presence(faults, users, index["user"], inside["user"], split, test)
-
-
-def _check_presence(
-    faults: Faults,
-    users: pa.Table,
-    user: Int[np.ndarray, "P"],
-    inside: Bool[np.ndarray, "P"],
-    split: pa.ChunkedArray,
-    test: bool,
-) -> None:
-    """Notes empty splits and users without training pairs (unseen users need theirs as context)."""
-    for word in ("train", "test") if test else ("train",):
-        if not in_splits(split, (word,)).any():
+    _check_split(faults, "comparisons", comparisons["split"])
+    told = pc.not_equal(comparisons["outcome"], "skipped").fill_null(False).to_numpy()
+    trains = in_splits(comparisons["split"], ("train",)) & told
+    decided = pc.equal(comparisons["outcome"], OUTCOMES[0]).fill_null(False).to_numpy()
+    tests = in_splits(comparisons["split"], ("test",)) & decided
+    rated = np.zeros(0, np.int64) if rater is None else rater
+    _check_presence(faults, users, np.concatenate([index["user"][inside["user"] & trains], rated]))
+    for word, found in {"train": trains.any() or len(rated) > 0, **({"test": tests.any()} if test else {})}.items():
+        if not found:
             fix = "mark some rows, or use a source's rule that assigns splits"
             faults.add("comparisons", f"no pair has split {word!r}", fix)
-    idle = np.bincount(user[inside & in_splits(split, ("train",))], minlength=users.num_rows) == 0
+
+
+def _check_presence(faults: Faults, users: pa.Table, trained: Int[np.ndarray, " T"]) -> None:
+    """Notes users without a training vote (unseen users need theirs as context)."""
+    idle = np.bincount(trained, minlength=users.num_rows) == 0
     names = users["user_id"] if "user_id" in users.column_names else None
     fix = "give each user a pair with split 'train', or drop the user"
     _note(faults, "users", idle, "no training pair", fix, names)

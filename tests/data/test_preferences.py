@@ -40,14 +40,23 @@ def columns() -> dict[str, dict[str, list]]:
             "rejected": [1, 3, 0, 2, 1, 3],
             "split": ["train", "test", "train", "validation", "train", "test"],
             "controversial": [True, None, False, True, None, False],
+            "outcome": ["preferred"] * 6,
+            "strength": [1.5, None, None, None, None, None],
+            "choice": [None] * 6,
+            "rated": [False] * 6,
+            "time": [None] * 6,
         },
+        "ratings": {"user": [0], "response": [3], "rating": [4.0], "split": ["train"], "time": [None]},
     }
 
 
 def make(parts: dict[str, dict[str, list]] | None = None) -> Preferences:
     parts = columns() if parts is None else parts
-    users, responses, comparisons = (pa.table(parts[name], schema=checks.SCHEMAS[name]) for name in checks.SCHEMAS)
-    return tables.build(users, responses, comparisons, META)
+    found = {
+        name: pa.table(part, schema=pa.schema([field for field in checks.SCHEMAS[name] if field.name in part]))
+        for name, part in parts.items()
+    }
+    return tables.build(**found, meta=META)
 
 
 def same(one: Preferences, other: Preferences) -> bool:
@@ -59,16 +68,16 @@ def test_build_and_read():
     assert (built.num_users, built.num_responses, built.groups) == (3, 4, ["x", None, "x"])
     np.testing.assert_array_equal(built.seen, [True, True, False])
     pairs = built.pairs(("train", "test"), seen=True)
-    assert [list(column) for column in pairs] == [[0, 0, 1], [0, 2, 1], [1, 3, 0], [1, -1, 0], [0, 1, 2]]
-    assert [column.dtype.name for column in pairs] == ["int32", "int32", "int32", "int8", "int64"]
+    assert [list(column) for column in pairs[:5]] == [[0, 0, 1], [0, 2, 1], [1, 3, 0], [1, -1, 0], [0, 1, 2]]
+    assert [column.dtype.name for column in pairs[:5]] == ["int32", "int32", "int32", "int8", "int64"]
     assert list(built.pairs("train", seen=False).row) == [4]
     assert len(built.pairs("validation", seen=False).user) == 0
     assert len(built.pairs(()).user) == 0
     counts = {"users": 3, "seen_users": 2, "unseen_users": 1, "responses": 4, "comparisons": 6}
     assert built.meta == {
-        "format_version": 1,
+        "format_version": 2,
         **META,
-        "counts": {**counts, "train": 3, "validation": 1, "test": 2},
+        "counts": {**counts, "train": 3, "validation": 1, "test": 2, "ratings": 1},
     }
     with pytest.raises(UserError, match=r"unknown split 'dev'; use train, validation, test"):
         built.pairs(("train", "dev"))
@@ -96,6 +105,7 @@ def test_save_and_load(tmp_path: Path):
     assert sorted(path.name for path in (tmp_path / "set").iterdir()) == [
         "comparisons.arrow",
         "meta.json",
+        "ratings.arrow",
         "responses.arrow",
         "users.arrow",
     ]
@@ -193,12 +203,15 @@ def test_long_lists_of_rows_are_cut():
 def test_empty_split(word: str):
     parts = columns()
     parts["comparisons"]["split"] = ["test" if word == "train" else "train"] * 6
+    del parts["ratings"]
     with pytest.raises(UserError, match=f"no pair has split '{word}'"):
         make(parts)
 
 
 def test_wrong_columns():
-    users, responses, comparisons = (pa.table(columns()[name], schema=checks.SCHEMAS[name]) for name in checks.SCHEMAS)
+    users, responses, comparisons, _ = (
+        pa.table(columns()[name], schema=schema) for name, schema in checks.SCHEMAS.items()
+    )
     floats = pa.array([0.0, 0.0, 1.0, 1.0, 2.0, float("nan")])
     large = pa.array([0, 2, 1, 3, 0, 2**40])
     with pytest.raises(UserError) as caught:
@@ -249,8 +262,8 @@ def test_load_errors(tmp_path: Path):
     fails("responses.arrow: no such file")
     (folder / "responses.arrow").write_bytes(whole)
     meta = read_json(folder / "meta.json")
-    write_json(folder / "meta.json", {**meta, "format_version": 2})
-    fails("format version 2 is newer than 1.*update pref_jax")
+    write_json(folder / "meta.json", {**meta, "format_version": 3})
+    fails("format version 3 is newer than 2.*update pref_jax")
     write_json(folder / "meta.json", {"name": "other"})
     fails("no format_version")
     write_json(folder / "meta.json", {**meta, "counts": {"users": 4}})
@@ -263,7 +276,10 @@ def test_load_checks_content_unless_told(tmp_path: Path):
     built = make()
     broken = built.comparisons.set_column(2, "rejected", built.comparisons["chosen"])
     tables.save(
-        Preferences(users=built.users, responses=built.responses, comparisons=broken, meta=built.meta), tmp_path / "set"
+        Preferences(
+            users=built.users, responses=built.responses, comparisons=broken, meta=built.meta, ratings=built.ratings
+        ),
+        tmp_path / "set",
     )
     with pytest.raises(UserError, match="chosen equals rejected"):
         tables.load(tmp_path / "set")
@@ -418,3 +434,63 @@ def test_large_tables_take_seconds():
     assert built.comparisons.num_rows == rows
     # It takes about 0.2 s; a loop over rows anywhere would take far longer than the limit.
     assert time.perf_counter() - start < 5, "build has become slow: look for a Python loop over comparisons"
+
+
+def test_ties_and_skipped_pairs_come_when_asked_for():
+    parts = columns()
+    parts["comparisons"]["outcome"] = ["tie", "preferred", "both_bad", "skipped", "preferred", "preferred"]
+    parts["comparisons"]["strength"] = [None] * 6
+    parts["comparisons"]["split"][1] = "train"
+    built = make(parts)
+    assert built.pairs(("train", "validation")).row.tolist() == [1, 4]
+    everything = built.pairs(("train", "validation"), ties=True)
+    assert everything.row.tolist() == [0, 1, 2, 4]
+    assert everything.tie.tolist() == [True, False, True, False]
+
+
+def test_ratings_strengths_and_choices_are_read():
+    parts = columns()
+    parts["comparisons"] |= {"choice": [None, None, None, None, 0, None], "rated": [True] + [False] * 5}
+    built = make(parts)
+    found = built.pairs("train")
+    np.testing.assert_array_equal(found.strength, np.array([1.5, np.nan, np.nan], np.float32))
+    assert found.choice.tolist() == [-1, -1, 0]
+    assert built.pairs("train", rated=False).row.tolist() == [2, 4]
+    assert [column.tolist() for column in built.rated("train", seen=True)] == [[0], [3], [4.0]]
+    assert not len(built.rated("test").user)
+
+
+def test_columns_of_plain_preferences_may_be_left_out():
+    parts = columns()
+    plain = {name: parts["comparisons"][name] for name in ("user", "chosen", "rejected", "split", "controversial")}
+    built = tables.build(parts["users"], parts["responses"], pa.table(plain), META)
+    assert built.comparisons["outcome"].to_pylist() == ["preferred"] * 6
+    assert not any(built.comparisons["rated"].to_pylist())
+    assert built.ratings.num_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"outcome": ["won"] + ["preferred"] * 5}, "unknown outcome"),
+        ({"strength": [0.0] + [None] * 5}, "strength is not above 0"),
+        ({"strength": [float("nan")] + [None] * 5}, "strength is not above 0"),
+        ({"outcome": ["tie"] + ["preferred"] * 5}, "strength without a preference"),
+        ({"choice": [0, None, 0, None, None, None]}, "rows of one choice differ"),
+        ({"choice": [-2] + [None] * 5}, "choice is negative"),
+    ],
+)
+def test_faults_of_votes(change, message):
+    parts = columns()
+    parts["comparisons"] |= change
+    with pytest.raises(UserError, match=message):
+        make(parts)
+
+
+def test_faults_of_ratings():
+    parts = columns()
+    parts["ratings"] |= {"response": [9], "rating": [float("inf")], "split": ["dev"]}
+    with pytest.raises(UserError) as caught:
+        make(parts)
+    for message in ("ratings row 0: column 'response' out of range", "rating is not finite", "unknown split"):
+        assert message in str(caught.value)

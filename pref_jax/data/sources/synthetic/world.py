@@ -187,7 +187,7 @@ def _pool(config: WorldConfig, texts: _Texts, rng: np.random.Generator) -> tuple
 
 
 def _comparisons(config, halves: list[_Texts], tastes: np.ndarray, rng) -> tuple[dict[str, Any], dict[str, int]]:
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in COMPARISONS.names}
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in COMPARISONS.names[:5]}
     seen = np.arange(len(tastes)) < config.seen_users
     counts, held_out = answers_a_user(seen, config.pairs_per_user, config.protocol, rng)
     filtered, offset = {}, 0
