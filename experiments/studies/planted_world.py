@@ -55,11 +55,13 @@ class World(Task):
     Attributes:
       said: bool [P], whether the users' votes on the test pairs say so too.
       head: the mean of all directions.
+      mixture: float64 [U K], of the directions, of which each user's taste is made.
       directions: float32 [D K], whose mixtures all tastes are; no method knows them but the one that is told.
     """
 
     said: np.ndarray
     directions: np.ndarray
+    mixture: np.ndarray
 
 
 def draw(config: PlantedConfig, seed: int) -> World:
@@ -98,4 +100,5 @@ def draw(config: PlantedConfig, seed: int) -> World:
         seen=np.arange(total) < config.seen,
         head=directions.mean(axis=1).astype(np.float32),
         directions=directions.astype(np.float32),
+        mixture=mixture,
     )
