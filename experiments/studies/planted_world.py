@@ -22,7 +22,7 @@ class PlantedConfig:
       wrong: share of votes that name the worse response, test votes for calibration among them.
       seen: users to learn from.
       unseen: users who come later, with as many votes.
-      tests: test pairs of each user, of responses nobody voted on.
+      tests: test pairs of each user, of responses nobody voted on, or with `known` of those that people voted on.
       responses: to draw training pairs from, and as many to draw test pairs from.
       features: D.
       directions: K, orthonormal.
@@ -37,6 +37,7 @@ class PlantedConfig:
     responses: int
     features: int
     directions: int
+    known: bool = False
 
     def __post_init__(self):
         """Raises UserError for numbers out of range."""
@@ -89,7 +90,7 @@ def draw(config: PlantedConfig, seed: int) -> World:
     place, known = np.arange(len(votes.user)) % config.pairs, votes.user < config.seen
     held = known & (place >= config.pairs - max(1, config.pairs // 5))
     train, validation, context = (votes.take(which) for which in (known & ~held, held, ~known))
-    test = vote(np.repeat(np.arange(total), config.tests), size)
+    test = vote(np.repeat(np.arange(total), config.tests), 0 if config.known else size)
     return World(
         features=features,
         train=train,
