@@ -4,6 +4,7 @@ python -m experiments.prepare --config=configs/quickstart.py --workdir=runs/quic
 python -m experiments.prepare --config=configs/jsonl.py --config.source.path=votes.jsonl --workdir=runs/mine
 """
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ from pref_jax.data.sources.synthetic import world
 from pref_jax.files import write_json
 from pref_jax.lm import hub
 from pref_jax.lm.config import LMConfig
+from pref_jax.locks import hold
 from pref_jax.train.pretrain import make_decoder
 from pref_jax.train.state import OptimizerConfig
+
+# Seconds to wait for another run that pretrains the same decoder.
+PRETRAINING = 3600.0
 
 
 def run(config: Config, workdir: Path) -> None:
@@ -37,7 +42,10 @@ def prepare(work: Workspace) -> None:
 
     stage(work.folder / "data", tables)
     if work.config.backbone.name == "pretrain":
-        stage(work.pretrain_folders[0], lambda part: _pretrain(work, part))
+        folder = work.pretrain_folders[0]
+        # Runs in other workdirs may share it: the first one makes it.
+        with contextlib.nullcontext() if folder.is_dir() else hold(folder, beside=True, wait=PRETRAINING):
+            stage(folder, lambda part: _pretrain(work, part))
     else:
         hub.locate(work.config.backbone.name)
 

@@ -5,7 +5,7 @@ touched is not read again}}}.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ def check_inputs(
     Args:
       workdir: keeps the digests.
       inputs: name -> file or folder; of the name "base" (a transformer) only the files that are read.
-      made: whether there is work made from the inputs, for all or by name; if not, a changed one is no harm. None: there
-        is if the workdir has a folder with anything in it.
+      made: whether there is work made from the inputs, for all or by name; if not, a changed one is no harm. None:
+        there is if the workdir has a folder with anything in it.
 
     Raises:
       UserError: naming every changed file.
@@ -39,8 +39,7 @@ def check_inputs(
     workdir = Path(workdir)
     path = workdir / FILE
     before = read_json(path) if path.exists() else {}
-    if made is None:
-        made = any(next(folder.iterdir(), None) is not None for folder in _folders(workdir))
+    made = has_work(workdir) if made is None else made
     now, changed = dict(before), []
     for name, place in inputs.items():
         if not place.exists():
@@ -57,9 +56,9 @@ def check_inputs(
         write_json(path, now)
 
 
-def _folders(workdir: Path) -> Iterator[Path]:
-    if workdir.is_dir():
-        yield from (path for path in workdir.iterdir() if path.is_dir() and not path.name.startswith("."))
+def has_work(workdir: Path) -> bool:
+    """Whether a workdir has a visible folder with anything in it."""
+    return any(path.is_dir() and any(path.iterdir()) for path in workdir.glob("[!.]*"))
 
 
 def _read(

@@ -30,7 +30,7 @@ def hold(folder: str | Path, *, beside: bool = False, wait: float = 0.0) -> Iter
     Args:
       folder: made if it is not there, unless `beside`.
       beside: the lock stands beside the folder, for folders that are replaced as a whole.
-      wait: seconds to wait for another process.
+      wait: seconds to wait for another process; meanwhile the terminal says for which one.
 
     Raises:
       UserError: if another process holds the folder, saying which one.
@@ -47,14 +47,13 @@ def hold(folder: str | Path, *, beside: bool = False, wait: float = 0.0) -> Iter
     path = folder.with_name(f".{folder.name}{NAME}") if beside else folder / NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     lock, about = FileLock(path.absolute(), is_singleton=True), path.with_name(f"{path.name}.json")
-    nested = lock.is_locked
     _acquire(lock, folder, about, wait)
     try:
-        if not nested:
+        if lock.lock_counter == 1:
             write_json(about, _me())
         yield
     finally:
-        if not nested:
+        if lock.lock_counter == 1:
             # Who waits for the file that goes sees that it is gone, and makes a new one.
             about.unlink(missing_ok=True)
             path.unlink(missing_ok=True)
