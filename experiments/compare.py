@@ -18,7 +18,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments.methods import METHODS
-from experiments.prepare import prepare
+from experiments.prepare import prepare_votes
 from experiments.reporting import table, table_files
 from experiments.reporting.checks import checked
 from experiments.reporting.summary import summarise
@@ -54,7 +54,7 @@ def train(config: Config, workdir: Path) -> None:
     if unknown:
         raise UserError(f"config.methods: unknown {', '.join(unknown)}; known: {', '.join(METHODS)}")
     for work in workspaces(config, workdir):
-        prepare(work)
+        prepare_votes(work)
         checked(work)
         for name in config.methods:
             METHODS[name].run(work)

@@ -4,6 +4,7 @@ WORKDIR/config.json, inputs.json (digests of the files that it was made from), r
 WORKDIR/studies/            results of studies              (experiments.studies)
 WORKDIR/seed_S/data/        tables                         (experiments.prepare)
                backbone/    a pretrained decoder, if made and not shared (experiments.prepare)
+               same_tokens/ rows of votes that the transformer cannot tell the sides of (experiments.prepare)
                features/    features.npy, one row a response (experiments.embed)
                prompt_features/  the same of every prompt alone (experiments.embed)
                reward_bench/  features and scores on RewardBench 2 (experiments.reward_bench)
@@ -45,13 +46,15 @@ from pref_jax.data import preferences
 from pref_jax.data.label_masking import mask_labels
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.schema import prompt_ids
+from pref_jax.data.text.same_tokens import without
 from pref_jax.digests import check_inputs
 from pref_jax.errors import UserError
 from pref_jax.files import atomic_folder, read_json, write_json
 from pref_jax.lm import hub
 from pref_jax.lm.lora import LoRAConfig
-from pref_jax.lm.pair_batches import Texts, open_texts
+from pref_jax.lm.pair_batches import Texts
 from pref_jax.lm.text_model import TextModel, TextSettings
+from pref_jax.lm.vote_texts import open_vote_texts
 from pref_jax.mesh import make_mesh
 from pref_jax.train.logging import read_metrics
 from pref_jax.train.method import TrainingConfig
@@ -72,9 +75,23 @@ class Workspace:
     folder: Path
 
     @cached_property
-    def data(self) -> Preferences:
-        """The tables of `experiments.prepare` as methods get them, without groups and test answers."""
+    def tables(self) -> Preferences:
+        """The tables of `experiments.prepare`, without groups and test answers."""
         return mask_labels(preferences.load(require(self.folder / "data", "prepare")), self.seed)
+
+    @cached_property
+    def data(self) -> Preferences:
+        """The tables as methods get them: the votes that the transformer can tell the sides of."""
+        return self.distinct(self.tables)
+
+    def distinct(self, tables: Preferences) -> Preferences:
+        """Tables of this seed without the votes on equal tokens that `experiments.prepare` found."""
+        path = self.folder / "same_tokens" / "rows.npy"
+        if not path.is_file():
+            return tables
+        same = np.zeros(tables.comparisons.num_rows, bool)
+        same[np.load(path, allow_pickle=False)] = True
+        return without(tables, same)
 
     @cached_property
     def text(self) -> TextModel:
@@ -88,7 +105,7 @@ class Workspace:
     @cached_property
     def texts(self) -> Texts:
         """All responses as the transformer reads them."""
-        return open_texts(self.text, self.data.responses)
+        return open_vote_texts(self.text, self.tables)
 
     @cached_property
     def mesh(self) -> Any:

@@ -51,7 +51,7 @@ def read_votes(
     found = reader.read(votes, **fractions, seed=seed)
     if not isinstance(votes, str | Path):
         return found
-    return dataclasses.replace(found, meta={**found.meta, "path": str(Path(votes).absolute())})
+    return dataclasses.replace(found, meta={**found.meta, "path": str(votes)})
 
 
 def as_preferences(votes: Preferences | Votes, *, seed: int = 0) -> Preferences:
