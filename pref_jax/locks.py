@@ -18,6 +18,8 @@ from pref_jax.progress import log
 NAME = ".lock"
 # Seconds in which a process that has just come says who it is.
 PATIENCE = 0.5
+# Letters of its command that the message has.
+SHOWN = 300
 
 
 @contextlib.contextmanager
@@ -91,6 +93,7 @@ def _me() -> dict[str, str | int]:
 def _who(about: Path) -> str:
     try:
         found = read_json(about)
-        return f"process {found['pid']} on {found['host']} since {found['since']} ({found['command']})"
-    except (UserError, OSError, KeyError, TypeError):
+        command = " ".join(found["command"].split())[:SHOWN]
+        return f"process {found['pid']} on {found['host']} since {found['since']} ({command})"
+    except (UserError, OSError, KeyError, TypeError, AttributeError):
         return "another process"
