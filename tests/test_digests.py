@@ -67,7 +67,7 @@ def test_the_same_size_and_time_do_not_hide_a_change(tmp_path, inputs, work):
     stat = file.stat()
     file.write_text("two\n")
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    with pytest.raises(UserError, match="votes.jsonl"):
+    with pytest.raises(UserError, match=r"votes\.jsonl"):
         check_inputs(work, inputs)
 
 
@@ -105,8 +105,8 @@ def test_before_there_is_work_files_may_be_mended(tmp_path, inputs):
     check_inputs(workdir, inputs)
     (tmp_path / "votes.jsonl").write_text("mended again\n")
     check_inputs(workdir, inputs, made={"votes": False, "base": True, "tables": True})
+    (tmp_path / "base" / "config.json").write_text("other")
     with pytest.raises(UserError, match="config"):
-        (tmp_path / "base" / "config.json").write_text("other")
         check_inputs(workdir, inputs, made={"votes": False, "base": True, "tables": True})
 
 
@@ -117,6 +117,6 @@ def test_a_workdir_inside_an_input_is_no_part_of_it(tmp_path):
         check_inputs(workdir, {"votes": tmp_path})
         (workdir / "data").mkdir(exist_ok=True)
         (workdir / "data" / "table").write_text("b")
+    (tmp_path / "votes.csv").write_text("c")
     with pytest.raises(UserError, match=r"votes\.csv"):
-        (tmp_path / "votes.csv").write_text("c")
         check_inputs(workdir, {"votes": tmp_path})

@@ -33,7 +33,8 @@ def other():
     def start(folder: Path, where: str = "inside", seconds: float = 60) -> subprocess.Popen:
         command = [sys.executable, "-c", HOLDER, str(folder), where, str(seconds)]
         every.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
-        assert every[-1].stdout and every[-1].stdout.readline() == "held\n"
+        assert every[-1].stdout
+        assert every[-1].stdout.readline() == "held\n"
         return every[-1]
 
     yield start

@@ -132,8 +132,8 @@ def tokenize_responses(
         except TextFaults as faults:
             refused |= {start + row: reason for row, reason in faults.reasons.items()}
             head, fix = faults.head, faults.fix
-            if len(faults.reasons) == len(rows):  # the template is at fault, not the texts
-                raise TextFaults(head, refused, start + len(rows), fix) from None
+            if len(faults.reasons) == faults.looked_at >= ENOUGH:  # the template is at fault, not the texts
+                raise TextFaults(head, refused, start + faults.looked_at, fix) from None
     if refused:
         raise TextFaults(head, refused, responses.num_rows, fix)
     return _concatenate(tables)
