@@ -22,7 +22,13 @@ from pref_jax.eval.metrics import user_accuracy
 from pref_jax.files import read_json
 
 ROOT = Path(__file__).parents[2]
-HOLD = "import sys, time; from pref_jax.locks import hold\nwith hold(sys.argv[1]): print('held', flush=True); time.sleep(99)"
+HOLD = """
+import sys, time
+from pref_jax.locks import hold
+with hold(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(99)
+"""
 STRICT = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{% endfor %}x"
 THINK = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}<|end_of_{{ m.role }}|>{% endfor %}"
 
@@ -40,7 +46,7 @@ def held(folder: Path) -> Iterator[int]:
 
 
 def rows() -> list[dict[str, Any]]:
-    """Of the votes of u0 to u5 every third is on texts whose difference the template leaves out; all of `blind`'s are."""
+    """Of u0 to u5 every third vote is on texts whose difference the template leaves out, of `blind` every one."""
     found = []
     for user in range(7):
         for number in range(12):
@@ -168,7 +174,8 @@ def test_a_second_command_is_told_who_is_there(tmp_path, capsys):
 
 
 def test_processes_that_share_the_work_hold_their_own_data_sets(tmp_path, monkeypatch):
-    config, done = compare_small.get_config("smoke"), []
+    config: Any = compare_small.get_config("smoke")
+    done: list[str] = []
     config.keep_compiled = False
     monkeypatch.setattr(compare, "train", lambda own, workdir: done.append(workdir.name))
     monkeypatch.setattr(compare, "_tabulate", lambda *_: done.append("table"))
