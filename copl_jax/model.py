@@ -12,8 +12,9 @@ from copl_jax.graph.settings import GCFConfig, fast_config
 from copl_jax.reward.training import RewardSettings, fit_reward
 from pref_jax import fitting, personal
 from pref_jax.data.preferences import Preferences
+from pref_jax.data.text.same_tokens import left_out
 from pref_jax.errors import UserError
-from pref_jax.lm.pair_batches import open_texts
+from pref_jax.lm.pair_batches import Texts
 from pref_jax.lm.text_model import TextModel
 from pref_jax.progress import log
 
@@ -68,15 +69,15 @@ def fit(
     """
     chosen = config or CoPLConfig()
 
-    def make(tables: Preferences, text: TextModel, folder: Path) -> CoPL:
-        return _fit(tables, text, chosen, seed, folder)
+    def make(tables: Preferences, texts: Texts, folder: Path) -> CoPL:
+        return _fit(tables, texts, chosen, seed, folder)
 
     how: dict[str, Any] = {"base": base, "text": text, "seed": seed, "workdir": workdir, "options": options}
     return fitting.fit(CoPL, make, votes, config=chosen, **how)
 
 
-def _fit(votes: Preferences, text: TextModel, config: CoPLConfig, seed: int, folder: Path) -> CoPL:
-    train, seen = votes.pairs("train", seen=True), votes.seen
+def _fit(votes: Preferences, texts: Texts, config: CoPLConfig, seed: int, folder: Path) -> CoPL:
+    text, train, seen = texts.model, votes.pairs("train", seen=True), votes.seen
     log(f"CoPL: graph of {len(train.user)} votes by {int(seen.sum())} users")
     embedded = embed_users(
         config.graph,
@@ -91,7 +92,7 @@ def _fit(votes: Preferences, text: TextModel, config: CoPLConfig, seed: int, fol
     )
     learn = votes.pairs(("train", "validation"), seen=True)
     settings = config.reward or default_reward(len(learn.user))
-    model, texts = settings.model(text.config), open_texts(text, votes.responses)
+    model = settings.model(text.config)
     log(f"CoPL: experts, {settings.training.optimizer.num_steps} steps")
     trained = fit_reward(model, texts, learn, embedded.users, settings.training, folder=folder / "reward", seed=seed)
     ids = votes.users["user_id"].to_pylist()
@@ -105,7 +106,9 @@ def _fit(votes: Preferences, text: TextModel, config: CoPLConfig, seed: int, fol
         graph=np.ones(int(seen.sum()), bool),
     )
     facts = {name: embedded.facts[name] for name in ("validation_accuracy", "best_step", "config")}
-    found = CoPL(text=text, config=model, params=trained.params, known=known, facts={**facts, **trained.facts})
+    found = CoPL(
+        text=text, config=model, params=trained.params, known=known, facts={**facts, **trained.facts, **left_out(votes)}
+    )
     context = votes.pairs("train", seen=False)
     for row in np.unique(context.user):
         found.learn(ids[row], context.chosen[context.user == row], context.rejected[context.user == row], unread=0)

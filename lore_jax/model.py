@@ -16,14 +16,16 @@ from jaxtyping import Float32
 from lore_jax.fitted import LoRe, basis_rewards
 from lore_jax.fitting import model_selection
 from lore_jax.fitting.bradley_terry import Fit, LoReConfig
-from pref_jax import compile_cache, personal, ragged
+from pref_jax import compile_cache, fitting, personal, ragged
 from pref_jax.comparisons import Comparisons, Votes, check_comparisons, concatenate
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.splits import hold_out
+from pref_jax.data.text.same_tokens import left_out
 from pref_jax.data.text.token_table import TokenTable
 from pref_jax.data.votes import as_preferences
 from pref_jax.errors import UserError
 from pref_jax.lm.text_model import TextModel, open_text
+from pref_jax.lm.vote_texts import open_votes
 from pref_jax.progress import log
 
 # Of the votes, where none are held out: those by which the fit chooses.
@@ -65,7 +67,7 @@ def fit(
       The model. Seen users have the fit's weights, unseen ones of `Preferences` are solved from their training votes.
 
     Raises:
-      UserError: for bad votes, features, options, or a workdir of another fit.
+      UserError: for bad votes, features, options, or a workdir of another fit, of other files, or in use.
 
     Example:
       model = lore_jax.fit("votes.jsonl", base="Qwen/Qwen3-0.6B", workdir="runs/mine")
@@ -80,7 +82,11 @@ def fit(
     if (base is None) == (text is None) or (text is not None and options) or user_ids is not None:
         raise UserError("fit: give base= with text options, or text= alone; or features and comparisons")
     text = text or open_text(str(base), **options)
-    return _fit_votes(as_preferences(votes, seed=seed), text, config, seed, None if workdir is None else Path(workdir))
+    tables = as_preferences(votes, seed=seed)
+    if workdir is None:
+        return _fit_votes(tables, text, config, seed, None)
+    with fitting.kept(workdir, fitting.inputs(votes, tables, text)) as folder:
+        return _fit_votes(tables, text, config, seed, folder)
 
 
 def load(folder: str | Path, *, base: str | None = None, **options: Any) -> LoRe:
@@ -114,6 +120,7 @@ def _fit_features(
 
 
 def _fit_votes(votes: Preferences, text: TextModel, config: LoReConfig, seed: int, workdir: Path | None) -> LoRe:
+    texts, votes = open_votes(text, votes)
     ids, seen = votes.users["user_id"].to_pylist(), votes.seen
     train, validation, context = (
         votes.pairs("train", True),
@@ -123,7 +130,7 @@ def _fit_votes(votes: Preferences, text: TextModel, config: LoReConfig, seed: in
     given = concatenate(part._replace(controversial=None, row=None) for part in (train, validation, context))
     rows, index = np.unique(np.concatenate([given.chosen, given.rejected]), return_inverse=True)
     chosen, rejected = np.split(index, 2)
-    tokens = text.tokenize(votes.responses.take(rows))
+    tokens = texts.tokens.select(rows)
     mark = _digest(ids, seen, *given[:3], len(train.user), tokens.flat, tokens.offsets, config, seed)
     if workdir is not None and (workdir / "model" / personal.ABOUT).is_file():
         model = LoRe.restore(personal.read(workdir / "model", text=text))
@@ -137,7 +144,7 @@ def _fit_votes(votes: Preferences, text: TextModel, config: LoReConfig, seed: in
     ours = Comparisons(number[given.user[:fitted]], chosen[:fitted], rejected[:fitted])
     held = np.arange(fitted) >= len(train.user)
     model = _fit(features, ours, held, [ids[u] for u in np.flatnonzero(seen)], config, seed, text=text)
-    model.facts["made_by"] = mark
+    model.facts |= {"made_by": mark, **left_out(votes)}
     if len(context.user):
         z = _differences(model._fit, features, Comparisons(given.user[fitted:], chosen[fitted:], rejected[fitted:]))
         model._learn([ids[user] for user in given.user[fitted:]], z)

@@ -20,6 +20,7 @@ import typer
 from pref_jax import saved
 from pref_jax.errors import UserError
 from pref_jax.files import write_text
+from pref_jax.locks import hold
 from pref_jax.progress import log
 from pref_jax.version import __version__
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 GROUP = "pref_jax.methods"
 STDIN = Path("-")
+# Seconds to wait for another process that changes the same model.
+SAVING = 30.0
 
 
 def _example(*lines: str) -> str:
@@ -190,13 +193,14 @@ def add_votes(
     from pref_jax.data.sources.jsonl.requests import read_user_votes
 
     rows = read_user_votes(votes, user)
-    model = _load(folder, base)
-    many = getattr(model, "add_many", None)
-    if many is None:
-        done = [model.add_votes(name, some) for name, some in rows.items()]
-    else:
-        done = many(list(itertools.chain.from_iterable(rows.values())))
-    model.save(out or folder)
+    with hold(out or folder, beside=True, wait=SAVING):
+        model = _load(folder, base)
+        many = getattr(model, "add_many", None)
+        if many is None:
+            done = [model.add_votes(name, some) for name, some in rows.items()]
+        else:
+            done = many(list(itertools.chain.from_iterable(rows.values())))
+        model.save(out or folder)
     if as_json:
         _write_lines(STDIN, [{"user": added.user, "votes": added.votes, "how": added.how} for added in done])
     for added in done if not as_json else []:
@@ -214,15 +218,18 @@ def remove_user(
 ) -> None:
     """Remove users and all that is kept of them."""
     saved.check_target(out or folder)
-    known, users = saved.users(folder), list(dict.fromkeys(users))
-    unknown = [user for user in users if user not in known]
-    if unknown:
-        some = ", ".join(map(repr, unknown))
-        raise UserError(f"{folder}: nobody was removed, since {some} is not known; pref info {folder} --json lists all")
-    model = _load(folder, base)
-    for user in users:
-        model.remove_user(user)
-    model.save(out or folder)
+    saved.about(folder)
+    users = list(dict.fromkeys(users))
+    with hold(out or folder, beside=True, wait=SAVING):
+        known = saved.users(folder)
+        if unknown := [user for user in users if user not in known]:
+            some = ", ".join(map(repr, unknown))
+            fix = f"pref info {folder} --json lists all"
+            raise UserError(f"{folder}: nobody was removed, since {some} is not known; {fix}")
+        model = _load(folder, base)
+        for user in users:
+            model.remove_user(user)
+        model.save(out or folder)
     if as_json:
         _write_lines(STDIN, [{"user": user, "removed": True} for user in users])
     log(f"removed {', '.join(users)}; saved to {out or folder}")

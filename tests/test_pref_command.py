@@ -284,6 +284,33 @@ def test_remove_user(model, capsys):
     assert not any(b"bo" in (model / name).read_bytes() for name in ("users.parquet", "parameters.safetensors"))
 
 
+HOLD = """
+import sys, time
+from pref_jax.locks import hold
+with hold(sys.argv[1], beside=True):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("command", ["add-votes", "remove-user"])
+def test_changes_of_a_model_come_one_after_another(model, tmp_path, monkeypatch, capsys, command):
+    more = [_write(tmp_path / "more.jsonl", [_vote("cy", LONG, SHORT)])] if command == "add-votes" else ["bo"]
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    for wait, seconds, code in ((0.6, 60, 2), (60.0, 2, 0)):
+        monkeypatch.setattr(cli, "SAVING", wait)
+        first = [sys.executable, "-c", HOLD, str(model), str(seconds)]
+        with subprocess.Popen(first, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdout
+            assert other.stdout.readline() == "held\n"
+            assert _pref(command, model, *more) == code
+            told = capsys.readouterr().err
+            assert f"{model}: in use by process {other.pid} on" in told
+            assert (f"error: {model} is in use by process {other.pid}" in told) == (code == 2)
+            assert (before == {path.name: path.read_bytes() for path in model.iterdir()}) == (code == 2)
+            other.kill()
+
+
 def test_info_tells_what_the_folder_says(model, base, capsys):
     assert _pref("info", model) == 0
     told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())

@@ -79,6 +79,7 @@ def block(own: DataSet) -> Block:
             *_choices(own.every, methods),
             *_limits(own.every, methods),
             *_times(own.every, methods),
+            *checks.left_out([one.work for one in own.every]),
             *checks.notes([one.work for one in own.every]),
         ],
     )

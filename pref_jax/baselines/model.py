@@ -44,7 +44,7 @@ from pref_jax.data.schema import prompt_ids
 from pref_jax.data.votes import vote_rows
 from pref_jax.errors import UserError
 from pref_jax.lm import parameter_files
-from pref_jax.lm.pair_batches import Texts, open_texts
+from pref_jax.lm.pair_batches import Texts
 from pref_jax.lm.text_model import TextModel
 from pref_jax.personal import Added, PersonalReward, Saved, Scores
 from pref_jax.standardiser import Standardiser, standardise
@@ -289,15 +289,15 @@ def fit(
       model = pref_jax.baselines.model.fit("votes.jsonl", config=HeadConfig(method="VPL"), base="Qwen/Qwen3-0.6B")
     """
 
-    def make(tables: Preferences, text: TextModel, folder: Path) -> HeadReward:
-        return _fit(tables, text, config, seed, folder / "training")
+    def make(tables: Preferences, texts: Texts, folder: Path) -> HeadReward:
+        return _fit(tables, texts, config, seed, folder / "training")
 
     how: dict[str, Any] = {"base": base, "text": text, "seed": seed, "workdir": workdir, "options": options}
     return fitting.fit(HeadReward, make, votes, config=config, **how)
 
 
-def _fit(votes: Preferences, text: TextModel, config: HeadConfig, seed: int, folder: Path) -> HeadReward:
-    known, texts, own = votes.pairs(("train", "validation"), seen=True), open_texts(text, votes.responses), config.sizes
+def _fit(votes: Preferences, texts: Texts, config: HeadConfig, seed: int, folder: Path) -> HeadReward:
+    known, text, own = votes.pairs(("train", "validation"), seen=True), texts.model, config.sizes
     prompts = text.states(text.tokenize_prompts(votes.responses))
     states, scale = on_features.open_states(text.states(texts.tokens), prompts, votes.responses["prompt"], known)
     adapters = None

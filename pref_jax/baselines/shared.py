@@ -21,7 +21,7 @@ from pref_jax.errors import UserError
 from pref_jax.lm import backbone, lora, parameter_files
 from pref_jax.lm.config import LMConfig
 from pref_jax.lm.lora import LoRAConfig
-from pref_jax.lm.pair_batches import Texts, open_texts, text_batches
+from pref_jax.lm.pair_batches import Texts, text_batches
 from pref_jax.lm.pairs import apply_head, init_head, pair_states, pairwise_loss, text_states
 from pref_jax.lm.text_model import TextModel
 from pref_jax.mesh import replicated
@@ -225,10 +225,9 @@ def fit(
     """
     chosen = config or FitConfig()
 
-    def make(tables: Preferences, text: TextModel, folder: Path) -> SharedReward:
-        learn, model = tables.pairs(("train", "validation"), seen=True), chosen.model(text.config)
-        training = chosen.training or fitting.default_training(len(learn.user))
-        texts = open_texts(text, tables.responses)
+    def make(tables: Preferences, texts: Texts, folder: Path) -> SharedReward:
+        text, learn = texts.model, tables.pairs(("train", "validation"), seen=True)
+        model, training = chosen.model(text.config), chosen.training or fitting.default_training(len(learn.user))
         params, _ = fit_shared(model, texts, learn, training, folder=folder / "training", seed=seed)
         return SharedReward(text=text, config=model, params=params, votes=given(tables))
 

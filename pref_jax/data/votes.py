@@ -1,5 +1,6 @@
 """Votes from a file or from memory, as the tables that both methods are fitted to."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -47,7 +48,10 @@ def read_votes(
         "test_fraction": test_fraction,
         "unseen_fraction": unseen_fraction,
     }
-    return reader.read(votes, **fractions, seed=seed)
+    found = reader.read(votes, **fractions, seed=seed)
+    if not isinstance(votes, str | Path):
+        return found
+    return dataclasses.replace(found, meta={**found.meta, "path": str(votes)})
 
 
 def as_preferences(votes: Preferences | Votes, *, seed: int = 0) -> Preferences:
