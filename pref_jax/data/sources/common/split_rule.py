@@ -21,13 +21,15 @@ RULE = (
     "large ones alike, so that about that share of the votes is test too; users whose votes would all be test are "
     "left out. Where no vote could be tested so, or more of the drawn votes would be lost with such users than "
     "tested, pairs are drawn instead of prompts, and failing that, votes of users who keep others. By time the latest "
-    "votes are test, or failing that each user's latest. Of the seen users' other votes the validation fraction is "
-    "drawn, at least one where possible, leaving each user one for training; the rest is train (context, for unseen "
-    "users). One user's votes on one pair always stay together."
+    "votes are test, or failing that each user's latest. Unless validation votes of seen users are given, the "
+    "validation fraction of their other votes is drawn, at least one where possible, leaving each user one for "
+    "training; the rest is train (context, for unseen users). One user's votes on one pair always stay together."
 )
 # What is drawn, from the strongest test to the weakest; a split by time comes first only where it is asked for.
 ORDER = ("time", "time of each user", "prompt", "pair", "vote")
 UNITS = {"prompt": "prompts", "pair": "pairs"}
+# Count of the seen users' given validation votes: where there are any, methods choose by them.
+GIVEN_VALIDATION = "rows_with_given_validation"
 # Counts of what is left out.
 LEFT_OUT = (
     "users_under_min_votes",
@@ -177,6 +179,7 @@ def assign_splits(
         "split_by": by,
         "rows_with_given_split": given,
         "rows_assigned": len(words) - given,
+        GIVEN_VALIDATION: int((~found.lost & (votes.words == "validation") & flags[votes.user]).sum()),
         "users_with_given_seen": count - undecided,
         "users_assigned": undecided,
         f"{UNITS.get(by, 'votes')}_drawn_for_test": found.drawn,
@@ -293,8 +296,9 @@ def _validation(
     votes: _Votes, part: np.ndarray, lost: Bool[np.ndarray, " P"], fraction: float | int, rng: np.random.Generator
 ) -> Bool[np.ndarray, " P"]:
     """A fraction of the seen users' votes without a split, at least one where possible; each user keeps one."""
-    rest = (part == "") & votes.seen[votes.user] & ~lost
-    if not fraction:
+    ours = votes.seen[votes.user] & ~lost
+    rest = ours & (part == "")
+    if not fraction or (ours & (part == "validation")).any():
         return np.zeros(len(rest), bool)
     trains = votes.trained(part == "train")
     # Votes on a pair that the user also trains on would be chosen by what was learnt.
@@ -302,11 +306,9 @@ def _validation(
     first = at_most(votes.user, rest & votes.learnable & ~trains[votes.user], 1, rng)
     spare = rest & ~known & ~np.isin(votes.own, votes.own[first])
     units = rng.permutation(np.unique(votes.own[spare]))
-    wanted = round(fraction * int(rest.sum()))
-    if not wanted and (part == "validation").any():
-        return np.zeros(len(rest), bool)
+    wanted = max(round(fraction * int(rest.sum())), 1)
     size = np.bincount(votes.own[spare], minlength=int(votes.own.max()) + 1)[units]
-    return rest & np.isin(votes.own, units[: int(np.searchsorted(np.cumsum(size), max(wanted, 1))) + 1])
+    return rest & np.isin(votes.own, units[: int(np.searchsorted(np.cumsum(size), wanted)) + 1])
 
 
 def _on_both(prompt: Int[np.ndarray, " P"], part: np.ndarray) -> int:
