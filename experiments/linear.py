@@ -27,6 +27,7 @@ from pref_jax.standardiser import fit_standardiser, standardise
 Margins = np.ndarray
 # Users or votes whose [n D] features are gathered at a time.
 BLOCK = 256
+NO_CHOICE = "no vote is held out to choose by"
 OWN_VARIANCES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
@@ -150,7 +151,10 @@ def fitted(task: Task, found: bradley_terry.Fit) -> Model:
 
 
 def _facts(found: bradley_terry.Fit) -> dict[str, Any]:
-    return {"chosen": found.chosen, "candidates": list(found.candidates), "rank": int(found.basis.shape[1])}
+    facts = {"chosen": found.chosen, "candidates": list(found.candidates), "rank": int(found.basis.shape[1])}
+    if found.chosen.get("log_loss", 0) is None:
+        facts["fallback"] = f"{NO_CHOICE}: it is the shared reward of prior variance {found.chosen['variance']:g}"
+    return facts
 
 
 def per_group(task: Task, groups: np.ndarray, config: bradley_terry.LoReConfig | None = None) -> Model:
@@ -167,13 +171,9 @@ def per_group(task: Task, groups: np.ndarray, config: bradley_terry.LoReConfig |
 def single(task: Task, variances: tuple[float, ...] = OWN_VARIANCES) -> Model:
     """A linear reward for each user alone: the MAP of a logistic regression on all features.
 
-    The prior variance is that of a logit, for all users the one of the best log-loss on the validation votes.
-
-    Raises:
-      UserError: if there are no validation votes.
+    The prior variance is that of a logit, for all users the one of the best log-loss on the validation votes; without
+    such votes `bradley_terry.VARIANCE`.
     """
-    if not len(task.validation.user):
-        raise UserError("validation votes: none; hold out at least one vote of some seen users to choose the variance")
     rows = np.unique(np.concatenate([task.answers.chosen, task.answers.rejected]))
     phi = standardise(fit_standardiser(task.features[rows]), jnp.asarray(task.features, jnp.float32))
 
@@ -185,15 +185,17 @@ def single(task: Task, variances: tuple[float, ...] = OWN_VARIANCES) -> Model:
         own = _products(phi, solved(task.train, task.num_seen, variance), task.validation)
         return float(np.logaddexp(0, -own).mean())
 
-    losses = {variance: loss(variance) for variance in variances}
-    best = min(losses, key=lambda variance: losses[variance])
+    chosen_by = len(task.validation.user) > 0
+    losses = {variance: loss(variance) for variance in variances} if chosen_by else {bradley_terry.VARIANCE: None}
+    best = min(losses, key=lambda variance: losses[variance] or 0)
     known = solved(task.answers, task.num_seen, best)
 
     def predict(context: Comparisons, count: int, test: Comparisons) -> Margins:
         return _products(phi, jnp.concatenate([known, solved(context, count, best)]), test)
 
     tried = [{"variance": variance, "log_loss": value} for variance, value in losses.items()]
-    return Model(predict, {"variance": best, "validation_log_loss": losses[best], "candidates": tried})
+    facts = {"variance": best, "validation_log_loss": losses[best], "candidates": tried}
+    return Model(predict, facts if chosen_by else {**facts, "fallback": f"{NO_CHOICE}: prior variance {best:g}"})
 
 
 @jax.jit

@@ -7,28 +7,22 @@ were said to be, and how often they happened. `report.md` has the gain of each m
 """
 
 import dataclasses
-import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from experiments import linear
-from experiments.linear import Model
-from experiments.runner.cli import Config, check_workdir, freeze, launch
+from experiments.runner.cli import Config, check_workdir, freeze
 from experiments.studies.answered_world import AnsweredConfig, draw
 from experiments.studies.planted_world import PlantedConfig, World
-from lore_jax.fitting.bradley_terry import LoReConfig
 from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
-from pref_jax.eval.figures import canvas
-from pref_jax.eval.figures.reliability import Reliability, reliability, reliability_curves
-from pref_jax.eval.metrics import Interval, group_metrics, student_interval
-from pref_jax.eval.reporting import report, results
-from pref_jax.files import read_json, write_json, write_text
+from pref_jax.eval.figures.reliability import reliability
+from pref_jax.eval.metrics import group_metrics
+from pref_jax.eval.reporting import results
+from pref_jax.files import read_json, write_json
 
 DECIDED = " (decided)"
 GRAPH = "CoPL's graph"

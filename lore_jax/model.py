@@ -30,8 +30,6 @@ from pref_jax.progress import log
 
 # Of the votes, where none are held out: those by which the fit chooses.
 HELD_OUT = 0.1
-# Prior variance of a logit under the shared reward, where no vote is left by which to choose it.
-VARIANCE = 1.0
 
 
 def fit(
@@ -182,14 +180,7 @@ def _fit(
         everyone, least = np.ones(len(users), bool), 1 / len(held)
         rng = np.random.default_rng(seed)
         held = hold_out(votes.user, ~held, max(HELD_OUT, least), rng, keep=everyone)
-    validation = votes.take(held)
-    if not held.any():
-        log(f"LoRe: no user has a second vote to hold out, so the shared reward is fitted, prior variance {VARIANCE}")
-        config = dataclasses.replace(
-            config, shared_variances=(VARIANCE,), variances=(), ranks=(), components=(), clusters=0, refit=False
-        )
-        validation = votes
-    found = model_selection.fit(features, votes.take(~held), validation, len(users), config=config)
+    found = model_selection.fit(features, votes.take(~held), votes.take(held), len(users), config=config)
     facts = {
         "chosen": _plain(found.chosen),
         "candidates": [_plain(row) for row in found.candidates],

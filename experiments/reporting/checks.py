@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from experiments.methods import ANSWERS, METHODS
-from experiments.runner.test_labels import TABLE, late, reads
+from experiments.runner.test_labels import TABLE, Answered, late, reads
 from experiments.runner.workspace import Workspace
 from pref_jax.data.checks import leakage
 from pref_jax.data.checks.leakage import Leak
@@ -68,6 +68,18 @@ def section(works: Sequence[Workspace]) -> Section:
         for leak in everything(work)
     ]
     return Section("Leakage checks", bullets(lines))
+
+
+def told(every: Sequence[Answered]) -> list[str]:
+    """What the data's split left out or could not do, and which methods had nothing to choose by."""
+    found: dict[str, list[str]] = {}
+    for one in every:
+        for text in one.data.meta.get("told", ()):
+            found.setdefault(text, []).append(str(one.work.seed))
+        for name, facts in one.facts.items():
+            if "fallback" in facts:
+                found.setdefault(f"{name}: {facts['fallback']}", []).append(str(one.work.seed))
+    return [f"{text} (seed {', '.join(seeds)})" for text, seeds in found.items()]
 
 
 def notes(works: Sequence[Workspace]) -> list[str]:

@@ -101,6 +101,7 @@ def _findings(every: list[Answered]) -> list[str]:
                     f"{method} against {base}, {who}, seed {own.work.seed}: {100 * gap.mean:+.1f} points{span} "
                     f"(mean over {gap.n} users, 95 % bootstrap)."
                 )
+    found += [f"{text}." for text in checks.told(every)]
     for method in dict.fromkeys(name for own in every for name in own.margins):
         facts = [own.facts[method] for own in every if method in own.facts]
         if method == "CoPL":

@@ -46,6 +46,8 @@ from pref_jax.data import preferences
 from pref_jax.data.label_masking import mask_labels
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.schema import prompt_ids
+from pref_jax.data.sources.common.split_rule import GIVEN_VALIDATION
+from pref_jax.data.splits import hold_out_new
 from pref_jax.data.text.same_tokens import without
 from pref_jax.digests import check_inputs
 from pref_jax.errors import UserError
@@ -213,13 +215,15 @@ class Workspace:
         """The votes that CoPL's graph is made of, or with "validation" is stopped by: of seen users only.
 
         What the reward models are chosen by is not among them (`held_out`): a graph that knew these answers would tell
-        them to its users' embeddings.
+        them to its users' embeddings. Given validation votes stop the graph too: it is not made of them.
         """
         pairs = self.data.pairs(split, seen=True)
+        if split == "validation" and self.validation_is_given:
+            return pairs
         return pairs.take(~self.held_out(pairs, self.config.reward.holdout_fraction))
 
     def votes_by_prompt(self, fraction: float) -> tuple[Comparisons, Comparisons]:
-        """The seen users' votes to learn from, and those on a `fraction` of the prompts, to choose by.
+        """The seen users' votes to learn from, and those to choose by: given ones, or on a `fraction` of the prompts.
 
         Test prompts are new to a model, so what it is chosen by must be new too: on prompts it has seen, remembering
         their responses looks like understanding them. Methods of a run that hold out the same part hold out the same
@@ -230,11 +234,27 @@ class Workspace:
         return pairs.take(~held), pairs.take(held)
 
     def held_out(self, pairs: Comparisons, fraction: float) -> np.ndarray:
-        """bool [P]: which pairs are on the held-out prompts, a fraction of those that seen users voted on."""
-        prompt = prompt_ids(self.data.responses["prompt"])
-        distinct = np.unique(prompt[self.data.pairs(("train", "validation"), seen=True).chosen])
-        held = np.random.default_rng([self.seed, 5]).permutation(distinct)[: round(fraction * len(distinct))]
-        return np.isin(prompt[pairs.chosen], held)
+        """bool [P]: which pairs are held out, to choose by: all of them, or none, of one prompt.
+
+        Where validation votes were given with the votes, these; otherwise the votes on a fraction of the prompts that
+        seen users voted on, at least one. Where all is on one prompt, they are drawn by pairs of responses, and of
+        one pair by votes of users who have others; where that leaves none, none. A `fraction` of 0 holds nothing out.
+        """
+        if fraction <= 0:
+            return np.zeros(len(pairs.row), bool)
+        if self.validation_is_given:
+            return np.isin(pairs.row, self.data.pairs("validation", seen=True).row)
+        known = self.data.pairs(("train", "validation"), seen=True)
+        prompt = prompt_ids(self.data.responses["prompt"])[known.chosen]
+        sides = np.sort(np.stack([known.chosen, known.rejected]), axis=0)
+        pair = np.unique(sides, axis=1, return_inverse=True)[1].reshape(-1)
+        held = hold_out_new(prompt, pair, known.user, fraction, np.random.default_rng([self.seed, 5]))
+        return np.isin(pairs.row, known.row[held])
+
+    @property
+    def validation_is_given(self) -> bool:
+        """Whether votes to choose by came with the data, rather than were drawn."""
+        return self.data.meta.get("assigned", {}).get(GIVEN_VALIDATION, 0) > 0
 
     @property
     def context_pairs(self) -> float:

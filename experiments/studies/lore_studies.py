@@ -27,7 +27,7 @@ from experiments.runner.workspace import Workspace, log
 from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
 from pref_jax.eval.figures import plots
-from pref_jax.eval.metrics import Interval, student_interval, user_accuracy
+from pref_jax.eval.metrics import Interval, is_loss, student_interval, user_accuracy
 from pref_jax.eval.reporting import report, results
 from pref_jax.eval.reporting.report import Section
 from pref_jax.ragged import ranges
@@ -200,7 +200,10 @@ def _trials(models: Models, name: str, shots: int, trials: int) -> dict[str, Int
     accuracy = right.accuracy.reshape(trials, count)[:, tested].mean(1)
     loss = np.logaddexp(0, -margins).reshape(trials, -1).mean(1)
     values = {"unseen/accuracy": accuracy, "unseen/log_loss": loss}
-    return {metric: student_interval(value, over="trials") for metric, value in values.items()}
+    return {
+        metric: student_interval(value, over="trials", fractions=not is_loss(metric))
+        for metric, value in values.items()
+    }
 
 
 def draw(votes: Comparisons, *, shots: int, trials: int, num_users: int, seed: int) -> Comparisons:

@@ -3,7 +3,7 @@
 Axis letters: U users, n votes per user (padded), N responses, D features, K basis, G groups.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +19,11 @@ from lore_jax.fitting.lbfgs import LineSearch, minimise
 from lore_jax.weights.precision import full_matmul_precision
 from pref_jax.comparisons import Votes
 from pref_jax.errors import UserError
+from pref_jax.progress import log
 from pref_jax.standardiser import Standardiser, fit_standardiser, standardise
+
+# Prior variance of a logit under the shared reward, where no vote is left by which to choose it.
+VARIANCE = 1.0
 
 
 class Fit(NamedTuple):
@@ -111,32 +115,40 @@ def shared_program(features, table: Table, mask, strength, *, line_search: LineS
     return direction, priors.votes(features, table, direction[:, None])[..., 0], history
 
 
-def scores(loss: np.ndarray, logits: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """Mean log-loss and accuracy of the masked votes [U n]; a tie, logit 0, is half right."""
-    count = max(int(mask.sum()), 1)
+def scores(loss: np.ndarray, logits: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
+    """Mean log-loss and accuracy of the masked votes [U n], None without any; a tie, logit 0, is half right."""
+    if not (count := int(mask.sum())):
+        return {"log_loss": None, "accuracy": None}
     right = (logits > 0) + 0.5 * (logits == 0)
     return {"log_loss": float((loss * mask).sum() / count), "accuracy": float((right * mask).sum() / count)}
 
 
 def shared_search(features, table: Table, members: np.ndarray, config: LoReConfig):
-    """Tries every strength on the members' votes; (candidates, index of the best, its loss of every vote)."""
+    """Tries every strength on the members' votes; (candidates, index of the best, its loss of every vote).
+
+    Where none of these is a validation vote, `VARIANCE` alone.
+    """
     known, seen = (np.asarray(part) & members[:, None] for part in (table.train, table.validation))
     candidates, losses = [], []
-    for variance in config.shared_variances:
+    for variance in config.shared_variances if seen.any() else (VARIANCE,):
         strength = np.float32(features.shape[1] / variance)
         _, logits, _ = shared_program(features, table, known, strength, line_search=config.line_search)
         logits = np.asarray(logits)
         losses.append(np.logaddexp(0, -logits))
         told = scores(losses[-1], logits, seen)
         candidates.append({"kind": "shared", "rank": 1, "variance": variance, **told})
-    best = int(np.argmin([c["log_loss"] for c in candidates]))
+    best = min(range(len(candidates)), key=lambda index: candidates[index]["log_loss"])
     return candidates, best, losses[best]
 
 
-def need_validation(table: Table) -> None:
-    """UserError if no vote is held out."""
-    if not np.asarray(table.validation).any():
-        raise UserError("validation votes: none; hold out at least one vote of some seen users to choose the shrinkage")
+def choosable(table: Table, config: LoReConfig) -> LoReConfig:
+    """The config; or one of the shared reward alone, which is told, without a vote to choose by or a second user."""
+    train, validation = np.asarray(table.train), np.asarray(table.validation)
+    if validation.any() and (train | validation).any(1).sum() > 1:
+        return config
+    lacking = "there is one user" if validation.any() else f"no vote is held out (prior variance {VARIANCE:g})"
+    log(f"LoRe: nothing to choose by, as {lacking}: the shared reward is fitted")
+    return replace(config, variances=(), ranks=(), components=(), clusters=0)
 
 
 def shared(
@@ -149,8 +161,10 @@ def shared(
 ) -> Fit:
     """Bradley-Terry on features (K = 1), with the L2 strength of the lowest validation log-loss; exact (L-BFGS).
 
+    Without validation votes the prior variance of a logit is `VARIANCE`.
+
     Args: features [N D]; votes of seen users; num_users.
-    Raises: UserError for bad indices or features, or no validation votes.
+    Raises: UserError for bad indices or features.
     """
     return per_group(features, train, validation, np.zeros(num_users, np.int32), config=config)._replace(kind="shared")
 
@@ -171,7 +185,6 @@ def per_group(
     group = np.asarray(group)
     num_users, num_groups = len(group), int(group.max(initial=0)) + 1
     table, standardiser, phi = prepare(features, train, validation, num_users)
-    need_validation(table)
     padded = np.concatenate([group, np.full(table.train.shape[0] - num_users, -1)])
     directions, taken, everything, history = [], [], [], jnp.zeros(0)
     for index in range(num_groups):

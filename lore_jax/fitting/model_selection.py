@@ -28,7 +28,7 @@ from lore_jax.fitting import gaussian_mixture, priors
 from lore_jax.fitting.bradley_terry import (
     Fit,
     LoReConfig,
-    need_validation,
+    choosable,
     prepare,
     scores,
     shared_search,
@@ -65,7 +65,7 @@ class _Leaderboard:
         """A personal fit: its scores, and its gain in log-loss over the shared reward with users as clusters."""
         loss, logits = np.asarray(outcome.loss), np.asarray(outcome.logits)
         gains = ((self._baseline - loss) * self._held).sum(1)[self._held.any(1)]
-        error = float(np.sqrt(len(gains)) * gains.std(ddof=1)) if len(gains) > 1 else float("inf")
+        error = float(np.sqrt(len(gains)) * gains.std(ddof=1)) if len(gains) > 1 else None
         self.fits[len(self.rows)] = outcome
         told = scores(loss, logits, self._held)
         self.rows.append({**what, **told, "gain": float(gains.sum()), "gain_error": error})
@@ -101,13 +101,17 @@ def _try_all(start: Initialization, tried: _Leaderboard, config: LoReConfig, tel
 
 def _choose(start: Initialization, tried: _Leaderboard, config: LoReConfig) -> int:
     """The candidate to take, for people of all their answers and of few alike."""
-    able = [i for i in tried.fits if tried.rows[i]["gain"] > config.min_gain_se * tried.rows[i]["gain_error"]]
+    # Of one user's votes a gain has no error that would tell it from chance.
+    errors = {i: error for i in tried.fits if (error := tried.rows[i]["gain_error"]) is not None}
+    able = [i for i, error in errors.items() if tried.rows[i]["gain"] > config.min_gain_se * error]
     last = tried.best_per_kind(PERSONAL, able if config.allow_shared else tried.fits)
     if config.allow_shared or not last:
         last.append(tried.best)
     some = _some(np.asarray(start.mask), config.few_shot_context, config.seed)
     for index in last:
         tried.score_few_shot(start, some, index)
+    if len(last) == 1:
+        return last[0]
     return min(last, key=lambda index: tried.rows[index]["log_loss"] + tried.rows[index]["few_log_loss"])
 
 
@@ -158,8 +162,9 @@ def fit(
       validation: other votes of theirs.
       num_users: users are numbered 0 to num_users - 1.
       config: what to try; None: `LoReConfig.quick()`.
-    Returns: a `Fit` of kind "gaussian", "mixture", "simplex", "clusters" or "shared".
-    Raises: UserError for bad indices or features, or no validation votes.
+    Returns: a `Fit` of kind "gaussian", "mixture", "simplex", "clusters" or "shared", the last without validation
+      votes.
+    Raises: UserError for bad indices or features.
     Source: the reward of LoRe (arXiv 2504.14439, eq. 1) under an empirical-Bayes prior, which is this project's.
 
     Example:
@@ -168,7 +173,7 @@ def fit(
     """
     config = config or LoReConfig.quick()
     table, standardiser, phi = prepare(features, train, validation, num_users)
-    need_validation(table)
+    config = choosable(table, config)
     with _progress(config) as tell:
         compile_ahead(phi, table, config, tell)
         tell("shared reward")
