@@ -192,21 +192,21 @@ class Workspace:
         """The votes that CoPL's graph is made of, or with "validation" is stopped by: of seen users only.
 
         What the reward models are chosen by is not among them (`held_out`): a graph that knew these answers would tell
-        them to its users' embeddings.
+        them to its users' embeddings. Ties are among them unless `graph.ties` is False.
         """
-        pairs = self.data.pairs(split, seen=True)
+        pairs = self.data.pairs(split, seen=True, ties=self.graph.ties)
         return pairs.take(~self.held_out(pairs, self.config.reward.holdout_fraction))
 
-    def votes_by_prompt(self, fraction: float) -> tuple[Comparisons, Comparisons]:
+    def votes_by_prompt(self, fraction: float, *, ties: bool = False) -> tuple[Comparisons, Comparisons]:
         """The seen users' votes to learn from, and those on a `fraction` of the prompts, to choose by.
 
         Test prompts are new to a model, so what it is chosen by must be new too: on prompts it has seen, remembering
         their responses looks like understanding them. Methods of a run that hold out the same part hold out the same
-        prompts.
+        prompts. With `ties` they too are learned from; what is chosen by is decided.
         """
-        pairs = self.data.pairs(("train", "validation"), seen=True)
+        pairs = self.data.pairs(("train", "validation"), seen=True, ties=ties)
         held = self.held_out(pairs, fraction)
-        return pairs.take(~held), pairs.take(held)
+        return pairs.take(~held), pairs.take(held & ~pairs.tie)
 
     def held_out(self, pairs: Comparisons, fraction: float) -> np.ndarray:
         """bool [P]: which pairs are on the held-out prompts, a fraction of those that seen users voted on."""
@@ -271,7 +271,9 @@ def training(section: Config, where: str, *, batch_size: int) -> TrainingConfig:
     """A config's section with an `optimizer` as settings of a training on pairs of texts."""
     names = ("accumulate", "eval_batch_size", "checkpoint_every", "log_every", "share_prefix")
     recipe = freeze(OptimizerConfig, section.optimizer, f"{where}.optimizer")
-    return TrainingConfig(optimizer=recipe, batch_size=batch_size, **{name: section[name] for name in names})
+    own = {name: section[name] for name in names}
+    own |= {name: section[name] for name in ("ties", "strengths") if name in section}
+    return TrainingConfig(optimizer=recipe, batch_size=batch_size, **own)
 
 
 def workspaces(config: Config, workdir: Path) -> Iterator[Workspace]:
