@@ -73,6 +73,8 @@ def reward(*, batch_size: int, eval_batch_size: int, num_steps: int, lr: float, 
             "checkpoint_every": 50,
             "log_every": 10,
             "share_prefix": True,  # decoders read the beginning that a pair's texts share once, where that saves work
+            "ties": True,  # ties are learned from; False: left out
+            "strengths": "levels",  # what strengths of votes are for: levels, weight, margin, ignore
             "remat": "none",  # what the backward pass keeps of a block: all, "dots" its products, "full" nothing
             "experts": {"num_experts": 8, "rank": 8, "dropout": 0.1, "targets": ("q_proj", "v_proj")},
             "gate": {

@@ -3,8 +3,8 @@
 command   python -m experiments.vote_kinds --config=configs/vote_kinds.py --workdir=runs/vote_kinds
 variants  (none) three seeds; smoke: seconds, for tests, too small to mean anything
 hardware  2 CPU cores, 2 GB of memory
-worlds    tastes are mixtures of 4 directions in 32 features, Dirichlet(0.1); answers by noisy margins. LoRe is tested on
-          responses that nobody voted on, CoPL's graph on further pairs of those that people voted on
+worlds    tastes are mixtures of 4 directions in 32 features, Dirichlet(0.1); answers by noisy margins. LoRe is tested
+          on responses that nobody voted on, CoPL's graph on further pairs of those that people voted on
 """
 
 from ml_collections import ConfigDict

@@ -30,6 +30,7 @@ from experiments.runner.workspace import Workspace, log, making, require, stage,
 from pref_jax.data.preferences import Preferences
 from pref_jax.errors import UserError
 from pref_jax.files import read_json, write_json
+from pref_jax.graded import read_scale
 from pref_jax.lm.pair_batches import Texts
 from pref_jax.mesh import replicated
 
@@ -105,8 +106,9 @@ def fit_and_keep(work: Workspace, method: str, table: np.ndarray) -> None:
     Its learning votes are those of seen users, but for the part of the prompts that is held out. A table of group
     numbers in place of embeddings gives each group an expert: the oracle.
     """
-    folder, (learn, _) = work.method_folder(method), work.votes_by_prompt(work.config.reward.holdout_fraction)
-    settings, texts, groups = work.reward, work.texts, 0 if table.ndim > 1 else int(table.max()) + 1
+    folder, settings, texts = work.method_folder(method), work.reward, work.texts
+    learn, _ = work.votes_by_prompt(work.config.reward.holdout_fraction, ties=settings.training.ties)
+    groups = 0 if table.ndim > 1 else int(table.max()) + 1
     with making(folder / "model") as part:
         if part is not None:
             log(f"seed {work.seed}: {method}, training")
@@ -128,8 +130,9 @@ def adapt(work: Workspace) -> None:
             responses=responses,
             seen=data.seen,
             train_pairs=data.pairs("train", seen=True),
-            context=data.pairs("train", seen=False),
+            context=data.pairs("train", seen=False, ties=work.graph.ties),
             unseen=np.flatnonzero(~data.seen),
+            scale=read_scale(read_json(work.folder / "graph" / "graph.json").get("scale")),
         )
         np.save(part / "users.npy", found.embeddings)
         facts = {
@@ -174,7 +177,7 @@ def evaluate(work: Workspace, method: str, table: np.ndarray) -> tuple[RewardCon
     )
     np.save(folder / "held_out.npy", chosen_by)
     trained = read_json(folder / "model" / "model.json")
-    facts = {name: trained[name] for name in ("trainable_parameters", "was_resumed")}
+    facts = {name: trained[name] for name in ("trainable_parameters", "was_resumed", "scale") if name in trained}
     return config, params, margins, {**facts, "truncated_responses": work.texts.tokens.truncated}
 
 

@@ -7,7 +7,7 @@ from experiments.runner.test_labels import TABLE, Answered, late, reads
 from experiments.runner.workspace import Workspace
 from pref_jax.data.checks import leakage
 from pref_jax.data.checks.leakage import Leak
-from pref_jax.data.text.same_tokens import told
+from pref_jax.data.text import same_tokens
 from pref_jax.eval.reporting.report import Section, bullets
 from pref_jax.files import read_json, write_json
 
@@ -57,7 +57,7 @@ def everything(work: Workspace) -> list[Leak]:
 
 def left_out(works: Sequence[Workspace]) -> list[str]:
     """For each seed, how many votes stand in no score because the transformer cannot tell their sides apart."""
-    return [f"seed {work.seed}: {note}" for work in works if (note := told(work.data))]
+    return [f"seed {work.seed}: {note}" for work in works if (note := same_tokens.told(work.data))]
 
 
 def section(works: Sequence[Workspace]) -> Section:

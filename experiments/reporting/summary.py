@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.methods import METHODS
+from experiments.methods import METHODS, ignored
 from experiments.reporting import checks
 from experiments.runner.cli import Config
 from experiments.runner.test_labels import Answered, answered
@@ -109,7 +109,7 @@ def _findings(every: list[Answered]) -> list[str]:
         if "dead_experts" in facts[0]:
             counts = ", ".join(str(own["dead_experts"]) for own in facts)
             found.append(f"{method}: of {_experts(facts[0])}, so many serve no seen user, by seed: {counts}.")
-    return found
+    return found + ignored(every[0].data, list(every[0].margins))
 
 
 def _kinds(data: Preferences, *, by_votes: bool) -> dict[str, np.ndarray]:

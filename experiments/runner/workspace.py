@@ -215,23 +215,24 @@ class Workspace:
         """The votes that CoPL's graph is made of, or with "validation" is stopped by: of seen users only.
 
         What the reward models are chosen by is not among them (`held_out`): a graph that knew these answers would tell
-        them to its users' embeddings. Given validation votes stop the graph too: it is not made of them.
+        them to its users' embeddings. Given validation votes stop the graph too: it is not made of them. Ties are
+        among them unless `graph.ties` is False.
         """
-        pairs = self.data.pairs(split, seen=True)
+        pairs = self.data.pairs(split, seen=True, ties=self.graph.ties)
         if split == "validation" and self.validation_is_given:
             return pairs
         return pairs.take(~self.held_out(pairs, self.config.reward.holdout_fraction))
 
-    def votes_by_prompt(self, fraction: float) -> tuple[Comparisons, Comparisons]:
+    def votes_by_prompt(self, fraction: float, *, ties: bool = False) -> tuple[Comparisons, Comparisons]:
         """The seen users' votes to learn from, and those to choose by: given ones, or on a `fraction` of the prompts.
 
         Test prompts are new to a model, so what it is chosen by must be new too: on prompts it has seen, remembering
         their responses looks like understanding them. Methods of a run that hold out the same part hold out the same
-        prompts.
+        prompts. With `ties` they too are learned from; what is chosen by is decided.
         """
-        pairs = self.data.pairs(("train", "validation"), seen=True)
+        pairs = self.data.pairs(("train", "validation"), seen=True, ties=ties)
         held = self.held_out(pairs, fraction)
-        return pairs.take(~held), pairs.take(held)
+        return pairs.take(~held), pairs.take(held & ~pairs.tie)
 
     def held_out(self, pairs: Comparisons, fraction: float) -> np.ndarray:
         """bool [P]: which pairs are held out, to choose by: all of them, or none, of one prompt.
@@ -243,8 +244,8 @@ class Workspace:
         if fraction <= 0:
             return np.zeros(len(pairs.row), bool)
         if self.validation_is_given:
-            return np.isin(pairs.row, self.data.pairs("validation", seen=True).row)
-        known = self.data.pairs(("train", "validation"), seen=True)
+            return np.isin(pairs.row, self.data.pairs("validation", seen=True, ties=True).row)
+        known = self.data.pairs(("train", "validation"), seen=True, ties=True)
         prompt = prompt_ids(self.data.responses["prompt"])[known.chosen]
         sides = np.sort(np.stack([known.chosen, known.rejected]), axis=0)
         pair = np.unique(sides, axis=1, return_inverse=True)[1].reshape(-1)
@@ -312,7 +313,9 @@ def training(section: Config, where: str, *, batch_size: int) -> TrainingConfig:
     """A config's section with an `optimizer` as settings of a training on pairs of texts."""
     names = ("accumulate", "eval_batch_size", "checkpoint_every", "log_every", "share_prefix")
     recipe = freeze(OptimizerConfig, section.optimizer, f"{where}.optimizer")
-    return TrainingConfig(optimizer=recipe, batch_size=batch_size, **{name: section[name] for name in names})
+    own = {name: section[name] for name in names}
+    own |= {name: section[name] for name in ("ties", "strengths") if name in section}
+    return TrainingConfig(optimizer=recipe, batch_size=batch_size, **own)
 
 
 def workspaces(config: Config, workdir: Path) -> Iterator[Workspace]:
