@@ -3,7 +3,7 @@
 Axis letters: M texts, N distinct answers, P pairs or votes, U users, Q distinct strings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -152,8 +152,11 @@ def assemble(
     groups: Sequence[str | None] | pa.Array,
     seen: Bool[np.ndarray, "U"],
     meta: dict[str, Any],
+    more: Mapping[str, Any] | None = None,
+    ratings: Mapping[str, Any] | None = None,
+    test: bool = True,
 ) -> Preferences:
-    """Builds the tables; answers that no pair uses are left away.
+    """Builds the tables; answers that no pair and no rating uses are left away.
 
     Args:
       found: all answers.
@@ -166,16 +169,23 @@ def assemble(
       groups: [U].
       seen: [U].
       meta: for `build`.
+      more: further columns of comparisons, such as `outcome`.
+      ratings: columns of ratings, `response` as place in `found`.
+      test: as for `build`.
 
     Raises:
       UserError: as `build` does.
     """
-    used, place = np.unique(np.concatenate([chosen, rejected]), return_inverse=True)
-    columns = {"user": user, "chosen": place[: len(chosen)], "rejected": place[len(chosen) :]}
+    rated = np.zeros(0, np.int64) if ratings is None else np.asarray(ratings["response"])
+    used, place = np.unique(np.concatenate([chosen, rejected, rated]), return_inverse=True)
+    pairs = len(chosen)
+    columns = {"user": user, "chosen": place[:pairs], "rejected": place[pairs : 2 * pairs]}
     words = pa.array(SPLITS).take(pa.array(split))
     return build(
         {"user_id": user_ids, "group": groups, "seen": seen},
         found.table(used),
-        {**columns, "split": words, "controversial": controversial},
+        {**columns, "split": words, "controversial": controversial, **(more or {})},
         meta,
+        ratings=None if ratings is None else {**ratings, "response": place[2 * pairs :]},
+        test=test,
     )
