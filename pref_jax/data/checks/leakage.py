@@ -142,10 +142,7 @@ def _formatting(preferences: Preferences, seed: int) -> Leak:
     prompt = prompt_ids(preferences.responses["prompt"])[pairs.chosen]
     if len(np.unique(prompt)) < 2:
         return Leak("formatting", False, "formatting-only was not judged: there is one training prompt", {})
-    judged, place = np.unique(np.concatenate([pairs.chosen, pairs.rejected]), return_inverse=True)
-    table = formatting.features(preferences.responses["text"].take(pa.array(judged)).to_pylist())
-    chosen, rejected = table[place.reshape(2, -1)]
-    found = formatting.fit(chosen - rejected, prompt, seed=seed)
+    found = formatting.fit(formatting.differences(preferences.responses, pairs), prompt, seed=seed)
     low, high = found.interval
     share = f"{found.accuracy:.1%} [{low:.1%}, {high:.1%}]"
     numbers = {"accuracy": found.accuracy, "low": low, "high": high, "weights": _weights(found.weights)}
