@@ -96,6 +96,13 @@ def test_traps_are_counted(folder):
     assert facts["preferences_of_one_text"] == 1
 
 
+def test_busy_workers_are_cut_and_told(folder, capsys):
+    data = ukp_convarg.read(folder, max_votes_per_user=2, **NO_TEST)
+    assert data.meta["filtered"]["over_max_votes_per_user"] == 1
+    assert [row[0] for row in rows(data)].count("w1") == 2
+    assert "1 judgements of 1 workers are left out, max_votes_per_user=2" in capsys.readouterr().err
+
+
 def test_controversial_pairs_are_those_of_which_people_disagree(folder):
     data = ukp_convarg.read(folder, **NO_TEST)
     found = {
@@ -155,7 +162,7 @@ def test_options_are_checked_before_files(tmp_path):
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real corpus is not at hand; set PREF_JAX_UKP to its folder")
 def test_the_real_corpus_is_read_whole():
-    data = sources.read("ukp_convarg", path=SHARED, seed=0)
+    data = sources.read("ukp_convarg", path=SHARED, seed=0, max_votes_per_user=None)
     facts, filtered = data.meta["in_source"], data.meta["filtered"]
     assert (facts["files"], facts["pairs"], facts["workers"], facts["without_time"]) == (32, 16_927, 3_815, 0)
     assert (facts["preferences"], facts["ties"]) == (65_340, 19_105)

@@ -31,18 +31,22 @@ from pref_jax.data.sources.common.columns import Answers, Sieve, answers, assemb
 from pref_jax.data.sources.common.options import RowSplitOptions, flat_options
 from pref_jax.data.sources.common.split_rule import LEFT_OUT, RULE, assign_splits
 from pref_jax.data.sources.common.vote_tables import disputed
+from pref_jax.data.splits import at_most, check_options
 from pref_jax.errors import Faults, UserError
 from pref_jax.progress import log
 
 REPOSITORY = "https://github.com/UKPLab/acl2016-convincing-arguments"
 FOLDERS = ("", "UKPConvArg1-full-XML", "data/UKPConvArg1-full-XML")
 FILES = 32
+# The fit of LoRe lays out as many places for every user as the busiest one has votes.
+MOST_VOTES = 1024
 SIGNS = {"a1": 1, "a2": -1, "equal": 0}
 PROMPT = "Debate: {title}\nArgue for this side: {side}"
 OWN_RULE = (
     "A user is a worker. The prompt is the debate's title and the side; equal texts under one prompt are one response, "
     "whatever their ids. Left out: pairs of two sides, of one text twice or without a text; of a worker's repeated "
-    "judgements of one pair all but the first, and all where they differ. 'equal' is a tie. Controversial: those who "
+    "judgements of one pair all but the first, and all where they differ; of a worker's judgements those beyond "
+    "max_votes_per_user, drawn at random. 'equal' is a tie. Controversial: those who "
     "preferred one of a pair disagree; null for fewer than two."
 )
 _FIX = "fetch the file again, or restore it: other versions of the corpus are not known to this program"
@@ -60,11 +64,14 @@ class Judgement(NamedTuple):
 
 
 @flat_options(split=RowSplitOptions())
-def read(path: str | Path, *, split: RowSplitOptions, seed: int = 0) -> Preferences:
-    """Reads the corpus, all judgements of all files that are there.
+def read(
+    path: str | Path, *, max_votes_per_user: int | None = MOST_VOTES, split: RowSplitOptions, seed: int = 0
+) -> Preferences:
+    """Reads the corpus: all files that are there.
 
     Args:
       path: folder of the XML files, or a clone of the repository.
+      max_votes_per_user: of workers with more, so many are drawn at random; None: all. A few have thousands.
       split: its fields are keyword options, see `RowSplitOptions`.
       seed: of all draws.
 
@@ -72,6 +79,7 @@ def read(path: str | Path, *, split: RowSplitOptions, seed: int = 0) -> Preferen
       UserError: for bad options, no files, or files of another layout, naming every pair at fault.
     """
     split.rule()
+    check_options(fractions={}, counts={"max_votes_per_user": max_votes_per_user or 1})
     files = xml_files(Path(path))
     facts: Counter[str] = Counter(files=len(files))
     given = [judgement for file in files for judgement in _judgements(file, facts)]
@@ -79,7 +87,7 @@ def read(path: str | Path, *, split: RowSplitOptions, seed: int = 0) -> Preferen
         raise UserError(f"{path}: the {len(files)} files hold no judgements; {_FIX}")
     if len(files) < FILES:
         log(f"{path}: {len(files)} of the {FILES} files of the whole corpus are here; they are read")
-    return _tables(given, facts, split, seed)
+    return _tables(given, facts, max_votes_per_user, split, seed)
 
 
 def xml_files(folder: Path) -> list[Path]:
@@ -155,7 +163,10 @@ class _Coded(NamedTuple):
         return _Coded(*(column[rows] for column in self))
 
 
-def _tables(given: list[Judgement], facts: Counter[str], split: RowSplitOptions, seed: int) -> Preferences:
+def _tables(
+    given: list[Judgement], facts: Counter[str], limit: int | None, split: RowSplitOptions, seed: int
+) -> Preferences:
+    rng = np.random.default_rng(seed)
     workers = number(pa.array([judgement.worker for judgement in given], pa.string()))
     prompts = number(pa.array([judgement.prompt for judgement in given], pa.string()))
     texts = number(pa.array([text for judgement in given for text in judgement.texts], pa.string()))
@@ -167,6 +178,12 @@ def _tables(given: list[Judgement], facts: Counter[str], split: RowSplitOptions,
     item = unordered(left, right, len(found.text))
     coded = _Coded(workers.code, low, high, np.where(left < right, sign, -sign), item)
     sieve = _sieve(given, coded)
+    if limit is not None:
+        over = sieve.keep & ~at_most(coded.user, sieve.keep, limit, rng)
+        sieve.drop("over_max_votes_per_user", over)
+        if over.any():
+            some = len(np.unique(coded.user[over]))
+            log(f"UKPConvArg1: {over.sum()} judgements of {some} workers are left out, max_votes_per_user={limit}")
     if not sieve.keep.any():
         raise UserError(f"no judgements are left after filtering ({sieve.counts}); {_FIX}")
     kept = np.flatnonzero(sieve.keep)
@@ -177,12 +194,13 @@ def _tables(given: list[Judgement], facts: Counter[str], split: RowSplitOptions,
         "licence": "CC-BY-4.0",
         "rule": f"{OWN_RULE} {RULE}",
         "seed": seed,
+        "options": {"max_votes_per_user": limit, **dataclasses.asdict(split)},
         "in_source": dict(facts),
         "filtered": sieve.counts,
     }
     time = np.array([_time(given[row].time) for row in kept], "datetime64[us]")
     meta["in_source"]["without_time"] = int(np.isnat(time).sum())
-    return _split(found, workers.distinct, coded.take(kept), time, meta, split, seed)
+    return _split(found, workers.distinct, coded.take(kept), time, meta, split, rng)
 
 
 def _time(text: str | None) -> datetime.datetime | None:
@@ -216,14 +234,13 @@ def _split(
     time: np.ndarray,
     meta: dict[str, Any],
     split: RowSplitOptions,
-    seed: int,
+    rng: np.random.Generator,
 ) -> Preferences:
     seconds = np.where(np.isnat(time), np.nan, time.astype(np.int64) / 1e6)
     nobody = [None] * len(workers)
-    rule, rng = split.rule(), np.random.default_rng(seed)
     prompt = found.prompt[votes.left]
     made = assign_splits(
-        votes.user, prompt, votes.item, [None] * len(time), nobody, rule, rng, seconds, testable=votes.sign != 0
+        votes.user, prompt, votes.item, [None] * len(time), nobody, split.rule(), rng, seconds, testable=votes.sign != 0
     )
     for sentence in made.told:
         log(f"UKPConvArg1: {sentence}")
@@ -242,7 +259,6 @@ def _split(
         seen=made.seen[people],
         meta={
             **meta,
-            "options": dataclasses.asdict(split),
             "assigned": made.counts,
             "told": made.told,
             "filtered": meta["filtered"] | {name: made.counts[name] for name in LEFT_OUT},
