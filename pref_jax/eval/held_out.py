@@ -5,7 +5,7 @@ Axis letters: P test pairs, U users, N responses.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64
@@ -30,6 +30,7 @@ MEANINGS = {
 }
 
 
+@runtime_checkable
 class Scored(Protocol):
     """What is asked of a `pref_jax.personal.PersonalReward`."""
 

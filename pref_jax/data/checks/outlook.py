@@ -133,4 +133,5 @@ def _few(found: dict[str, Any]) -> str:
     median = found["votes_per_user"]["median"]
     if median > FEW:
         return ""
-    return f"Half of the users gave {median:g} votes or fewer: their rewards will stay close to the shared one."
+    most = f"{median:g} vote{'s' * (median != 1)}"
+    return f"Half of the users gave {most} at most: their rewards will stay close to the shared one."

@@ -59,7 +59,7 @@ def overview(preferences: Preferences, *, seed: int = 0) -> dict[str, Any]:
 
 
 def histogram(counts: Int[np.ndarray, " n"]) -> dict[str, int]:
-    """How many of the counts are 1, 2, 3-4, 5-8 and so on, and 0 if there are any; without empty ends.
+    """How many of the counts are 1, 2, 3-4, 5-8 and so on, and 0 if there are any.
 
     Example:
       >>> histogram(np.array([1, 3, 4, 9]))

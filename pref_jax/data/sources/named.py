@@ -101,11 +101,11 @@ def open_whole(votes: str, *, seed: int = 0) -> Opened:
     """
     if (found := source(votes)) is None:
         tables = votes != "-" and Path(votes).is_dir()
-        return open_votes(votes, seed=seed) if tables else open_votes(votes, test_fraction=0, seed=seed)
+        return open_votes(votes, seed=seed) if tables else open_votes(votes, test_fraction=0.0, seed=seed)
     known = inspect.signature(reader(found[0])).parameters
     wanted: dict[str, Any] = {"validation_fraction": 0, "unseen_fraction": 0, "users": None, "max_votes_per_user": None}
     options = {name: value for name, value in wanted.items() if name in known}
-    return open_votes(votes, test_fraction=0 if "test_fraction" in known else None, seed=seed, **options)
+    return open_votes(votes, test_fraction=0.0 if "test_fraction" in known else None, seed=seed, **options)
 
 
 def _read_file(path: Path, test_fraction: float | None, seed: int, options: dict[str, Any]) -> Preferences:
@@ -119,7 +119,7 @@ def _read_file(path: Path, test_fraction: float | None, seed: int, options: dict
     except NoTestError as error:
         log(f"{path}: trained on all votes and tested on none: {error}")
     with _stdin(path, raw):
-        return read_votes(path, test_fraction=0, seed=seed, **options)
+        return read_votes(path, test_fraction=0.0, seed=seed, **options)
 
 
 @contextlib.contextmanager

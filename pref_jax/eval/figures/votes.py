@@ -26,7 +26,7 @@ def votes_picture(found: dict[str, Any], name: str) -> Figure:
       name: of the votes.
     """
     figure = new_figure(9.0, 6.4)
-    heading(figure, f"{name}: {found['users']} users, {found['responses']} responses", width=9.0)
+    heading(figure, f"{name}: users {found['users']}, responses {found['responses']}", width=9.0)
     kinds, users, agreement, tastes = panels(figure, 4, 2)
     _bars(kinds, {word: found["votes"][kind] for kind, word in _KINDS.items() if found["votes"][kind]}, "votes")
     kinds.set_title("Kinds of votes")
@@ -42,6 +42,7 @@ def _bars(ax: Axes, counts: dict[str, int], what: str) -> None:
     ax.bar(range(len(names)), list(counts.values()), color=COLOURS[0], width=0.7)
     many = len(names) > 6
     ax.set_xticks(range(len(names)), names, rotation=45 if many else 0, ha="right" if many else "center")
+    ax.set_xlim(-0.6, max(len(names), 4) - 0.4)
     ax.set_ylabel(what)
     ax.grid(axis="y", **GRID)
     ax.set_axisbelow(True)
@@ -58,6 +59,9 @@ def _shares(ax: Axes, found: dict[str, Any]) -> None:
         "ceiling of a shared reward": people["ceiling"],
     }
     known = [(name, 100 * share) for name, share in shares.items() if share is not None]
+    ax.set_title("Agreement and biases")
+    if not known:
+        return _nothing(ax, "no preferences that tell")
     ax.barh(range(len(known)), [share for _, share in known], color=COLOURS[2], height=0.65)
     for place, (_, share) in enumerate(known):
         ax.text(share + 1, place, f"{share:.0f}", va="center", fontsize=9)
@@ -65,18 +69,15 @@ def _shares(ax: Axes, found: dict[str, Any]) -> None:
     ax.axvline(50, color=GREY, linewidth=0.9, linestyle="--")
     ax.set_xlim(0, 108)
     ax.set_xlabel("percent of preferences (dashed: a coin)")
-    ax.set_title("Agreement and biases")
 
 
 def _tastes(ax: Axes, raters: dict[str, Any]) -> None:
     """Split-half correlations with their intervals."""
     names = {"length": "liking of length", "agreement_with_others": "agreement with others"}
     known = [(names[key], own) for key, own in raters.items() if own["r"] is not None]
-    ax.set_title("What lasts between halves of a user's votes")
+    ax.set_title("Tastes in halves of users' votes")
     if not known:
-        ax.set_axis_off()
-        ax.text(0.5, 0.5, "too few users with several votes", ha="center", va="center", color=GREY)
-        return
+        return _nothing(ax, "too few users with several votes")
     for place, (_, own) in enumerate(known):
         ends = [own["low"], own["high"]] if own["low"] is not None else [own["r"], own["r"]]
         ax.plot(ends, [place, place], color=COLOURS[1], linewidth=2)
@@ -87,3 +88,8 @@ def _tastes(ax: Axes, raters: dict[str, Any]) -> None:
     ax.axvline(0, color=GREY, linewidth=0.9, linestyle="--")
     ax.set_xlim(-1.02, 1.02)
     ax.set_xlabel("correlation over users, 95 % interval")
+
+
+def _nothing(ax: Axes, text: str) -> None:
+    ax.set_axis_off()
+    ax.text(0.5, 0.5, text, ha="center", va="center", color=GREY, transform=ax.transAxes)
