@@ -23,6 +23,8 @@ def read_votes(
     validation_fraction: float = 0.1,
     test_fraction: float = 0.0,
     unseen_fraction: float = 0.0,
+    split_by: str = "prompt",
+    min_votes_per_user: int = 1,
     seed: int = 0,
 ) -> Preferences:
     """Reads votes; by default everyone is trained on and no vote is kept for a test.
@@ -32,6 +34,8 @@ def read_votes(
       validation_fraction: of the pairs, by which methods choose.
       test_fraction: of the prompts.
       unseen_fraction: of the users.
+      split_by: "prompt", "pair" or "time", see `reader.read`.
+      min_votes_per_user: users with fewer votes are left out.
       seed: of all draws.
 
     Raises:
@@ -42,12 +46,15 @@ def read_votes(
       >>> read_votes(rows).num_users
       1
     """
-    fractions = {
-        "validation_fraction": validation_fraction,
-        "test_fraction": test_fraction,
-        "unseen_fraction": unseen_fraction,
-    }
-    return reader.read(votes, **fractions, seed=seed)
+    return reader.read(
+        votes,
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+        unseen_fraction=unseen_fraction,
+        split_by=split_by,
+        min_votes_per_user=min_votes_per_user,
+        seed=seed,
+    )
 
 
 def as_preferences(votes: Preferences | Votes, *, seed: int = 0) -> Preferences:

@@ -25,10 +25,10 @@ import numpy as np
 
 from pref_jax.data.preferences import Preferences, build
 from pref_jax.data.sources.common.columns import names
-from pref_jax.data.sources.common.split_rule import RULE, assign_splits
+from pref_jax.data.sources.common.split_rule import LEFT_OUT, RULE, SplitOptions, assign_splits
 from pref_jax.data.sources.jsonl.rows import Messages, Row, checked_row
-from pref_jax.data.splits import check_options
 from pref_jax.errors import Faults, UserError
+from pref_jax.progress import log
 
 STDIN, STDIN_NAME = Path("-"), Path("standard input")
 
@@ -39,29 +39,37 @@ def read(
     validation_fraction: float | int = 0.1,
     test_fraction: float | int = 0.2,
     unseen_fraction: float | int = 0.2,
+    split_by: str = "prompt",
+    min_votes_per_user: int = 1,
     seed: int = 0,
 ) -> Preferences:
     """Reads a `.jsonl` (or `.jsonl.gz`) file into tables.
 
     What a row leaves open is assigned by `sources.common.split_rule.assign_splits`, whose words stand in meta.
-    Equal texts under equal prompts become one response. No row is dropped.
+    Equal texts under equal prompts become one response. Users whom the rule leaves out are counted in meta, told on
+    the terminal.
 
     Args:
       path: the file, UTF-8, `-` for standard input; or the rows themselves.
       validation_fraction: of the seen users' pairs outside test, for those without a given split.
-      test_fraction: of the prompts.
+      test_fraction: of the prompts (of the pairs, of the votes).
       unseen_fraction: of the users without a given `seen`.
+      split_by: what is new in a test: its prompts ("prompt"), its pairs ("pair"), or its time ("time"), the latest
+        votes. Where that is not possible, the next weaker split is taken and named.
+      min_votes_per_user: users with fewer votes are left out.
       seed: of all draws.
 
     Raises:
       UserError: with all bad rows at once, each with file, line, field and fix.
     """
-    fractions = {
-        "validation_fraction": validation_fraction,
-        "test_fraction": test_fraction,
-        "unseen_fraction": unseen_fraction,
-    }
-    check_options(fractions=fractions)
+    options = SplitOptions(
+        validation=validation_fraction,
+        test=test_fraction,
+        unseen=unseen_fraction,
+        by=split_by,
+        min_votes_per_user=min_votes_per_user,
+    )
+    options.check()
     faults = Faults()
     ignored: Counter[str] = Counter()
     if isinstance(path, str | Path):
@@ -75,7 +83,6 @@ def read(
     faults.raise_if_any(f"{path}: bad rows")
     if not rows:
         raise UserError(f"{path}: no rows; give one JSON object a line with user, prompt, chosen and rejected")
-    options = {name.removesuffix("_fraction"): value for name, value in fractions.items()}
     return _tables(path, rows, users, options, seed, dict(ignored.most_common()))
 
 
@@ -166,11 +173,57 @@ def _tables(
     path: Path,
     rows: list[Row],
     users: dict[str, dict[str, Any]],
-    options: dict[str, float | int],
+    options: SplitOptions,
     seed: int,
     ignored: dict[str, int],
 ) -> Preferences:
-    """Numbers users, prompts and pairs of responses in order of appearance, assigns what is open, and builds."""
+    """Numbers users, prompts and responses in order of appearance, assigns what is open, and builds.
+
+    Rows that the rule leaves out are left out before numbering, so that nothing of them is in the tables.
+    """
+    index = _numbered(rows, users)[0]
+    item = np.unique(np.sort(index[:, 2:]), axis=0, return_inverse=True)[1].reshape(-1)
+    given = [row.split for row in rows], [user["seen"] for user in users.values()]
+    assigned = assign_splits(index[:, 0], index[:, 1], item, *given, options, np.random.default_rng(seed))
+    for text in assigned.told:
+        log(f"{path}: {text}")
+    rows = [row for row, kept in zip(rows, assigned.keep, strict=True) if kept]
+    named = {row.user for row in rows}
+    seen = assigned.seen[[name in named for name in users]]
+    users = {name: user for name, user in users.items() if name in named}
+    index, prompts, responses = _numbered(rows, users)
+    dialogues = [[{"role": role, "content": content} for role, content in prompt] for prompt in prompts]
+    return build(
+        {"user_id": list(users), "group": [user["group"] for user in users.values()], "seen": seen},
+        {
+            "response_id": names("r", len(responses)),
+            "prompt": [dialogues[prompt] for prompt, _ in responses],
+            "text": [text for _, text in responses],
+        },
+        {
+            **{name: index[:, place] for name, place in (("user", 0), ("chosen", 2), ("rejected", 3))},
+            "split": assigned.split[assigned.keep],
+            "controversial": [row.controversial for row in rows],
+        },
+        {
+            "source": f"jsonl: {path.name}",
+            "rule": RULE,
+            "seed": seed,
+            "fractions": {name: getattr(options, name) for name in ("validation", "test", "unseen")},
+            "assigned": assigned.counts,
+            "told": assigned.told,
+            "filtered": {name: assigned.counts[name] for name in LEFT_OUT},
+            "repeated_rows": len(rows) - len(np.unique(index, axis=0)),
+            "ignored_fields": ignored,
+        },
+        test=options.test > 0,
+    )
+
+
+def _numbered(
+    rows: list[Row], users: dict[str, Any]
+) -> tuple[np.ndarray, dict[Messages, int], dict[tuple[int, str], int]]:
+    """int64 [P 4] numbers of user, prompt, chosen and rejected response, and what prompts and responses they are."""
     user_ids = {name: place for place, name in enumerate(users)}
     prompts: dict[Messages, int] = {}
     responses: dict[tuple[int, str], int] = {}
@@ -181,31 +234,4 @@ def _tables(
         for text in sorted((row.chosen, row.rejected)):
             responses.setdefault((prompt, text), len(responses))
         index[place] = user_ids[row.user], prompt, responses[prompt, row.chosen], responses[prompt, row.rejected]
-    given_seen = [users[name]["seen"] for name in user_ids]
-    given_split = [row.split for row in rows]
-    assigned = assign_splits(index[:, 0], index[:, 1], given_split, given_seen, options, np.random.default_rng(seed))
-    dialogues = [[{"role": role, "content": content} for role, content in prompt] for prompt in prompts]
-    return build(
-        {"user_id": list(users), "group": [user["group"] for user in users.values()], "seen": assigned.seen},
-        {
-            "response_id": names("r", len(responses)),
-            "prompt": [dialogues[prompt] for prompt, _ in responses],
-            "text": [text for _, text in responses],
-        },
-        {
-            **{name: index[:, place] for name, place in (("user", 0), ("chosen", 2), ("rejected", 3))},
-            "split": assigned.split,
-            "controversial": [row.controversial for row in rows],
-        },
-        {
-            "source": f"jsonl: {path.name}",
-            "rule": RULE,
-            "seed": seed,
-            "fractions": options,
-            "assigned": assigned.counts,
-            "filtered": {},
-            "repeated_rows": len(rows) - len(np.unique(index, axis=0)),
-            "ignored_fields": ignored,
-        },
-        test=options["test"] > 0,
-    )
+    return index, prompts, responses
