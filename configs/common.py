@@ -166,7 +166,17 @@ def public(name: str, **changes: Any) -> Any:
 def votes() -> Any:
     """Your own votes, of which the path is to be given: pref_jax/data/sources/jsonl/reader.py."""
     return ConfigDict(
-        {"name": "jsonl", "path": "", "validation_fraction": 0.1, "test_fraction": 0.2, "unseen_fraction": 0.2}
+        {
+            "name": "jsonl",
+            "path": "",
+            "columns": "",
+            "on_bad_row": "error",
+            "validation_fraction": 0.1,
+            "test_fraction": 0.2,
+            "unseen_fraction": 0.2,
+            "split_by": "prompt",
+            "min_votes_per_user": 1,
+        }
     )
 
 

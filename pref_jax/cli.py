@@ -53,7 +53,10 @@ def _option(**given: Any) -> Any:
 
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A saved model.", show_default=False)]
-VotesFile = Annotated[Path, typer.Argument(metavar="VOTES", help="JSON lines; - for standard input.")]
+VotesFile = Annotated[
+    Path, typer.Argument(metavar="VOTES", help="JSON lines, CSV, Parquet, ...; - for standard input.")
+]
+Columns = Annotated[str, _option(metavar="NAME=COLUMN,...", help="user=annotator,prompt=question where names differ.")]
 Requests = Annotated[Path, typer.Argument(metavar="REQUESTS", help="JSON lines; - for standard input.")]
 Output = Annotated[Path, typer.Option(metavar="FILE", help="Where results go; - for standard output.")]
 Base = Annotated[str, _option(help="Where the base lies now, if it has moved.")]
@@ -102,13 +105,18 @@ def train(
     max_length: Annotated[int | None, _option(min=1, help="Tokens of a text; by default what the base reads.")] = None,
     pooling: Annotated[str | None, _option(help="last or mean; by default the base's own.")] = None,
     chat_template: Annotated[Path | None, _option(help="A Jinja file.")] = None,
+    columns: Columns = "",
+    on_bad_row: Annotated[
+        str, typer.Option(help="error, or drop: leave bad rows out and list them in a file.")
+    ] = "error",
 ) -> None:
     """Train a reward for every user who voted, and save it."""
     saved.check_target(out)
     point = _method(method)
     from pref_jax.data.votes import read_votes
 
-    table = read_votes(votes, seed=seed or 0)
+    bad_rows = out.with_name(f"{out.name}.bad_rows.jsonl") if workdir is None else workdir / "bad_rows.jsonl"
+    table = read_votes(votes, columns=columns, on_bad_row=on_bad_row, bad_rows=bad_rows, seed=seed or 0)
     log(f"{votes}: {table.comparisons.num_rows} votes of {table.num_users} users on {table.num_responses} responses")
     given = {"seed": seed, "workdir": workdir, "max_length": max_length, "pooling": pooling}
     given["chat_template"] = None if chat_template is None else str(chat_template)
@@ -178,18 +186,19 @@ def add_votes(
     user: Annotated[str, _option(help="Whose votes; lines may leave it out.")] = "",
     out: Out = None,
     base: Base = "",
+    columns: Columns = "",
     as_json: Json = False,
 ) -> None:
     """Learn from votes of new or known users.
 
-    Lines are {user, prompt, chosen, rejected}. Nothing is trained; the model is
+    Votes are of any form that pref train reads. Nothing is trained; the model is
     saved once all votes are in, or stays as it was.
     """
     saved.check_target(out or folder)
     saved.about(folder)
     from pref_jax.data.sources.jsonl.requests import read_user_votes
 
-    rows = read_user_votes(votes, user)
+    rows = read_user_votes(votes, user, columns)
     model = _load(folder, base)
     many = getattr(model, "add_many", None)
     if many is None:

@@ -125,13 +125,14 @@ def _text_format(text: str, *, whole: bool) -> str:
     if any(part.startswith("{") and _is_json(part) for part in parts[:1000]):
         return "JSON lines"
     if text.startswith("{"):
-        return "JSON" if parts[0].strip() == "{" and (not whole or _is_json(text)) else "JSON lines"
+        return "JSON" if parts[0].strip() == "{" and (not whole or _is_json(text, rest=True)) else "JSON lines"
     return ""
 
 
-def _is_json(text: str) -> bool:
+def _is_json(text: str, *, rest: bool = False) -> bool:
+    """Whether a text is a JSON value, or with `rest`, begins with one."""
     try:
-        json.loads(text)
+        json.JSONDecoder().raw_decode(text) if rest else json.loads(text)
     except (ValueError, RecursionError):
         return False
     return True

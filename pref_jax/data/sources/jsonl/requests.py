@@ -50,7 +50,7 @@ def read_requests(path: Path, known: Collection[str], added: Sequence[str], *, s
     return [request for request in found if request]
 
 
-def read_user_votes(path: Path, user: str = "", columns: str | None = None) -> dict[str, list[dict[str, Any]]]:
+def read_user_votes(path: Path, user: str = "", columns: str = "") -> dict[str, list[dict[str, Any]]]:
     """Rows of a file of votes (`-`: standard input) by their users, in order of appearance, under the fields' names.
 
     Args:
