@@ -165,7 +165,7 @@ def public(name: str, **changes: Any) -> Any:
 
 def votes() -> Any:
     """Your own votes, of which the path is to be given: pref_jax/data/sources/jsonl/reader.py."""
-    return rows("jsonl")
+    return rows("jsonl", columns="", on_bad_row="error")
 
 
 def rows(name: str, **more: Any) -> Any:

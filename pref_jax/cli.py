@@ -59,7 +59,11 @@ def _option(**given: Any) -> Any:
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A saved model.", show_default=False)]
 VotesName = Annotated[str, typer.Argument(metavar="VOTES", help="A file, or NAME:PATH.", show_default=False)]
-VotesFile = Annotated[Path, typer.Argument(metavar="VOTES", help="JSON lines; - for standard input.")]
+VotesFile = Annotated[
+    Path, typer.Argument(metavar="VOTES", help="JSON lines, CSV, Parquet, ...; - for standard input.")
+]
+Columns = Annotated[str, _option(metavar="NAME=COLUMN,...", help="user=annotator,prompt=question where names differ.")]
+OnBadRow = Annotated[str, typer.Option(help="error, or drop: leave bad rows out and list them in a file.")]
 Requests = Annotated[Path, typer.Argument(metavar="REQUESTS", help="JSON lines; - for standard input.")]
 Output = Annotated[Path, typer.Option(metavar="FILE", help="Where results go; - for standard output.")]
 Base = Annotated[str, _option(help="Where the base lies now, if it has moved.")]
@@ -112,20 +116,24 @@ def train(
     max_length: Annotated[int | None, _option(min=1, help="Tokens of a text; by default what the base reads.")] = None,
     pooling: Annotated[str | None, _option(help="last or mean; by default the base's own.")] = None,
     chat_template: Annotated[Path | None, _option(help="A Jinja file.")] = None,
+    columns: Columns = "",
+    on_bad_row: OnBadRow = "error",
 ) -> None:
     """Train a reward for every user who voted, save it, and report how it does on votes held out.
 
-    VOTES is a file of votes, a folder of saved preferences, NAME:PATH of a public data set, or its folder.
+    VOTES is a file of votes in any common form, a hub id, a folder of saved preferences, NAME:PATH of a public data
+    set, or its folder.
     """
-    if out is not None:
-        saved.check_target(out)
     point = _method(method)
-    from pref_jax.data.sources.named import open_votes
+    from pref_jax.data.sources.named import open_votes, short_name
 
-    opened = open_votes(votes, test_fraction=test_fraction, seed=seed or 0)
-    table = opened.tables
-    out = out or Path(f"{opened.name}-{method}")
+    name = short_name(votes)
+    out = out or Path(f"{name}-{method}")
     saved.check_target(out)
+    bad_rows = out.with_name(f"{out.name}.bad_rows.jsonl") if workdir is None else workdir / "bad_rows.jsonl"
+    own = {"columns": columns, "on_bad_row": on_bad_row, "bad_rows": bad_rows}
+    opened = open_votes(votes, test_fraction=test_fraction, seed=seed or 0, **own)
+    table = opened.tables
     log(f"{votes}: {table.comparisons.num_rows} votes of {table.num_users} users on {table.num_responses} responses")
     given = {"seed": seed, "workdir": workdir, "max_length": max_length, "pooling": pooling}
     given["chat_template"] = None if chat_template is None else str(chat_template)
@@ -142,7 +150,7 @@ def train(
 
     held = score_held_out(model, table, most=most_test_votes, seed=seed or 0)
     model.save(out)
-    log(write_training_report(out, held, table, name=opened.name, model=str(model), method=model.kind))
+    log(write_training_report(out, held, table, name=name, model=str(model), method=model.kind))
     log(f"saved to {out}, with report.md; next: pref score {out} requests.jsonl, or pref info {out}")
 
 
@@ -167,6 +175,8 @@ def check(
     votes: VotesName,
     as_json: Json = False,
     picture: Annotated[Path | None, _option(metavar="PNG", help="Also draw it.")] = None,
+    columns: Columns = "",
+    on_bad_row: OnBadRow = "error",
     seed: Annotated[int, typer.Option(help="Of halvings and samples.")] = 0,
 ) -> None:
     """Tell what votes hold before anything is trained: kinds, users, agreement, biases, and what methods can hope for.
@@ -175,16 +185,16 @@ def check(
     """
     from pref_jax.data.checks import outlook
     from pref_jax.data.checks.overview import overview
-    from pref_jax.data.sources.named import open_whole
+    from pref_jax.data.sources.named import open_whole, short_name
 
-    opened = open_whole(votes, seed=seed)
+    opened = open_whole(votes, seed=seed, columns=columns, on_bad_row=on_bad_row)
     found = {"format": opened.format, **overview(opened.tables, seed=seed)}
     hopes = outlook.sentences(found)
     if picture is not None:
         from pref_jax.eval.figures import canvas
         from pref_jax.eval.figures.votes import votes_picture
 
-        canvas.save(votes_picture(found, opened.name), picture)
+        canvas.save(votes_picture(found, short_name(votes)), picture)
         log(f"wrote {picture}")
     if as_json:
         return _print(json.dumps({**found, "outlook": hopes}, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -247,18 +257,19 @@ def add_votes(
     user: Annotated[str, _option(help="Whose votes; lines may leave it out.")] = "",
     out: Out = None,
     base: Base = "",
+    columns: Columns = "",
     as_json: Json = False,
 ) -> None:
     """Learn from votes of new or known users.
 
-    Lines are {user, prompt, chosen, rejected}. Nothing is trained; the model is
+    Votes are of any form that pref train reads. Nothing is trained; the model is
     saved once all votes are in, or stays as it was.
     """
     saved.check_target(out or folder)
     saved.about(folder)
     from pref_jax.data.sources.jsonl.requests import read_user_votes
 
-    rows = read_user_votes(votes, user)
+    rows = read_user_votes(votes, user, columns)
     model = _load(folder, base)
     many = getattr(model, "add_many", None)
     if many is None:

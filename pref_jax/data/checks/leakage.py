@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float64, Int
 
 from pref_jax.comparisons import Comparisons
 from pref_jax.data.checks import formatting
+from pref_jax.data.messages import as_text
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.schema import prompt_ids
 from pref_jax.errors import Faults
@@ -96,7 +97,7 @@ def _text_numbers(prompts: pa.ChunkedArray) -> Int[np.ndarray, "N"]:
     """Equal numbers for prompts of the same words in the same order; each distinct prompt is normalised once."""
     exact = prompt_ids(prompts)
     first = np.unique(exact, return_index=True)[1]
-    texts = [normalise(" ".join(m["content"] or "" for m in (prompts[int(row)].as_py() or []))) for row in first]
+    texts = [normalise(" ".join(as_text(m) for m in (prompts[int(row)].as_py() or []))) for row in first]
     names: dict[str, int] = {}
     return np.array([names.setdefault(text, len(names)) for text in texts], np.int64)[exact]
 

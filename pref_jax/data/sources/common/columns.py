@@ -63,12 +63,11 @@ class Answers(NamedTuple):
     def _batch(self, rows: Int[np.ndarray, "n"]) -> pa.RecordBatch:
         role = pa.array(["user"]).take(pa.array(np.zeros(len(rows), np.int64)))
         content = self.prompts.take(pa.array(self.prompt[rows])).cast(pa.string())
-        messages = pa.StructArray.from_arrays([role, content], fields=list(MESSAGE))
+        none = pa.nulls(len(rows), pa.string())
+        messages = pa.StructArray.from_arrays([role, content, none], fields=list(MESSAGE))
         prompt = pa.ListArray.from_arrays(pa.array(np.arange(len(rows) + 1, dtype=np.int32)), messages)
         text = self.texts.take(pa.array(self.text[rows])).cast(pa.string())
-        return pa.record_batch(
-            [pa.nulls(len(rows), pa.string()), prompt.cast(RESPONSES.field("prompt").type), text], schema=RESPONSES
-        )
+        return pa.record_batch([none, prompt.cast(RESPONSES.field("prompt").type), text, none], schema=RESPONSES)
 
 
 class Sieve:

@@ -39,7 +39,7 @@ def rating_pairs(
       per_response: see above.
 
     Returns:
-      `user`, `chosen`, `rejected` int64 [P]; `split`, `outcome` [P]: 'preferred', or 'tie' for equal ratings; `strength`
+      `user`, `chosen`, `rejected` int64 [P]; `split`, `outcome` [P]: "preferred", or "tie" where equal; `strength`
       [P], an Arrow array: the difference of the ratings, null for ties; `rated` bool [P], all True.
 
     Example:
