@@ -73,6 +73,8 @@ def _read(work: Workspace) -> Preferences:
     options: dict[str, Any] = work.config.source.to_dict()
     if options.get("tokenizer"):
         options["tokenizer"] = str(hub.locate(options["tokenizer"]))
+    if "on_bad_row" in options:
+        options["bad_rows"] = str(work.folder / "bad_rows.jsonl")
     return sources.read(options.pop("name"), seed=work.seed, **options)
 
 

@@ -153,14 +153,16 @@ class HeadReward(PersonalReward):
         count = before.votes + len(given.users)
         if before.trained:
             self._members[user] = before._replace(votes=count)
-            return Added(user, count, "the row of training stays; votes after it are counted and teach nothing")
+            how = "the row of training stays; votes after it are counted and teach nothing"
+            return Added(user, count, "; ".join(filter(None, [how, given.unused])))
         read = self._rated if self.fitted.head.has_table else self._frozen
         chosen, rejected = np.split(read(given.responses), 2)
         asked = self._prompts(given.responses)[: len(chosen)]
         context = np.concatenate([before.context, np.stack([chosen, rejected, asked], axis=1)])
         self._members[user] = self._member(context[-self.fitted.context :], count)
         how = "a row fitted to" if self.fitted.head.has_table else "the head reads"
-        return Added(user, count, f"{how} {len(self._members[user].context)} votes")
+        how = f"{how} {len(self._members[user].context)} votes"
+        return Added(user, count, "; ".join(filter(None, [how, given.unused])))
 
     def remove_user(self, user: str) -> None:
         """Removes what is kept of the user; rows fitted with the help of theirs (I2E) are fitted again without it.

@@ -161,8 +161,10 @@ class SharedReward(PersonalReward):
 
     def add_votes(self, user: str, votes: Any) -> Added:
         """Makes the user known; one reward for all learns nothing from one user's votes."""
-        self._votes[user] = self._votes.get(user, 0) + len(vote_rows(votes, user).users)
-        return Added(user, self._votes[user], "one reward for all: nothing to solve")
+        given = vote_rows(votes, user)
+        self._votes[user] = self._votes.get(user, 0) + len(given.users)
+        how = "one reward for all: nothing to solve"
+        return Added(user, self._votes[user], "; ".join(filter(None, [how, given.unused])))
 
     def remove_user(self, user: str) -> None:
         """Forgets the id and the number of votes; it kept nothing else."""

@@ -52,6 +52,7 @@ def _responses(*rows: tuple[str, str]) -> pa.Table:
         "response_id": [str(i) for i in range(len(rows))],
         "prompt": [[{"role": "user", "content": prompt}] for prompt, _ in rows],
         "text": [text for _, text in rows],
+        "extra": pa.nulls(len(rows)),
     }
     return pa.table(columns, schema=RESPONSES)
 
@@ -161,6 +162,23 @@ def test_a_chat_template_of_the_users_own_takes_the_place_of_the_tokenizers(toke
     own = tokenization.load_tokenizer(tmp_path, chat_template=str(file))
     table = tokenization.tokenize_responses(own, _responses(("a", "b")), max_length=50)
     assert own.decode(table.flat) == " user:a;assistant:b;"
+
+
+def test_every_field_of_a_message_reaches_the_template_or_the_text(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "own.jinja"
+    file.write_text("{% for m in messages %}{{ m.name }}:{{ m.tool_calls }}:{{ m.content }};{% endfor %}")
+    rows = _responses(("a", "b")).to_pylist()
+    rows[0]["prompt"][0]["extra"], rows[0]["extra"] = '{"name": "x"}', '{"tool_calls": [3]}'
+    given = pa.Table.from_pylist(rows, schema=RESPONSES)
+    own = tokenization.load_tokenizer(tmp_path, chat_template=str(file))
+    assert own.decode(tokenization.tokenize_responses(own, given, max_length=50).flat) == " x::a;:[3]:b;"
+    assert own.decode(tokenization.tokenize_prompts(own, given, max_length=50).flat) == " x::a;"
+    rows[0].update(text="w2", extra="w4")
+    rows[0]["prompt"][0].update(content="w1", extra="w3")
+    pair = pa.Table.from_pylist(rows, schema=RESPONSES)
+    table = tokenization.tokenize_responses(ENCODER, pair, max_length=50, pairs=True)
+    assert table.flat.tolist() == [CLS, 11, 13, SEP, 12, 14, SEP]
 
 
 def test_the_same_text_gives_the_same_tokens_on_any_day(tokenizer, tmp_path):

@@ -11,6 +11,7 @@ import pyarrow as pa
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from pref_jax.data.messages import Chat, answer, as_chat, as_text
 from pref_jax.data.text.token_table import TokenTable
 from pref_jax.errors import UserError
 
@@ -110,7 +111,7 @@ def tokenize_responses(
 
     Args:
       tokenizer: as from `load_tokenizer`.
-      responses: columns `prompt` and `text`.
+      responses: columns `prompt` and `text`, perhaps `extra`.
       max_length: the most tokens of a text, special ones included.
       pairs: encoders: prompt and response are a text pair, whose special tokens always stay. Otherwise the dialogue
         is rendered by the chat template.
@@ -127,7 +128,7 @@ def tokenize_responses(
             if pairs:
                 tables.append(_try(_join, tokenizer, rows, max_length))
             else:
-                chats = [[*row["prompt"], {"role": "assistant", "content": row["text"]}] for row in rows]
+                chats = [as_chat([*row["prompt"], answer(row)]) for row in rows]
                 tables.append(_try(_render, tokenizer, chats, max_length))
         except TextFaults as faults:
             refused |= {start + row: reason for row, reason in faults.reasons.items()}
@@ -150,7 +151,7 @@ def tokenize_prompts(
     rows = responses.select(["prompt"]).to_pylist()
     if pairs:
         return _try(_join, tokenizer, [{**row, "text": ""} for row in rows], max_length)
-    return _try(_render, tokenizer, [row["prompt"] for row in rows], max_length)
+    return _try(_render, tokenizer, [as_chat(row["prompt"]) for row in rows], max_length)
 
 
 def tokenize_dialogues(
@@ -201,7 +202,7 @@ def _reason(error: Exception) -> str:
     return said if isinstance(error, jinja2.TemplateError | ValueError) else f"{type(error).__name__}: {said}"
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, chats: list[list[dict[str, str]]], max_length: int) -> TokenTable:
+def _render(tokenizer: PreTrainedTokenizerBase, chats: list[Chat], max_length: int) -> TokenTable:
     """Dialogues by the chat template; a long one keeps its last `max_length` tokens."""
     if not tokenizer.chat_template:
         raise UserError(
@@ -216,15 +217,18 @@ def _render(tokenizer: PreTrainedTokenizerBase, chats: list[list[dict[str, str]]
 
 
 def _join(tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int) -> TokenTable:
-    """Text pairs; a long one loses the prompt's beginning, then the response's, and no special token."""
+    """Text pairs; a long one loses the prompt's beginning, then the response's, and no special token.
+
+    Fields of a message beside role and content follow it as JSON.
+    """
     special = tokenizer.num_special_tokens_to_add(pair=True)
     if max_length <= special:
         raise UserError(
             f"max_length={max_length} leaves no room for text beside {special} special tokens; set it to at least "
             f"{special + 1}, with --config.backbone.max_length"
         )
-    prompts = ["\n".join(message["content"] for message in row["prompt"]) for row in rows]
-    pairs = tokenizer(prompts, [row["text"] for row in rows], verbose=False)
+    prompts = ["\n".join(as_text(message) for message in row["prompt"]) for row in rows]
+    pairs = tokenizer(prompts, [as_text(answer(row)) for row in rows], verbose=False)
     ids = pairs["input_ids"]
     long = [i for i, one in enumerate(ids) if len(one) > max_length]
     for i in long:

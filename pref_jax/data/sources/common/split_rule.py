@@ -41,6 +41,10 @@ LEFT_OUT = (
 _DRAWS = 16
 
 
+class NoTestError(UserError):
+    """A test is asked for and none is possible."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SplitOptions:
     """How votes are split (`RULE`).
@@ -221,7 +225,7 @@ def _drawn(votes: _Votes, options: SplitOptions, rng: np.random.Generator) -> tu
         told.append(f"by {by}, only {tested} votes could be tested{lacks}")
     if not _judged(votes, np.zeros(len(is_open), bool), 0).possible:
         raise UserError("no seen user has a vote to learn from; give some users votes with split 'train'")
-    raise UserError(
+    raise NoTestError(
         "no vote can be kept for a test: nobody has votes on two different pairs; give more votes a user, or do "
         "without a test (test_fraction=0)"
     )
