@@ -70,7 +70,8 @@ def read_votes(
         min_votes_per_user=min_votes_per_user,
         seed=seed,
     )
-    if not isinstance(votes, str | Path):
+    # Standard input and hub ids are no paths whose files could change behind a workdir.
+    if not isinstance(votes, str | Path) or not Path(votes).exists():
         return found
     return dataclasses.replace(found, meta={**found.meta, "path": str(votes)})
 

@@ -1,6 +1,7 @@
 """Votes as a command names them: a file, a folder of saved preferences, NAME:PATH of a data set, or its folder."""
 
 import contextlib
+import dataclasses
 import inspect
 import io
 import sys
@@ -109,7 +110,8 @@ def _read_source(name: str, path: str, test_fraction: float | None, seed: int, o
         if test is None:
             raise UserError(f"--test-fraction: {name} has a test part of its own; leave it out")
         given[test] = test_fraction
-    return read(name, seed=seed, **given, **options)
+    found = read(name, seed=seed, **given, **options)
+    return dataclasses.replace(found, meta={**found.meta, "path": path}) if path else found
 
 
 def _read_file(votes: str, test_fraction: float | None, seed: int, options: dict[str, Any]) -> Preferences:
