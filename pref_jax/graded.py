@@ -28,7 +28,7 @@ from pref_jax.errors import UserError
 from pref_jax.likelihood import Scale, StrengthUse, fit_scale, log_widths, logistic_rows, offsets, thresholds
 
 # Trainable numbers that `thresholds` reads: {"ties": [1], "levels": [T or T - 1]}, without what is empty; {} for T = 0.
-Gaps = Mapping[str, Float[Array, " n"]]
+Gaps = Mapping[str, Float[Array | np.ndarray, "..."]]
 GAPS = "gaps"
 # Learning rate of gaps in that of the other parameters: they are few, of size 1, and move with the size of margins.
 LR_MULT = 10.0
@@ -148,7 +148,7 @@ def losses_by_gaps(margin: Float[Array, "*batch P"], graded: Graded, gaps: Gaps)
 def ends_of(gaps: Gaps) -> Float[Array, " T"]:
     """The thresholds that gaps stand for."""
     own = [gaps[name] for name in ("ties", "levels") if name in gaps]
-    return thresholds(jnp.concatenate(own)) if own else jnp.zeros(0)
+    return thresholds(jnp.concatenate([jnp.asarray(part) for part in own])) if own else jnp.zeros(0)
 
 
 def begin_gaps(graded: Graded | None, scale: Scale | None) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ chunk of unseen users at a time; the device scores them in tiles of a fixed widt
 is unseen x seen.
 
 Axes: U users, N responses, M unseen users, P pairs, D features, Q (unseen, seen) neighbours of a chunk, T tiles,
-W width of a tile, J pairs of an unseen user (padded).
+W width of a tile, J pairs of an unseen user (padded), E thresholds.
 """
 
 import functools
@@ -254,7 +254,7 @@ def _score(
     real: Bool[Array, "M J"],
     temperature: Float[Array, ""],
     graded: Graded | None,
-    ends: Float[Array, " T"] | None,
+    ends: Float[Array, " E"] | None,
     *,
     ties: bool,
 ) -> Float[Array, "M D"]:
