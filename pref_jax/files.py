@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,20 @@ def write_json(path: str | Path, value: Any) -> None:
       ValueError: if `value` holds NaN or an infinity.
     """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:
+    """Writes arrays by name as safetensors.
+
+    Raises:
+      OSError: if the disk is full or the file cannot be written; the library's own error is none.
+    """
+    import safetensors.numpy
+
+    try:
+        safetensors.numpy.save_file(dict(tensors), path, metadata=metadata)
+    except safetensors.SafetensorError as error:
+        raise OSError(f"{path}: {error}") from None
 
 
 def read_json(path: str | Path) -> Any:
