@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 Chat = list[dict[str, Any]]
+# A message with one of these need say nothing.
+_CALLS = ("tool_calls", "function_call")
 
 
 def as_chat(messages: Iterable[Mapping[str, Any]]) -> Chat:
@@ -43,11 +45,17 @@ def as_rows(chat: Iterable[Mapping[str, Any]]) -> list[dict[str, str | None]]:
             extra = other_fields(message)
         except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"message {place} has a field that is no JSON ({error})") from None
-        content = "" if message.get("content") is None and extra else message.get("content")
+        content = content_of(message)
         if not isinstance(content, str):
             raise ValueError(f"message {place} is no {{role, content}} of strings")
         rows.append({"role": message["role"], "content": content, "extra": extra})
     return rows
+
+
+def content_of(message: Mapping[str, Any]) -> Any:
+    """A message's content; empty where it is null beside a tool call."""
+    content = message.get("content")
+    return "" if content is None and any(message.get(name) for name in _CALLS) else content
 
 
 def other_fields(message: Mapping[str, Any]) -> str | None:

@@ -5,7 +5,7 @@
 
 Schemas: lmsys/chatbot_arena_conversations, lmarena-ai/arena-human-preference-100k and -140k; fastchat.serve's
 gradio_block_arena_anony (lm-sys/FastChat). A vote on dialogues that part before the last reply prefers no reply to
-one prompt: it is left out and counted.
+one prompt: it is left out and counted. A log knows its voters by address alone: columns user=ip takes that as the user.
 """
 
 import json
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _VOTES = {"leftvote": "a", "rightvote": "b", "tievote": "tie", "bothbad_vote": "both_bad"}
-_USERS = ("user", "judge", "judge_hash", "user_id", "evaluation_session_id", "ip")
+_USERS = ("user", "judge", "judge_hash", "user_id", "evaluation_session_id")
 
 
 def is_record(value: dict[str, Any]) -> bool:

@@ -96,11 +96,11 @@ def json_values(file: io.BufferedReader, start: bytes, name: object, faults: Fau
         except UnicodeEncodeError:
             what = "holds half of a surrogate pair, which is no character"
             faults.add(f"{name}, row {number}", what, "drop the escape, or write the character itself")
-        comma = text.next() == ","
+        comma = array and text.next() == ","
         text.skip(comma)
         if array and not comma and text.next() != "]":
             raise text.fault("no comma and no end of the array")
-        if array and comma and text.next() == "]":
+        if comma and text.next() == "]":
             raise text.fault("a comma before the end of the array")
     if array and character != "]":
         raise text.fault("the array does not end")

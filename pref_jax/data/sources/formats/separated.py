@@ -55,6 +55,8 @@ def separated(
             header = row
             if twice := {column for column in header if header.count(column) > 1}:
                 raise UserError(f"{name}: the header names {sorted(twice)} twice; give each column one name")
+            if not all(map(_is_text, header)):
+                raise UserError(f"{name}: the header is not {encoding(start).upper()}; save the file as UTF-8")
             continue
         if len(row) != len(header):
             fix = "quote cells that hold the separator, or drop the row"

@@ -117,7 +117,7 @@ def renamed(row: dict[str, Any], columns: Mapping[str, str], cells: str) -> dict
         row = {back.get(name, name): value for name, value in row.items() if name in back or name not in columns}
     if SIDES[0] in row and SIDES[1] in row and "responses" not in row:
         rest = {name: value for name, value in row.items() if name not in SIDES}
-        sides = [_texts(row[side]) if cells == "text" else row[side] for side in SIDES]
+        sides = [_messages(row[side]) if cells == "text" else row[side] for side in SIDES]
         row = {**rest, "responses": sides}
     if cells == "text":
         return {name: _CELLS[name](value) if name in _CELLS else value for name, value in row.items()}
@@ -129,8 +129,14 @@ def renamed(row: dict[str, Any], columns: Mapping[str, str], cells: str) -> dict
 _NUMBERS = ("strength", "margin", "preference", "rating", "time")
 
 
+def _messages(value: Any) -> Any:
+    """A cell that holds a list of messages as that list; any other is text, whatever it looks like."""
+    found = _texts(value)
+    return found if isinstance(found, list) and all(isinstance(one, dict) for one in found) and found else value
+
+
 def _texts(value: Any) -> Any:
-    """A cell that holds JSON, or what pandas writes for lists, as its value."""
+    """A cell that holds a list, as JSON or as pandas writes it, as that list."""
     if not isinstance(value, str) or value[:1] not in "[":
         return value
     for parse in (json.loads, ast.literal_eval):
@@ -165,7 +171,8 @@ def _id(value: Any) -> Any:
 
 
 _CELLS = {
-    **dict.fromkeys(("prompt", "chosen", "rejected", "response", "responses", "ranking"), _texts),
+    **dict.fromkeys(("prompt", "chosen", "rejected", "response"), _messages),
+    **dict.fromkeys(("responses", "ranking"), _texts),
     **dict.fromkeys(_NUMBERS, _number),
     **dict.fromkeys(("seen", "controversial"), _flag),
     "rating": _rating,

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pref_jax.data.messages import other_fields
+from pref_jax.data.messages import content_of, other_fields
 from pref_jax.data.schema import ROLES
 
 # Role, content, and the JSON text of a message's other fields or None.
@@ -128,9 +128,13 @@ def checked_messages(value: Any, field: str, note: Note, tell: Tell, role: str =
 def _message(
     message: Any, place: int, count: int, field: str, note: Note, tell: Tell
 ) -> tuple[str, str, str | None] | None:
-    role, content = (message.get(key) if isinstance(message, dict) else None for key in ("role", "content"))
+    role, content = (message.get("role"), content_of(message)) if isinstance(message, dict) else (None, None)
     try:
-        extra = other_fields(message) if isinstance(message, dict) and len(message) > 2 - (content is None) else None
+        extra = (
+            other_fields(message)
+            if isinstance(message, dict) and len(message) > 2 - ("content" not in message)
+            else None
+        )
     except (ValueError, TypeError, RecursionError) as error:
         note(field, f"message {place} has a field that is no JSON ({error})", "write its fields as JSON")
         return None
@@ -138,12 +142,11 @@ def _message(
         content = _joined(content, place, field, note, tell)
         if content is None:
             return None
-    content = "" if content is None and extra is not None else content
     if not (isinstance(role, str) and isinstance(content, str)):
         note(field, f"message {place} is no {{role, content}} of strings", "write both as strings")
     elif role not in ROLES:
         note(field, f"message {place} has role {role!r}", f"use {', '.join(ROLES)}")
-    elif not content.strip() and extra is None:
+    elif not content.strip() and content_of({**message, "content": None}) is None:
         note(field, "is empty" if count == 1 else f"message {place} is empty", "fill it in or drop the row")
     else:
         return role, content, extra
