@@ -156,6 +156,11 @@ def test_the_command_tells_all_and_splits_nothing_off(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["votes"]["preferred"] == 30
     assert found["outlook"]
+    rated = [{"user": "a", "prompt": "p", "response": text, "rating": n} for n, text in enumerate(["x", "yy", "zzz"])]
+    (tmp_path / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rated))
+    assert cli.main(["data", "check", str(tmp_path / "rated.jsonl"), "--json"]) == 0
+    votes = json.loads(capsys.readouterr().out)["votes"]
+    assert (votes["ratings"], votes["comparisons_of_ratings"]) == (3, 3)
     preferences.save(read_votes(path, test_fraction=0.2), tmp_path / "saved")
     assert cli.main(["data", "check", str(tmp_path / "saved"), "--json"]) == 0
     saved = json.loads(capsys.readouterr().out)

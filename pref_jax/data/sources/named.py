@@ -95,7 +95,9 @@ def open_whole(votes: str, *, seed: int = 0, **options: Any) -> Opened:
     found = source(votes)
     if found is None:
         saved = votes != "-" and (Path(votes) / "comparisons.arrow").exists()
-        return open_votes(votes, test_fraction=None if saved else 0.0, seed=seed, **options)
+        # Ratings are compared within one split only.
+        nothing = {} if saved else {"test_fraction": 0.0, "validation_fraction": 0.0}
+        return open_votes(votes, seed=seed, **nothing, **options)
     known = inspect.signature(reader(found[0])).parameters
     wanted: dict[str, Any] = {"validation_fraction": 0, "unseen_fraction": 0, "users": None, "max_votes_per_user": None}
     options |= {name: value for name, value in wanted.items() if name in known}
