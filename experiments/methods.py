@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 GROUPS, ANSWERS = "groups", "test answers and groups"
+# What votes may be beside preferences.
+KINDS = ("ties", "strengths", "rankings", "ratings")
 SHARED, SHARED_FEATURES = "shared reward", "shared (features)"
 HEADS = ("I2E", "VPL", "PAL-A", "PAL-B", "GPO")
 
@@ -20,6 +22,7 @@ class Method:
       sentence: what it is, for reports.
       on_features: it reads frozen features, and is compared with the shared reward on these.
       reads: what it may see beyond votes: `GROUPS`, other people's `ANSWERS`, or nothing.
+      ignores: of `KINDS` those it makes no use of; a note says so where the data has some.
     """
 
     name: str
@@ -27,6 +30,7 @@ class Method:
     sentence: str
     on_features: bool = False
     reads: str = ""
+    ignores: tuple[str, ...] = KINDS
 
     def run(self, work: Any) -> None:
         """Trains and scores one seed, unless that is done."""
@@ -81,6 +85,7 @@ _RECORDS = (
         _LORE,
         "one linear Bradley-Terry reward on the frozen features that LoRe uses.",
         on_features=True,
+        ignores=(),
     ),
     Method(
         "oracle (features)",
@@ -88,6 +93,7 @@ _RECORDS = (
         "one linear Bradley-Terry reward per true group on the same features.",
         on_features=True,
         reads=GROUPS,
+        ignores=(),
     ),
     Method(
         "per-user model",
@@ -106,6 +112,7 @@ _RECORDS = (
         _LORE,
         "a low-rank basis of rewards on frozen features; an unseen user's weights are solved in closed form.",
         on_features=True,
+        ignores=(),
     ),
     Method(
         "deep LoRe",

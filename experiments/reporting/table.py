@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.methods import compared_with
+from experiments.methods import KINDS, METHODS, compared_with
 from experiments.reporting import checks
 from experiments.runner.cli import Config
 from experiments.runner.test_labels import Answered
+from pref_jax.data.preferences import Preferences
+from pref_jax.data.schema import SPLITS
 from pref_jax.errors import UserError
 from pref_jax.eval.metrics import Interval, student_interval, user_accuracy
 from pref_jax.eval.reporting import report, table
@@ -78,6 +80,7 @@ def block(own: DataSet) -> Block:
             *_lacking(own, methods),
             *_choices(own.every, methods),
             *_limits(own.every, methods),
+            *_ignored(own.every[0].work.data, methods),
             *_times(own.every, methods),
             *checks.notes([one.work for one in own.every]),
         ],
@@ -95,6 +98,15 @@ def _choices(every: Sequence[Answered], methods: Sequence[str]) -> list[str]:
     counts = {name: len(every[0].facts[name].get("candidates") or ()) for name in methods}
     several = [f"{name} {count}" for name, count in counts.items() if count > 1]
     return [f"candidates that held-out answers chose from: {', '.join(several)}"] if several else []
+
+
+def _ignored(data: Preferences, methods: Sequence[str]) -> list[str]:
+    """Votes beside preferences, and which methods make no use of them."""
+    table, ties = data.comparisons, data.pairs(SPLITS, ties=True).tie.sum()
+    known = (len(table) - table[name].null_count for name in ("strength", "choice"))
+    counts: dict[str, int] = dict(zip(KINDS, (ties, *known, data.ratings.num_rows), strict=True))
+    several = {kind: [name for name in methods if kind in METHODS[name].ignores] for kind in KINDS if counts[kind]}
+    return [f"{counts[kind]} {kind}: not used by {', '.join(names)}" for kind, names in several.items() if names]
 
 
 def _limits(every: Sequence[Answered], methods: Sequence[str]) -> list[str]:

@@ -197,14 +197,16 @@ class Workspace:
         pairs = self.data.pairs(split, seen=True)
         return pairs.take(~self.held_out(pairs, self.config.reward.holdout_fraction))
 
-    def votes_by_prompt(self, fraction: float) -> tuple[Comparisons, Comparisons]:
+    def votes_by_prompt(
+        self, fraction: float, *, ties: bool = False, rated: bool = True
+    ) -> tuple[Comparisons, Comparisons]:
         """The seen users' votes to learn from, and those on a `fraction` of the prompts, to choose by.
 
         Test prompts are new to a model, so what it is chosen by must be new too: on prompts it has seen, remembering
         their responses looks like understanding them. Methods of a run that hold out the same part hold out the same
-        prompts.
+        prompts. `ties` and `rated` as of `Preferences.pairs`.
         """
-        pairs = self.data.pairs(("train", "validation"), seen=True)
+        pairs = self.data.pairs(("train", "validation"), seen=True, ties=ties, rated=rated)
         held = self.held_out(pairs, fraction)
         return pairs.take(~held), pairs.take(held)
 
