@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from mixed_votes import Crowd
 from scipy.optimize import minimize
 
 import lore_jax
@@ -17,7 +18,6 @@ from lore_jax.ratings import PRECISION, Raters, fit_raters, standardise_ratings
 from pref_jax.comparisons import Comparisons, Ratings
 from pref_jax.errors import UserError
 from pref_jax.likelihood import Scale
-from tests.lore.test_kinds import Crowd
 
 DIM, RESPONSES = 6, 60
 SMALL = LoReConfig.quick(
