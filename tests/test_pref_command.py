@@ -368,7 +368,7 @@ def test_training_ends_with_a_report_on_votes_held_out(tmp_path, base, monkeypat
     assert found["shared reward"] == 0.5
     assert found["leave-one-out majority"] == 0
     report = (tmp_path / "votes-length" / "report.md").read_text()
-    assert "seen users: length is right on +50.0" in report
+    assert "seen users: accuracy of length less that of the shared reward: +50.0" in report
     assert "split by prompt" in report
     assert _pref("info", "votes-length") == 0
     capsys.readouterr()
