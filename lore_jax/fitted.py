@@ -260,7 +260,7 @@ class LoRe(PersonalReward):
     def _count(self, rows: Float32[np.ndarray, "R KC"]) -> int:
         return kept_rows.count_votes(self._reading, rows, self._columns)
 
-    def _solve(self, own: Sequence[Float32[np.ndarray, "n KC"]]) -> Float32[np.ndarray, "M K"]:
+    def _solve(self, own: Sequence[Float32[np.ndarray, "_ KC"]]) -> Float32[np.ndarray, "M K"]:
         """Weights of users from all of their rows."""
         fit = self._fit
         if fit.kind == "shared":
