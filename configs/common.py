@@ -167,9 +167,14 @@ def public(name: str, **changes: Any) -> Any:
 
 def votes() -> Any:
     """Your own votes, of which the path is to be given: pref_jax/data/sources/jsonl/reader.py."""
-    return ConfigDict(
-        {"name": "jsonl", "path": "", "validation_fraction": 0.1, "test_fraction": 0.2, "unseen_fraction": 0.2}
-    )
+    return rows("jsonl", columns="", on_bad_row="error")
+
+
+def rows(name: str, **more: Any) -> Any:
+    """Votes that are split by pref_jax/data/sources/common/split_rule.py, of which the path is to be given."""
+    fractions = {"validation_fraction": 0.1, "test_fraction": 0.2, "unseen_fraction": 0.2}
+    rule = {"split_by": "prompt", "min_votes_per_user": 1}
+    return ConfigDict({"name": name, "path": "", **fractions, **rule, **more})
 
 
 def pretrain() -> Any:

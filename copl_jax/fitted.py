@@ -27,6 +27,7 @@ from copl_jax.reward.reward_model import RewardConfig
 from copl_jax.reward.training import reader
 from pref_jax import personal
 from pref_jax.comparisons import Comparisons, concatenate
+from pref_jax.data.messages import answer, as_chat
 from pref_jax.data.votes import vote_rows
 from pref_jax.errors import UserError
 from pref_jax.graded import read_scale
@@ -260,6 +261,7 @@ def every_kind(votes: Comparisons) -> Comparisons:
 
 def digests(responses: pa.Table) -> UInt8[np.ndarray, "N 16"]:
     """A digest of each response's prompt and text."""
-    rows = responses.select(["prompt", "text"]).to_pylist()
-    found = [hashlib.sha256(json.dumps([row["prompt"], row["text"]]).encode()).digest()[:DIGEST] for row in rows]
+    rows = [[*as_chat(row["prompt"]), answer(row)] for row in responses.to_pylist()]
+    named = [[chat[:-1], chat[-1]["content"], *filter(None, [chat[-1]["extra"]])] for chat in rows]
+    found = [hashlib.sha256(json.dumps(one).encode()).digest()[:DIGEST] for one in named]
     return np.frombuffer(b"".join(found), np.uint8).reshape(len(rows), DIGEST)

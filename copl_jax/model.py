@@ -12,8 +12,9 @@ from copl_jax.graph.settings import GCFConfig, fast_config
 from copl_jax.reward.training import RewardSettings, fit_reward
 from pref_jax import fitting, personal
 from pref_jax.data.preferences import Preferences
+from pref_jax.data.text.same_tokens import left_out
 from pref_jax.errors import UserError
-from pref_jax.lm.pair_batches import open_texts
+from pref_jax.lm.pair_batches import Texts
 from pref_jax.lm.text_model import TextModel
 from pref_jax.progress import log
 
@@ -69,15 +70,15 @@ def fit(
     """
     chosen = config or CoPLConfig()
 
-    def make(tables: Preferences, text: TextModel, folder: Path) -> CoPL:
-        return _fit(tables, text, chosen, seed, folder)
+    def make(tables: Preferences, texts: Texts, folder: Path) -> CoPL:
+        return _fit(tables, texts, chosen, seed, folder)
 
     how: dict[str, Any] = {"base": base, "text": text, "seed": seed, "workdir": workdir, "options": options}
     return fitting.fit(CoPL, make, votes, config=chosen, **how)
 
 
-def _fit(votes: Preferences, text: TextModel, config: CoPLConfig, seed: int, folder: Path) -> CoPL:
-    seen, ties = votes.seen, config.graph.ties
+def _fit(votes: Preferences, texts: Texts, config: CoPLConfig, seed: int, folder: Path) -> CoPL:
+    text, seen, ties = texts.model, votes.seen, config.graph.ties
     train = votes.pairs("train", seen=True, ties=ties)
     log(f"CoPL: graph of {len(train.user)} votes by {int(seen.sum())} users")
     embedded = embed_users(
@@ -94,7 +95,7 @@ def _fit(votes: Preferences, text: TextModel, config: CoPLConfig, seed: int, fol
     everyone = votes.pairs(("train", "validation"), seen=True, ties=ties)
     settings = config.reward or default_reward(len(everyone.user), ties=ties, strengths=config.graph.strengths)
     learn = votes.pairs(("train", "validation"), seen=True, ties=settings.training.ties)
-    model, texts = settings.model(text.config), open_texts(text, votes.responses)
+    model = settings.model(text.config)
     log(f"CoPL: experts, {settings.training.optimizer.num_steps} steps")
     trained = fit_reward(model, texts, learn, embedded.users, settings.training, folder=folder / "reward", seed=seed)
     ids = votes.users["user_id"].to_pylist()
@@ -108,6 +109,7 @@ def _fit(votes: Preferences, text: TextModel, config: CoPLConfig, seed: int, fol
     )
     facts = {name: embedded.facts[name] for name in ("validation_accuracy", "best_step", "config")}
     facts |= {**trained.facts, "scale": embedded.scale.about(), "reward_scale": trained.facts.get("scale")}
+    facts |= left_out(votes)
     found = CoPL(text=text, config=model, params=trained.params, known=known, facts=facts)
     context = votes.pairs("train", seen=False, ties=ties)
     for row in np.unique(context.user):

@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments import copl
 from experiments.embed import embed, embed_prompts
+from experiments.linear import NO_CHOICE
 from experiments.methods import SHARED
 from experiments.runner.test_labels import load_test_labels, test_signs
 from experiments.runner.workspace import Workspace, log, stage
@@ -217,7 +218,12 @@ def majority(work: Workspace, method: str) -> None:
 
 
 def best_mixture(base: np.ndarray, personal: np.ndarray) -> tuple[float, list[float]]:
-    """The share in `GRID` with the lowest mean -log sigmoid of the mixed margins [P], and the losses of all."""
+    """The share in `GRID` with the lowest mean -log sigmoid of the mixed margins [P], and the losses of all.
+
+    Of no margins the share is 0, the base alone, and there are no losses.
+    """
+    if not len(base):
+        return 0.0, []
     losses = [float(np.logaddexp(0, -((1 - share) * base + share * personal)).mean()) for share in GRID]
     return float(GRID[int(np.argmin(losses))]), losses
 
@@ -242,6 +248,9 @@ def shrunk(work: Workspace, method: str) -> None:
         (base, before), (personal, facts) = (work.scores(name) for name in names)
         own = {name: facts[name] for name in ("parameters_per_user", "context_pairs")}
         own |= {"stage_seconds": {"shared": before["seconds"], "personal": facts["seconds"]}}
+        if not losses:
+            log(f"seed {work.seed}: {method}: {NO_CHOICE}: the shared reward")
+            own["fallback"] = f"{NO_CHOICE}: it is the shared reward"
         return (1 - share) * base + share * personal, {**own, "share_of_copl": share, "grid_losses": losses}
 
     work.scored(method, score)

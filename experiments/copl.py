@@ -22,7 +22,7 @@ from copl_jax.graph.embedding import embed_users
 from copl_jax.io import checkpoint
 from copl_jax.reward.reward_model import RewardConfig
 from copl_jax.reward.training import fit_reward, gate_facts, score_pairs
-from experiments.prepare import prepare
+from experiments.prepare import prepare_votes
 from experiments.reporting.summary import summarise
 from experiments.runner.cli import Config, launch
 from experiments.runner.test_labels import load_groups, load_test_labels
@@ -44,7 +44,7 @@ def run(config: Config, workdir: Path, stage: str = "all") -> None:
     if stage not in ("all", *STAGES):
         raise UserError(f"--stage={stage}: no such stage; give all, {', '.join(STAGES)}")
     for work in workspaces(config, workdir):
-        prepare(work)
+        prepare_votes(work)
         for name in STAGES if stage == "all" else (stage,):
             STAGES[name](work)
     if stage in ("all", "report"):

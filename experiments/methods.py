@@ -112,12 +112,14 @@ _RECORDS = (
         _LORE,
         "a linear reward for each user alone on the same features, its prior chosen by held-out votes.",
         on_features=True,
+        ignores=DECIDED,
     ),
     Method(
         "LoRe (published)",
         _LORE,
         "the published recipe on the same features: one Adam over basis and weights, no shrinkage.",
         on_features=True,
+        ignores=DECIDED,
     ),
     Method(
         "LoRe",
@@ -129,6 +131,7 @@ _RECORDS = (
         "deep LoRe",
         "experiments.deep:deep_lore",
         "LoRe's basis on an adapted transformer, trained through the solver of the users' weights.",
+        ignores=DECIDED,
     ),
     Method(
         "leave-one-out majority",

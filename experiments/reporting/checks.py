@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from experiments.methods import ANSWERS, METHODS
-from experiments.runner.test_labels import TABLE, late, reads
+from experiments.runner.test_labels import TABLE, Answered, late, reads
 from experiments.runner.workspace import Workspace
 from pref_jax.data.checks import leakage
 from pref_jax.data.checks.leakage import Leak
+from pref_jax.data.text import same_tokens
 from pref_jax.eval.reporting.report import Section, bullets
 from pref_jax.files import read_json, write_json
 
@@ -54,6 +55,11 @@ def everything(work: Workspace) -> list[Leak]:
     return [*checked(work), readers(work)]
 
 
+def left_out(works: Sequence[Workspace]) -> list[str]:
+    """For each seed, how many votes stand in no score because the transformer cannot tell their sides apart."""
+    return [f"seed {work.seed}: {note}" for work in works if (note := same_tokens.told(work.data))]
+
+
 def section(works: Sequence[Workspace]) -> Section:
     """The checks of all seeds as a chapter; what may leak is marked."""
     lines = [
@@ -62,6 +68,18 @@ def section(works: Sequence[Workspace]) -> Section:
         for leak in everything(work)
     ]
     return Section("Leakage checks", bullets(lines))
+
+
+def told(every: Sequence[Answered]) -> list[str]:
+    """What the data's split left out or could not do, and which methods had nothing to choose by."""
+    found: dict[str, list[str]] = {}
+    for one in every:
+        for text in one.data.meta.get("told", ()):
+            found.setdefault(text, []).append(str(one.work.seed))
+        for name, facts in one.facts.items():
+            if "fallback" in facts:
+                found.setdefault(f"{name}: {facts['fallback']}", []).append(str(one.work.seed))
+    return [f"{text} (seed {', '.join(seeds)})" for text, seeds in found.items()]
 
 
 def notes(works: Sequence[Workspace]) -> list[str]:

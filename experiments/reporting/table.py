@@ -80,6 +80,8 @@ def block(own: DataSet) -> Block:
             *_limits(own.every, methods),
             *(note.removesuffix(".") for note in ignored(own.every[0].data, methods)),
             *_times(own.every, methods),
+            *checks.left_out([one.work for one in own.every]),
+            *checks.told(own.every),
             *checks.notes([one.work for one in own.every]),
         ],
     )
@@ -180,7 +182,7 @@ def by_pairs(every: Sequence[Answered], methods: Sequence[str]) -> dict[str, dic
         for name in methods:
             values = [_user_accuracy(one, name)[own] for one, own in zip(every, members, strict=True)]
             own = np.bincount(number, weights=np.concatenate(values)) / np.bincount(number)
-            found[name][low] = student_interval(own, over="users")
+            found[name][low] = student_interval(own, over="users", fractions=True)
     return found
 
 

@@ -20,14 +20,14 @@ from experiments import linear
 from experiments.embed import embed
 from experiments.linear import Task
 from experiments.lore_methods import HEAD, LEARNED, METHOD, ORACLE, PUBLISHED, Models
-from experiments.prepare import prepare
+from experiments.prepare import prepare_votes
 from experiments.reporting.summary import pair_metrics
 from experiments.runner.cli import Config, freeze
 from experiments.runner.workspace import Workspace, log
 from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
 from pref_jax.eval.figures import plots
-from pref_jax.eval.metrics import Interval, student_interval, user_accuracy
+from pref_jax.eval.metrics import Interval, is_loss, student_interval, user_accuracy
 from pref_jax.eval.reporting import report, results
 from pref_jax.eval.reporting.report import Section
 from pref_jax.ragged import ranges
@@ -157,7 +157,7 @@ def _diversity(models: Models, methods: Sequence[str], alphas: Sequence[float], 
 
 def _on_world(models: Models, name: str) -> dict[str, Any]:
     """Metrics of a method on a world that is made where it is missing."""
-    prepare(models.work)
+    prepare_votes(models.work)
     embed(models.work)
     return _scores(models, linear.margins(models.task, models(name)))
 
@@ -200,7 +200,10 @@ def _trials(models: Models, name: str, shots: int, trials: int) -> dict[str, Int
     accuracy = right.accuracy.reshape(trials, count)[:, tested].mean(1)
     loss = np.logaddexp(0, -margins).reshape(trials, -1).mean(1)
     values = {"unseen/accuracy": accuracy, "unseen/log_loss": loss}
-    return {metric: student_interval(value, over="trials") for metric, value in values.items()}
+    return {
+        metric: student_interval(value, over="trials", fractions=not is_loss(metric))
+        for metric, value in values.items()
+    }
 
 
 def draw(votes: Comparisons, *, shots: int, trials: int, num_users: int, seed: int) -> Comparisons:

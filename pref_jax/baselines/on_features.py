@@ -102,10 +102,13 @@ def candidates(config: BaselinesConfig, method: str) -> list[tuple[Head, int]]:
 
 
 def choose_and_fit(method: str, config: BaselinesConfig, task: Task, *, folder: Path) -> Fitted:
-    """Compares a method's candidates on the held-out votes, then trains the best on all; `folder` gets checkpoints."""
+    """Compares a method's candidates on the held-out votes, then trains the best on all; `folder` gets checkpoints.
+
+    Without held-out votes the first candidate is taken, as the fact "fallback" says.
+    """
     spent, tried = stopwatch(folder), candidates(config, method)
     losses = [0.0]
-    if len(tried) > 1:
+    if len(tried) > 1 and task.held.any():
         losses = [
             _held_out_loss(head, steps, config, task, folder / f"candidate_{number}")
             for number, (head, steps) in enumerate(tried)
@@ -115,8 +118,10 @@ def choose_and_fit(method: str, config: BaselinesConfig, task: Task, *, folder: 
     told = {
         "chosen": best,
         "candidates": [f"{candidate}, {count} steps" for candidate, count in tried],
-        "held_out_losses": losses if len(tried) > 1 else None,
+        "held_out_losses": losses if len(losses) > 1 else None,
     }
+    if 1 < len(tried) != len(losses):
+        told["fallback"] = f"no vote is held out to choose by: the first candidate, {told['candidates'][0]}"
     return Fitted(tried[best][0], params, {**told, **facts, **spent()})
 
 

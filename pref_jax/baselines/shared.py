@@ -22,7 +22,7 @@ from pref_jax.graded import GAPS
 from pref_jax.lm import backbone, lora, parameter_files
 from pref_jax.lm.config import LMConfig
 from pref_jax.lm.lora import LoRAConfig
-from pref_jax.lm.pair_batches import Texts, open_texts, text_batches
+from pref_jax.lm.pair_batches import Texts, text_batches
 from pref_jax.lm.pairs import apply_head, init_head, pair_states, pairwise_loss, text_states
 from pref_jax.lm.text_model import TextModel
 from pref_jax.mesh import replicated
@@ -161,8 +161,10 @@ class SharedReward(PersonalReward):
 
     def add_votes(self, user: str, votes: Any) -> Added:
         """Makes the user known; one reward for all learns nothing from one user's votes."""
-        self._votes[user] = self._votes.get(user, 0) + len(vote_rows(votes, user).users)
-        return Added(user, self._votes[user], "one reward for all: nothing to solve")
+        given = vote_rows(votes, user)
+        self._votes[user] = self._votes.get(user, 0) + len(given.users)
+        how = "one reward for all: nothing to solve"
+        return Added(user, self._votes[user], "; ".join(filter(None, [how, given.unused])))
 
     def remove_user(self, user: str) -> None:
         """Forgets the id and the number of votes; it kept nothing else."""
@@ -228,11 +230,10 @@ def fit(
     """
     chosen = config or FitConfig()
 
-    def make(tables: Preferences, text: TextModel, folder: Path) -> SharedReward:
-        ties = chosen.training is None or chosen.training.ties
+    def make(tables: Preferences, texts: Texts, folder: Path) -> SharedReward:
+        text, ties = texts.model, chosen.training is None or chosen.training.ties
         learn, model = tables.pairs(("train", "validation"), seen=True, ties=ties), chosen.model(text.config)
         training = chosen.training or fitting.default_training(len(learn.user))
-        texts = open_texts(text, tables.responses)
         params, _ = fit_shared(model, texts, learn, training, folder=folder / "training", seed=seed)
         return SharedReward(text=text, config=model, params=params, votes=given(tables, ties=ties))
 

@@ -92,6 +92,33 @@ def hold_out(
     return mask
 
 
+def hold_out_new(
+    prompt: Int[np.ndarray, "P"],
+    pair: Int[np.ndarray, "P"],
+    user: Int[np.ndarray, "P"],
+    fraction: float | int,
+    rng: np.random.Generator,
+) -> Bool[np.ndarray, "P"]:
+    """Marks the votes on a fraction of the prompts, at least one and never all.
+
+    Votes that are all on one prompt are held out by pairs of responses, votes on one pair one by one, of users who
+    have others. Where nobody has, none is marked.
+
+    Example:
+      >>> one = np.zeros(4, int)
+      >>> hold_out_new(one, np.array([0, 0, 1, 2]), one, 0.2, np.random.default_rng(0)).sum()
+      1
+    """
+    for unit in (prompt, pair):
+        distinct = np.unique(unit)
+        if len(distinct) > 1:
+            count = min(max(round(fraction * len(distinct)), 1), len(distinct) - 1)
+            return np.isin(unit, rng.permutation(distinct)[:count])
+    every = np.ones(len(user), bool)
+    keep = np.ones(int(user.max(initial=-1)) + 1, bool)
+    return hold_out(user, every, max(fraction, 1 / max(len(user), 1)), rng, keep=keep)
+
+
 def answers_a_user(
     seen: Bool[np.ndarray, "U"], pairs: int, protocol: str, rng: np.random.Generator
 ) -> tuple[Int[np.ndarray, "U"], Bool[np.ndarray, "U"]]:

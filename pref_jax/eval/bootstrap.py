@@ -19,6 +19,9 @@ from pref_jax.errors import Faults
 from pref_jax.eval.metrics import Interval, add_not_finite
 
 RESAMPLES = 4000
+# Of n users even the widest percentile interval, from the lowest to the highest, misses the median of all people with
+# probability 2 ** (1 - n), as in a sign test: of fewer than these in more than one case of twenty.
+FEWEST = 6
 # Random indices drawn at once: 32 MB, whatever the number of users.
 _BLOCK = 4_000_000
 # Far below one answer of one user, far above the rounding of sums of fractions.
@@ -68,9 +71,9 @@ def resampled_means(
 
 
 def interval(mean: float, draws: Float64[np.ndarray, "B"], *, users: int) -> Interval:
-    """The percentile interval of `draws` around `mean`; one user alone has none."""
+    """The percentile interval of `draws` around `mean`; fewer than `FEWEST` users have none."""
     low, high = map(float, np.quantile(draws, [0.025, 0.975]))
-    few = users < 2
+    few = users < FEWEST
     return Interval(mean=float(mean), low=None if few else low, high=None if few else high, n=users, over="users")
 
 
@@ -93,7 +96,7 @@ def paired_difference(
       seed: seed of the draw; the same seed gives the same interval.
 
     Returns:
-      The interval, without ends for one user; None for nobody.
+      The interval, without ends for fewer than `FEWEST` users; None for nobody.
 
     Raises:
       UserError: if a value is NaN or infinite, or the lengths differ.

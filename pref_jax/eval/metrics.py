@@ -22,7 +22,8 @@ class Interval:
     """A mean and its 95 % interval.
 
     mean: the mean, a fraction for accuracies and nats for log-losses.
-    low, high: ends of the interval, in the unit of `mean`; both None where one value alone gives no interval.
+    low, high: ends of the interval, in the unit of `mean`; both None where the values give no interval: one alone, or
+      so few fractions that every mean from 0 to 1 is possible.
     n: how many things the mean was taken over.
     over: which things: "users", "seeds" or "pairs".
     left_out: users of this kind that have no such pair and are therefore not among the `n`.
@@ -134,11 +135,27 @@ def over_seeds(runs: Sequence[Mapping[str, SupportsFloat | Interval]]) -> dict[s
     A metric that some seeds lack is averaged over those that have it (`n` says how many).
     """
     keys = dict.fromkeys(key for run in runs for key in run)
-    return {key: student_interval([_mean(run[key]) for run in runs if key in run], over="seeds") for key in keys}
+    return {key: _over_seeds(key, [_mean(run[key]) for run in runs if key in run]) for key in keys}
 
 
-def student_interval(values: Sequence[float] | Float[np.ndarray, "n"], *, over: str, left_out: int = 0) -> Interval:
-    """Mean of at least one value with the two-sided 95 % Student t interval; one value alone has no interval."""
+def is_loss(name: str) -> bool:
+    """Whether a metric of that name is a log-loss, in nats, rather than a fraction."""
+    return name.rsplit("/", 1)[-1] == "log_loss" and "/group/" not in name
+
+
+def _over_seeds(name: str, values: Sequence[float]) -> Interval:
+    fractions = name.startswith(("seen/", "unseen/")) and not is_loss(name)
+    return student_interval(values, over="seeds", fractions=fractions)
+
+
+def student_interval(
+    values: Sequence[float] | Float[np.ndarray, "n"], *, over: str, left_out: int = 0, fractions: bool = False
+) -> Interval:
+    """Mean of at least one value with the two-sided 95 % Student t interval; one value alone has no interval.
+
+    With `fractions` values lie from 0 to 1, and so do the ends; an interval of all of that is none. Values that are all
+    0, or all 1, have no spread to judge by: the other end is then that of n out of n (Clopper and Pearson, 1934).
+    """
     array = np.asarray(values, dtype=np.float64)
     n = len(array)
     # Huge log-losses must not overflow: divided before they are summed, and no interval where squares overflow.
@@ -149,6 +166,11 @@ def student_interval(values: Sequence[float] | Float[np.ndarray, "n"], *, over: 
             half = float(special.stdtrit(n - 1, 0.975)) * float(np.std(array, ddof=1)) / n**0.5
         if np.isfinite(mean - half) and np.isfinite(mean + half):
             low, high = mean - half, mean + half
+    if fractions and low is not None and high is not None:
+        low, high = max(low, 0.0), min(high, 1.0)
+        if np.all(array == array[0]) and array[0] in (0.0, 1.0):
+            low, high = (0.025 ** (1 / n), 1.0) if array[0] else (0.0, 1 - 0.025 ** (1 / n))
+        low, high = (None, None) if high - low >= 1 else (low, high)
     return Interval(mean=mean, low=low, high=high, n=n, over=over, left_out=left_out)
 
 
@@ -171,7 +193,7 @@ def _over_users(key: str, score: UserAccuracy, members: np.ndarray) -> dict[str,
     if not counted.any():
         return {}
     left_out = int(members.sum() - counted.sum())
-    return {key: student_interval(score.accuracy[counted], over="users", left_out=left_out)}
+    return {key: student_interval(score.accuracy[counted], over="users", left_out=left_out, fractions=True)}
 
 
 def _pooled(value: float, pairs: int) -> Interval:

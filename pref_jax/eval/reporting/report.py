@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pref_jax.eval.metrics import Interval
+from pref_jax.eval.metrics import Interval, is_loss
 from pref_jax.eval.reporting.results import by_method, metric_names
 from pref_jax.files import write_text
 
@@ -133,34 +133,41 @@ def duration(seconds: float | int) -> str:
 def _cell(name: str, value: Interval | None) -> str:
     if value is None:
         return MISSING
-    scale, digits = (1, 3) if _is_loss(name) else (100, 1)
+    scale, digits = (1, 3) if is_loss(name) else (100, 1)
     text = f"{scale * value.mean:.{digits}f}"
-    return text if value.half_width is None else f"{text} ± {scale * value.half_width:.{digits}f}"
+    if value.low is None or value.high is None or value.half_width is None:
+        return text
+    if _is_cut(value):
+        return f"{text} [{scale * value.low:.{digits}f}, {scale * value.high:.{digits}f}]"
+    return f"{text} ± {scale * value.half_width:.{digits}f}"
 
 
-def _is_loss(name: str) -> bool:
-    return name.rsplit("/", 1)[-1] == "log_loss" and "/group/" not in name
+def _is_cut(value: Interval) -> bool:
+    """Whether the interval does not lie evenly around its mean, since fractions end at 0 and 1."""
+    return value.low is not None and value.high is not None and abs(value.low + value.high - 2 * value.mean) > 1e-6
 
 
 def _note(names: Sequence[str], summary: Mapping[str, Mapping[str, Interval]]) -> str:
     units = []
-    if any(not _is_loss(name) and not name.endswith("calibration_error") for name in names):
+    if any(not is_loss(name) and not name.endswith("calibration_error") for name in names):
         units.append("Accuracies in percent.")
     if any(name.endswith("calibration_error") for name in names):
         units.append("Calibration errors in percent.")
-    if any(_is_loss(name) for name in names):
+    if any(is_loss(name) for name in names):
         units.append("Log-losses in nats.")
     spans: dict[str, list[str]] = {}
     for method, values in summary.items():
         for over in dict.fromkeys(values[n].over for n in names if n in values and values[n].half_width is not None):
             spans.setdefault(over, []).append(method)
     if not spans:
-        return " ".join([*units, "No intervals: of one seed, or of one user."])
+        return " ".join([*units, "No intervals: of one seed, or of too few users."])
     # What most methods share is said once, the others by name.
     main = max(spans, key=lambda over: len(spans[over]))
     others = [f"over {over} for {', '.join(methods)}" for over, methods in spans.items() if over != main]
     exception = f" ({'; '.join(others)})" if others else ""
-    return " ".join([*units, f"± is half of the 95 % interval over {main}{exception}."])
+    cut = any(_is_cut(values[n]) for values in summary.values() for n in names if n in values)
+    ends = "; in brackets its ends, where 0 or 100 cuts it off" if cut else ""
+    return " ".join([*units, f"± is half of the 95 % interval over {main}{exception}{ends}."])
 
 
 def escape(text: str) -> str:

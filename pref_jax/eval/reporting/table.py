@@ -29,7 +29,8 @@ HEAD = (
 )
 NOTE = (
     "Accuracies in percent, means over users and then over seeds; in brackets the 95 % interval of a paired bootstrap "
-    "over users, the same resamples for all methods and seeds: of people, not of worlds or trainings. A difference is "
+    "over users, the same resamples for all methods and seeds: of people, not of worlds or trainings; none is given of "
+    f"fewer than {bootstrap.FEWEST} users. A difference is "
     "that to the method named under “against”, in points; * marks p < 0.05, two-sided by the same bootstrap, after "
     "Holm's correction over the methods of the data set, seen and unseen users apart. Time is that of one seed: "
     "training, choosing and scoring. Parameters per user are those that a method keeps for each user, context pairs "
