@@ -47,7 +47,8 @@ def test_whatever_is_voted(votes, options, flags, seed, timed):
     try:
         found = split(votes, options, **given)
     except UserError as error:
-        assert str(error).startswith(("no user has", "no user is seen", "no seen user", "no vote can be kept"))
+        if not str(error).startswith(("no user has", "no user is seen", "no seen user", "no vote can be kept")):
+            raise
         return
     user, prompt, place = np.array([vote[:3] for vote in votes]).T
     own, kept = (user * 5 + prompt) * 3 + place, found.keep

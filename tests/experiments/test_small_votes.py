@@ -60,11 +60,13 @@ def run(config: Any, workdir: Path) -> dict[str, Any]:
     return json.loads((workdir / "results.json").read_text())
 
 
-SHAPES = [*itertools.product((1, 2, 3), (1, 3), (1, 2))]
+SHAPES = itertools.product((1, 2, 3), (1, 3), (1, 2))
+HOW = itertools.cycle(("alike", "contradicting", "opposed", "opposed", "contradicting"))
 
 
-@pytest.mark.parametrize("how", ["alike", "opposed", "contradicting"])
-@pytest.mark.parametrize(("users", "prompts", "each"), SHAPES)
+@pytest.mark.parametrize(
+    ("users", "prompts", "each", "how"), [(*shape, how) for shape, how in zip(SHAPES, HOW, strict=False)]
+)
 def test_linear_methods(base, tmp_path, users, prompts, each, how):
     rows = votes(users, prompts, each, how)
     settings = config(base, tmp_path / "votes.jsonl", rows, ("shared (features)", "per-user model", "LoRe"))
