@@ -73,6 +73,8 @@ def reward(*, batch_size: int, eval_batch_size: int, num_steps: int, lr: float, 
             "checkpoint_every": 50,
             "log_every": 10,
             "share_prefix": True,  # decoders read the beginning that a pair's texts share once, where that saves work
+            "ties": True,  # ties are learned from; False: left out
+            "strengths": "levels",  # what strengths of votes are for: levels, weight, margin, ignore
             "remat": "none",  # what the backward pass keeps of a block: all, "dots" its products, "full" nothing
             "experts": {"num_experts": 8, "rank": 8, "dropout": 0.1, "targets": ("q_proj", "v_proj")},
             "gate": {
@@ -165,17 +167,14 @@ def public(name: str, **changes: Any) -> Any:
 
 def votes() -> Any:
     """Your own votes, of which the path is to be given: pref_jax/data/sources/jsonl/reader.py."""
-    return ConfigDict(
-        {
-            "name": "jsonl",
-            "path": "",
-            "validation_fraction": 0.1,
-            "test_fraction": 0.2,
-            "unseen_fraction": 0.2,
-            "split_by": "prompt",
-            "min_votes_per_user": 1,
-        }
-    )
+    return rows("jsonl", columns="", on_bad_row="error")
+
+
+def rows(name: str, **more: Any) -> Any:
+    """Votes that are split by pref_jax/data/sources/common/split_rule.py, of which the path is to be given."""
+    fractions = {"validation_fraction": 0.1, "test_fraction": 0.2, "unseen_fraction": 0.2}
+    rule = {"split_by": "prompt", "min_votes_per_user": 1}
+    return ConfigDict({"name": name, "path": "", **fractions, **rule, **more})
 
 
 def pretrain() -> Any:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float32, Int, UInt8
+from jaxtyping import Bool, Float32, UInt8
 
 from copl_jax.graph.cold_start import cold_start
 from copl_jax.graph.signed_graph import bucket
@@ -27,14 +27,25 @@ from copl_jax.reward.reward_model import RewardConfig
 from copl_jax.reward.training import reader
 from pref_jax import personal
 from pref_jax.comparisons import Comparisons, concatenate
+from pref_jax.data.messages import answer, as_chat
 from pref_jax.data.votes import vote_rows
 from pref_jax.errors import UserError
+from pref_jax.graded import read_scale
 from pref_jax.lm import parameter_files
 from pref_jax.lm.text_model import TextModel
 from pref_jax.mesh import replicated
 from pref_jax.personal import Added, PersonalReward, Saved, Scores
 
 DIGEST = 16
+# Columns of votes in a saved folder.
+VOTES = {
+    "user": np.int32,
+    "chosen": np.int32,
+    "rejected": np.int32,
+    "tie": np.uint8,
+    "strength": np.float32,
+    "choice": np.int32,
+}
 
 
 class Known(NamedTuple):
@@ -45,7 +56,7 @@ class Known(NamedTuple):
       users: float32 [U C] embeddings.
       responses: float32 [N C] embeddings by the graph.
       digests: uint8 [N 16] of the responses' prompts and texts.
-      pairs: what users compared; rows of users and of responses.
+      pairs: what users compared; rows of users and of responses, with tie, strength and choice.
       graph: bool [U], who was in the graph, and so can be a new user's neighbour.
     """
 
@@ -67,6 +78,7 @@ class CoPL(PersonalReward):
       params: experts, gates and head.
       known: users and responses.
       facts: what the fit says of itself, as JSON values.
+      scale: how ties and strengths of votes are read; None: all votes are preferences.
 
     Example:
       model = copl_jax.fit("votes.jsonl", base="Qwen/Qwen3-0.6B")
@@ -78,6 +90,7 @@ class CoPL(PersonalReward):
     def __init__(self, *, text: TextModel, config: RewardConfig, params: Any, known: Known, facts: dict[str, Any]):
         self.text = self.base = text
         self.config, self.params, self.known, self.facts = config, params, known, facts
+        self.scale = read_scale(facts.get("scale"))
         self._row = {name: row for row, name in enumerate(known.ids)}
         self._response = {digest.tobytes(): row for row, digest in enumerate(known.digests)}
 
@@ -122,21 +135,28 @@ class CoPL(PersonalReward):
         rows = [self._response.get(digest.tobytes(), -1) for digest in digests(vote_rows(votes, user).responses)]
         chosen, rejected = np.array(rows, np.int64).reshape(2, -1)
         there = (chosen >= 0) & (rejected >= 0)
-        return self.learn(user, chosen[there], rejected[there], unread=int((~there).sum()))
+        found = Comparisons(np.zeros(len(there), np.int64), chosen, rejected)
+        return self.learn(user, found.take(there), unread=int((~there).sum()))
 
-    def learn(self, user: str, chosen: Int[np.ndarray, " n"], rejected: Int[np.ndarray, " n"], *, unread: int) -> Added:
-        """`add_votes` on rows of responses; `unread` more votes are on responses that the graph does not know."""
+    def learn(self, user: str, votes: Comparisons, *, unread: int) -> Added:
+        """`add_votes` on rows of responses; `unread` more votes are on responses that the graph does not know.
+
+        The rows of users in `votes` are not read. Ties tell which neighbours are like the user, and make none.
+        """
         known, new = self.known, user not in self._row
         row = self._row.get(user, len(known.ids))
-        pairs = concatenate([known.pairs, Comparisons(np.full(len(chosen), row), chosen, rejected)])
+        given = every_kind(votes._replace(user=np.full(len(votes.user), row)))
+        number = np.unique(given.choice, return_inverse=True)[1] + known.pairs.choice.max(initial=-1) + 1
+        given = given._replace(choice=np.where(given.choice >= 0, number, -1).astype(np.int32))
+        pairs = concatenate([known.pairs, given])
         ids = [*known.ids, user] if new else known.ids
         users = np.concatenate([known.users, np.zeros((int(new), known.users.shape[1]), np.float32)])
         graph = np.concatenate([known.graph, np.zeros(int(new), bool)])
         own, how = pairs.take(pairs.user == row), ""
-        if len(chosen) or new:
+        if len(votes.user) or new:
             # Neighbours chose the same, so all other votes can be left out.
             same = np.zeros(len(known.responses), bool)
-            same[own.chosen] = True
+            same[own.chosen[~own.tie]] = True
             found = cold_start(
                 users=users,
                 responses=known.responses,
@@ -144,6 +164,7 @@ class CoPL(PersonalReward):
                 train_pairs=pairs.take(graph[pairs.user] & same[pairs.chosen]),
                 context=own,
                 unseen=np.array([row]),
+                scale=self.scale,
             )
             # Those of the graph have length 1, as whose neighbours they are expects.
             users[row] = (normalised(found.embeddings) if graph[row] else found.embeddings)[0]
@@ -185,7 +206,7 @@ class CoPL(PersonalReward):
         model = {"model": own, "embedding_dim": int(known.users.shape[1]), "facts": self.facts}
         tensors = {f"params/{path}": leaf for path, leaf in parameter_files.as_tensors(self.params).items()}
         tensors |= {"users": known.users, "responses": known.responses, "digests": known.digests}
-        tensors |= {name: np.asarray(getattr(known.pairs, name), np.int32) for name in ("user", "chosen", "rejected")}
+        tensors |= {name: np.asarray(getattr(known.pairs, name), kind) for name, kind in VOTES.items()}
         votes = np.bincount(known.pairs.user, minlength=len(known.ids))
         return model, {**tensors, "graph": known.graph.astype(np.uint8)}, votes.tolist()
 
@@ -198,7 +219,9 @@ class CoPL(PersonalReward):
         config, dim = checkpoint.parse(saved.model, text.config, where=str(saved.folder / personal.ABOUT))
         params = {name.removeprefix("params/"): leaf for name, leaf in tensors.items() if name.startswith("params/")}
         tree = checkpoint.as_params(params, config, dim, where=str(saved.folder / personal.TENSORS))
-        pairs = Comparisons(*(tensors[name].astype(np.int64) for name in ("user", "chosen", "rejected")))
+        columns: dict[str, Any] = {name: tensors[name] for name in VOTES}
+        rows = {name: columns[name].astype(np.int64) for name in ("user", "chosen", "rejected")}
+        pairs = every_kind(Comparisons(**columns | rows))
         known = Known(
             saved.users,
             tensors["users"],
@@ -227,8 +250,18 @@ class CoPL(PersonalReward):
         peft.save_peft(folder, self.config, self.params, row, base_name=self.base.name)
 
 
+def every_kind(votes: Comparisons) -> Comparisons:
+    """The votes with tie, strength and choice alone beside their rows, which say of plain preferences what they are."""
+    count = len(votes.user)
+    tie = np.zeros(count, bool) if votes.tie is None else np.asarray(votes.tie, bool)
+    strength = np.full(count, np.nan, np.float32) if votes.strength is None else votes.strength
+    choice = np.full(count, -1, np.int32) if votes.choice is None else votes.choice
+    return Comparisons(*votes[:3], tie=tie, strength=strength, choice=choice)
+
+
 def digests(responses: pa.Table) -> UInt8[np.ndarray, "N 16"]:
     """A digest of each response's prompt and text."""
-    rows = responses.select(["prompt", "text"]).to_pylist()
-    found = [hashlib.sha256(json.dumps([row["prompt"], row["text"]]).encode()).digest()[:DIGEST] for row in rows]
+    rows = [[*as_chat(row["prompt"]), answer(row)] for row in responses.to_pylist()]
+    named = [[chat[:-1], chat[-1]["content"], *filter(None, [chat[-1]["extra"]])] for chat in rows]
+    found = [hashlib.sha256(json.dumps(one).encode()).digest()[:DIGEST] for one in named]
     return np.frombuffer(b"".join(found), np.uint8).reshape(len(rows), DIGEST)

@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from copl_jax.fitted import CoPL, Known, digests
+from copl_jax.fitted import CoPL, Known, digests, every_kind
 from copl_jax.graph.embedding import embed_users
 from copl_jax.graph.settings import GCFConfig, fast_config
 from copl_jax.reward.training import RewardSettings, fit_reward
 from pref_jax import fitting, personal
 from pref_jax.data.preferences import Preferences
+from pref_jax.data.text.same_tokens import left_out
 from pref_jax.errors import UserError
-from pref_jax.lm.pair_batches import open_texts
+from pref_jax.lm.pair_batches import Texts
 from pref_jax.lm.text_model import TextModel
 from pref_jax.progress import log
 
@@ -23,8 +24,9 @@ class CoPLConfig:
     """How CoPL is fitted.
 
     Attributes:
-      graph: model and recipe of the user embeddings.
-      reward: experts, gates and their training; None: a few passes over the votes, see `default_reward`.
+      graph: model and recipe of the user embeddings, and whether they are made of ties and strengths too.
+      reward: experts, gates and their training; None: a few passes over the votes, see `default_reward`, read as the
+        graph reads them.
       reembed: seen users are embedded from their own votes, as new users are; it helps people of few votes.
     """
 
@@ -33,9 +35,9 @@ class CoPLConfig:
     reembed: bool = True
 
 
-def default_reward(num_votes: int) -> RewardSettings:
-    """The paper's experts, with as many steps as make a few passes over the votes."""
-    return RewardSettings(training=fitting.default_training(num_votes))
+def default_reward(num_votes: int, **votes: Any) -> RewardSettings:
+    """The paper's experts, with as many steps as make a few passes over the votes; `votes`: `ties` and `strengths`."""
+    return RewardSettings(training=dataclasses.replace(fitting.default_training(num_votes), **votes))
 
 
 def fit(
@@ -68,20 +70,21 @@ def fit(
     """
     chosen = config or CoPLConfig()
 
-    def make(tables: Preferences, text: TextModel, folder: Path) -> CoPL:
-        return _fit(tables, text, chosen, seed, folder)
+    def make(tables: Preferences, texts: Texts, folder: Path) -> CoPL:
+        return _fit(tables, texts, chosen, seed, folder)
 
     how: dict[str, Any] = {"base": base, "text": text, "seed": seed, "workdir": workdir, "options": options}
     return fitting.fit(CoPL, make, votes, config=chosen, **how)
 
 
-def _fit(votes: Preferences, text: TextModel, config: CoPLConfig, seed: int, folder: Path) -> CoPL:
-    train, seen = votes.pairs("train", seen=True), votes.seen
+def _fit(votes: Preferences, texts: Texts, config: CoPLConfig, seed: int, folder: Path) -> CoPL:
+    text, seen, ties = texts.model, votes.seen, config.graph.ties
+    train = votes.pairs("train", seen=True, ties=ties)
     log(f"CoPL: graph of {len(train.user)} votes by {int(seen.sum())} users")
     embedded = embed_users(
         config.graph,
         train,
-        votes.pairs("validation", seen=True),
+        votes.pairs("validation", seen=True, ties=ties),
         seen=seen,
         num_responses=votes.num_responses,
         seed=seed,
@@ -89,26 +92,28 @@ def _fit(votes: Preferences, text: TextModel, config: CoPLConfig, seed: int, fol
         mesh=text.mesh,
         reembed=config.reembed,
     )
-    learn = votes.pairs(("train", "validation"), seen=True)
-    settings = config.reward or default_reward(len(learn.user))
-    model, texts = settings.model(text.config), open_texts(text, votes.responses)
+    everyone = votes.pairs(("train", "validation"), seen=True, ties=ties)
+    settings = config.reward or default_reward(len(everyone.user), ties=ties, strengths=config.graph.strengths)
+    learn = votes.pairs(("train", "validation"), seen=True, ties=settings.training.ties)
+    model = settings.model(text.config)
     log(f"CoPL: experts, {settings.training.optimizer.num_steps} steps")
     trained = fit_reward(model, texts, learn, embedded.users, settings.training, folder=folder / "reward", seed=seed)
     ids = votes.users["user_id"].to_pylist()
-    everyone = votes.pairs(("train", "validation"), seen=True)
     known = Known(
         ids=[ids[row] for row in np.flatnonzero(seen)],
         users=embedded.users[seen].astype(np.float32),
         responses=embedded.responses.astype(np.float32),
         digests=digests(votes.responses),
-        pairs=everyone._replace(user=(np.cumsum(seen) - 1)[everyone.user], controversial=None, row=None),
+        pairs=every_kind(everyone._replace(user=(np.cumsum(seen) - 1)[everyone.user])),
         graph=np.ones(int(seen.sum()), bool),
     )
     facts = {name: embedded.facts[name] for name in ("validation_accuracy", "best_step", "config")}
-    found = CoPL(text=text, config=model, params=trained.params, known=known, facts={**facts, **trained.facts})
-    context = votes.pairs("train", seen=False)
+    facts |= {**trained.facts, "scale": embedded.scale.about(), "reward_scale": trained.facts.get("scale")}
+    facts |= left_out(votes)
+    found = CoPL(text=text, config=model, params=trained.params, known=known, facts=facts)
+    context = votes.pairs("train", seen=False, ties=ties)
     for row in np.unique(context.user):
-        found.learn(ids[row], context.chosen[context.user == row], context.rejected[context.user == row], unread=0)
+        found.learn(ids[row], context.take(context.user == row), unread=0)
     return found
 
 

@@ -62,7 +62,7 @@ def shared(work: Workspace, method: str = SHARED) -> None:
     earlier = (folder / "model").is_dir()
 
     def train(part: Path) -> None:
-        learn, _ = work.votes_by_prompt(work.config.reward.holdout_fraction)
+        learn, _ = work.votes_by_prompt(work.config.reward.holdout_fraction, ties=settings.ties)
         trained = shared_reward.fit_shared(config, work.texts, learn, settings, folder=folder, seed=work.seed)
         _keep(part, method, *trained)
 

@@ -12,13 +12,13 @@ command goes on where it was.
 import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
 
 from experiments.methods import METHODS
-from experiments.prepare import prepare
+from experiments.prepare import prepare_votes
 from experiments.reporting import table, table_files
 from experiments.reporting.checks import checked
 from experiments.reporting.summary import summarise
@@ -28,6 +28,10 @@ from experiments.runner.test_labels import answered
 from experiments.runner.workspace import log, workspaces
 from pref_jax import compile_cache
 from pref_jax.errors import UserError
+from pref_jax.locks import hold
+
+# Seconds for which another process may hold the whole workdir, to look at its config.
+SHORTLY = 10.0
 
 
 def run(config: Config, workdir: Path, publish: str = "", only: Sequence[str] = ()) -> None:
@@ -50,7 +54,7 @@ def train(config: Config, workdir: Path) -> None:
     if unknown:
         raise UserError(f"config.methods: unknown {', '.join(unknown)}; known: {', '.join(METHODS)}")
     for work in workspaces(config, workdir):
-        prepare(work)
+        prepare_votes(work)
         checked(work)
         for name in config.methods:
             METHODS[name].run(work)
@@ -58,18 +62,37 @@ def train(config: Config, workdir: Path) -> None:
 
 def _run_all(config: Config, workdir: Path, publish: str, only: Sequence[str]) -> None:
     start = time.perf_counter()
-    check_workdir(workdir, config)
     there, absent = table.present(config)
     if unknown := [name for name in only if name not in there]:
         raise UserError(f"--only={','.join(unknown)}: no such data set here; there are {', '.join(there)}")
+    chosen = {name: own for name, own in there.items() if not only or name in only}
     keep = compile_cache.kept_in(workdir / "compiled") if config.keep_compiled else contextlib.nullcontext()
-    with keep:
-        for name, own in there.items():
-            if not only or name in only:
-                log(f"{name}: {own.dataset}")
-                train(own, workdir / name)
-    if only:
-        return
+    with keep, _held(config, workdir, list(chosen), only=bool(only)):
+        for name, own in chosen.items():
+            log(f"{name}: {own.dataset}")
+            train(own, workdir / name)
+        if not only:
+            _tabulate(config, workdir, there, absent, start)
+            if publish:
+                table_files.publish(workdir, Path(publish), ["experiments.compare", *sys.argv[1:]])
+
+
+@contextlib.contextmanager
+def _held(config: Config, workdir: Path, names: Sequence[str], *, only: bool) -> Iterator[None]:
+    """The folders of the data sets for this process alone; unless others share the work, the workdir too."""
+    with contextlib.ExitStack() as held:
+        with hold(workdir, wait=SHORTLY):
+            check_workdir(workdir, config)
+            for name in names:
+                held.enter_context(hold(workdir / name))
+            if not only:
+                held.enter_context(hold(workdir))
+        yield
+
+
+def _tabulate(
+    config: Config, workdir: Path, there: Mapping[str, Config], absent: Mapping[str, str], start: float
+) -> None:
     # From here on test answers are read; no method runs any more.
     every = [
         DataSet(name, own, workdir / name, [answered(work) for work in workspaces(own, workdir / name)])
@@ -78,8 +101,6 @@ def _run_all(config: Config, workdir: Path, publish: str, only: Sequence[str]) -
     for one in every:
         summarise(one.config, one.folder, every=one.every)
     table_files.write(config, workdir, every, absent, seconds=time.perf_counter() - start)
-    if publish:
-        table_files.publish(workdir, Path(publish), ["experiments.compare", *sys.argv[1:]])
 
 
 def define(values: flags.FlagValues) -> None:

@@ -22,7 +22,7 @@ from copl_jax.graph.embedding import embed_users
 from copl_jax.io import checkpoint
 from copl_jax.reward.reward_model import RewardConfig
 from copl_jax.reward.training import fit_reward, gate_facts, score_pairs
-from experiments.prepare import prepare
+from experiments.prepare import prepare_votes
 from experiments.reporting.summary import summarise
 from experiments.runner.cli import Config, launch
 from experiments.runner.test_labels import load_groups, load_test_labels
@@ -30,6 +30,7 @@ from experiments.runner.workspace import Workspace, log, making, require, stage,
 from pref_jax.data.preferences import Preferences
 from pref_jax.errors import UserError
 from pref_jax.files import read_json, write_json
+from pref_jax.graded import read_scale
 from pref_jax.lm.pair_batches import Texts
 from pref_jax.mesh import replicated
 
@@ -43,7 +44,7 @@ def run(config: Config, workdir: Path, stage: str = "all") -> None:
     if stage not in ("all", *STAGES):
         raise UserError(f"--stage={stage}: no such stage; give all, {', '.join(STAGES)}")
     for work in workspaces(config, workdir):
-        prepare(work)
+        prepare_votes(work)
         for name in STAGES if stage == "all" else (stage,):
             STAGES[name](work)
     if stage in ("all", "report"):
@@ -105,8 +106,9 @@ def fit_and_keep(work: Workspace, method: str, table: np.ndarray) -> None:
     Its learning votes are those of seen users, but for the part of the prompts that is held out. A table of group
     numbers in place of embeddings gives each group an expert: the oracle.
     """
-    folder, (learn, _) = work.method_folder(method), work.votes_by_prompt(work.config.reward.holdout_fraction)
-    settings, texts, groups = work.reward, work.texts, 0 if table.ndim > 1 else int(table.max()) + 1
+    folder, settings, texts = work.method_folder(method), work.reward, work.texts
+    learn, _ = work.votes_by_prompt(work.config.reward.holdout_fraction, ties=settings.training.ties)
+    groups = 0 if table.ndim > 1 else int(table.max()) + 1
     with making(folder / "model") as part:
         if part is not None:
             log(f"seed {work.seed}: {method}, training")
@@ -128,8 +130,9 @@ def adapt(work: Workspace) -> None:
             responses=responses,
             seen=data.seen,
             train_pairs=data.pairs("train", seen=True),
-            context=data.pairs("train", seen=False),
+            context=data.pairs("train", seen=False, ties=work.graph.ties),
             unseen=np.flatnonzero(~data.seen),
+            scale=read_scale(read_json(work.folder / "graph" / "graph.json").get("scale")),
         )
         np.save(part / "users.npy", found.embeddings)
         facts = {
@@ -174,7 +177,7 @@ def evaluate(work: Workspace, method: str, table: np.ndarray) -> tuple[RewardCon
     )
     np.save(folder / "held_out.npy", chosen_by)
     trained = read_json(folder / "model" / "model.json")
-    facts = {name: trained[name] for name in ("trainable_parameters", "was_resumed")}
+    facts = {name: trained[name] for name in ("trainable_parameters", "was_resumed", "scale") if name in trained}
     return config, params, margins, {**facts, "truncated_responses": work.texts.tokens.truncated}
 
 

@@ -6,7 +6,7 @@ python -m experiments.embed --config=configs/quickstart.py --workdir=runs/quicks
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.prepare import prepare
+from experiments.prepare import prepare_votes
 from experiments.runner.cli import Config, launch
 from experiments.runner.workspace import Workspace, log, stage, workspaces
 from pref_jax.data.text.token_table import TokenTable
@@ -16,7 +16,7 @@ from pref_jax.files import write_json
 def run(config: Config, workdir: Path) -> None:
     """Prepares what is missing, then embeds every seed."""
     for work in workspaces(config, workdir):
-        prepare(work)
+        prepare_votes(work)
         embed(work)
 
 

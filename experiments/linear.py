@@ -20,7 +20,7 @@ from lore_jax.fitting.published import fit_published, fit_published_anchored
 from lore_jax.fitting.settings import PublishedConfig
 from lore_jax.weights.objective import Prior
 from lore_jax.weights.solve import solve_weights
-from pref_jax.comparisons import Comparisons, concatenate
+from pref_jax.comparisons import Comparisons, Ratings, concatenate, decided
 from pref_jax.errors import UserError
 from pref_jax.standardiser import fit_standardiser, standardise
 
@@ -42,6 +42,9 @@ class Task:
       test: pairs of all users, as they prefer.
       seen: bool [U].
       head: float32 [D], a reward model that knows no user; None: there is none.
+      ratings: of the seen users, to learn from and to choose by; None: there are none. LoRe and what shares its
+        likelihood read them, and ties and strengths; other methods learn from decided votes.
+      context_ratings: of the unseen users.
     """
 
     features: np.ndarray
@@ -51,6 +54,8 @@ class Task:
     test: Comparisons
     seen: np.ndarray
     head: np.ndarray | None = None
+    ratings: tuple[Ratings, Ratings] | None = None
+    context_ratings: Ratings | None = None
 
     @property
     def num_seen(self) -> int:
@@ -106,13 +111,15 @@ def given(task: Task) -> Model:
 
 def shared(task: Task, config: bradley_terry.LoReConfig | None = None) -> Model:
     """One linear Bradley-Terry reward for everyone (K = 1)."""
-    return fitted(task, bradley_terry.shared(task.features, task.train, task.validation, task.num_seen, config=config))
+    options: Any = {"config": config, "ratings": task.ratings}
+    return fitted(task, bradley_terry.shared(task.features, task.train, task.validation, task.num_seen, **options))
 
 
 def hierarchical(task: Task, config: bradley_terry.LoReConfig | None = None) -> Model:
     """LoRe by the full search (None), or as configured; `lore_jax.fitting.model_selection.fit`."""
     config = config or bradley_terry.LoReConfig()
-    return fitted(task, model_selection.fit(task.features, task.train, task.validation, task.num_seen, config=config))
+    options: Any = {"config": config, "ratings": task.ratings}
+    return fitted(task, model_selection.fit(task.features, task.train, task.validation, task.num_seen, **options))
 
 
 def fixed_rank(config: bradley_terry.LoReConfig, rank: int) -> bradley_terry.LoReConfig:
@@ -143,7 +150,9 @@ def fitted(task: Task, found: bradley_terry.Fit) -> Model:
     """A fit of `lore_jax` to the task's seen users; unseen users' weights in the fit's own way."""
 
     def predict(context: Comparisons, count: int, test: Comparisons) -> Margins:
-        unseen = model_selection.adapt(found, task.features, context, count)
+        # Ratings go with the whole context; a part of it is of votes alone.
+        ratings = task.context_ratings if context is task.context else None
+        unseen = model_selection.adapt(found, task.features, context, count, ratings=ratings)
         weights = jnp.concatenate([found.weights[: task.num_seen], unseen])
         return np.asarray(model_selection.predict(found, task.features, weights, test), np.float64)
 
@@ -159,7 +168,8 @@ def _facts(found: bradley_terry.Fit) -> dict[str, Any]:
 
 def per_group(task: Task, groups: np.ndarray, config: bradley_terry.LoReConfig | None = None) -> Model:
     """The oracle: one linear reward a group; `groups` int [U] tells those of all users, unseen ones too."""
-    found = bradley_terry.per_group(task.features, task.train, task.validation, groups, config=config)
+    options: Any = {"config": config, "ratings": task.ratings}
+    found = bradley_terry.per_group(task.features, task.train, task.validation, groups, **options)
 
     def predict(context: Comparisons, count: int, test: Comparisons) -> Margins:
         del context, count
@@ -171,9 +181,10 @@ def per_group(task: Task, groups: np.ndarray, config: bradley_terry.LoReConfig |
 def single(task: Task, variances: tuple[float, ...] = OWN_VARIANCES) -> Model:
     """A linear reward for each user alone: the MAP of a logistic regression on all features.
 
-    The prior variance is that of a logit, for all users the one of the best log-loss on the validation votes; without
-    such votes `bradley_terry.VARIANCE`.
+    Ties are left out. The prior variance is that of a logit, for all users the one of the best log-loss on the
+    validation votes; without such votes `bradley_terry.VARIANCE`.
     """
+    validation = decided(task.validation)
     rows = np.unique(np.concatenate([task.answers.chosen, task.answers.rejected]))
     phi = standardise(fit_standardiser(task.features[rows]), jnp.asarray(task.features, jnp.float32))
 
@@ -182,10 +193,10 @@ def single(task: Task, variances: tuple[float, ...] = OWN_VARIANCES) -> Model:
         return _own_rewards(phi, table, jnp.float32(phi.shape[1] / variance))[:users]
 
     def loss(variance: float) -> float:
-        own = _products(phi, solved(task.train, task.num_seen, variance), task.validation)
+        own = _products(phi, solved(task.train, task.num_seen, variance), validation)
         return float(np.logaddexp(0, -own).mean())
 
-    chosen_by = len(task.validation.user) > 0
+    chosen_by = len(validation.user) > 0
     losses = {variance: loss(variance) for variance in variances} if chosen_by else {bradley_terry.VARIANCE: None}
     best = min(losses, key=lambda variance: losses[variance] or 0)
     known = solved(task.answers, task.num_seen, best)

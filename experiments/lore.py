@@ -13,7 +13,7 @@ from pathlib import Path
 from experiments import linear
 from experiments.embed import embed
 from experiments.lore_methods import FITS, METHOD, ORACLE, Models
-from experiments.prepare import prepare
+from experiments.prepare import prepare_votes
 from experiments.reporting.summary import summarise
 from experiments.runner.cli import Config, launch
 from experiments.runner.workspace import Workspace, log, workspaces
@@ -29,7 +29,7 @@ def run(config: Config, workdir: Path) -> None:
     studies = lore_studies.read(config)
     every = [Models(work) for work in workspaces(config, workdir)]
     for models in every:
-        prepare(models.work)
+        prepare_votes(models.work)
         for method in methods:
             lore(models.work, method, models)
         if studies:

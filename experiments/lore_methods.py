@@ -13,7 +13,7 @@ from experiments.runner.test_labels import load_test_labels, test_signs
 from experiments.runner.workspace import Workspace
 from lore_jax.fitting.bradley_terry import LoReConfig
 from lore_jax.fitting.settings import PublishedConfig
-from pref_jax.comparisons import Comparisons
+from pref_jax.comparisons import Comparisons, Ratings
 from pref_jax.data.preferences import Preferences
 from pref_jax.lm import checkpoint
 
@@ -111,18 +111,28 @@ def make_task(work: Workspace) -> Task:
     number = np.argsort(order)
     seen = data.seen[order]
 
-    def triples(pairs: Comparisons, first: int = 0) -> Comparisons:
-        return Comparisons(number[pairs.user] - first, pairs.chosen, pairs.rejected)
+    def numbered(pairs: Comparisons, first: int = 0) -> Comparisons:
+        return pairs._replace(user=number[pairs.user] - first, row=None)
 
-    train, validation = work.votes_by_prompt(0.2)
+    def rated(ratings: Ratings, first: int = 0) -> Ratings:
+        return ratings._replace(user=number[ratings.user] - first)
+
+    learn = ("train", "validation")
+    known, late, count = data.rated(learn, seen=True), data.rated("train", seen=False), int(seen.sum())
+    use = work.lore.ratings and len(known.user) > 0
+    train, validation = work.votes_by_prompt(0.2, ties=True, rated=not use)
+    held = work.held_out(Comparisons(known.user, known.response, known.response), 0.2)
+    context = data.pairs("train", seen=False, ties=True, rated=not use)
     return Task(
         features=np.asarray(work.features),
-        train=triples(train),
-        validation=triples(validation),
-        context=triples(data.pairs("train", seen=False), int(seen.sum())),
-        test=triples(work.test_pairs),
+        train=numbered(train),
+        validation=numbered(validation),
+        context=numbered(context, count),
+        test=numbered(work.test_pairs),
         seen=seen,
         head=score_head(work),
+        ratings=(rated(known.take(~held)), rated(known.take(held))) if use else None,
+        context_ratings=rated(late, count) if use else None,
     )
 
 

@@ -5,9 +5,15 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from pref_jax.data.preferences import Preferences
+
 GROUPS, ANSWERS = "groups", "test answers and groups"
 SHARED, SHARED_FEATURES = "shared reward", "shared (features)"
 HEADS = ("I2E", "VPL", "PAL-A", "PAL-B", "GPO")
+# What is made of comparisons alone, and of decided ones alone.
+PAIRS, DECIDED = "ratings that make no pair", "ties, strengths and ratings that make no pair"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +26,7 @@ class Method:
       sentence: what it is, for reports.
       on_features: it reads frozen features, and is compared with the shared reward on these.
       reads: what it may see beyond votes: `GROUPS`, other people's `ANSWERS`, or nothing.
+      ignores: kinds of votes that it makes nothing of, among ties, strengths and ratings, in words.
     """
 
     name: str
@@ -27,6 +34,7 @@ class Method:
     sentence: str
     on_features: bool = False
     reads: str = ""
+    ignores: str = ""
 
     def run(self, work: Any) -> None:
         """Trains and scores one seed, unless that is done."""
@@ -43,32 +51,42 @@ _HEADS = {
     "GPO": "a transformer reads a user's votes in its context and rates a text; nothing is tuned for a new user.",
 }
 _RECORDS = (
-    Method(SHARED, _BASELINES + "shared", "one Bradley-Terry reward for all users: the transformer with plain LoRA."),
+    Method(
+        SHARED,
+        _BASELINES + "shared",
+        "one Bradley-Terry reward for all users: the transformer with plain LoRA.",
+        ignores=PAIRS,
+    ),
     Method(
         "group oracle",
         _COPL + "oracle",
         "the same transformer told each user's true group, one expert per group: what knowing them is worth.",
         reads=GROUPS,
+        ignores=PAIRS,
     ),
     Method(
         "CoPL",
         _COPL + "copl",
         "user embeddings from the graph of votes choose LoRA experts; unseen users by two-hop neighbours.",
+        ignores=PAIRS,
     ),
     Method(
         "CoPL (balancing loss)",
         _COPL + "balanced",
         "CoPL with a loss for even use of the experts (Switch Transformers).",
+        ignores=PAIRS,
     ),
     Method(
         "CoPL (balancing bias)",
         _COPL + "balanced",
         "CoPL with biases of the gates that move towards even use (loss-free balancing).",
+        ignores=PAIRS,
     ),
     Method(
         "CoPL + shrinkage",
         _BASELINES + "shrunk",
         "CoPL mixed with the shared reward, by how much was decided on prompts that neither was trained on.",
+        ignores=PAIRS,
     ),
     Method(
         "pretrained head",
@@ -94,12 +112,14 @@ _RECORDS = (
         _LORE,
         "a linear reward for each user alone on the same features, its prior chosen by held-out votes.",
         on_features=True,
+        ignores=DECIDED,
     ),
     Method(
         "LoRe (published)",
         _LORE,
         "the published recipe on the same features: one Adam over basis and weights, no shrinkage.",
         on_features=True,
+        ignores=DECIDED,
     ),
     Method(
         "LoRe",
@@ -111,18 +131,21 @@ _RECORDS = (
         "deep LoRe",
         "experiments.deep:deep_lore",
         "LoRe's basis on an adapted transformer, trained through the solver of the users' weights.",
+        ignores=DECIDED,
     ),
     Method(
         "leave-one-out majority",
         _BASELINES + "majority",
         "what most other people chose on the very same test pair; ties count half.",
         reads=ANSWERS,
+        ignores=DECIDED,
     ),
-    *(Method(name, _BASELINES + "head_on_transformer", text) for name, text in _HEADS.items()),
+    *(Method(name, _BASELINES + "head_on_transformer", text, ignores=DECIDED) for name, text in _HEADS.items()),
     Method(
         "P-RLHF",
         _BASELINES + "soft_prompts",
         "a soft prompt for each seen user before the text; unseen users share a generic one.",
+        ignores=DECIDED,
     ),
     *(
         Method(
@@ -130,6 +153,7 @@ _RECORDS = (
             _BASELINES + "head_on_features",
             f"{name} on the frozen features; its choices by held-out votes.",
             on_features=True,
+            ignores=DECIDED,
         )
         for name in HEADS
     ),
@@ -137,9 +161,28 @@ _RECORDS = (
         "formatting-only",
         _BASELINES + "formatting_only",
         "a check, no rival: a regression on lengths, lines, marks and capitals, which reads no word.",
+        ignores=DECIDED,
     ),
 )
 METHODS: dict[str, Method] = {record.name: record for record in _RECORDS}
+
+
+def ignored(data: Preferences, methods: Sequence[str]) -> list[str]:
+    """Which methods make nothing of some kind of votes that the data has to learn from, a sentence for each kind.
+
+    Example:
+      "VPL, GPO: ignore ties, strengths and ratings that make no pair (this data has 12 ties)."
+    """
+    pairs = data.pairs(("train", "validation"), ties=True)
+    counts = {"ties": int(pairs.tie.sum()), "strengths": int(np.isfinite(pairs.strength).sum())}
+    counts["ratings"] = len(data.rated(("train", "validation")).user)
+    found: dict[str, list[str]] = {}
+    for name in methods:
+        words = METHODS[name].ignores if name in METHODS else ""
+        if any(count and kind in words for kind, count in counts.items()):
+            found.setdefault(words, []).append(name)
+    told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    return [f"{', '.join(names)}: ignore {words} (this data has {told})." for words, names in found.items()]
 
 
 def compared_with(name: str, methods: Sequence[str]) -> str:

@@ -4,8 +4,11 @@ python -m experiments.prepare --config=configs/quickstart.py --workdir=runs/quic
 python -m experiments.prepare --config=configs/jsonl.py --config.source.path=votes.jsonl --workdir=runs/mine
 """
 
+import contextlib
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from experiments.runner.cli import Config, freeze, launch
 from experiments.runner.test_labels import load_test_labels
@@ -13,11 +16,16 @@ from experiments.runner.workspace import Workspace, log, stage, workspaces
 from pref_jax.data import preferences, sources
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources.synthetic import world
+from pref_jax.data.text import same_tokens
 from pref_jax.files import write_json
 from pref_jax.lm import hub
 from pref_jax.lm.config import LMConfig
+from pref_jax.locks import hold
 from pref_jax.train.pretrain import make_decoder
 from pref_jax.train.state import OptimizerConfig
+
+# Seconds to wait for another run that pretrains the same decoder.
+PRETRAINING = 3600.0
 
 
 def run(config: Config, workdir: Path) -> None:
@@ -37,9 +45,27 @@ def prepare(work: Workspace) -> None:
 
     stage(work.folder / "data", tables)
     if work.config.backbone.name == "pretrain":
-        stage(work.pretrain_folders[0], lambda part: _pretrain(work, part))
+        folder = work.pretrain_folders[0]
+        # Runs in other workdirs may share it: the first one makes it.
+        with contextlib.nullcontext() if folder.is_dir() else hold(folder, beside=True, wait=PRETRAINING):
+            stage(folder, lambda part: _pretrain(work, part))
     else:
         hub.locate(work.config.backbone.name)
+
+
+def prepare_votes(work: Workspace) -> None:
+    """`prepare`, then finds the votes on two texts that are the same tokens to the transformer, and says how many."""
+    prepare(work)
+
+    def find(part: Path) -> None:
+        votes = work.tables.comparisons
+        same = same_tokens.same_tokens(work.texts.tokens, *(votes[side].to_numpy() for side in ("chosen", "rejected")))
+        same_tokens.without(work.tables, same)  # raises if it leaves nothing to train on
+        np.save(part / "rows.npy", np.flatnonzero(same))
+
+    stage(work.folder / "same_tokens", find)
+    if note := same_tokens.told(work.data):
+        log(f"seed {work.seed}: {note}")
 
 
 def _read(work: Workspace) -> Preferences:
@@ -47,6 +73,8 @@ def _read(work: Workspace) -> Preferences:
     options: dict[str, Any] = work.config.source.to_dict()
     if options.get("tokenizer"):
         options["tokenizer"] = str(hub.locate(options["tokenizer"]))
+    if "on_bad_row" in options:
+        options["bad_rows"] = str(work.folder / "bad_rows.jsonl")
     return sources.read(options.pop("name"), seed=work.seed, **options)
 
 

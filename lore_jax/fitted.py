@@ -18,37 +18,52 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Float64, Int
 
-from lore_jax.fitting import gaussian_mixture
+from lore_jax.fitting import gaussian_mixture, kept_rows
 from lore_jax.fitting.bradley_terry import Fit
 from lore_jax.fitting.candidates import infer_weights
 from lore_jax.fitting.gaussian_mixture import Clusters
+from lore_jax.fitting.reading import Reading, Scales, parse, plain
 from lore_jax.user_votes import UserVotes, per_user
 from lore_jax.weights.objective import Prior
 from lore_jax.weights.precision import full_matmul_precision
 from pref_jax import ragged
+from pref_jax.comparisons import Comparisons, Ratings
 from pref_jax.data.votes import vote_rows
 from pref_jax.errors import UserError
 from pref_jax.lm.text_model import TextModel
 from pref_jax.personal import Added, PersonalReward, Saved, Scores
 from pref_jax.standardiser import Standardiser
 
+Columns = tuple[str, ...]
 # Responses whose basis rewards are worked out at a time: it bounds the memory.
 ROWS_AT_A_TIME = 1 << 12
 
 
-@partial(jax.jit, static_argnames=("kind",))
+@partial(jax.jit, static_argnames=("kind", "columns"))
 @full_matmul_precision
-def _weights_program(kind: str, prior: Prior, clusters: Clusters | None, z: Array, mask: Array) -> Array:
-    return infer_weights(kind, z, mask, prior, clusters)[0]
+def _weights_program(
+    kind: str,
+    prior: Prior,
+    clusters: Clusters | None,
+    scales: Scales,
+    columns: tuple[str, ...],
+    rows: Array,
+    mask: Array,
+) -> Array:
+    return infer_weights(kind, prior=prior, found=clusters, **kept_rows.arguments(rows, mask, columns, scales))[0]
 
 
-@jax.jit
-def _covariance_program(clusters: Clusters, z: Array, mask: Array) -> Array:
-    return gaussian_mixture.posterior(z, mask, clusters).covariance
+@partial(jax.jit, static_argnames=("columns",))
+def _covariance_program(
+    clusters: Clusters, scales: Scales, columns: tuple[str, ...], rows: Array, mask: Array
+) -> Array:
+    given = kept_rows.arguments(rows, mask, columns, scales)
+    return gaussian_mixture.posterior(clusters=clusters, **given).covariance
 
 
 class LoRe(PersonalReward):
-    """A fitted LoRe. Of a user it keeps the weights and for each vote z(chosen) - z(rejected); no text, no features.
+    """A fitted LoRe. Of a user it keeps the weights and for each vote z(chosen) - z(rejected) and its kind
+    (`lore_jax.fitting.kept_rows`); no text, no features.
 
     Attributes:
       kind: "lore".
@@ -67,21 +82,25 @@ class LoRe(PersonalReward):
         *,
         fit: Fit,
         users: Sequence[str],
-        z: Float[np.ndarray, "P K"],
+        z: Float[np.ndarray, "R KC"],
         counts: Int[np.ndarray, " U"],
         text: TextModel | None = None,
         facts: dict[str, Any],
+        columns: tuple[str, ...] = (),
     ):
         """A model of parts that fit together; see `fit`.
 
         Args:
           fit: basis, prior and the users' weights.
           users: U ids in the order of the weights' rows.
-          z: differences of basis rewards, users one after another.
-          counts: votes of each user.
+          z: rows of votes, users one after another: differences of basis rewards, and the columns.
+          counts: rows of each user.
           text: the base.
           facts: JSON values.
+          columns: what the rows hold beside differences, as of `lore_jax.fitting.kept_rows`.
         """
+        assert fit.reading is not None, "only fits per group have none"
+        self._reading, self._columns = fit.reading, columns
         self.text, self.facts = text, facts
         self._fit, self._rows = fit, {user: row for row, user in enumerate(users)}
         # One row more: nobody's weights, the prior's mean, which row -1 so finds.
@@ -154,7 +173,8 @@ class LoRe(PersonalReward):
         # A single Gaussian is a population of one cluster.
         clusters = fit.clusters or Clusters(jnp.zeros(1), fit.mean[None], fit.precision[None])
         own = [self._votes.of(int(row)) for row in rows]
-        return per_user(partial(_covariance_program, clusters), np.concatenate(own), _lengths(own), (size, size))
+        program = partial(_covariance_program, clusters, self._reading.scales, self._columns)
+        return self._per_user(program, own, (size, size))
 
     # --- learning and forgetting ---
 
@@ -165,7 +185,9 @@ class LoRe(PersonalReward):
 
         Args:
           user: whose votes.
-          votes: see `pref_jax.read_votes`; for models of features a pair of arrays [P D], chosen and rejected.
+          votes: see `pref_jax.read_votes`; for models of features a pair of arrays [P D], chosen and rejected, or a
+            dict of `chosen` and `rejected`, and where known `tie` (bool), `strength` and `choice` [P], all as of
+            `pref_jax.comparisons.Comparisons`, and of `rated` [R D] and `rating` [R].
 
         Raises:
           UserError: for votes that cannot be read, or are of someone else.
@@ -174,45 +196,94 @@ class LoRe(PersonalReward):
             raise UserError(f"user: is {user!r}; give an id, a string that is not empty")
         if self.text is not None:
             return self.add_many(votes, user)[0]
-        pair = [np.asarray(side, np.float32) for side in votes]
-        if len(pair) != 2 or pair[0].ndim != 2 or pair[0].shape != pair[1].shape or not len(pair[0]):
-            raise UserError("votes: give a pair of arrays [P, D], features of the chosen and of the rejected responses")
-        return self._learn([user] * len(pair[0]), (self._read(pair[0]) - self._read(pair[1])).astype(np.float32))[0]
+        features, given, ratings = kept_rows.read_features(votes)
+        return self._add([user], self._read(features), given, ratings)[0]
 
     def add_many(self, votes: Any, user: str | None = None) -> list[Added]:
         """`add_votes` of many users at a time, each row naming its own; in one program for each bucket of votes."""
         if self.text is None:
             raise UserError("add_many: reads texts; add votes as features user by user, with add_votes")
         found = vote_rows(votes, user)
-        chosen, rejected = np.split(self._read(found.responses), 2)
-        return self._learn(found.users, (chosen - rejected).astype(np.float32))
+        names = list(dict.fromkeys(found.users))
+        number = {name: place for place, name in enumerate(names)}
+        count = len(found.users)
+        owner = np.array([number[name] for name in found.users], np.int64)
+        given = Comparisons(owner, np.arange(count), np.arange(count, 2 * count))
+        return self._add(names, self._read(found.responses), given, None)
 
-    def _learn(self, users: Sequence[str], z: Float32[np.ndarray, "P K"]) -> list[Added]:
-        """Adds votes and solves again for all who gave them."""
+    def _add(
+        self,
+        names: list[str],
+        z: Float64[np.ndarray, "N K"],
+        votes: Comparisons,
+        ratings: Ratings | None,
+        *,
+        strict: bool = True,
+    ) -> list[Added]:
+        """Adds the named users' votes on responses of basis rewards z; `strict` refuses users of whom none is read."""
+        columns = kept_rows.columns_for(self._reading, votes)
+        if len(columns) > len(self._columns):
+            rows, counts = self._votes.flat()
+            self._votes = UserVotes(kept_rows.widened(rows, self._columns, columns), counts)
+            self._columns = columns
+        owner, rows = kept_rows.pack(self._reading, z, votes, ratings, self._columns)
+        unread = np.setdiff1d(np.arange(len(names)), owner)
+        if strict and len(unread):
+            raise UserError(
+                f"votes of {', '.join(repr(names[place]) for place in unread)}: all are ties or ratings, of which this "
+                "model's fit had none; give preferences too, or fit again with such votes"
+            )
+        return self._learn([names[place] for place in owner], rows)
+
+    def _learn(self, users: Sequence[str], rows: Float32[np.ndarray, "R KC"]) -> list[Added]:
+        """Adds rows of votes and solves again for all who gave them."""
         numbers: dict[str, int] = {}
         owner = np.array([numbers.setdefault(user, len(numbers)) for user in users], np.int64)
         groups = ragged.group_by(owner, len(numbers))
         fresh = [user for user in numbers if user not in self._rows]
         old = np.array([self._rows.get(user, -1) for user in numbers], np.int64)
-        parts = np.split(z[groups.order], groups.starts[1:])
-        own = [np.concatenate([self._votes.of(int(row)), part]) for row, part in zip(old, parts, strict=True)]
+        parts = np.split(rows[groups.order], groups.starts[1:])
+        own = [
+            kept_rows.appended(self._votes.of(int(row)), part, self._columns)
+            for row, part in zip(old, parts, strict=True)
+        ]
         # All is solved before anything changes.
-        weights = self._solve(np.concatenate(own), _lengths(own))
+        weights = self._solve(own)
         self._weights = np.insert(self._weights, [len(self._rows)] * len(fresh), np.float32(0), axis=0)
         self._rows |= {user: len(self._rows) + place for place, user in enumerate(fresh)}
-        rows = [self._rows[user] for user in numbers]
-        self._weights[rows] = weights
-        self._votes.replace(dict(zip(rows, own, strict=True)))
+        places = [self._rows[user] for user in numbers]
+        self._weights[places] = weights
+        self._votes.replace(dict(zip(places, own, strict=True)))
         how = "the reward is shared, so votes change nothing" if self._fit.kind == "shared" else "weights solved"
-        return [Added(user, len(votes), how) for user, votes in zip(numbers, own, strict=True)]
+        return [Added(user, self._count(votes), how) for user, votes in zip(numbers, own, strict=True)]
 
-    def _solve(self, z: Float32[np.ndarray, "P K"], counts: Int[np.ndarray, " M"]) -> Float32[np.ndarray, "M K"]:
-        """Weights of users whose votes lie one after another."""
+    def _count(self, rows: Float32[np.ndarray, "R KC"]) -> int:
+        return kept_rows.count_votes(self._reading, rows, self._columns)
+
+    def _solve(self, own: Sequence[Float32[np.ndarray, "n KC"]]) -> Float32[np.ndarray, "M K"]:
+        """Weights of users from all of their rows."""
         fit = self._fit
         if fit.kind == "shared":
-            return np.ones((len(counts), 1), np.float32)
-        program = partial(_weights_program, fit.kind, Prior(fit.mean, fit.precision), fit.clusters)
-        return per_user(program, z, counts, (fit.basis.shape[1],))
+            return np.ones((len(own), 1), np.float32)
+        prior, reading = Prior(fit.mean, fit.precision), self._reading
+        program = partial(_weights_program, fit.kind, prior, fit.clusters, reading.scales, self._columns)
+        return self._per_user(program, own, (fit.basis.shape[1],))
+
+    def _per_user(self, program: Any, own: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+        counts = _lengths(own)
+        rows = kept_rows.standardised(self._reading, np.concatenate(own), counts, self._columns)
+        return per_user(program, rows, counts, shape)
+
+    def probabilities(self, margins: Float[Any, " P"]) -> Float[np.ndarray, "P 3"]:
+        """Of differences of two responses' scores for one user: P that they prefer the first, neither, the second.
+
+        Where the votes of the fit had no ties, neither has probability 0.
+
+        Example:
+          first, second = model.score("ada", "How long?", ["Seven minutes.", "It depends."])
+          model.probabilities([first - second])
+        """
+        return self._reading.probabilities(np.asarray(margins, np.float32))
 
     def remove_user(self, user: str) -> None:
         """Removes a user's id, weights and votes (as differences of basis rewards), from memory and the next `save`.
@@ -235,19 +306,27 @@ class LoRe(PersonalReward):
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], list[int]]:
         """Facts, arrays and numbers of votes; see `restore`."""
         fit, (z, counts) = self._fit, self._votes.flat()
+        reading = {} if self._reading == Reading() and not self._columns else {"reading": plain(self._reading)}
+        if self._columns:
+            reading |= {"columns": list(self._columns)}
         leaves = {"basis": fit.basis, "mean": fit.mean, "precision": fit.precision}
         leaves |= {f"standardiser_{name}": leaf for name, leaf in fit.standardiser._asdict().items()}
         leaves |= {f"clusters_{name}": leaf for name, leaf in (fit.clusters._asdict() if fit.clusters else {}).items()}
-        tensors = {name: np.asarray(leaf, np.float32) for name, leaf in leaves.items()}
-        tensors |= {"weights": self._weights[:-1], "z": z}
+        numbers = {name: np.asarray(leaf, np.float32) for name, leaf in leaves.items()}
+        tensors: dict[str, np.ndarray] = {**numbers, "weights": self._weights[:-1], "z": z}
         sizes = {"fit": fit.kind, "features": fit.basis.shape[0], "rank": fit.basis.shape[1]}
-        return {**sizes, **self.facts}, tensors, counts.tolist()
+        votes = counts.tolist()
+        if self._columns:
+            tensors["rows"] = np.asarray(counts, np.int64)
+            votes = [self._count(own) for own in np.split(z, np.cumsum(counts)[:-1])] if len(counts) else []
+        return {**sizes, **reading, **self.facts}, tensors, votes
 
     @classmethod
     def restore(cls, saved: Saved) -> "LoRe":
         """The model of a saved folder."""
-        facts = {name: value for name, value in saved.model.items() if name not in ("fit", "features", "rank")}
-        own = {name: jnp.asarray(leaf) for name, leaf in saved.tensors.items() if name not in ("z", "weights")}
+        apart = ("fit", "features", "rank", "reading", "columns")
+        facts = {name: value for name, value in saved.model.items() if name not in apart}
+        own = {name: jnp.asarray(leaf) for name, leaf in saved.tensors.items() if name not in ("z", "weights", "rows")}
         clusters = Clusters(*(own[f"clusters_{n}"] for n in Clusters._fields)) if "clusters_mean" in own else None
         fit = Fit(
             kind=saved.model["fit"],
@@ -260,8 +339,11 @@ class LoRe(PersonalReward):
             chosen=facts["chosen"],
             candidates=tuple(facts["candidates"]),
             clusters=clusters,
+            reading=parse(saved.model["reading"]) if "reading" in saved.model else Reading(),
         )
-        return cls(fit=fit, users=saved.users, z=saved.tensors["z"], counts=saved.votes, text=saved.text, facts=facts)
+        z, counts = saved.tensors["z"], saved.tensors.get("rows", saved.votes)
+        columns = tuple(saved.model.get("columns", ()))
+        return cls(fit=fit, users=saved.users, z=z, counts=counts, text=saved.text, facts=facts, columns=columns)
 
     def export(self, folder: str | Path, *, user: str | None = None) -> None:
         """Writes the transformer with the basis as its K labels, or one user's reward as its one label.

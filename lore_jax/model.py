@@ -14,16 +14,18 @@ import numpy as np
 from jaxtyping import Float32
 
 from lore_jax.fitted import LoRe, basis_rewards
-from lore_jax.fitting import model_selection
-from lore_jax.fitting.bradley_terry import Fit, LoReConfig
-from pref_jax import compile_cache, personal, ragged
-from pref_jax.comparisons import Comparisons, Votes, check_comparisons, concatenate
+from lore_jax.fitting import kept_rows, model_selection
+from lore_jax.fitting.bradley_terry import LoReConfig
+from pref_jax import compile_cache, fitting, personal, ragged
+from pref_jax.comparisons import Comparisons, Ratings, check_comparisons, check_ratings, concatenate
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.splits import hold_out
+from pref_jax.data.text.same_tokens import left_out
 from pref_jax.data.text.token_table import TokenTable
 from pref_jax.data.votes import as_preferences
 from pref_jax.errors import UserError
 from pref_jax.lm.text_model import TextModel, open_text
+from pref_jax.lm.vote_texts import open_votes
 from pref_jax.progress import log
 
 # Of the votes, where none are held out: those by which the fit chooses.
@@ -40,6 +42,7 @@ def fit(
     config: LoReConfig | None = None,
     seed: int = 0,
     workdir: str | Path | None = None,
+    ratings: Ratings | None = None,
     **options: Any,
 ) -> LoRe:
     """Fits LoRe to votes on texts, or to features and comparisons of them.
@@ -50,20 +53,22 @@ def fit(
 
     Args:
       votes: `Preferences`, a JSONL file, a folder of saved preferences or rows as dicts; or features [N D].
-      comparisons: with features: `user`, `chosen`, `rejected` [P] as attributes; users as strings, or row numbers.
+      comparisons: with features: `user`, `chosen`, `rejected` [P] as attributes, and where known `tie`, `strength` and
+        `choice`, as of `pref_jax.comparisons.Comparisons`; users as strings, or row numbers.
       base: the transformer that reads texts: a folder, a `package:` path or a hub id.
       text: the same, already opened.
       user_ids: with features and users as row numbers: their names; "0", "1" .. if not given.
       config: what is tried; None for a quick search.
       seed: of what is held out and, without `config`, of the fit.
       workdir: keeps features (a killed call resumes) and the model, which the same call returns.
+      ratings: with features: of single responses, by users as the comparisons name them.
       **options: `max_length`, `pooling`, `batch_size` ..: see `pref_jax.lm.text_model.open_text`.
 
     Returns:
       The model. Seen users have the fit's weights, unseen ones of `Preferences` are solved from their training votes.
 
     Raises:
-      UserError: for bad votes, features, options, or a workdir of another fit.
+      UserError: for bad votes, features, options, or a workdir of another fit, of other files, or in use.
 
     Example:
       model = lore_jax.fit("votes.jsonl", base="Qwen/Qwen3-0.6B", workdir="runs/mine")
@@ -74,11 +79,17 @@ def fit(
     if comparisons is not None:
         if base or text or workdir or options:
             raise UserError("fit: features take no base, text, workdir or text options; leave them out")
-        return _fit_features(votes, comparisons, user_ids, config, seed)
+        return _fit_features(votes, comparisons, user_ids, config, seed, ratings)
+    if ratings is not None:
+        raise UserError("fit: ratings go with features; of texts they are read from the votes")
     if (base is None) == (text is None) or (text is not None and options) or user_ids is not None:
         raise UserError("fit: give base= with text options, or text= alone; or features and comparisons")
     text = text or open_text(str(base), **options)
-    return _fit_votes(as_preferences(votes, seed=seed), text, config, seed, None if workdir is None else Path(workdir))
+    tables = as_preferences(votes, seed=seed)
+    if workdir is None:
+        return _fit_votes(tables, text, config, seed, None)
+    with fitting.kept(workdir, fitting.inputs(votes, tables, text)) as folder:
+        return _fit_votes(tables, text, config, seed, folder)
 
 
 def load(folder: str | Path, *, base: str | None = None, **options: Any) -> LoRe:
@@ -94,10 +105,17 @@ def load(folder: str | Path, *, base: str | None = None, **options: Any) -> LoRe
 
 
 def _fit_features(
-    features: Any, comparisons: Any, user_ids: Sequence[str] | None, config: LoReConfig, seed: int
+    features: Any,
+    comparisons: Any,
+    user_ids: Sequence[str] | None,
+    config: LoReConfig,
+    seed: int,
+    ratings: Ratings | None,
 ) -> LoRe:
     features = np.asarray(features, np.float32)
     user = np.asarray(comparisons.user)
+    count = len(user)
+    user = user if ratings is None else np.concatenate([user, np.asarray(ratings.user)])
     if user.dtype.kind in "OUT":
         if user_ids is not None:
             raise UserError("user_ids: given, and users are strings already; leave it out")
@@ -106,23 +124,35 @@ def _fit_features(
     users = [str(name) for name in range(int(user.max(initial=-1)) + 1)] if user_ids is None else list(user_ids)
     if len(set(users)) < len(users):
         raise UserError("user_ids: some stand twice; give each user an id of their own")
-    given = Comparisons(user, np.asarray(comparisons.chosen), np.asarray(comparisons.rejected))
+    said = {name: getattr(comparisons, name, None) for name in ("tie", "strength", "choice")}
+    given = Comparisons(user[:count], np.asarray(comparisons.chosen), np.asarray(comparisons.rejected), **said)
     given = check_comparisons(given, len(users), len(features), "comparisons")
-    return _fit(features, given, np.zeros(len(given.user), bool), users, config, seed)
+    rated = None
+    if ratings is not None:
+        own = check_ratings(ratings._replace(user=user[count:]), len(users), len(features), "ratings")
+        rated = own, _none_of(own)
+    return _fit(features, given, np.zeros(count, bool), users, config, seed, rated)
+
+
+def _none_of(ratings: Ratings) -> Ratings:
+    return ratings.take(slice(0, 0))
 
 
 def _fit_votes(votes: Preferences, text: TextModel, config: LoReConfig, seed: int, workdir: Path | None) -> LoRe:
+    texts, votes = open_votes(text, votes)
     ids, seen = votes.users["user_id"].to_pylist(), votes.seen
-    train, validation, context = (
-        votes.pairs("train", True),
-        votes.pairs("validation", True),
-        votes.pairs("train", False),
-    )
+    kinds = (("train", True), ("validation", True), ("train", False))
+    use = config.ratings and len(votes.rated(("train", "validation")).user) > 0
+    train, validation, context = (votes.pairs(split, who, ties=True, rated=not use) for split, who in kinds)
+    rated = [votes.rated(split, who) if use else _none_of(votes.rated(split, who)) for split, who in kinds]
     given = concatenate(part._replace(controversial=None, row=None) for part in (train, validation, context))
-    rows, index = np.unique(np.concatenate([given.chosen, given.rejected]), return_inverse=True)
-    chosen, rejected = np.split(index, 2)
-    tokens = text.tokenize(votes.responses.take(rows))
-    mark = _digest(ids, seen, *given[:3], len(train.user), tokens.flat, tokens.offsets, config, seed)
+    responses = [given.chosen, given.rejected, *(part.response for part in rated)]
+    rows, index = np.unique(np.concatenate(responses), return_inverse=True)
+    chosen, rejected, *rated_rows = np.split(index, np.cumsum([len(part) for part in responses])[:-1])
+    given = given._replace(chosen=chosen, rejected=rejected)
+    rated = [part._replace(response=own) for part, own in zip(rated, rated_rows, strict=True)]
+    tokens = texts.tokens.select(rows)
+    mark = _digest(ids, seen, *given, *rated, len(train.user), tokens.flat, tokens.offsets, config, seed)
     if workdir is not None and (workdir / "model" / personal.ABOUT).is_file():
         model = LoRe.restore(personal.read(workdir / "model", text=text))
         if model.facts.get("made_by") != mark:
@@ -132,13 +162,22 @@ def _fit_votes(votes: Preferences, text: TextModel, config: LoReConfig, seed: in
     features = _features(text, tokens, workdir)
     number = np.cumsum(seen) - 1
     fitted = len(train.user) + len(validation.user)
-    ours = Comparisons(number[given.user[:fitted]], chosen[:fitted], rejected[:fitted])
+    ours, context = given.take(slice(fitted)), given.take(slice(fitted, None))
+    ours = ours._replace(user=number[ours.user])
+    known = [part._replace(user=number[part.user]) for part in rated[:2]]
     held = np.arange(fitted) >= len(train.user)
-    model = _fit(features, ours, held, [ids[u] for u in np.flatnonzero(seen)], config, seed, text=text)
-    model.facts["made_by"] = mark
-    if len(context.user):
-        z = _differences(model._fit, features, Comparisons(given.user[fitted:], chosen[fitted:], rejected[fitted:]))
-        model._learn([ids[user] for user in given.user[fitted:]], z)
+    seen_ids = [ids[u] for u in np.flatnonzero(seen)]
+    model = _fit(features, ours, held, seen_ids, config, seed, (known[0], known[1]) if use else None, text=text)
+    model.facts |= {"made_by": mark, **left_out(votes)}
+    late = np.concatenate([context.user, rated[2].user])
+    if len(late):
+        # In the order in which they come.
+        _, first, which = np.unique(late, return_index=True, return_inverse=True)
+        names, place = [ids[user] for user in late[np.sort(first)]], np.argsort(np.argsort(first))[which]
+        count = len(context.user)
+        z = basis_rewards(model._fit, features)
+        context, rating = context._replace(user=place[:count]), rated[2]._replace(user=place[count:])
+        model._add(names, z, context, rating, strict=False)
     if workdir is not None:
         model.save(workdir / "model")
     return model
@@ -166,29 +205,43 @@ def _fit(
     users: list[str],
     config: LoReConfig,
     seed: int,
+    ratings: tuple[Ratings, Ratings] | None = None,
     text: TextModel | None = None,
 ) -> LoRe:
-    """The model of seen users' votes, of which those in `held` [P] choose; if there are none, some are held out."""
+    """The model of seen users' votes, of which those in `held` [P] choose; if there are none, some are held out.
+
+    `ratings` are those to fit and those that choose.
+    """
     if not held.any() and len(held):
         everyone, least = np.ones(len(users), bool), 1 / len(held)
         rng = np.random.default_rng(seed)
         held = hold_out(votes.user, ~held, max(HELD_OUT, least), rng, keep=everyone)
-    found = model_selection.fit(features, votes.take(~held), votes.take(held), len(users), config=config)
+        held = _whole_choices(votes, held)
+    found = model_selection.fit(
+        features, votes.take(~held), votes.take(held), len(users), config=config, ratings=ratings
+    )
+    assert found.reading is not None, "only fits per group have none"
     facts = {
         "chosen": _plain(found.chosen),
         "candidates": [_plain(row) for row in found.candidates],
         "validation_votes": int(held.sum()),
         "config": dataclasses.asdict(config),
     }
-    groups = ragged.group_by(votes.user, len(users))
-    z = _differences(found, features, votes)[groups.order]
-    return LoRe(fit=found, users=users, z=z, counts=groups.counts, text=text, facts=facts)
+    columns = kept_rows.columns_for(found.reading, votes)
+    every = None if ratings is None else Ratings(*map(np.concatenate, zip(*ratings, strict=True)))
+    owner, rows = kept_rows.pack(found.reading, basis_rewards(found, features), votes, every, columns)
+    groups = ragged.group_by(owner, len(users))
+    counts, rows = groups.counts, rows[groups.order]
+    return LoRe(fit=found, users=users, z=rows, counts=counts, text=text, facts=facts, columns=columns)
 
 
-def _differences(fit: Fit, features: Float32[np.ndarray, "N D"], votes: Votes) -> Float32[np.ndarray, "P K"]:
-    """z(chosen) - z(rejected) of votes on rows of features."""
-    z = basis_rewards(fit, features)
-    return (z[votes.chosen] - z[votes.rejected]).astype(np.float32)
+def _whole_choices(votes: Comparisons, held: np.ndarray) -> np.ndarray:
+    """The rows of a choice go where its first one goes."""
+    if votes.choice is None:
+        return held
+    choice = np.asarray(votes.choice)
+    _, first, which = np.unique(choice, return_index=True, return_inverse=True)
+    return np.where(choice < 0, held, held[first[which]])
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

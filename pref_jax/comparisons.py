@@ -84,16 +84,44 @@ class Ratings(NamedTuple):
         return Ratings(*(column[rows] for column in self))
 
 
+# What a vote is where its table lacks the column.
+_UNSAID = {"tie": False, "strength": np.float32(np.nan), "choice": np.int32(-1)}
+
+
 def concatenate(parts: Iterable[Comparisons]) -> Comparisons:
-    """One table after the other; columns that some part lacks are left out."""
-    columns: Any = (
-        None if any(column is None for column in own) else np.concatenate(own) for own in zip(*parts, strict=True)
-    )
-    return Comparisons(*columns)
+    """One table after the other.
+
+    Where some part lacks ties, strengths or choices it has none; other columns that some part lacks are left out.
+    Choices of different parts stay different.
+    """
+    parts = list(parts)
+    columns: dict[str, Any] = {}
+    for name in Comparisons._fields:
+        own: list[Any] = [getattr(part, name) for part in parts]
+        if name in _UNSAID and any(column is not None for column in own):
+            own = [
+                np.full(len(part.user), _UNSAID[name]) if column is None else np.asarray(column)
+                for part, column in zip(parts, own, strict=True)
+            ]
+        if name == "choice" and all(column is not None for column in own):
+            first = np.cumsum([0, *(int(column.max(initial=-1)) + 1 for column in own)])
+            own = [np.where(column < 0, -1, column + start) for column, start in zip(own, first, strict=False)]
+        columns[name] = None if any(column is None for column in own) else np.concatenate(own)
+    return Comparisons(**columns)
+
+
+def decided(votes: Votes, *, keep: bool = False) -> Comparisons:
+    """The votes of which one response was preferred, ties left out; as pairs alone, or with strengths and choices."""
+    tie: Any = getattr(votes, "tie", None)
+    rows = slice(None) if tie is None else ~np.asarray(tie, bool)
+    names = ("user", "chosen", "rejected", *(("strength", "choice") if keep else ()))
+    found: list[tuple[str, Any]] = [(name, getattr(votes, name, None)) for name in names]
+    columns: dict[str, Any] = {name: None if column is None else np.asarray(column)[rows] for name, column in found}
+    return Comparisons(**columns)
 
 
 def check_comparisons(votes: Votes, num_users: int, num_responses: int, what: str) -> Comparisons:
-    """The votes' three columns as int64 arrays.
+    """The votes with their three columns of rows as int64 arrays, and ties, strengths and choices where they have them.
 
     Args:
       votes: any integer type.
@@ -117,4 +145,22 @@ def check_comparisons(votes: Votes, num_users: int, num_responses: int, what: st
                 f"{what}: {name} of row {bad[0]} is {rows[bad[0]]} ({len(bad)} such rows); "
                 f"indices run from 0 to {limit - 1}"
             )
-    return Comparisons(**columns)
+    said = {name: getattr(votes, name, None) for name in _UNSAID}
+    said = {name: None if values is None else np.asarray(values) for name, values in said.items()}
+    for name, values in said.items():
+        if values is not None and values.shape != columns["user"].shape:
+            raise UserError(f"{what}: {name} has shape {values.shape}; give one value for each of the votes, or None")
+    return Comparisons(**columns, **said)
+
+
+def check_ratings(ratings: Ratings, num_users: int, num_responses: int, what: str) -> Ratings:
+    """The ratings as int64 rows and float64 numbers.
+
+    Raises:
+      UserError: for unequal lengths, indices out of range or ratings that are not finite.
+    """
+    user, response, rating = (np.asarray(column) for column in ratings)
+    check_comparisons(Comparisons(user, response, response), num_users, num_responses, what)
+    if rating.shape != user.shape or not np.isfinite(rating).all():
+        raise UserError(f"{what}: rating has shape {rating.shape}; give a finite number for each of {len(user)} users")
+    return Ratings(user.astype(np.int64), response.astype(np.int64), rating.astype(np.float64))

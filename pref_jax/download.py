@@ -36,7 +36,7 @@ def fetch(
     """
     if _ID.fullmatch(name) is None:
         raise UserError(f"{name or 'the empty path'}: no such folder, and no hub id (org/name) either; check {check}")
-    import huggingface_hub
+    import huggingface_hub.utils
 
     try:
         with quiet(huggingface_hub.utils):

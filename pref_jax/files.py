@@ -1,10 +1,12 @@
 """Files and folders that are either whole or absent, whenever a run is killed."""
 
 import contextlib
+import errno
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,20 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:
+    """Writes arrays by name as safetensors.
+
+    Raises:
+      OSError: if the disk is full or the file cannot be written; the library's own error is none.
+    """
+    import safetensors.numpy
+
+    try:
+        safetensors.numpy.save_file(dict(tensors), path, metadata=metadata)
+    except safetensors.SafetensorError as error:
+        raise OSError(f"{path}: {error}") from None
+
+
 def read_json(path: str | Path) -> Any:
     """Reads a JSON file.
 
@@ -68,3 +84,32 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path}: no such file; check the path, or run the command that writes it") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); restore the file or make it again") from None
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def reserve(path: str | Path) -> None:
+    """Takes the space on the disk that a file's length asks for, before anything else is written to it.
+
+    A new file of a given length takes its space page by page, so that a full disk would be met in the middle of the
+    work. File systems that cannot reserve space are left to report it then.
+
+    Raises:
+      UserError: if there is not the space; the file is removed.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    try:
+        with path.open("r+b") as file:
+            if size and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            return
+        path.unlink()
+        need = f"{path} needs {size / 1e6:.1f} MB"
+        raise UserError(f"{error.strerror}; {need}: make room there and run the same command again") from None

@@ -1,9 +1,12 @@
-"""One way to fit every personalised reward that reads texts: votes and base opened, and a workdir that resumes."""
+"""One way to fit every personalised reward that reads texts: votes and base opened, and a workdir that resumes.
+
+A workdir is one process's at a time, and remembers what its work was made from.
+"""
 
 import contextlib
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,9 +16,13 @@ import pyarrow as pa
 from pref_jax import compile_cache, personal
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.votes import as_preferences
+from pref_jax.digests import check_inputs, has_work
 from pref_jax.errors import UserError
 from pref_jax.files import read_json, write_json
+from pref_jax.lm.pair_batches import Texts
 from pref_jax.lm.text_model import TextModel, open_text
+from pref_jax.lm.vote_texts import open_votes
+from pref_jax.locks import hold
 from pref_jax.personal import PersonalReward
 from pref_jax.progress import log
 from pref_jax.train.method import TrainingConfig
@@ -35,7 +42,7 @@ def default_training(num_votes: int) -> TrainingConfig:
 
 def fit(
     model: type[M],
-    make: Callable[[Preferences, TextModel, Path], M],
+    make: Callable[[Preferences, Texts, Path], M],
     votes: Any,
     *,
     config: Any,
@@ -49,7 +56,8 @@ def fit(
 
     Args:
       model: the class.
-      make: (votes, base, folder for checkpoints) -> a fitted model; killed, it is resumed from the folder.
+      make: (votes, their texts, folder for checkpoints) -> a fitted model; killed, it is resumed from the folder.
+        Votes on two texts that are the same tokens are left out.
       votes: see `pref_jax.data.votes.as_preferences`.
       config: all that `make` depends on beside votes, base and seed; its `repr` must tell it.
       base: the transformer: a folder, a `package:` path or a hub id.
@@ -59,35 +67,50 @@ def fit(
       options: of `pref_jax.lm.text_model.open_text`.
 
     Raises:
-      UserError: for bad votes or options, or a workdir of another fit.
+      UserError: for bad votes or options, or a workdir of another fit, of other files, or in use.
     """
     compile_cache.enable()
     if (base is None) == (text is None) or (text is not None and options):
         raise UserError("fit: give base= with text options, or text= alone")
     text = text or open_text(str(base), **options)
     tables = as_preferences(votes, seed=seed)
-    with _kept(workdir) as folder:
+    with kept(workdir, inputs(votes, tables, text)) as folder:
         mark = _mark(folder, tables, (model.kind, config, seed, sorted(text.about().items())))
         if (folder / "model" / personal.ABOUT).is_file():
             log(f"{folder / 'model'}: fitted before")
             before: Any = model.restore(personal.read(folder / "model", text=text))
             return before
-        found = make(tables, text, folder)
+        texts, tables = open_votes(text, tables)
+        found = make(tables, texts, folder)
         if workdir is not None:
             found.save(folder / "model")
             log(f"{folder / 'model'}: saved ({mark[:8]})")
     return found
 
 
+def inputs(votes: Any, tables: Preferences, text: TextModel) -> dict[str, Path]:
+    """The files that a fit reads, by what they are."""
+    found = {"base": text.folder}
+    if text.settings.chat_template:
+        found["chat_template"] = Path(text.settings.chat_template)
+    path = votes if isinstance(votes, str | Path) else tables.meta.get("path")
+    return found if path is None else {**found, "votes": Path(path)}
+
+
 @contextlib.contextmanager
-def _kept(workdir: str | Path | None) -> Iterator[Path]:
-    """The workdir, or a folder that goes when the fit is done."""
-    if workdir is not None:
-        Path(workdir).mkdir(parents=True, exist_ok=True)
-        yield Path(workdir)
+def kept(workdir: str | Path | None, files: Mapping[str, Path]) -> Iterator[Path]:
+    """The workdir, for this process alone, or a folder that goes when the fit is done.
+
+    Raises:
+      UserError: if another process is in the workdir, or what is there was made from other files.
+    """
+    if workdir is None:
+        with tempfile.TemporaryDirectory(prefix="fit_") as folder:
+            yield Path(folder)
         return
-    with tempfile.TemporaryDirectory(prefix="fit_") as folder:
-        yield Path(folder)
+    with hold(workdir):
+        check_inputs(workdir, files)
+        yield Path(workdir)
 
 
 def _mark(folder: Path, votes: Preferences, made_by: Any) -> str:
@@ -103,8 +126,9 @@ def _mark(folder: Path, votes: Preferences, made_by: Any) -> str:
             stream.write_table(table.combine_chunks())
         digest.update(sink.getvalue())
     path, mark = folder / "fit.json", digest.hexdigest()
-    if not path.exists():
-        write_json(path, {"made_by": mark})
-    elif read_json(path).get("made_by") != mark:
+    before = read_json(path).get("made_by") if path.exists() else None
+    if before not in (None, mark) and has_work(folder):
         raise UserError(f"{folder}: holds a fit of other votes or settings; name another workdir, or delete it")
+    if before != mark:
+        write_json(path, {"made_by": mark})
     return mark

@@ -151,12 +151,32 @@ def offsets(thresholds: Float[Array, " T"], bound: Int[Any, "*rows"]) -> Float[A
     return -jnp.sign(bound) * jnp.concatenate([jnp.zeros(1, thresholds.dtype), thresholds])[jnp.abs(bound)]
 
 
-def log_widths(thresholds: Float[Array, " T"], *, ties: bool) -> Float[Array, " T1"]:
-    """log(1 - exp(-width)) of the interval that ends at t_k, for k = 0 .. T; 0 for k = 0.
+def widths(thresholds: Float[Array, " T"], *, ties: Any) -> Float[Array, " T"]:
+    """Width of the interval that ends at t_k, for k = 1 .. T.
 
-    The first interval is [-t_1, t_1] with ties and [0, t_1] without.
+    The first interval is [-t_1, t_1] with ties (a bool, or a traced one) and [0, t_1] without.
     """
     width = jnp.diff(thresholds, prepend=0.0)
-    if ties and len(thresholds):
-        width = width.at[0].mul(2)
+    return width.at[:1].mul(jnp.where(ties, 2, 1).astype(width.dtype))
+
+
+def log_widths(thresholds: Float[Array, " T"], *, ties: Any) -> Float[Array, " T1"]:
+    """log(1 - exp(-width)) of the interval that ends at t_k, for k = 0 .. T; 0 for k = 0."""
+    width = widths(thresholds, ties=ties)
     return jnp.concatenate([jnp.zeros(1, thresholds.dtype), jnp.log(-jnp.expm1(-width))])
+
+
+def probabilities(
+    margin: Float[Any, "*pairs"], thresholds: Float[Any, " T"], *, ties: bool
+) -> Float[Array, "*pairs 3"]:
+    """Of a margin: that the first response wins, that neither does, that the second one does; strengths aside.
+
+    Example:
+      >>> np.round(probabilities(np.zeros(1), np.array([1.0]), ties=True), 2).tolist()[0][1]
+      0.46...
+    """
+    band = thresholds[0] if ties else 0.0
+    win, lose = jax.nn.sigmoid(margin - band), jax.nn.sigmoid(-margin - band)
+    # sigmoid(b - m) - sigmoid(-b - m) = (1 - exp(-2 b)) sigmoid(b - m) sigmoid(b + m), in which no digits cancel.
+    tie = -jnp.expm1(-2 * band) * jax.nn.sigmoid(band - margin) * jax.nn.sigmoid(band + margin)
+    return jnp.stack([win, tie, lose], -1)

@@ -28,7 +28,7 @@ from jaxtyping import Float32, Int64
 
 from pref_jax import compile_cache
 from pref_jax.errors import UserError
-from pref_jax.files import atomic_folder, write_json
+from pref_jax.files import atomic_folder, write_json, write_tensors
 from pref_jax.lm.text_model import (
     PROBE,
     PROBE_TEXT,
@@ -247,7 +247,7 @@ def _write(
     votes: Sequence[int],
 ) -> None:
     whole = {name: np.asarray(leaf, order="C") for name, leaf in tensors.items()}
-    safetensors.numpy.save_file(whole, folder / TENSORS)
+    write_tensors(folder / TENSORS, whole)
     table = pa.table({"user_id": pa.array(list(users), pa.string()), "votes": pa.array(list(votes), pa.int64())})
     pq.write_table(table, folder / USERS)
     if text is not None and text.settings.chat_template:

@@ -1,11 +1,10 @@
 """What a saved folder says of itself, read without JAX and without opening the base; see `pref_jax.personal`."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from pref_jax.errors import UserError
-from pref_jax.files import read_json
+from pref_jax.files import digest, read_json
 from pref_jax.version import __version__
 
 FORMAT = 1
@@ -44,11 +43,6 @@ def users(folder: str | Path) -> dict[str, int]:
     with pq.ParquetFile(Path(folder) / USERS) as file:
         table = file.read()
     return dict(zip(table["user_id"].to_pylist(), table["votes"].to_pylist(), strict=True))
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def check_file(folder: str | Path, name: str, saved: str) -> None:

@@ -33,7 +33,7 @@ from lore_jax.deep import DeepConfig
 from lore_jax.fitting.bradley_terry import LoReConfig
 from lore_jax.fitting.settings import PublishedConfig
 from pref_jax.baselines.settings import BaselinesConfig
-from pref_jax.data.sources import personalllm, prism, tldr, ultrafeedback
+from pref_jax.data.sources import jester, personalllm, prism, tldr, ukp_convarg, ultrafeedback
 from pref_jax.data.sources.synthetic.world import WorldConfig
 from pref_jax.errors import UserError
 from pref_jax.lm import backbone, hf_config, sharding_rules
@@ -99,7 +99,7 @@ def _fits(config: Any) -> None:
 # The options of each reader of a public set, in order of names.
 PUBLIC = {
     module.__name__.rsplit(".", 1)[-1]: sorted(set(inspect.signature(module.read).parameters) - {"seed"})
-    for module in (ultrafeedback, tldr, personalllm, prism)
+    for module in (ultrafeedback, tldr, personalllm, prism, ukp_convarg, jester)
 }
 READERS = {"world", "crowdrag", "jsonl", *PUBLIC}
 STUDIES = [(module, variant) for module, variant in CASES if module in (lore_personalllm, lore_prism, lore_tldr)]

@@ -284,6 +284,33 @@ def test_remove_user(model, capsys):
     assert not any(b"bo" in (model / name).read_bytes() for name in ("users.parquet", "parameters.safetensors"))
 
 
+HOLD = """
+import sys, time
+from pref_jax.locks import hold
+with hold(sys.argv[1], beside=True):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("command", ["add-votes", "remove-user"])
+def test_changes_of_a_model_come_one_after_another(model, tmp_path, monkeypatch, capsys, command):
+    more = [_write(tmp_path / "more.jsonl", [_vote("cy", LONG, SHORT)])] if command == "add-votes" else ["bo"]
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    for wait, seconds, code in ((0.6, 60, 2), (60.0, 2, 0)):
+        monkeypatch.setattr(cli, "SAVING", wait)
+        first = [sys.executable, "-c", HOLD, str(model), str(seconds)]
+        with subprocess.Popen(first, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdout
+            assert other.stdout.readline() == "held\n"
+            assert _pref(command, model, *more) == code
+            told = capsys.readouterr().err
+            assert f"{model}: in use by process {other.pid} on" in told
+            assert (f"error: {model} is in use by process {other.pid}" in told) == (code == 2)
+            assert (before == {path.name: path.read_bytes() for path in model.iterdir()}) == (code == 2)
+            other.kill()
+
+
 def test_info_tells_what_the_folder_says(model, base, capsys):
     assert _pref("info", model) == 0
     told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
@@ -342,6 +369,85 @@ def test_mistakes_of_training_are_one_message(tmp_path, base, monkeypatch, capsy
     assert {path.name for path in tmp_path.iterdir()} == {"votes.jsonl"}
 
 
+def _raters(path: Path, users: int, prompts: int) -> Path:
+    """Users 0, 2 .. like long answers, the others short ones."""
+    rows = [
+        {"user": f"u{user}", "prompt": f"{PROMPT} ({n})", "chosen": sides[0], "rejected": sides[1]}
+        for user in range(users)
+        for n in range(prompts)
+        for sides in [(LONG, SHORT) if user % 2 == 0 else (SHORT, LONG)]
+    ]
+    return _write(path, rows)
+
+
+def test_training_ends_with_a_report_on_votes_held_out(tmp_path, base, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    _raters(tmp_path / "votes.jsonl", 6, 10)
+    assert _pref("train", "votes.jsonl", "--method", "length", "--base", base) == 0
+    told = capsys.readouterr().err
+    assert "12 to test on" in told
+    assert "no ties among them" in told
+    assert "nothing was left out" in told
+    results = json.loads((tmp_path / "votes-length" / "results.json").read_text())
+    found = {row["method"]: row["metrics"]["seen/accuracy"] for row in results["rows"]}
+    # The fake method learns each user's liking of length; for nobody in particular it likes length.
+    assert found["length"] == 1
+    assert found["shared reward"] == 0.5
+    assert found["leave-one-out majority"] == 0
+    report = (tmp_path / "votes-length" / "report.md").read_text()
+    assert "seen users: length is right on +50.0" in report
+    assert "split by prompt" in report
+    assert _pref("info", "votes-length") == 0
+    capsys.readouterr()
+    assert _pref("train", "votes.jsonl", "--method", "length", "--base", base, "--most-test-votes", "5") == 0
+    assert "scored on 5 of the 12 test pairs" in capsys.readouterr().err
+
+
+def test_no_test_is_possible_or_wanted(tmp_path, base, capsys, monkeypatch):
+    _stdin(monkeypatch, json.dumps(_vote("ada", LONG, SHORT)) + "\n")
+    command = ["--method", "length", "--base", base, "--out", tmp_path / "mine"]
+    assert _pref("train", "-", *command) == 0
+    told = capsys.readouterr().err
+    assert "trained on all votes and tested on none" in told
+    assert "no vote was held out for a test" in told
+    path = _raters(tmp_path / "votes.jsonl", 4, 5)
+    assert _pref("train", path, *command, "--test-fraction", "0") == 0
+    assert "0 to test on" in capsys.readouterr().err
+    assert (
+        _pref("train", _write(tmp_path / "one.jsonl", [_vote("ada", LONG, SHORT)]), *command, "--test-fraction", "0.5")
+        == 2
+    )
+    assert "no vote can be kept for a test" in capsys.readouterr().err
+
+
+def test_votes_by_the_name_of_their_data_set(tmp_path, base, capsys):
+    path = _raters(tmp_path / "votes.jsonl", 6, 10)
+    command = ["--method", "length", "--base", base]
+    assert _pref("train", f"jsonl:{path}", *command, "--out", tmp_path / "mine", "--test-fraction", "0.4") == 0
+    assert "24 to test on" in capsys.readouterr().err
+    (tmp_path / "jester-data-1.csv").write_text("1,2\n")
+    assert _pref("train", tmp_path, *command) == 2
+    assert "no init1.html" in capsys.readouterr().err
+
+
+def test_where_the_hub_cannot_be_reached_the_package_is_taken(monkeypatch, capsys):
+    from pref_jax.lm import hub
+
+    assert cli._base("my/base") == "my/base"
+    monkeypatch.setattr(hub, "locate", lambda name: Path(name))
+    assert cli._base(cli.ENCODER) == cli.ENCODER
+
+    def gone(name):
+        raise pref_jax.UserError("no hub")
+
+    monkeypatch.setattr(hub, "locate", gone)
+    assert cli._base(cli.ENCODER) == MINILM
+    assert "the hub cannot be reached; taking the same model from" in capsys.readouterr().err
+    monkeypatch.setattr(cli, "PACKAGED", "package:no_such_package/model")
+    with pytest.raises(pref_jax.UserError, match="no hub"):
+        cli._base(cli.ENCODER)
+
+
 def test_bad_votes_are_told_before_anything_is_opened(tmp_path, monkeypatch, capsys):
     _stdin(monkeypatch, '{"user": 1}\n\n[]\n')
     assert _pref("train", "-", "--method", "length", "--base", "no/base", "--out", tmp_path / "mine") == 2
@@ -377,7 +483,10 @@ def _environment() -> dict[str, str]:
     return {**rest, "PYTHONPATH": str(ROOT)}
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["info", "mine"], ["score", "mine", "bad.jsonl"]])
+@pytest.mark.parametrize(
+    "argv",
+    [["--help"], ["train", "--help"], ["data", "check", "--help"], ["info", "mine"], ["score", "mine", "bad.jsonl"]],
+)
 def test_what_needs_no_transformer_loads_none(model, argv):
     _write(model.parent / "bad.jsonl", ["{"])
     code = (

@@ -5,13 +5,16 @@ embedding explains the unseen user's pairs,
 
     l_u = mean over u*'s pairs of log sigmoid(ê_u·e_p - ê_u·e_n),    e_u* = sum over N(u*) of softmax(l / 0.07)_u ê_u
 
-and nobody else is looked at. The host finds neighbours by sparse expansion, a chunk of unseen users at a time; the
-device scores them in tiles of a fixed width, a block of tiles at a time. No array is unseen x seen.
+and nobody else is looked at. Where votes are of other kinds, l_u is minus the weighted mean of their losses
+(`pref_jax.graded`); a tie makes no neighbours, but counts in l_u. The host finds neighbours by sparse expansion, a
+chunk of unseen users at a time; the device scores them in tiles of a fixed width, a block of tiles at a time. No array
+is unseen x seen.
 
 Axes: U users, N responses, M unseen users, P pairs, D features, Q (unseen, seen) neighbours of a chunk, T tiles,
-W width of a tile, J pairs of an unseen user (padded).
+W width of a tile, J pairs of an unseen user (padded), E thresholds.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -25,6 +28,7 @@ from copl_jax.graph.signed_graph import bucket, unique_edges
 from copl_jax.graph.training import normalised
 from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
+from pref_jax.graded import FittedScale, Graded, grade, losses
 from pref_jax.ragged import expand, ranges, starts
 
 _WIDTH = 32  # neighbours a tile: wide enough for a matrix product, narrow enough to waste little
@@ -56,6 +60,7 @@ def cold_start(
     train_pairs: Comparisons,
     context: Comparisons,
     unseen: Int[np.ndarray, " M"],
+    scale: FittedScale | None = None,
     temperature: float = 0.07,
 ) -> ColdStart:
     """Embeds unseen users.
@@ -70,6 +75,7 @@ def cold_start(
       train_pairs: the pairs of the graph; those of users not seen are left out.
       context: the unseen users' pairs; those of users not in `unseen` are left out.
       unseen: user rows to embed, distinct; seen ones are refreshed.
+      scale: how the context's ties, strengths and choices are read; None: all its pairs are preferences.
       temperature: of the softmax over neighbours.
 
     Raises:
@@ -82,8 +88,8 @@ def cold_start(
     if not temperature > 0:
         raise UserError(f"adapt: temperature is {temperature}; it must be above 0")
     everyone = np.flatnonzero(seen).astype(np.int32)
-    pairs = _sort_by_owner(context, unseen, len(users))
-    tables = (_padded(users), _padded(responses))
+    pairs = _sort_by_owner(context, grade(context, None if scale is None else scale.scale), unseen, len(users))
+    reading = _Reading((_padded(users), _padded(responses)), scale, temperature)
     embeddings = np.empty((len(unseen), users.shape[1]), users.dtype)
     embeddings[pairs.count == 0] = users[everyone].mean(axis=0)
 
@@ -91,11 +97,11 @@ def cold_start(
     for some, of, neighbour in _neighbours(pairs, train_pairs, seen, len(responses)):
         size = np.bincount(of, minlength=len(some))
         num_neighbours[some] = size
-        embeddings[some[size > 0]] = _embed(tables, pairs, some, of, neighbour, temperature)[size > 0]
+        embeddings[some[size > 0]] = _embed(reading, pairs, some, of, neighbour)[size > 0]
     widened = num_neighbours == 0
     for some in _chunks(np.flatnonzero(widened & (pairs.count > 0)), np.full(len(unseen), len(everyone))):
         of, neighbour = np.repeat(np.arange(len(some)), len(everyone)), np.tile(everyone, len(some))
-        embeddings[some] = _embed(tables, pairs, some, of, neighbour, temperature)
+        embeddings[some] = _embed(reading, pairs, some, of, neighbour)
     return ColdStart(embeddings=embeddings, used_all_users=widened, num_neighbours=num_neighbours)
 
 
@@ -105,6 +111,7 @@ def reembed_seen_users(
     responses: Float[np.ndarray, "N D"],
     seen: Bool[np.ndarray, " U"],
     train_pairs: Comparisons,
+    scale: FittedScale | None = None,
 ) -> Float[np.ndarray, "U D"]:
     """Seen users embedded again from their own pairs, by `adapt` as unseen users are, and scaled to length 1.
 
@@ -117,9 +124,8 @@ def reembed_seen_users(
       UserError: if nobody is seen.
     """
     who = np.flatnonzero(seen)
-    embedded = cold_start(
-        users=users, responses=responses, seen=seen, train_pairs=train_pairs, context=train_pairs, unseen=who
-    ).embeddings
+    tables: dict[str, Any] = {"users": users, "responses": responses, "seen": seen, "scale": scale}
+    embedded = cold_start(**tables, train_pairs=train_pairs, context=train_pairs, unseen=who).embeddings
     fresh = users.copy()
     fresh[who] = normalised(embedded)
     return fresh
@@ -133,9 +139,23 @@ class _Context(NamedTuple):
     rejected: np.ndarray
     first: np.ndarray
     count: np.ndarray
+    tie: np.ndarray
+    graded: Graded | None
 
 
-def _sort_by_owner(context: Comparisons, unseen: np.ndarray, num_users: int) -> _Context:
+class _Reading(NamedTuple):
+    """What all chunks are read with: the padded tables of users and responses, the scale, the temperature."""
+
+    tables: tuple[Array, Array]
+    scale: FittedScale | None
+    temperature: float
+
+
+def _ties(pairs: Comparisons) -> np.ndarray:
+    return np.zeros(len(pairs.user), bool) if pairs.tie is None else np.asarray(pairs.tie, bool)
+
+
+def _sort_by_owner(context: Comparisons, graded: Graded | None, unseen: np.ndarray, num_users: int) -> _Context:
     position = np.full(num_users, -1, np.int32)
     position[unseen] = np.arange(len(unseen), dtype=np.int32)
     owner = position[context.user]
@@ -148,6 +168,8 @@ def _sort_by_owner(context: Comparisons, unseen: np.ndarray, num_users: int) -> 
         rejected=context.rejected[order],
         first=starts(count),
         count=count,
+        tie=_ties(context)[order],
+        graded=None if graded is None else Graded(*(column[order] for column in graded)),
     )
 
 
@@ -167,12 +189,12 @@ def _neighbours(
       The chunk's rows, ascending; then for each distinct neighbour, in order: whose it is (position in the chunk) and
       its user row.
     """
-    of_seen = seen[train_pairs.user]
+    of_seen = seen[train_pairs.user] & ~_ties(train_pairs)
     user, response = unique_edges(train_pairs.user[of_seen], train_pairs.chosen[of_seen], num_responses)
     by_response = user[np.argsort(response, kind="stable")]
     degree = np.bincount(response, minlength=num_responses)
     start = starts(degree)
-    owner, chosen = unique_edges(pairs.owner, pairs.chosen, num_responses)
+    owner, chosen = unique_edges(pairs.owner[~pairs.tie], pairs.chosen[~pairs.tie], num_responses)
     cost = pairs.count + np.bincount(owner, weights=degree[chosen], minlength=len(pairs.count)).astype(np.int64)
     for some in _chunks(np.flatnonzero(pairs.count), cost):
         edges = slice(*np.searchsorted(owner, [some[0], some[-1] + 1]))
@@ -183,14 +205,7 @@ def _neighbours(
         yield some, code // len(seen), (code % len(seen)).astype(np.int32)
 
 
-def _embed(
-    tables: tuple[Array, Array],
-    pairs: _Context,
-    some: np.ndarray,
-    of: np.ndarray,
-    neighbour: np.ndarray,
-    temperature: float,
-) -> np.ndarray:
+def _embed(reading: _Reading, pairs: _Context, some: np.ndarray, of: np.ndarray, neighbour: np.ndarray) -> np.ndarray:
     """Embeddings [len(some) D] from the neighbours listed; rows without any are 0."""
     size = np.bincount(of, minlength=len(some))
     tiles = -(-size // _WIDTH)
@@ -209,19 +224,26 @@ def _embed(
     index = np.zeros(real.shape, np.int64)
     index[: len(some)] = pairs.first[some, None] + column
     index[~real] = 0
+    graded, ends, ties, dtype = None, None, False, reading.tables[0].dtype
+    if pairs.graded is not None and reading.scale is not None:
+        graded, ties = Graded(*(column[index] for column in pairs.graded)), reading.scale.scale.ties
+        ends = jnp.asarray(reading.scale.thresholds, dtype)
     embedded = _score(
-        *tables,
+        *reading.tables,
         tile_users.reshape(num_tiles, _WIDTH),
         tile_owner,
         pairs.chosen[index],
         pairs.rejected[index],
         real,
-        jnp.asarray(temperature, tables[0].dtype),
+        jnp.asarray(reading.temperature, dtype),
+        graded,
+        ends,
+        ties=ties,
     )
     return np.asarray(embedded)[: len(some)]
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="ties")
 def _score(
     users: Float[Array, "U D"],
     responses: Float[Array, "N D"],
@@ -231,16 +253,27 @@ def _score(
     rejected: Int32[Array, "M J"],
     real: Bool[Array, "M J"],
     temperature: Float[Array, ""],
+    graded: Graded | None,
+    ends: Float[Array, " E"] | None,
+    *,
+    ties: bool,
 ) -> Float[Array, "M D"]:
     """Scores each tile's users (-1: nobody) on the pairs of the tile's owner, and sums them by softmax."""
     counts = jnp.maximum(jnp.sum(real, axis=1), 1)
+    if graded is not None:
+        total = jnp.sum(jnp.where(real, graded.weight, 0), axis=1)
+        counts = jnp.where(total > 0, total, 1)
     user_blocks = tile_users.reshape(-1, _BLOCK, _WIDTH)
 
     def likelihoods(block):
         block_users, owner = block
         differences = responses[chosen[owner]] - responses[rejected[owner]]
         margins = jnp.einsum("twd,tjd->twj", users[block_users], differences)
-        fits = jnp.where(real[owner][:, None, :], jax.nn.log_sigmoid(margins), 0)
+        if graded is None or ends is None:
+            fits = jax.nn.log_sigmoid(margins)
+        else:
+            fits = -losses(margins, jax.tree.map(lambda column: column[owner][:, None, :], graded), ends, ties=ties)
+        fits = jnp.where(real[owner][:, None, :], fits, 0)
         return jnp.sum(fits, axis=-1) / counts[owner][:, None]
 
     scores = jax.lax.map(likelihoods, (user_blocks, tile_owner.reshape(-1, _BLOCK)))

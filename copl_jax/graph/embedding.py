@@ -9,10 +9,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float
 
-from copl_jax.graph import signed_graph, training
+from copl_jax.graph import edge_weights, training
 from copl_jax.graph.cold_start import reembed_seen_users
 from copl_jax.graph.settings import GCFConfig
 from pref_jax.comparisons import Comparisons
+from pref_jax.graded import FittedScale, find_scale, fit_thresholds
 from pref_jax.train.method import stopwatch
 
 
@@ -22,11 +23,13 @@ class Embedded(NamedTuple):
     Attributes:
       users: float32 [U C], rows of length 1; those of unseen users mean nothing.
       responses: float32 [N C], as they come out of the last layer.
-      facts: JSON values: validation accuracy of both kinds of user embeddings, history, seconds, config.
+      scale: how votes are read, its thresholds for margins of `users` and `responses`.
+      facts: JSON values: validation accuracy of both kinds of user embeddings, history, seconds, config, scale.
     """
 
     users: Float[np.ndarray, "U C"]
     responses: Float[np.ndarray, "N C"]
+    scale: FittedScale
     facts: dict[str, Any]
 
 
@@ -46,7 +49,7 @@ def embed_users(
 
     Args:
       config: model and recipe.
-      train: votes of seen users.
+      train: votes of seen users, with ties where they are to be used.
       validation: held-out votes of the same users.
       seen: which users these are.
       num_responses: N.
@@ -59,11 +62,14 @@ def embed_users(
       UserError: see `training.fit`.
     """
     spent = stopwatch(folder)
-    graph = signed_graph.build(*train[:3], num_users=len(seen), num_responses=num_responses)
+    scale = find_scale(train, config.strengths)
+    graph = edge_weights.build(train, scale, num_users=len(seen), num_responses=num_responses)
     several = mesh if mesh is not None and mesh.size > 1 else None
     key, checkpoints = jax.random.key(seed), folder / "checkpoints"
-    found = training.fit(config, graph, train, validation, key, mesh=several, folder=checkpoints)
-    fresh = reembed_seen_users(users=found.users, responses=found.responses, seen=seen, train_pairs=train)
+    found = training.fit(config, graph, train, validation, key, scale=scale, mesh=several, folder=checkpoints)
+    # Training's thresholds are for users' embeddings before they were scaled to length 1.
+    fitted = fit_thresholds(margins(found.users, found.responses, train), train, scale)
+    fresh = reembed_seen_users(users=found.users, responses=found.responses, seen=seen, train_pairs=train, scale=fitted)
     facts = {
         "validation_accuracy": found.best_accuracy,
         "validation_accuracy_refreshed": accuracy(fresh, found.responses, validation),
@@ -71,14 +77,20 @@ def embed_users(
         "history": {name: _finite(values) for name, values in found.history.items()},
         **spent(),
         "config": dataclasses.asdict(config),
+        "scale": fitted.about(),
     }
-    return Embedded(fresh if reembed else found.users, found.responses, facts)
+    return Embedded(fresh if reembed else found.users, found.responses, fitted, facts)
+
+
+def margins(users: np.ndarray, responses: np.ndarray, pairs: Comparisons) -> np.ndarray:
+    """How much nearer each pair's chosen response lies to its user than the rejected one."""
+    return np.sum(users[pairs.user] * (responses[pairs.chosen] - responses[pairs.rejected]), axis=-1)
 
 
 def accuracy(users: np.ndarray, responses: np.ndarray, pairs: Comparisons) -> float:
-    """Share of the pairs whose chosen response lies nearer to its user; 0 without pairs."""
-    margins = np.sum(users[pairs.user] * (responses[pairs.chosen] - responses[pairs.rejected]), axis=-1)
-    return float(np.mean(margins > 0)) if len(margins) else 0.0
+    """Share of the decided pairs whose chosen response lies nearer to its user; 0 without such pairs."""
+    pairs = pairs if pairs.tie is None else pairs.take(~pairs.tie)
+    return float(np.mean(margins(users, responses, pairs) > 0)) if len(pairs.user) else 0.0
 
 
 def _finite(values: np.ndarray) -> list[float | int | None]:

@@ -17,16 +17,19 @@ from copl_jax.graph.message_passing import LAYERS
 from copl_jax.graph.settings import GCFConfig
 from copl_jax.graph.signed_graph import SHARDED, Batch, SignedGraph, edge_dropout
 from pref_jax import sharding
+from pref_jax.graded import GAPS, Gaps, losses_by_gaps
 
 Params = dict[str, Any]
 
 
-def init(config: GCFConfig, key: Key[Array, ""], graph: SignedGraph, dtype: Any = jnp.float32) -> Params:
+def init(
+    config: GCFConfig, key: Key[Array, ""], graph: SignedGraph, dtype: Any = jnp.float32, gaps: Gaps | None = None
+) -> Params:
     """Fresh parameters.
 
     Returns:
-      {"nodes": [V D], "layers": as from `layers.Layer.init`}. The users' and the responses' rows are Xavier-uniform as
-      two tables, padding is 0.
+      {"nodes": [V D], "layers": as from `layers.Layer.init`}, and with gaps "gaps". The users' and the responses' rows
+      are Xavier-uniform as two tables, padding is 0.
     """
     nodes_key, layers_key = jax.random.split(key)
     num_nodes = len(jax.tree.leaves(graph.positive.nodes)[0])
@@ -35,7 +38,9 @@ def init(config: GCFConfig, key: Key[Array, ""], graph: SignedGraph, dtype: Any 
     table_rows = jnp.where(row < graph.num_users, graph.num_users, graph.num_responses)
     limit = jnp.where(row < end_of_responses, jnp.sqrt(6 / (table_rows + config.dim)), 0).astype(dtype)
     nodes = limit[:, None] * jax.random.uniform(nodes_key, (num_nodes, config.dim), dtype, -1, 1)
-    return {"nodes": nodes, "layers": LAYERS[config.layer].init(layers_key, config.num_layers, config.dim, dtype)}
+    layers = LAYERS[config.layer].init(layers_key, config.num_layers, config.dim, dtype)
+    own = {GAPS: {name: jnp.asarray(gap, dtype) for name, gap in gaps.items()}} if gaps else {}
+    return {"nodes": nodes, "layers": layers, **own}
 
 
 def propagate(
@@ -66,17 +71,24 @@ def loss(
     """Bradley-Terry loss of a batch, and its parts.
 
     mean of -log sigmoid(e_u·e_p - e_u·e_n) + regularisation * sum of (|e_u|² + |e_p|² + |e_n|²), over real pairs;
-    0 if there is none. Embeddings are propagated ones, not normalised.
+    0 if there is none. Embeddings are propagated ones, not normalised. Where the batch has `graded`, the first term is
+    the mean of `pref_jax.graded.losses`.
 
     Returns:
-      The loss, and {"nll", "accuracy"}, means over real pairs; a tie counts as wrong.
+      The loss, and {"nll", "accuracy"}, means over real pairs, of accuracy decided ones; equal rewards count as wrong.
     """
     nodes = propagate(config, params, graph, key)
     users, chosen, rejected = nodes[batch.user], nodes[batch.chosen], nodes[batch.rejected]
     margin = jnp.sum(users * (chosen - rejected), axis=-1)
     real = batch.real.astype(margin.dtype)
     count = jnp.maximum(jnp.sum(real), 1)
-    nll = -jnp.sum(real * jax.nn.log_sigmoid(margin)) / count
+    asked, among = real, count
+    if batch.graded is None:
+        nll = -jnp.sum(real * jax.nn.log_sigmoid(margin)) / count
+    else:
+        nll = jnp.sum(real * losses_by_gaps(margin, batch.graded, params.get(GAPS, {}))) / count
+        asked = real * batch.graded.decided
+        among = jnp.maximum(jnp.sum(asked), 1)
     norms = jnp.sum(users**2, axis=-1) + jnp.sum(chosen**2, axis=-1) + jnp.sum(rejected**2, axis=-1)
     total = nll + config.regularisation * jnp.sum(real * norms)
-    return total, {"nll": nll, "accuracy": jnp.sum(real * (margin > 0)) / count}
+    return total, {"nll": nll, "accuracy": jnp.sum(asked * (margin > 0)) / among}

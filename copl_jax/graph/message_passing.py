@@ -6,6 +6,7 @@ With A± the normalised adjacency of each sign and z± = A± e (`graph.aggregate
     gcf_paper  e' = LeakyReLU(W_self e + W1+ z+ + W2+ (z+ * e) + W1- z- + W2- (z- * e))  CoPL (arXiv 2503.01658)
     lightgcn   e' = z+, and the mean of all layers is read out                           LightGCN (arXiv 2002.02126)
     attention  e' = LeakyReLU(W_self e + m+ - m-), m± weighs neighbours by a softmax     GAT (arXiv 1710.10903), by sign
+               (where edges have weights, these multiply the exponentials)
     normed     e' = g y / |y| with y the `gcf` layer's, begun near y = e / 2 + z+ - z-   ours
 
 Linear maps have biases but for `gcf_paper`'s. LeakyReLU has slope 0.2.
@@ -143,6 +144,8 @@ def _attention(maps: Maps, nodes: Array, graph: SignedGraph, keeps: Keeps) -> Fl
         message = _mix(maps, {name: nodes})
         score = _leaky((message @ maps[name]["query"])[sign.receivers] + (message @ maps[name]["key"])[sign.senders])
         edges: Any = sign.edges
+        if "log_weight" in edges:
+            score += edges["log_weight"]
         real = jnp.asarray(edges["weight"]) > 0
         score = jnp.where(real, score, jnp.finfo(score.dtype).min / 2)  # finite: a node may have padding edges only
         receivers: Any = sign.receivers

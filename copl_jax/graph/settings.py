@@ -26,6 +26,8 @@ class GCFConfig:
       epochs: passes over the pairs; with batch_size None an epoch is one step.
       evaluate_every: epochs between two looks at the validation pairs; divides `epochs`.
       patience: evaluations without a better one after which training ends; None: never.
+      ties: ties are edges and votes of the loss (`copl_jax.graph.edge_weights`); False leaves them out.
+      strengths: what those of preferences are for: levels, weight, margin, ignore (`pref_jax.likelihood.StrengthUse`).
     """
 
     layer: str = "gcf"
@@ -40,6 +42,8 @@ class GCFConfig:
     epochs: int = 100
     evaluate_every: int = 1
     patience: int | None = None
+    ties: bool = True
+    strengths: str = "levels"
 
     def __post_init__(self):
         """Raises UserError if fields contradict each other."""

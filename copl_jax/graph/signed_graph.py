@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32, Key
 from pref_jax import sharding
 from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
+from pref_jax.graded import Graded
 from pref_jax.mesh import AXES
 from pref_jax.ragged import expand, starts
 
@@ -39,6 +40,7 @@ class SignedGraph(NamedTuple):
     Attributes:
       positive: who chose what. `nodes` {"degree": int32 [V]}, `edges` {"weight": float [S], "reverse": int32 [S], the
         index of the same edge in the other direction}, `senders`, `receivers` int32 [S], `n_node` = [U + N, padding].
+        Where `build` was given weights, edges also have "log_weight": float [S], theirs before normalisation.
       negative: who rejected what, likewise.
       num_users: int32 [], U.
       num_responses: int32 [], N.
@@ -51,12 +53,13 @@ class SignedGraph(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Pairs as rows of the node table; `real` [P] is False where a pair is padding."""
+    """Pairs as rows of the node table; `real` [P] is False where a pair is padding, `graded` None of plain votes."""
 
     user: Int[Array | np.ndarray, " P"]
     chosen: Int[Array | np.ndarray, " P"]
     rejected: Int[Array | np.ndarray, " P"]
     real: Bool[Array | np.ndarray, " P"]
+    graded: Graded | None = None
 
 
 def bucket(size: int, *, smallest: int = 32) -> int:
@@ -84,13 +87,14 @@ def build(
     *,
     num_users: int,
     num_responses: int,
+    weight: Float[np.ndarray, "P 2"] | None = None,
     dtype: type[np.floating] = np.float32,
 ) -> SignedGraph:
     """Builds the graph of the pairs on the host (CoPL, arXiv 2503.01658, section on graph construction).
 
     A pair gives a positive edge user-chosen and a negative edge user-rejected; one response may be both for one user.
-    Each sign is normalised on its own, a_ur = 1 / sqrt(deg(u) deg(r)) over distinct edges; an isolated node simply has
-    no edge. Sizes are padded to buckets, the same for both signs.
+    Each sign is normalised on its own, a_ur = w_ur / sqrt(deg(u) deg(r)) over distinct edges, deg being the sum of a
+    node's w; an isolated node simply has no edge. Sizes are padded to buckets, the same for both signs.
 
     Args:
       user: row of the user of each pair, in 0 .. num_users - 1.
@@ -98,16 +102,21 @@ def build(
       rejected: row of the other response.
       num_users: U, isolated ones included.
       num_responses: N, isolated ones included.
+      weight: of each pair's positive and negative edge, above 0; w is the largest of an edge's. None: all are 1.
       dtype: of the weights.
 
     Raises:
-      UserError: if the arrays differ in length or an index is out of range.
+      UserError: if the arrays differ in length, an index is out of range or a weight is not above 0.
     """
     _check(user, chosen, rejected, num_users=num_users, num_responses=num_responses)
-    signs = [
-        _directed(*unique_edges(user, response, num_responses), num_users, num_users + num_responses, dtype)
-        for response in (chosen, rejected)
-    ]
+    if weight is not None and (np.shape(weight) != (len(user), 2) or not np.all((weight > 0) & (weight < np.inf))):
+        raise UserError(f"graph: weights of shape {np.shape(weight)}; give two finite numbers above 0 for every pair")
+    num_nodes = num_users + num_responses
+    signs = []
+    for side, response in enumerate((chosen, rejected)):
+        edges = unique_edges(user, response, num_responses)
+        own = None if weight is None else _largest(user, response, weight[:, side], num_responses)
+        signs.append(_directed(*edges, own, num_users, num_nodes, dtype))
     n_node = bucket(num_users + num_responses + 1)
     # From 64 groups of edges on, buckets are multiples of 8 groups and more: that many devices can share them.
     n_edge = bucket(max(int(graph.n_edge[0]) for graph in signs), smallest=64 * GROUP_SIZE)
@@ -120,12 +129,15 @@ def build(
     )
 
 
-def batch_of(pairs: Comparisons, graph: SignedGraph) -> Batch:
+def batch_of(pairs: Comparisons, graph: SignedGraph, graded: Graded | None = None) -> Batch:
     """The pairs as node rows, padded to a bucket; padding pairs name node 0 and count nothing."""
     size = bucket(len(pairs.user))
 
+    def pad(rows):
+        return np.pad(rows, (0, size - len(rows)))
+
     def fill(rows, shift=0):
-        return np.pad(np.asarray(rows, np.int32) + np.int32(shift), (0, size - len(rows)))
+        return pad(np.asarray(rows, np.int32) + np.int32(shift))
 
     shift = int(graph.num_users)
     return Batch(
@@ -133,6 +145,7 @@ def batch_of(pairs: Comparisons, graph: SignedGraph) -> Batch:
         chosen=fill(pairs.chosen, shift),
         rejected=fill(pairs.rejected, shift),
         real=np.arange(size) < len(pairs.user),
+        graded=None if graded is None else Graded(*map(pad, graded)),
     )
 
 
@@ -208,8 +221,19 @@ def _aggregate_backward(saved, cotangent):
 _aggregate.defvjp(_aggregate_forward, _aggregate_backward)
 
 
-def _directed(user, response, num_users: int, num_nodes: int, dtype) -> jraph.GraphsTuple:
-    """One sign's distinct edges in both directions, sorted by receiver and filled up to multiples of `GROUP_SIZE`."""
+def _largest(user, response, weight, num_responses: int) -> np.ndarray:
+    """float64 [Q]: the largest weight of each of `unique_edges`."""
+    code, edge = np.unique(user.astype(np.int64) * num_responses + response, return_inverse=True)
+    found = np.zeros(len(code))
+    np.maximum.at(found, edge, weight)
+    return found
+
+
+def _directed(user, response, own: np.ndarray | None, num_users: int, num_nodes: int, dtype) -> jraph.GraphsTuple:
+    """One sign's distinct edges in both directions, sorted by receiver and filled up to multiples of `GROUP_SIZE`.
+
+    `own` are the edges' weights, None if all are 1.
+    """
     num_edges = len(user)
     ends = np.concatenate([user, response + num_users])
     tails = np.concatenate([response + num_users, user])
@@ -223,13 +247,19 @@ def _directed(user, response, num_users: int, num_nodes: int, dtype) -> jraph.Gr
     receivers = np.repeat(np.arange(num_nodes, dtype=np.int32), width)
     senders = receivers.copy()
     senders[slot] = tails
+    both = np.ones(2 * num_edges) if own is None else np.tile(own, 2)
+    total = np.bincount(ends, weights=both, minlength=num_nodes)
     weight = np.zeros(len(receivers), dtype)
-    weight[slot] = 1 / np.sqrt(degree[ends].astype(np.float64) * degree[tails])
+    weight[slot] = both / np.sqrt(total[ends] * total[tails])
     reverse = np.arange(len(receivers), dtype=np.int32)
     reverse[slot] = np.roll(slot, num_edges)
+    edges = {"weight": weight, "reverse": reverse}
+    if own is not None:
+        edges["log_weight"] = np.zeros(len(receivers), dtype)
+        edges["log_weight"][slot] = np.log(both)
     fields: dict[str, Any] = {
         "nodes": {"degree": degree.astype(np.int32)},
-        "edges": {"weight": weight, "reverse": reverse},
+        "edges": edges,
         "senders": senders,
         "receivers": receivers,
         "globals": None,

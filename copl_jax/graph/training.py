@@ -29,6 +29,8 @@ from copl_jax.graph.signed_graph import REPLICATED, SHARDED, Batch, SignedGraph,
 from pref_jax import sharding
 from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
+from pref_jax.graded import GAPS, LR_MULT, Gaps, Graded, begin_gaps, grade
+from pref_jax.likelihood import Scale
 from pref_jax.train.checkpoint import Checkpoints
 from pref_jax.train.state import TrainState
 
@@ -75,6 +77,7 @@ def fit(
     validation: Comparisons,
     key: Key[Array, ""],
     *,
+    scale: Scale | None = None,
     dtype: Any = jnp.float32,
     mesh: Mesh | None = None,
     folder: str | Path | None = None,
@@ -92,6 +95,7 @@ def fit(
       train: pairs to learn, rows of the graph's users and responses.
       validation: held-out pairs of the same users.
       key: randomness of initialisation, dropout and batches.
+      scale: how ties, strengths and choices are read, its thresholds trained too; None: all pairs are preferences.
       dtype: of parameters and arithmetic.
       mesh: the devices; JAX's default device alone if None.
       folder: gets checkpoints, and a fit killed before goes on from the newest; None for none.
@@ -103,14 +107,16 @@ def fit(
     """
     if not len(train.user):
         raise UserError("recipe.fit: there are no training pairs; check the split")
-    data = tuple(_place(part, mesh) for part in (graph, batch_of(train, graph), batch_of(validation, graph)))
+    graded = [grade(part, scale) for part in (train, validation)]
+    batches = (batch_of(part, graph, own) for part, own in zip((train, validation), graded, strict=True))
+    data = tuple(_place(part, mesh) for part in (graph, *batches))
     size = len(train.user)
     batch_size = size if config.batch_size is None else min(config.batch_size, size)
     steps_per_epoch = np.int32(max(1, size // batch_size))
     start_key, run_key = jax.random.split(key)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-        run = _place(_begin(config, data[0], start_key, dtype), mesh)
-        made_from = _digest(config, key, dtype, train, validation)
+        run = _place(_begin(config, data[0], start_key, dtype, begin_gaps(graded[0], scale)), mesh)
+        made_from = _digest(config, key, dtype, train, validation, *graded)
         run, history = _rounds(config, data, run, run_key, steps_per_epoch, folder, checkpoint_every, made_from)
         if history["step"] and not int(run.best["step"]):
             fix = "lower its learning_rate" + ("" if folder is None else f" and delete {folder}")
@@ -185,12 +191,14 @@ def _state(run: _Run, rounds: int, key: Array) -> TrainState:
     return TrainState(step=jnp.asarray(rounds, jnp.int32), params=run.params, opt_state=rest, key=key)
 
 
-def _digest(config: GCFConfig, key: Array, dtype: Any, *pairs: Comparisons) -> str:
+def _digest(config: GCFConfig, key: Array, dtype: Any, *pairs: Comparisons | Graded | None) -> str:
     """What a fit is made from, in short."""
     found = hashlib.sha256(repr((config, np.asarray(jax.random.key_data(key)).tolist(), jnp.dtype(dtype))).encode())
     for part in pairs:
-        for column in (part.user, part.chosen, part.rejected):
-            found.update(np.asarray(column, np.int64).tobytes())
+        if isinstance(part, Comparisons):
+            part = tuple(np.asarray(column, np.int64) for column in (part.user, part.chosen, part.rejected))
+        for column in part or ():
+            found.update(column.tobytes())
     return found.hexdigest()[:16]
 
 
@@ -213,8 +221,9 @@ def _restored(
 
 
 def _spec(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
-    """Leading axes (edges, pairs, nodes) are cut over all devices; layers' parameters, small and few, are copied."""
-    return SHARDED if jnp.ndim(leaf) > 0 and "layers" not in jax.tree_util.keystr(path) else REPLICATED
+    """Leading axes (edges, pairs, nodes) are cut over all devices; other parameters, small and few, are copied."""
+    name = jax.tree_util.keystr(path)
+    return SHARDED if jnp.ndim(leaf) > 0 and not ("layers" in name or GAPS in name) else REPLICATED
 
 
 def _place(tree: Any, mesh: Mesh | None) -> Any:
@@ -239,8 +248,8 @@ def _propagate(config: GCFConfig, params: Params, graph: SignedGraph) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
-def _begin(config: GCFConfig, graph: SignedGraph, key: Array, dtype: Any) -> _Run:
-    params = gcf.init(config, key, graph, dtype)
+def _begin(config: GCFConfig, graph: SignedGraph, key: Array, dtype: Any, gaps: Gaps) -> _Run:
+    params = gcf.init(config, key, graph, dtype, gaps)
     zero = jnp.zeros((), jnp.int32)
     worst = {"accuracy": jnp.array(-1, dtype), "loss": jnp.array(0, dtype), "step": zero}
     return _Run(params, _optimizer(config).init(params), zero, {"params": params, **worst}, zero)
@@ -262,7 +271,10 @@ def _round(
         params, opt_state, count, nll = carry
         gradient = jax.grad(functools.partial(gcf.loss, config), has_aux=True)
         grads, parts = gradient(params, graph, batch, jax.random.fold_in(key, 2 * count))
+        updates: Any
         updates, opt_state = _optimizer(config).update(grads, opt_state, params)
+        if GAPS in updates:
+            updates[GAPS] = jax.tree.map(lambda u: LR_MULT * u, updates[GAPS])
         rate = _learning_rate(config, count, steps_per_epoch * config.epochs)
         params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, params, updates)
         return params, opt_state, count + 1, nll + parts["nll"]

@@ -18,14 +18,13 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from jaxtyping import Array, Float, Int
 from transformers import PreTrainedTokenizerBase
 
 from copl_jax.reward import lora_experts, reward_model
 from copl_jax.reward.reward_model import RewardConfig
 from pref_jax.errors import UserError
-from pref_jax.files import atomic_folder, write_json
+from pref_jax.files import atomic_folder, write_json, write_tensors
 from pref_jax.lm import backbone, lora, weights
 from pref_jax.lm.classifier import padding_in_texts, save_classifier, save_tokenizer
 from pref_jax.lm.config import LMConfig
@@ -116,13 +115,13 @@ def save_adapters(
     metadata = {"format": "pt", "head_bias": repr(float(head["b"]))}
     with atomic_folder(folder) as part:
         whole = {name: np.ascontiguousarray(leaf) for name, leaf in tensors.items()}
-        safetensors.numpy.save_file(whole, part / TENSORS, metadata=metadata)
+        write_tensors(part / TENSORS, whole, metadata)
         write_json(part / CONFIG, _config(modules, classifier, base_name))
         if tokenizer is not None:
             save_tokenizer(part, tokenizer, max_length=max_length)
         if not classifier:
             bias = {"score.bias": np.asarray(head["b"])[None]}
-            safetensors.numpy.save_file(weight | bias, part / HEAD, metadata={"format": "pt"})
+            write_tensors(part / HEAD, weight | bias, {"format": "pt"})
 
 
 def save_merged(

@@ -21,6 +21,7 @@ from copl_jax.reward import load_balancing, lora_experts, routing
 from copl_jax.reward.lora_experts import ExpertsConfig
 from copl_jax.reward.routing import GateConfig
 from pref_jax.errors import UserError
+from pref_jax.graded import GAPS
 from pref_jax.lm import backbone
 from pref_jax.lm.config import LMConfig
 from pref_jax.lm.pairs import apply_head, init_head, pair_states, pairwise_loss, text_states
@@ -169,13 +170,13 @@ def make_loss(config: RewardConfig) -> LossFn:
 
     Of the returned `loss(params, frozen, batch, key)`:
 
-      params: trainable, see `init`.
+      params: trainable, see `init`; with "gaps" where votes have thresholds.
       frozen: {"base": transformer, "users": float [U C]} for routing "users", or "groups": int32 [U] in place of
         "users" for routing "groups".
       batch: {"user": int32 [B], "chosen": int32 [B L], "chosen_mask": bool [B L], "rejected", "rejected_mask"}; or,
         for decoders, {"user", "tokens": int32 [B L], "parts": int32 [B L]} with rows that both texts of a pair share,
         as from `pref_jax.data.text.shared_prefix`. Without a key both give the same; dropout strikes what is shared
-        once.
+        once. Votes that are not all plain preferences bring the fields of `pref_jax.graded.Graded`.
       key: for gate noise and dropout; None for none of either.
 
     Its metrics are float scalars: "accuracy", "margin" (mean reward difference), "gate_entropy"
@@ -188,7 +189,7 @@ def make_loss(config: RewardConfig) -> LossFn:
         noise_key, dropout_key = (None, None) if key is None else jax.random.split(key)
         decisions = route(config, params, frozen[config.routing][batch["user"]], noise_key)
         scores = _pair_rewards(config, params, frozen["base"], batch, decisions, dropout_key)
-        total, metrics = pairwise_loss(scores)
+        total, metrics = pairwise_loss(scores, batch, params.get(GAPS))
         metrics |= _metrics(decisions)
         if config.routing == "users" and config.gate.balance != "none":
             metrics["balance_loss"] = load_balancing.auxiliary_loss(config.gate, params["gates"], decisions)

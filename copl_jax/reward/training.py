@@ -21,8 +21,7 @@ from pref_jax.comparisons import Comparisons, Votes
 from pref_jax.lm.config import LMConfig
 from pref_jax.lm.pair_batches import Texts, pair_margins, text_batches
 from pref_jax.mesh import replicated
-from pref_jax.train.method import Trained, TrainingConfig, train
-from pref_jax.train.state import optimizer
+from pref_jax.train.method import Trained, TrainingConfig, open_votes, train
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,7 @@ def fit_reward(
     Args:
       config: the model.
       texts: the responses.
-      pairs: who preferred what.
+      pairs: who preferred what, with ties where they are to be used.
       table: user embeddings float32 [U C] (routing "users") or group numbers int32 [U] ("groups").
       training: steps, batches, learning rate.
       folder: gets checkpoints and logs.
@@ -75,18 +74,20 @@ def fit_reward(
     params = reward_model.init(config, jax.random.key(seed), embedding_dim=dim, base=base)
     steps = training.optimizer.num_steps
     shared = texts.shared_length(pairs, training.share_prefix)
-    sizes = {"batch_size": training.batch_size, "num_steps": steps, "seed": seed}
-    return train(
-        params=params,
+    votes = open_votes(pairs, training)
+    sizes = {"batch_size": training.batch_size, "num_steps": steps, "seed": seed, "graded": votes.graded}
+    trained = train(
+        params=params | votes.params,
         frozen={"base": base, config.routing: jax.device_put(table, replicated(mesh))},
         loss=reward_model.make_loss(config),
-        optimizer=load_balancing.optimizer(config.gate, optimizer(training.optimizer), num_steps=steps),
+        optimizer=load_balancing.optimizer(config.gate, votes.optimizer, num_steps=steps),
         batches=text_batches(pairs, texts.tokens, texts.length, shared=shared, **sizes),
         folder=folder,
         mesh=mesh,
         seed=seed,
         **training.loop(),
     )
+    return votes.finish(trained)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -14,6 +14,7 @@ from lore_jax.weights.objective import Prior
 from lore_jax.weights.solve import solve_weights
 from lore_jax.weights.streaming import in_blocks, over_users, solve_stream, weights_of
 from pref_jax.comparisons import Comparisons
+from pref_jax.files import reserve
 from pref_jax.mesh import make_mesh
 
 SCALES = (10**3, 10**4, 10**5, 10**6)
@@ -99,7 +100,9 @@ def from_disk(users: int, pairs: int, rank: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
 
         def on_disk(name: str, shape: tuple[int, ...], dtype: type) -> np.memmap:
-            return np.memmap(Path(folder) / name, dtype, "w+", shape=shape)
+            found = np.memmap(Path(folder) / name, dtype, "w+", shape=shape)
+            reserve(Path(folder) / name)
+            return found
 
         rewards = on_disk("rewards", (20_000, rank), np.float32)
         rewards[:] = rng.standard_normal(rewards.shape, np.float32)

@@ -7,6 +7,7 @@ from experiments.runner.test_labels import TABLE, Answered, late, reads
 from experiments.runner.workspace import Workspace
 from pref_jax.data.checks import leakage
 from pref_jax.data.checks.leakage import Leak
+from pref_jax.data.text import same_tokens
 from pref_jax.eval.reporting.report import Section, bullets
 from pref_jax.files import read_json, write_json
 
@@ -52,6 +53,11 @@ def readers(work: Workspace) -> Leak:
 def everything(work: Workspace) -> list[Leak]:
     """The checks of the tables and of who read what."""
     return [*checked(work), readers(work)]
+
+
+def left_out(works: Sequence[Workspace]) -> list[str]:
+    """For each seed, how many votes stand in no score because the transformer cannot tell their sides apart."""
+    return [f"seed {work.seed}: {note}" for work in works if (note := same_tokens.told(work.data))]
 
 
 def section(works: Sequence[Workspace]) -> Section:

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments.methods import METHODS
+from experiments.methods import METHODS, ignored
 from experiments.reporting import checks
 from experiments.runner.cli import Config
 from experiments.runner.test_labels import Answered, answered
 from experiments.runner.workspace import Workspace, curve, log, workspaces
 from pref_jax.data.preferences import Preferences
+from pref_jax.data.text.same_tokens import FIELD
 from pref_jax.eval.bootstrap import paired_difference
 from pref_jax.eval.figures import plots
 from pref_jax.eval.metrics import group_metrics, user_accuracy
@@ -37,17 +38,19 @@ def summarise(
     every = every or [answered(work) for work in workspaces(config, workdir)]
     rows = [row for own in every for row in _rows(own)]
     found = results.write_results(workdir / "results.json", dataset=config.dataset, rows=rows)
+    missing = checks.left_out([own.work for own in every])
     pictures = _pictures(every[0], found["rows"], workdir / "plots")
     report.write_report(
         workdir,
         found,
         title=str(config.dataset),
         meanings={name: own.sentence for name, own in METHODS.items() if any(row["method"] == name for row in rows)},
-        findings=_findings(every),
+        findings=[*missing, *_findings(every)],
         plots=pictures,
         sections=[*(sections(found) if sections else ()), checks.section([own.work for own in every])],
     )
-    log(f"\n{report.table(found['rows'], style='plain')}\n\nresults, report and pictures: {workdir}")
+    beside = "\n".join(missing)
+    log(f"\n{report.table(found['rows'], style='plain')}{beside}\n\nresults, report and pictures: {workdir}")
     return found
 
 
@@ -56,6 +59,8 @@ def _rows(own: Answered) -> list[dict[str, Any]]:
     for method, margins in own.margins.items():
         seconds = own.facts[method]["seconds"]
         metrics = pair_metrics(own.data, margins)
+        if (skipped := own.data.meta.get(FIELD, {}).get("test")) is not None:
+            metrics[f"{FIELD}/test"] = float(skipped)
         rows.append(results.result_row(method=method, seed=own.work.seed, metrics=metrics, seconds=seconds))
     return rows
 
@@ -104,7 +109,7 @@ def _findings(every: list[Answered]) -> list[str]:
         if "dead_experts" in facts[0]:
             counts = ", ".join(str(own["dead_experts"]) for own in facts)
             found.append(f"{method}: of {_experts(facts[0])}, so many serve no seen user, by seed: {counts}.")
-    return found
+    return found + ignored(every[0].data, list(every[0].margins))
 
 
 def _kinds(data: Preferences, *, by_votes: bool) -> dict[str, np.ndarray]:

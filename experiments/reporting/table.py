@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.methods import compared_with
+from experiments.methods import compared_with, ignored
 from experiments.reporting import checks
 from experiments.runner.cli import Config
 from experiments.runner.test_labels import Answered
@@ -78,7 +78,9 @@ def block(own: DataSet) -> Block:
             *_lacking(own, methods),
             *_choices(own.every, methods),
             *_limits(own.every, methods),
+            *(note.removesuffix(".") for note in ignored(own.every[0].data, methods)),
             *_times(own.every, methods),
+            *checks.left_out([one.work for one in own.every]),
             *checks.told(own.every),
             *checks.notes([one.work for one in own.every]),
         ],

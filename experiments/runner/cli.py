@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, config_flags
 
 from pref_jax.errors import Faults, UserError
 from pref_jax.files import read_json, write_json
+from pref_jax.locks import hold
 from pref_jax.mesh import initialize_distributed
 
 T = TypeVar("T")
@@ -30,7 +31,7 @@ def launch(
     argv: Sequence[str] | None = None,
     define: Callable[[flags.FlagValues], None] | None = None,
 ) -> None:
-    """Runs an experiment from the command line and ends the process.
+    """Runs an experiment from the command line and ends the process; meanwhile no other one runs in the workdir.
 
     Exit codes: 0 it ran, 2 the user has something to fix (one message, no traceback), 130 interrupted.
 
@@ -46,7 +47,9 @@ def launch(
     try:
         config, workdir, own = _parse(argv, doc, default_config, define)
         initialize_distributed()  # before any device is used
-        run(config, workdir, **own)
+        # Several processes may share the work of several data sets; they hold the folders that they work in.
+        with contextlib.nullcontext() if "datasets" in config else hold(workdir):
+            run(config, workdir, **own)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -107,4 +107,4 @@ def _record(work: Workspace, reader: str, what: str) -> None:
 
 
 def _tables(work: Workspace) -> Preferences:
-    return preferences.load(require(work.folder / "data", "prepare"))
+    return work.distinct(preferences.load(require(work.folder / "data", "prepare")))

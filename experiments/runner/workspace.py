@@ -1,9 +1,10 @@
 """What a run leaves on disk and where: stages that are done or not, never half; and one seed's data, opened once.
 
-WORKDIR/config.json, results.json, report.md, plots/
+WORKDIR/config.json, inputs.json (digests of the files that it was made from), results.json, report.md, plots/
 WORKDIR/studies/            results of studies              (experiments.studies)
 WORKDIR/seed_S/data/        tables                         (experiments.prepare)
                backbone/    a pretrained decoder, if made and not shared (experiments.prepare)
+               same_tokens/ rows of votes that the transformer cannot tell the sides of (experiments.prepare)
                features/    features.npy, one row a response (experiments.embed)
                prompt_features/  the same of every prompt alone (experiments.embed)
                reward_bench/  features and scores on RewardBench 2 (experiments.reward_bench)
@@ -47,11 +48,15 @@ from pref_jax.data.preferences import Preferences
 from pref_jax.data.schema import prompt_ids
 from pref_jax.data.sources.common.split_rule import GIVEN_VALIDATION
 from pref_jax.data.splits import hold_out_new
+from pref_jax.data.text.same_tokens import without
+from pref_jax.digests import check_inputs
 from pref_jax.errors import UserError
 from pref_jax.files import atomic_folder, read_json, write_json
+from pref_jax.lm import hub
 from pref_jax.lm.lora import LoRAConfig
-from pref_jax.lm.pair_batches import Texts, open_texts
+from pref_jax.lm.pair_batches import Texts
 from pref_jax.lm.text_model import TextModel, TextSettings
+from pref_jax.lm.vote_texts import open_vote_texts
 from pref_jax.mesh import make_mesh
 from pref_jax.train.logging import read_metrics
 from pref_jax.train.method import TrainingConfig
@@ -59,6 +64,8 @@ from pref_jax.train.state import OptimizerConfig
 
 # Stands in the facts of scores whose method did not know which response of a test pair was chosen.
 HIDDEN = "hidden"
+# Folders of a seed that no transformer of the user's was read for.
+UNREAD = ("data", "backbone", "pretrain", "graph_training", "graph", "adapted", "worlds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +77,23 @@ class Workspace:
     folder: Path
 
     @cached_property
-    def data(self) -> Preferences:
-        """The tables of `experiments.prepare` as methods get them, without groups and test answers."""
+    def tables(self) -> Preferences:
+        """The tables of `experiments.prepare`, without groups and test answers."""
         return mask_labels(preferences.load(require(self.folder / "data", "prepare")), self.seed)
+
+    @cached_property
+    def data(self) -> Preferences:
+        """The tables as methods get them: the votes that the transformer can tell the sides of."""
+        return self.distinct(self.tables)
+
+    def distinct(self, tables: Preferences) -> Preferences:
+        """Tables of this seed without the votes on equal tokens that `experiments.prepare` found."""
+        path = self.folder / "same_tokens" / "rows.npy"
+        if not path.is_file():
+            return tables
+        same = np.zeros(tables.comparisons.num_rows, bool)
+        same[np.load(path, allow_pickle=False)] = True
+        return without(tables, same)
 
     @cached_property
     def text(self) -> TextModel:
@@ -86,7 +107,7 @@ class Workspace:
     @cached_property
     def texts(self) -> Texts:
         """All responses as the transformer reads them."""
-        return open_texts(self.text, self.data.responses)
+        return open_vote_texts(self.text, self.tables)
 
     @cached_property
     def mesh(self) -> Any:
@@ -194,23 +215,26 @@ class Workspace:
         """The votes that CoPL's graph is made of, or with "validation" is stopped by: of seen users only.
 
         What the reward models are chosen by is not among them (`held_out`): a graph that knew these answers would tell
-        them to its users' embeddings. Given validation votes stop the graph too: it is not made of them.
+        them to its users' embeddings. Given validation votes stop the graph too: it is not made of them. Ties are
+        among them unless `graph.ties` is False.
         """
-        pairs = self.data.pairs(split, seen=True)
+        pairs = self.data.pairs(split, seen=True, ties=self.graph.ties)
         if split == "validation" and self.validation_is_given:
             return pairs
         return pairs.take(~self.held_out(pairs, self.config.reward.holdout_fraction))
 
-    def votes_by_prompt(self, fraction: float) -> tuple[Comparisons, Comparisons]:
+    def votes_by_prompt(
+        self, fraction: float, *, ties: bool = False, rated: bool = True
+    ) -> tuple[Comparisons, Comparisons]:
         """The seen users' votes to learn from, and those to choose by: given ones, or on a `fraction` of the prompts.
 
         Test prompts are new to a model, so what it is chosen by must be new too: on prompts it has seen, remembering
         their responses looks like understanding them. Methods of a run that hold out the same part hold out the same
-        prompts.
+        prompts. `ties` and `rated` as of `Preferences.pairs`.
         """
-        pairs = self.data.pairs(("train", "validation"), seen=True)
+        pairs = self.data.pairs(("train", "validation"), seen=True, ties=ties, rated=rated)
         held = self.held_out(pairs, fraction)
-        return pairs.take(~held), pairs.take(held)
+        return pairs.take(~held), pairs.take(held & ~pairs.tie)
 
     def held_out(self, pairs: Comparisons, fraction: float) -> np.ndarray:
         """bool [P]: which pairs are held out, to choose by: all of them, or none, of one prompt.
@@ -222,8 +246,8 @@ class Workspace:
         if fraction <= 0:
             return np.zeros(len(pairs.row), bool)
         if self.validation_is_given:
-            return np.isin(pairs.row, self.data.pairs("validation", seen=True).row)
-        known = self.data.pairs(("train", "validation"), seen=True)
+            return np.isin(pairs.row, self.data.pairs("validation", seen=True, ties=True).row)
+        known = self.data.pairs(("train", "validation"), seen=True, ties=True)
         prompt = prompt_ids(self.data.responses["prompt"])[known.chosen]
         sides = np.sort(np.stack([known.chosen, known.rejected]), axis=0)
         pair = np.unique(sides, axis=1, return_inverse=True)[1].reshape(-1)
@@ -291,21 +315,39 @@ def training(section: Config, where: str, *, batch_size: int) -> TrainingConfig:
     """A config's section with an `optimizer` as settings of a training on pairs of texts."""
     names = ("accumulate", "eval_batch_size", "checkpoint_every", "log_every", "share_prefix")
     recipe = freeze(OptimizerConfig, section.optimizer, f"{where}.optimizer")
-    return TrainingConfig(optimizer=recipe, batch_size=batch_size, **{name: section[name] for name in names})
+    own = {name: section[name] for name in names}
+    own |= {name: section[name] for name in ("ties", "strengths") if name in section}
+    return TrainingConfig(optimizer=recipe, batch_size=batch_size, **own)
 
 
 def workspaces(config: Config, workdir: Path) -> Iterator[Workspace]:
     """One for each of `config.seeds`; the workdir becomes this config's.
 
     Raises:
-      UserError: if the workdir is another config's, or there are no seeds.
+      UserError: if the workdir is another config's or was made from other files, or there are no seeds.
     """
     seeds = tuple(config.seeds)
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise UserError(f"config.seeds is {seeds}; give at least one, each from 0 and different")
     check_workdir(workdir, config)
+    _check_files(workdir, config)
     for seed in seeds:
         yield Workspace(config, seed, workdir / f"seed_{seed}")
+
+
+def _check_files(workdir: Path, config: Config) -> None:
+    """Refuses a workdir if files that the config names are no longer those that its tables or features were made from.
+
+    Files of the source are those behind any of its options; a transformer from the hub has a revision instead.
+    """
+    named = {"base": config.backbone.name, "chat_template": config.backbone.get("chat_template", "")}
+    options = {f"source.{name}": value for name, value in config.source.items() if name != "name"}
+    inputs = {name: Path(value) for name, value in (named | options).items() if isinstance(value, str) and value}
+    if str(named["base"]).startswith("package:"):
+        inputs["base"] = hub.locate(named["base"])
+    tables = any(workdir.glob("seed_*/data"))
+    read = any(path.is_dir() and path.name not in UNREAD for path in workdir.glob("seed_*/[!.]*"))
+    check_inputs(workdir, inputs, made={name: tables if name in options else read for name in inputs})
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from experiments import linear
 from experiments.embed import embed
 from experiments.linear import Task
 from experiments.lore_methods import HEAD, LEARNED, METHOD, ORACLE, PUBLISHED, Models
-from experiments.prepare import prepare
+from experiments.prepare import prepare_votes
 from experiments.reporting.summary import pair_metrics
 from experiments.runner.cli import Config, freeze
 from experiments.runner.workspace import Workspace, log
@@ -157,7 +157,7 @@ def _diversity(models: Models, methods: Sequence[str], alphas: Sequence[float], 
 
 def _on_world(models: Models, name: str) -> dict[str, Any]:
     """Metrics of a method on a world that is made where it is missing."""
-    prepare(models.work)
+    prepare_votes(models.work)
     embed(models.work)
     return _scores(models, linear.margins(models.task, models(name)))
 

@@ -22,7 +22,7 @@ class PlantedConfig:
       wrong: share of votes that name the worse response, test votes for calibration among them.
       seen: users to learn from.
       unseen: users who come later, with as many votes.
-      tests: test pairs of each user, of responses nobody voted on.
+      tests: test pairs of each user, of responses nobody voted on, or with `known` of those that people voted on.
       responses: to draw training pairs from, and as many to draw test pairs from.
       features: D.
       directions: K, orthonormal.
@@ -37,6 +37,7 @@ class PlantedConfig:
     responses: int
     features: int
     directions: int
+    known: bool = False
 
     def __post_init__(self):
         """Raises UserError for numbers out of range."""
@@ -55,11 +56,13 @@ class World(Task):
     Attributes:
       said: bool [P], whether the users' votes on the test pairs say so too.
       head: the mean of all directions.
+      mixture: float64 [U K], of the directions, of which each user's taste is made.
       directions: float32 [D K], whose mixtures all tastes are; no method knows them but the one that is told.
     """
 
     said: np.ndarray
     directions: np.ndarray
+    mixture: np.ndarray
 
 
 def draw(config: PlantedConfig, seed: int) -> World:
@@ -87,7 +90,7 @@ def draw(config: PlantedConfig, seed: int) -> World:
     place, known = np.arange(len(votes.user)) % config.pairs, votes.user < config.seen
     held = known & (place >= config.pairs - max(1, config.pairs // 5))
     train, validation, context = (votes.take(which) for which in (known & ~held, held, ~known))
-    test = vote(np.repeat(np.arange(total), config.tests), size)
+    test = vote(np.repeat(np.arange(total), config.tests), 0 if config.known else size)
     return World(
         features=features,
         train=train,
@@ -98,4 +101,5 @@ def draw(config: PlantedConfig, seed: int) -> World:
         seen=np.arange(total) < config.seen,
         head=directions.mean(axis=1).astype(np.float32),
         directions=directions.astype(np.float32),
+        mixture=mixture,
     )

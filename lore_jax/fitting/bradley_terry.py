@@ -16,9 +16,12 @@ from lore_jax.comparisons import Table, make_table
 from lore_jax.fitting import priors
 from lore_jax.fitting.gaussian_mixture import Clusters
 from lore_jax.fitting.lbfgs import LineSearch, minimise
+from lore_jax.fitting.reading import Reading, Scales, begin, losses, scales_of
+from lore_jax.ratings import Raters, fit_raters, standardise_ratings
 from lore_jax.weights.precision import full_matmul_precision
-from pref_jax.comparisons import Votes
+from pref_jax.comparisons import Ratings, Votes, check_comparisons, check_ratings, decided
 from pref_jax.errors import UserError
+from pref_jax.likelihood import StrengthUse, fit_scale
 from pref_jax.progress import log
 from pref_jax.standardiser import Standardiser, fit_standardiser, standardise
 
@@ -37,6 +40,7 @@ class Fit(NamedTuple):
     "clusters").
     history: [steps] values of the objective. chosen: the candidate taken. candidates: all, with validation scores.
     clusters: the population of weights, for "clusters".
+    reading: how votes are read that are more than preferences; None for "group", where each group has its own.
     """
 
     kind: str
@@ -49,6 +53,7 @@ class Fit(NamedTuple):
     chosen: dict[str, Any]
     candidates: tuple[dict[str, Any], ...]
     clusters: Clusters | None = None
+    reading: Reading | None = Reading()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +89,10 @@ class LoReConfig:
     tolerance: float = 5e-4
     line_search: LineSearch = "zoom"
     seed: int = 0
+    # What strengths are for ("ignore": nothing), and whether ties and ratings are used where there are any.
+    strengths: StrengthUse = "levels"
+    ties: bool = True
+    ratings: bool = True
 
     @classmethod
     def quick(cls, **changes: Any) -> "LoReConfig":
@@ -94,51 +103,117 @@ class LoReConfig:
         return cls(**{"components": (4, 6), "simplex": False, "clusters": 0, "line_search": "bisection"} | changes)
 
 
-def prepare(features, train: Votes, validation: Votes | None, num_users: int):
-    """(table, standardiser, standardised features [N D]) of checked arguments."""
+class Prepared(NamedTuple):
+    """What a fit begins with: the table, the standardiser, features [N D] (or [N + 1 D], 0 in the last row, where there
+    are ratings), and how votes are read; `final` is the table in which validation ratings too say how raters rate.
+    """
+
+    table: Table
+    standardiser: Standardiser
+    features: Array
+    reading: Reading
+    final: Table
+
+
+def prepare(
+    features: Any,
+    train: Votes,
+    validation: Votes | None,
+    num_users: int,
+    config: LoReConfig,
+    ratings: tuple[Ratings, Ratings | None] | None = None,
+) -> Prepared:
+    """The arguments of a fit, checked; `ratings` of training and validation."""
     features = np.asarray(features, np.float32)
     if features.ndim != 2:
         raise UserError(f"features: shape {features.shape}; give one row a response, [N D]")
-    table = make_table(train, validation, num_users, len(features))
-    rows = np.unique(np.concatenate([np.asarray(train.chosen), np.asarray(train.rejected)]))
+    checked = check_comparisons(train, num_users, len(features), "training votes")
+    checked = checked if config.ties else decided(checked, keep=True)
+    scale = fit_scale(checked, config.strengths)
+    if not config.ratings or ratings is None or not len(ratings[0].user):
+        table, raters, final = make_table(train, validation, num_users, len(features), scale=scale), None, None
+    else:
+        raters, first, last = _standardised(ratings, num_users, len(features))
+        table, final = (
+            make_table(train, validation, num_users, len(features), scale=scale, ratings=both) for both in (first, last)
+        )
+    rows = [np.asarray(train.chosen), np.asarray(train.rejected)]
+    rows = np.unique(np.concatenate(rows if raters is None or ratings is None else [*rows, ratings[0].response]))
     standardiser = fit_standardiser(features[rows])
-    return table, standardiser, standardise(standardiser, jnp.asarray(features))
+    phi = standardise(standardiser, jnp.asarray(features))
+    if raters is not None:
+        phi = jnp.concatenate([phi, jnp.zeros_like(phi[:1])])
+    reading = Reading(scale, begin(table, scale), raters)
+    return Prepared(table, standardiser, phi, reading, table if final is None else final)
+
+
+def _standardised(ratings: tuple[Ratings, Ratings | None], num_users: int, num_responses: int):
+    """What raters are like; both parts standardised as the training ratings say; and as all ratings say."""
+    parts = [
+        check_ratings(part, num_users, num_responses, what)
+        for part, what in zip(ratings, ("training ratings", "validation ratings"), strict=True)
+        if part is not None
+    ]
+    both = Ratings(*map(np.concatenate, zip(*parts, strict=True)))
+    count = len(parts[0].user)
+
+    def split(known: np.ndarray, raters: Raters) -> tuple[Ratings, Ratings]:
+        own = both._replace(rating=standardise_ratings(raters, both.user, both.rating, known=known))
+        return own.take(slice(None, count)), own.take(slice(count, None))
+
+    training, every = np.arange(len(both.user)) < count, np.ones(len(both.user), bool)
+    raters = fit_raters(both.user, both.rating)
+    return raters, split(training, fit_raters(*both.take(training)[::2])), split(every, raters)
 
 
 @partial(jax.jit, static_argnames=("line_search",))
 @full_matmul_precision
-def shared_program(features, table: Table, mask, strength, *, line_search: LineSearch):
-    """One Bradley-Terry direction [D] by L-BFGS to its optimum; the logit of every vote; the history."""
-    start = jnp.zeros(features.shape[1])
-    objective = partial(priors.shared_objective, features, table, mask, strength)
-    direction, _, history = minimise(objective, start, steps=150, tolerance=1e-5, line_search=line_search)
-    return direction, priors.votes(features, table, direction[:, None])[..., 0], history
+def shared_program(features, table: Table, mask, strength, scales: Scales, *, line_search: LineSearch):
+    """One Bradley-Terry direction [D] by L-BFGS to its optimum; the logit of every row; the history; the scales."""
+    start = {"shared": jnp.zeros(features.shape[1]), **scales}
+
+    def objective(params):
+        return priors.shared_objective(features, table, mask, strength, params["shared"], scales_of(params))
+
+    params, _, history = minimise(objective, start, steps=150, tolerance=1e-5, line_search=line_search)
+    logits = priors.votes(features, table, params["shared"][:, None])[..., 0]
+    return params["shared"], logits, history, scales_of(params)
 
 
-def scores(loss: np.ndarray, logits: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
-    """Mean log-loss and accuracy of the masked votes [U n], None without any; a tie, logit 0, is half right."""
-    if not (count := int(mask.sum())):
-        return {"log_loss": None, "accuracy": None}
-    right = (logits > 0) + 0.5 * (logits == 0)
-    return {"log_loss": float((loss * mask).sum() / count), "accuracy": float((right * mask).sum() / count)}
+def scores(loss: np.ndarray, logits: np.ndarray, mask: np.ndarray, table: Table) -> dict[str, float | None]:
+    """Mean log-loss of the masked votes [U n], and accuracy of the decided ones, None without any.
+
+    A tied prediction is half right.
+    """
+    mask = np.asarray(mask)
+    count, right = int(table.votes(mask).sum()), (logits > 0) + 0.5 * (logits == 0)
+    sides = table.decided(mask)
+    return {
+        "log_loss": float((loss * mask).sum() / count) if count else None,
+        "accuracy": float((right * sides).sum() / sides.sum()) if sides.any() else None,
+    }
 
 
-def shared_search(features, table: Table, members: np.ndarray, config: LoReConfig):
-    """Tries every strength on the members' votes; (candidates, index of the best, its loss of every vote).
+def shared_search(features, table: Table, members: np.ndarray, config: LoReConfig, scales: Scales):
+    """Tries every strength on the members' votes; (candidates, index of the best, its loss of every row).
 
     Where none of these is a validation vote, `VARIANCE` alone.
     """
     known, seen = (np.asarray(part) & members[:, None] for part in (table.train, table.validation))
-    candidates, losses = [], []
+    candidates, lost = [], []
     for variance in config.shared_variances if seen.any() else (VARIANCE,):
         strength = np.float32(features.shape[1] / variance)
-        _, logits, _ = shared_program(features, table, known, strength, line_search=config.line_search)
+        options = {"line_search": config.line_search}
+        _, logits, _, found = shared_program(features, table, known, strength, scales, **options)
         logits = np.asarray(logits)
-        losses.append(np.logaddexp(0, -logits))
-        told = scores(losses[-1], logits, seen)
+        if table.extras is None:
+            lost.append(np.logaddexp(0, -logits))
+        else:
+            lost.append(np.asarray(losses(table.extras, np.ones_like(known), found, jnp.asarray(logits))))
+        told = scores(lost[-1], logits, seen, table)
         candidates.append({"kind": "shared", "rank": 1, "variance": variance, **told})
     best = min(range(len(candidates)), key=lambda index: candidates[index]["log_loss"])
-    return candidates, best, losses[best]
+    return candidates, best, lost[best]
 
 
 def choosable(table: Table, config: LoReConfig) -> LoReConfig:
@@ -158,15 +233,17 @@ def shared(
     num_users: int,
     *,
     config: LoReConfig | None = None,
+    ratings: tuple[Ratings, Ratings | None] | None = None,
 ) -> Fit:
     """Bradley-Terry on features (K = 1), with the L2 strength of the lowest validation log-loss; exact (L-BFGS).
 
     Without validation votes the prior variance of a logit is `VARIANCE`.
 
-    Args: features [N D]; votes of seen users; num_users.
+    Args: features [N D]; votes of seen users; num_users; ratings of theirs, of training and of validation.
     Raises: UserError for bad indices or features.
     """
-    return per_group(features, train, validation, np.zeros(num_users, np.int32), config=config)._replace(kind="shared")
+    group = np.zeros(num_users, np.int32)
+    return per_group(features, train, validation, group, config=config, ratings=ratings)._replace(kind="shared")
 
 
 def per_group(
@@ -176,6 +253,7 @@ def per_group(
     group: Int[np.ndarray, " U"],
     *,
     config: LoReConfig | None = None,
+    ratings: tuple[Ratings, Ratings | None] | None = None,
 ) -> Fit:
     """One Bradley-Terry direction a group: the oracle on the same features, K = G; as `shared` otherwise.
 
@@ -184,17 +262,20 @@ def per_group(
     config = config or LoReConfig()
     group = np.asarray(group)
     num_users, num_groups = len(group), int(group.max(initial=0)) + 1
-    table, standardiser, phi = prepare(features, train, validation, num_users)
+    table, standardiser, phi, reading, table_of_all = prepare(features, train, validation, num_users, config, ratings)
     padded = np.concatenate([group, np.full(table.train.shape[0] - num_users, -1)])
-    directions, taken, everything, history = [], [], [], jnp.zeros(0)
+    directions, taken, everything, history, scales = [], [], [], jnp.zeros(0), reading.scales
     for index in range(num_groups):
         members = padded == index
-        candidates, best, _ = shared_search(phi, table, members, config)
+        candidates, best, _ = shared_search(phi, table, members, config, reading.scales)
         everything += [{**candidate, "group": index} for candidate in candidates]
         taken.append(candidates[best])
         final = np.asarray(table.train | table.validation if config.refit else table.train) & members[:, None]
         strength = np.float32(phi.shape[1] / candidates[best]["variance"])
-        direction, _, history = shared_program(phi, table, final, strength, line_search=config.line_search)
+        votes = table_of_all if config.refit else table
+        direction, _, history, scales = shared_program(
+            phi, votes, final, strength, reading.scales, line_search=config.line_search
+        )
         directions.append(direction)
     basis = jnp.stack(directions, 1)
     share = np.bincount(group, minlength=num_groups) / max(num_users, 1)
@@ -202,4 +283,5 @@ def per_group(
     weights = jax.nn.one_hot(jnp.asarray(group), num_groups)
     precision = priors.PINNED_PRECISION * jnp.eye(num_groups)
     mean = jnp.asarray(share, jnp.float32)
-    return Fit("group", standardiser, basis, weights, mean, precision, history, chosen, tuple(everything))
+    found = Fit("group", standardiser, basis, weights, mean, precision, history, chosen, tuple(everything))
+    return found._replace(reading=reading._replace(scales=scales) if num_groups == 1 else None)

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from lore_jax.comparisons import Table
@@ -26,7 +25,8 @@ from lore_jax.fitting.bradley_terry import LoReConfig, shared_program
 from lore_jax.fitting.gaussian_mixture import Clusters
 from lore_jax.fitting.lbfgs import minimise
 from lore_jax.fitting.priors import FitProblem
-from lore_jax.weights.objective import Prior
+from lore_jax.fitting.reading import Scales, losses, row_arguments, row_losses, scales_of
+from lore_jax.weights.objective import Prior, together
 from lore_jax.weights.precision import full_matmul_precision
 from lore_jax.weights.solve import solve_weights
 
@@ -40,7 +40,7 @@ class Initialization(NamedTuple):
     """What every candidate begins from.
 
     Features [N D], the table, which votes count [U n], the L2 strength of the shared direction, that direction [D],
-    the directions in which users disagree with it [D K], and the history of the shared fit.
+    the directions in which users disagree with it [D K], the history of the shared fit, and its scales.
     """
 
     features: Array
@@ -50,10 +50,11 @@ class Initialization(NamedTuple):
     shared: Array
     directions: Array
     history: Array
+    scales: Scales
 
 
 class CandidateFit(NamedTuple):
-    """One candidate's fit: basis, weights, prior, logits and losses of every vote [U n], history, clusters."""
+    """One candidate's fit: basis, weights, prior, logits and losses of every row [U n], history, scales, clusters."""
 
     basis: Array
     weights: Array
@@ -62,6 +63,7 @@ class CandidateFit(NamedTuple):
     logits: Array
     loss: Array
     history: Array
+    scales: Scales
     clusters: Clusters | None = None
 
 
@@ -71,26 +73,46 @@ def infer_weights(
     mask: Bool[Array, "U n"],
     prior: Prior,
     found: Clusters | None,
-) -> tuple[Float[Array, "U K"], Float[Array, "U n"]]:
-    """Weights of users from their votes in `mask`, as a kind of fit infers them, and the log-loss of all their votes.
+    **extras: Any,
+) -> tuple[Float[Array, "U K"], Float[Array, "U K K"] | None]:
+    """Weights of users from their votes in `mask`, as a kind of fit infers them, and their covariance where it has one.
 
-    The loss is that of the predictive probability. Where a posterior covariance is known it moderates the probability
-    (MacKay 1992), which changes no order of two responses.
+    `extras` are those of `solve_weights`: offset, choice, squared.
     """
     if kind == "mixture":
-        weights = solve_weights(z, mask, prior, likelihood="mixture").weights
-        return weights, -jax.nn.logsumexp(jax.nn.log_sigmoid(z) + jnp.log(weights + 1e-30)[:, None], axis=-1)
+        return solve_weights(z, mask, prior, likelihood="mixture", **extras).weights, None
     if kind == "simplex":
-        weights = solve_weights(z, mask, prior, constraint="simplex").weights
-        return weights, jax.nn.softplus(-jnp.einsum("unk,uk->un", z, weights))
+        return solve_weights(z, mask, prior, constraint="simplex", **extras).weights, None
     if kind == "clusters":
         assert found is not None, "fits of this kind have them"
-        weights, covariance = gaussian_mixture.posterior(z, mask, found)
-    else:
-        weights, covariance = solve_weights(z, mask, prior)
-    variance = jnp.einsum("unk,ukl,unl->un", z, covariance, z)
-    logits = jnp.einsum("unk,uk->un", z, weights)
-    return weights, jax.nn.softplus(-logits * lax.rsqrt(1 + jnp.pi / 8 * variance))
+        return gaussian_mixture.posterior(z, mask, found, **extras)
+    return solve_weights(z, mask, prior, **extras)
+
+
+def _mixture_losses(table: Table, z: Float[Array, "U n K"], weights: Array, scales: Scales) -> Float[Array, "U n"]:
+    """-log of the votes' probabilities, mixed by the users' weights; a vote's stands in its first row."""
+    every, share = jnp.ones(z.shape[:2], bool), jnp.log(weights + 1e-30)[:, None]
+    if table.extras is None:
+        return -jax.nn.logsumexp(jax.nn.log_sigmoid(z) + share, axis=-1)
+    extras = table.extras
+    rows = jax.vmap(lambda own: row_losses(extras, every, scales, own), in_axes=-1, out_axes=-1)(z)
+    whole = -jax.nn.logsumexp(share - together(rows, extras.vote), axis=-1)
+    return jnp.where(extras.vote == jnp.arange(z.shape[1])[None], whole, 0)
+
+
+def _predictive_losses(
+    kind: str, table: Table, z: Array, weights: Array, covariance: Array | None, scales: Scales
+) -> Float[Array, "U n"]:
+    """The log-loss of all rows: that of the predictive probability.
+
+    Where a posterior covariance is known it moderates the probability (MacKay 1992), which changes no order of two
+    responses.
+    """
+    if kind == "mixture":
+        return _mixture_losses(table, z, weights, scales)
+    variance = None if covariance is None else jnp.einsum("unk,ukl,unl->un", z, covariance, z)
+    every = jnp.ones(z.shape[:2], bool)
+    return losses(table.extras, every, scales, jnp.einsum("unk,uk->un", z, weights), variance)
 
 
 def _size(shared: Array) -> Array:
@@ -103,10 +125,12 @@ def _size(shared: Array) -> Array:
 
 @partial(jax.jit, static_argnames=("kind",))
 @full_matmul_precision
-def infer_program(kind: str, features, table: Table, mask, basis, prior: Prior, found: Clusters | None):
+def infer_program(kind: str, features, table: Table, mask, basis, prior: Prior, found: Clusters | None, scales: Scales):
     """`infer_weights` on a basis [D K]: (weights [U K], log-losses [U n], logits [U n])."""
     z = priors.votes(features, table, basis)
-    weights, loss = infer_weights(kind, z, mask, prior, found)
+    rows = row_arguments(table.extras, mask, scales)
+    weights, covariance = infer_weights(kind, z, prior=prior, found=found, **rows)
+    loss = _predictive_losses(kind, table, z, weights, covariance, scales)
     return weights, loss, jnp.einsum("unk,uk->un", z, weights)
 
 
@@ -115,55 +139,67 @@ _minimising = partial(jax.jit, static_argnames=("steps", "line_search"))
 
 @_minimising
 @full_matmul_precision
-def _gaussian_program(task: FitProblem, shared, directions, tolerance, *, steps, line_search):
-    """(basis, prior, history)."""
-    start = {"shared": shared, "spread": 0.5 * _size(shared) * jnp.where(task.used[None], directions, 0)}
+def _gaussian_program(task: FitProblem, shared, directions, scales: Scales, tolerance, *, steps, line_search):
+    """(basis, prior, history, scales)."""
+    spread = 0.5 * _size(shared) * jnp.where(task.used[None], directions, 0)
+    start = {"shared": shared, "spread": spread, **scales}
     objective = partial(priors.gaussian_objective, task)
     params, _, history = minimise(objective, start, steps=steps, tolerance=tolerance, line_search=line_search)
-    return priors.gaussian_basis(params, task.used), priors.gaussian_prior(len(task.used)), history
+    basis, prior = priors.gaussian_basis(params, task.used), priors.gaussian_prior(len(task.used))
+    return basis, prior, history, scales_of(params)
 
 
 @_minimising
 @full_matmul_precision
-def _mixture_program(task: FitProblem, shared, directions, tolerance, *, steps, line_search):
-    """(basis, prior, history)."""
+def _mixture_program(task: FitProblem, shared, directions, scales: Scales, tolerance, *, steps, line_search):
+    """(basis, prior, history, scales)."""
     size = len(task.used)
     spots = priors.corners(size, task.used.sum())[:, : size - 1]
     start = {
         "shared": shared,
         "delta": _size(shared) * directions[:, : size - 1] @ spots.T,
         "logits": jnp.zeros(size),
+        **scales,
     }
     objective = partial(priors.mixture_objective, task)
     params, _, history = minimise(objective, start, steps=steps, tolerance=tolerance, line_search=line_search)
     basis, mean = priors.mixture_basis(params), jnp.exp(priors.mixture_log_prior(params, task.used))
     covariance = jnp.diag(mean) - mean[:, None] * mean[None] + 1e-3 * jnp.eye(size)
-    return basis, Prior(mean, jnp.linalg.inv(covariance)), history
+    return basis, Prior(mean, jnp.linalg.inv(covariance)), history, scales_of(params)
 
 
 @_minimising
 @full_matmul_precision
-def _simplex_program(task: FitProblem, basis, mean, weights, tolerance, *, steps, line_search) -> CandidateFit:
+def _simplex_program(
+    task: FitProblem, basis, mean, weights, scales: Scales, tolerance, *, steps, line_search
+) -> CandidateFit:
     """From the mixture's fit: its directions, and weights that lie a little inside the simplex."""
     shared = jnp.sum(mean[None] * basis, axis=1)
     start = {
         "shared": shared,
         "delta": jnp.where(task.used[None], basis - shared[:, None], 0),
         "tastes": jnp.where(task.used[None], jnp.log(weights + 0.02), 0),
+        **scales,
     }
     objective = partial(priors.simplex_objective, task)
     params, _, history = minimise(objective, start, steps=steps, tolerance=tolerance, line_search=line_search)
-    basis, weights = priors.mixture_basis(params), priors.simplex_weights(params, task.used)
+    basis, weights, scales = (
+        priors.mixture_basis(params),
+        priors.simplex_weights(params, task.used),
+        scales_of(params),
+    )
     logits = jnp.einsum("unk,uk->un", task.votes(basis), weights)
     real = task.mask.any(1)
     mean = jnp.sum(jnp.where(real[:, None], weights, 0), 0) / jnp.maximum(real.sum(), 1)
     precision = 1e-3 * jnp.eye(len(task.used))
-    return CandidateFit(basis, weights, mean, precision, logits, jax.nn.softplus(-logits), history)
+    every = jnp.ones(task.mask.shape, bool)
+    loss = losses(task.table.extras, every, scales, logits)
+    return CandidateFit(basis, weights, mean, precision, logits, loss, history, scales)
 
 
 @partial(jax.jit, static_argnames=("count",))
 @full_matmul_precision
-def _clusters_program(features, table: Table, mask, basis, weights, *, count):
+def _clusters_program(features, table: Table, mask, basis, weights, scales: Scales, *, count):
     """(prior, clusters, history) of weights on a basis."""
     real = mask.any(1)
     ones, number = real[:, None].astype(weights.dtype), jnp.maximum(real.sum(), 1)
@@ -171,7 +207,8 @@ def _clusters_program(features, table: Table, mask, basis, weights, *, count):
     away = ones * (weights - mean[None])
     precision = jnp.linalg.inv(away.T @ away / number + 0.01 * jnp.eye(len(mean)))
     z = priors.votes(features, table, basis)
-    users = gaussian_mixture.laplace_likelihood(z, mask, Prior(mean, precision))
+    rows = row_arguments(table.extras, mask, scales)
+    users = gaussian_mixture.laplace_likelihood(z, prior=Prior(mean, precision), **rows)
     found, history = gaussian_mixture.fit_em(weights, users, real, count=count)
     return gaussian_mixture.moments(found), found, -history
 
@@ -190,19 +227,27 @@ def initialize(
     mask: Bool[Array, "U n"],
     strength: Float[Array, ""],
     config: LoReConfig,
+    scales: Scales,
 ) -> Initialization:
-    """The shared direction and the spectral ones of the votes that count."""
-    shared, _, history = shared_program(features, table, mask, strength, line_search=config.line_search)
-    directions = _spectral(features, table, mask, shared, _widest(config), jax.random.key(config.seed))
-    return Initialization(features, table, mask, strength, shared, directions, history)
+    """The shared direction and the spectral ones of the votes that count, from where the scales begin."""
+    shared, _, history, scales = shared_program(features, table, mask, strength, scales, line_search=config.line_search)
+    key = jax.random.key(config.seed)
+    directions = _spectral(features, table, mask, shared, _widest(config), key, scales=scales)
+    return Initialization(features, table, mask, strength, shared, directions, history, scales)
 
 
 def _inferred(
-    kind: str, start: Initialization, basis: Array, prior: Prior, history: Array, found: Clusters | None = None
+    kind: str,
+    start: Initialization,
+    basis: Array,
+    prior: Prior,
+    history: Array,
+    scales: Scales,
+    found: Clusters | None = None,
 ) -> CandidateFit:
     """The users' weights on a basis that a program gave."""
-    weights, loss, logits = infer_program(kind, start.features, start.table, start.mask, basis, prior, found)
-    return CandidateFit(basis, weights, *prior, logits, loss, history, found)
+    weights, loss, logits = infer_program(kind, start.features, start.table, start.mask, basis, prior, found, scales)
+    return CandidateFit(basis, weights, *prior, logits, loss, history, scales, found)
 
 
 def _personal(
@@ -223,10 +268,10 @@ def _personal(
     tolerance, options = np.float32(config.tolerance), {"steps": config.steps, "line_search": config.line_search}
     if kind == "simplex":
         begun = mixture or _personal(start, "mixture", rank, variance, config)
-        return _simplex_program(task, begun.basis, begun.mean, begun.weights, tolerance, **options)
+        return _simplex_program(task, begun.basis, begun.mean, begun.weights, begun.scales, tolerance, **options)
     program = _gaussian_program if gaussian else _mixture_program
     directions = start.directions[:, : size if gaussian else max(size - 1, 1)]
-    return _inferred(kind, start, *program(task, start.shared, directions, tolerance, **options))
+    return _inferred(kind, start, *program(task, start.shared, directions, start.scales, tolerance, **options))
 
 
 def num_candidates(config: LoReConfig) -> int:
@@ -255,9 +300,9 @@ def search(start: Initialization, config: LoReConfig, tell: Tell) -> dict[tuple[
 def clustered(start: Initialization, begun: CandidateFit, config: LoReConfig) -> CandidateFit:
     """A mixture of Gaussians over the users' weights on the basis of another fit."""
     prior, found, history = _clusters_program(
-        start.features, start.table, start.mask, begun.basis, begun.weights, count=config.clusters
+        start.features, start.table, start.mask, begun.basis, begun.weights, begun.scales, count=config.clusters
     )
-    return _inferred("clusters", start, begun.basis, prior, history, found)
+    return _inferred("clusters", start, begun.basis, prior, history, begun.scales, found)
 
 
 def refit(start: Initialization, chosen: dict[str, Any], config: LoReConfig) -> CandidateFit:
@@ -270,10 +315,10 @@ def refit(start: Initialization, chosen: dict[str, Any], config: LoReConfig) -> 
 # --- compiling ahead ---
 
 
-def _lowered(features: Array, table: Table, config: LoReConfig) -> Iterator[tuple[str, Any]]:
+def _lowered(features: Array, table: Table, config: LoReConfig, scales: Scales) -> Iterator[tuple[str, Any]]:
     """Every program of a search on these shapes, traced but not compiled; the slowest to compile first."""
-    width, inputs = features.shape[1], (features, table, table.train)
-    features, table, mask = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
+    width, inputs = features.shape[1], (features, table, table.train, scales)
+    features, table, mask, scales = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
     options = {"steps": config.steps, "line_search": config.line_search}
 
     def array(*shape: int, dtype: Any = jnp.float32) -> Any:
@@ -283,20 +328,20 @@ def _lowered(features: Array, table: Table, config: LoReConfig) -> Iterator[tupl
         return FitProblem(features, table, mask, array(2), array(size, dtype=bool)), array(width)
 
     def inferring(kind: str, basis: Any, prior: Any, found: Any = None) -> Any:
-        return infer_program.lower(kind, features, table, mask, basis, prior, found)
+        return infer_program.lower(kind, features, table, mask, basis, prior, found, scales)
 
     def clusters(basis: Any, weights: Any) -> Iterator[tuple[str, Any]]:
-        program = _clusters_program.lower(features, table, mask, basis, weights, count=config.clusters)
+        program = _clusters_program.lower(features, table, mask, basis, weights, scales, count=config.clusters)
         yield "clusters", program
         yield "clusters' weights", inferring("clusters", basis, *program.out_info[:2])
 
-    yield "shared", shared_program.lower(features, table, mask, array(), line_search=config.line_search)
+    yield "shared", shared_program.lower(features, table, mask, array(), scales, line_search=config.line_search)
     if config.ranks:
         size = max(config.ranks)
         task, shared = problem(size)
-        program = _gaussian_program.lower(task, shared, array(width, size), array(), **options)
+        program = _gaussian_program.lower(task, shared, array(width, size), scales, array(), **options)
         yield "gaussian", program
-        basis, prior, _ = program.out_info
+        basis, prior = program.out_info[:2]
         known = inferring("gaussian", basis, prior)
         yield "gaussian weights", known
         if config.clusters:
@@ -304,28 +349,28 @@ def _lowered(features: Array, table: Table, config: LoReConfig) -> Iterator[tupl
     if config.components:
         size = max(config.components)
         task, shared = problem(size)
-        program = _mixture_program.lower(task, shared, array(width, max(size - 1, 1)), array(), **options)
+        program = _mixture_program.lower(task, shared, array(width, max(size - 1, 1)), scales, array(), **options)
         yield "mixture", program
-        basis, prior, _ = program.out_info
+        basis, prior = program.out_info[:2]
         known = inferring("mixture", basis, prior)
         yield "mixture weights", known
         if config.simplex:
             weights = known.out_info[0]
-            yield "simplex", _simplex_program.lower(task, basis, prior.mean, weights, array(), **options)
+            yield "simplex", _simplex_program.lower(task, basis, prior.mean, weights, scales, array(), **options)
             yield "simplex weights", inferring("simplex", basis, prior)
             if config.clusters:
                 yield from clusters(basis, weights)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    yield "directions", _spectral.lower(features, table, mask, array(width), _widest(config), key)
+    yield "directions", _spectral.lower(features, table, mask, array(width), _widest(config), key, scales=scales)
 
 
-def compile_ahead(features: Array, table: Table, config: LoReConfig, tell: Tell) -> None:
+def compile_ahead(features: Array, table: Table, config: LoReConfig, scales: Scales, tell: Tell) -> None:
     """Compiles the programs of a search side by side, one per core; JAX's own cache hands them out afterwards.
 
     One after the other takes about as long as their sum, for most of a compilation runs on one core.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        names = {pool.submit(program.compile): name for name, program in _lowered(features, table, config)}
+        names = {pool.submit(program.compile): name for name, program in _lowered(features, table, config, scales)}
         for done in as_completed(names):
             done.result()
             tell(f"compiled {names[done]}")

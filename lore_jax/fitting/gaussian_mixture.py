@@ -9,7 +9,7 @@ users of whom little is known widen no cluster ("extreme deconvolution", Bovy, H
 Axis letters: U users, n pairs per user (padded), K basis, C clusters.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,13 +42,16 @@ class LaplaceLikelihood(NamedTuple):
 
 
 @full_matmul_precision
-def laplace_likelihood(z: Float[Array, "U n K"], mask: Bool[Array, "U n"], prior: Prior) -> LaplaceLikelihood:
+def laplace_likelihood(
+    z: Float[Array, "U n K"], mask: Bool[Array, "U n"], prior: Prior, **extras: Any
+) -> LaplaceLikelihood:
     """The votes' log-likelihood to second order about the MAP under `prior`: [U K] and [U K K]; zeros without votes.
 
     A prior that holds a user where the votes are as good as impossible leaves them a slope without curvature, which
-    rises far beyond the votes' own likelihood: the prior should be as wide as users differ.
+    rises far beyond the votes' own likelihood: the prior should be as wide as users differ. `extras` are those of
+    `solve_weights`: offset, choice, squared.
     """
-    problem, users = objective.problem(z, mask, prior)
+    problem, users = objective.problem(z, mask, prior, **extras)
     weights = solve.logistic_weights(problem, users)
     alone = problem._replace(precision=jnp.zeros_like(problem.precision))
     curvature = objective.logistic_hessian(alone, weights)
@@ -148,15 +151,15 @@ def moments(clusters: Clusters) -> Prior:
 
 
 @full_matmul_precision
-def posterior(z: Float[Array, "U n K"], mask: Bool[Array, "U n"], clusters: Clusters) -> solve.Posterior:
+def posterior(z: Float[Array, "U n K"], mask: Bool[Array, "U n"], clusters: Clusters, **extras: Any) -> solve.Posterior:
     """Mean and covariance of each user's weights: in every cluster Laplace's, at the exact MAP, weighed by evidence.
 
-    Without votes the mean is the population's.
+    Without votes the mean is the population's. `extras` are those of `solve_weights`: offset, choice, squared.
     """
 
     def within(own):
         mean, precision = own
-        problem, users = objective.problem(z, mask, Prior(mean, precision))
+        problem, users = objective.problem(z, mask, Prior(mean, precision), **extras)
         found = solve.logistic_weights(problem, users)
         factor = cholesky(objective.logistic_hessian(problem, found))
         volume = jnp.linalg.slogdet(precision)[1] - factor.log_determinant()

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from lore_jax.comparisons import make_table
+from lore_jax.comparisons import Table, make_table
 from lore_jax.fitting import gaussian_mixture, priors
 from lore_jax.fitting.bradley_terry import (
     Fit,
@@ -46,20 +46,21 @@ from lore_jax.fitting.candidates import (
     refit,
     search,
 )
+from lore_jax.ratings import standardise_ratings
 from lore_jax.reward import basis_rewards, differences
 from lore_jax.weights.objective import Prior
 from lore_jax.weights.precision import full_matmul_precision
-from pref_jax.comparisons import Votes, check_comparisons
+from pref_jax.comparisons import Ratings, Votes, check_comparisons, check_ratings
 from pref_jax.errors import UserError
 from pref_jax.standardiser import Standardiser, standardise
 
 
 class _Leaderboard:
-    """What was tried, its scores on held-out votes `held` [U n], and the personal fits by their place in `rows`."""
+    """What was tried, its scores on the table's held-out votes, and the personal fits by their place in `rows`."""
 
-    def __init__(self, rows: list[dict[str, Any]], best: int, baseline: np.ndarray, held: np.ndarray):
+    def __init__(self, rows: list[dict[str, Any]], best: int, baseline: np.ndarray, table: Table):
         self.rows, self.best, self.fits = rows, best, dict[int, CandidateFit]()
-        self._baseline, self._held = baseline, held
+        self._baseline, self._held, self._table = baseline, np.asarray(table.validation), table
 
     def add(self, outcome: CandidateFit, **what: Any) -> None:
         """A personal fit: its scores, and its gain in log-loss over the shared reward with users as clusters."""
@@ -67,7 +68,7 @@ class _Leaderboard:
         gains = ((self._baseline - loss) * self._held).sum(1)[self._held.any(1)]
         error = float(np.sqrt(len(gains)) * gains.std(ddof=1)) if len(gains) > 1 else None
         self.fits[len(self.rows)] = outcome
-        told = scores(loss, logits, self._held)
+        told = scores(loss, logits, self._held, self._table)
         self.rows.append({**what, **told, "gain": float(gains.sum()), "gain_error": error})
 
     def best_per_kind(self, kinds: Iterable[str], among: Iterable[int]) -> list[int]:
@@ -83,8 +84,9 @@ class _Leaderboard:
         else:
             kind, own = self.rows[index]["kind"], self.fits[index]
             prior = Prior(own.mean, own.precision)
-            losses = infer_program(kind, start.features, start.table, some, own.basis, prior, own.clusters)[1]
-            loss = scores(np.asarray(losses), self._held, self._held)["log_loss"]
+            basis, scales = own.basis, own.scales
+            losses = infer_program(kind, start.features, start.table, some, basis, prior, own.clusters, scales)[1]
+            loss = scores(np.asarray(losses), self._held, self._held, self._table)["log_loss"]
         self.rows[index]["few_log_loss"] = loss
 
 
@@ -107,7 +109,7 @@ def _choose(start: Initialization, tried: _Leaderboard, config: LoReConfig) -> i
     last = tried.best_per_kind(PERSONAL, able if config.allow_shared else tried.fits)
     if config.allow_shared or not last:
         last.append(tried.best)
-    some = _some(np.asarray(start.mask), config.few_shot_context, config.seed)
+    some = _some(start.table, np.asarray(start.mask), config.few_shot_context, config.seed)
     for index in last:
         tried.score_few_shot(start, some, index)
     if len(last) == 1:
@@ -115,10 +117,14 @@ def _choose(start: Initialization, tried: _Leaderboard, config: LoReConfig) -> i
     return min(last, key=lambda index: tried.rows[index]["log_loss"] + tried.rows[index]["few_log_loss"])
 
 
-def _some(mask: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """At most `count` votes of each user out of those in `mask` [U n], drawn by chance."""
-    order = np.where(mask, np.random.default_rng(seed).random(mask.shape), 2)
-    return mask & (order.argsort(1).argsort(1) < count)
+def _some(table: Table, mask: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """At most `count` votes of each user out of those in `mask` [U n], drawn by chance, with all of their rows."""
+    firsts = table.votes(mask)
+    order = np.where(firsts, np.random.default_rng(seed).random(mask.shape), 2)
+    drawn = firsts & (order.argsort(1).argsort(1) < count)
+    if table.extras is None:
+        return drawn
+    return mask & np.take_along_axis(drawn, np.asarray(table.extras.vote), 1)
 
 
 @contextlib.contextmanager
@@ -143,6 +149,7 @@ def fit(
     num_users: int,
     *,
     config: LoReConfig | None = None,
+    ratings: tuple[Ratings, Ratings | None] | None = None,
 ) -> Fit:
     """A basis, the users' weights and their prior; or the shared reward, unless held-out votes speak for more.
 
@@ -162,6 +169,7 @@ def fit(
       validation: other votes of theirs.
       num_users: users are numbered 0 to num_users - 1.
       config: what to try; None: `LoReConfig.quick()`.
+      ratings: of single responses, of training and of validation, which count beside the votes.
     Returns: a `Fit` of kind "gaussian", "mixture", "simplex", "clusters" or "shared", the last without validation
       votes.
     Raises: UserError for bad indices or features.
@@ -172,28 +180,32 @@ def fit(
       >>> margins = predict(found, features, found.weights, test)
     """
     config = config or LoReConfig.quick()
-    table, standardiser, phi = prepare(features, train, validation, num_users)
+    table, standardiser, phi, reading, final = prepare(features, train, validation, num_users, config, ratings)
     config = choosable(table, config)
     with _progress(config) as tell:
-        compile_ahead(phi, table, config, tell)
+        compile_ahead(phi, table, config, reading.scales, tell)
         tell("shared reward")
-        rows, best, baseline = shared_search(phi, table, np.ones(table.train.shape[0], bool), config)
+        rows, best, baseline = shared_search(phi, table, np.ones(table.train.shape[0], bool), config, reading.scales)
         strength = jnp.asarray(np.float32(phi.shape[1] / rows[best]["variance"]))
-        start = initialize(phi, table, table.train, strength, config)
-        tried = _Leaderboard(rows, best, baseline, np.asarray(table.validation))
+        start = initialize(phi, table, table.train, strength, config, reading.scales)
+        tried = _Leaderboard(rows, best, baseline, table)
         _try_all(start, tried, config, tell)
         index = _choose(start, tried, config)
         chosen, outcome = tried.rows[index], tried.fits.get(index)
         tell(f"chosen: {chosen['kind']}")
         if config.refit:
             everything = jnp.asarray(np.asarray(table.train) | np.asarray(table.validation))
-            start = initialize(phi, table, everything, strength, config)
+            start = initialize(phi, final, everything, strength, config, reading.scales)
             outcome = outcome and refit(start, chosen, config)
     told = tuple(tried.rows)
     if outcome is None:
         ones, precision = jnp.ones((num_users, 1)), priors.PINNED_PRECISION * jnp.eye(1)
-        return Fit("shared", standardiser, start.shared[:, None], ones, ones[0], precision, start.history, chosen, told)
-    return _trimmed(outcome, num_users, standardiser, chosen, told)
+        found = Fit(
+            "shared", standardiser, start.shared[:, None], ones, ones[0], precision, start.history, chosen, told
+        )
+        return found._replace(reading=reading._replace(scales=start.scales))
+    found = _trimmed(outcome, num_users, standardiser, chosen, told)
+    return found._replace(reading=reading._replace(scales=outcome.scales))
 
 
 def _trimmed(outcome: CandidateFit, num_users: int, standardiser: Standardiser, chosen: Any, told: Any) -> Fit:
@@ -212,21 +224,36 @@ def _trimmed(outcome: CandidateFit, num_users: int, standardiser: Standardiser, 
 
 
 def adapt(
-    fit: Fit, features: Float[np.ndarray, "N D"] | Float[Array, "N D"], context: Votes, num_users: int
+    fit: Fit,
+    features: Float[np.ndarray, "N D"] | Float[Array, "N D"],
+    context: Votes,
+    num_users: int,
+    *,
+    ratings: Ratings | None = None,
 ) -> Float[Array, "M K"]:
     """Weights of unseen users from their context votes, in the fit's own way; without votes, the prior's mean.
 
-    Args: features [N D] of the responses that `context` indexes (raw, as in fitting); users numbered from 0.
+    Args: features [N D] of the responses that `context` indexes (raw, as in fitting); users numbered from 0; ratings of
+      theirs, which count where the fit had some.
     Raises: UserError for a per-group fit (an unseen user's group must be told: use a one-hot) and for bad indices.
     """
     if fit.kind == "group":
         raise UserError("adapt: a per-group fit solves no weights; give the one-hot of the user's group")
     if fit.kind == "shared":
         return jnp.ones((num_users, 1))
-    table = make_table(context, None, num_users, len(features))
-    phi = standardise(fit.standardiser, jnp.asarray(features, jnp.float32))
+    phi, reading = standardise(fit.standardiser, jnp.asarray(features, jnp.float32)), fit.reading
+    if reading is None or reading.raters is None or ratings is None:
+        ratings = None
+    else:
+        known = check_ratings(ratings, num_users, len(features), "ratings")
+        ratings = known._replace(rating=standardise_ratings(reading.raters, known.user, known.rating))
+        phi = jnp.concatenate([phi, jnp.zeros_like(phi[:1])])
+    scale, rated = reading and reading.scale, None if ratings is None else (ratings, None)
+    table = make_table(context, None, num_users, len(features), scale=scale, ratings=rated)
+    scales = reading.scales if reading is not None and table.extras is not None else {}
     prior = Prior(fit.mean, fit.precision)
-    return infer_program(fit.kind, phi, table, table.train, fit.basis, prior, fit.clusters)[0][:num_users]
+    known = infer_program(fit.kind, phi, table, table.train, fit.basis, prior, fit.clusters, scales)
+    return known[0][:num_users]
 
 
 @jax.jit

@@ -13,6 +13,9 @@ pairs per user cannot overfit as it does when W and V are both point estimates:
 - simplex: taste is any point between the mixture's directions, from whose fit it starts; W and V are point estimates,
   for users with votes enough, who care for more than one thing.
 
+Votes that are more than preferences bring parameters of their own, the scales of `lore_jax.fitting.reading`, which
+stand among every objective's parameters as "gaps" and "log_scale".
+
 All hold "no personalisation" at the origin (spread = 0, delta = 0), and the strengths shrink towards it.
 """
 
@@ -24,6 +27,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from lore_jax.comparisons import Table
+from lore_jax.fitting.reading import Scales, as_rows, pull, row_arguments, row_losses, scales_of, total_constants
 from lore_jax.weights import objective, solve
 
 # The shared direction's own weight is held at 1 by this precision (a finite one, so that every solver takes it).
@@ -53,6 +57,16 @@ class FitProblem(NamedTuple):
         """As the function of this name."""
         return votes(self.features, self.table, directions)
 
+    def problem(self, basis: Float[Array, "D K"], prior: objective.Prior, params: dict[str, Array]):
+        """The users' problem on a basis, and how many users there are."""
+        rows = row_arguments(self.table.extras, self.mask, scales_of(params))
+        return objective.problem(self.votes(basis), prior=prior, **rows)
+
+    def complete(self, lost: Float[Array, ""], params: dict[str, Array]) -> Float[Array, ""]:
+        """An objective and what the votes lose whatever their margins, and the pull on the scales."""
+        more = total_constants(self.table.extras, self.mask, scales_of(params), self.features.dtype)
+        return lost if more is None else lost + more
+
     def penalty(self, shared: Float[Array, " D"], personal: Float[Array, "D K"]) -> Float[Array, ""]:
         """Half the strengths times the squared lengths."""
         return 0.5 * (self.strengths[0] * jnp.sum(shared**2) + self.strengths[1] * jnp.sum(personal**2))
@@ -64,10 +78,15 @@ def shared_objective(
     mask: Bool[Array, "U n"],
     strength: Array,
     direction: Float[Array, " D"],
+    scales: Scales | None = None,
 ) -> Array:
-    """Bradley-Terry: sum over votes of softplus(-logit) + strength/2 |direction|^2."""
+    """-log likelihood of the votes (Bradley-Terry: softplus(-logit)) + strength/2 |direction|^2."""
     logits = votes(features, table, direction[:, None])[..., 0]
-    return jnp.sum(jnp.where(mask, jax.nn.softplus(-logits), 0)) + 0.5 * strength * jnp.sum(direction**2)
+    if table.extras is None:
+        loss = jnp.sum(jnp.where(mask, jax.nn.softplus(-logits), 0))
+    else:
+        loss = jnp.sum(row_losses(table.extras, mask, scales or {}, logits)) + pull(scales or {})
+    return loss + 0.5 * strength * jnp.sum(direction**2)
 
 
 def gaussian_prior(rank: int) -> objective.Prior:
@@ -96,12 +115,12 @@ def gaussian_objective(task: FitProblem, params: dict[str, Array]) -> Float[Arra
     Args: params `shared [D]`, `spread [D K]`.
     """
     prior = gaussian_prior(len(task.used))
-    problem, users = objective.problem(task.votes(gaussian_basis(params, task.used)), task.mask, prior)
+    problem, users = task.problem(gaussian_basis(params, task.used), prior, params)
     weights = solve.logistic_weights(problem, users)
     factor = jnp.linalg.cholesky(objective.logistic_hessian(problem, weights))
     volume = jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), -1) - 0.5 * jnp.log(PINNED_PRECISION)
     penalty = task.penalty(params["shared"], params["spread"])
-    return jnp.sum(objective.logistic_objective(problem, weights) + volume) + penalty
+    return task.complete(jnp.sum(objective.logistic_objective(problem, weights) + volume) + penalty, params)
 
 
 def mixture_objective(task: FitProblem, params: dict[str, Array]) -> Float[Array, ""]:
@@ -109,12 +128,16 @@ def mixture_objective(task: FitProblem, params: dict[str, Array]) -> Float[Array
 
     Args: params `shared [D]`, `delta [D K]`, `logits [K]` of the components' probabilities.
     """
-    loss = jax.nn.softplus(-task.votes(mixture_basis(params)))
-    loglik = -jnp.sum(jnp.where(task.mask[..., None], loss, 0), 1)
+    if task.table.extras is None:
+        loss = jax.nn.softplus(-task.votes(mixture_basis(params)))
+        loglik = -jnp.sum(jnp.where(task.mask[..., None], loss, 0), 1)
+    else:
+        prior = objective.Prior(params["logits"], jnp.eye(len(task.used)))
+        loglik = -jnp.sum(solve.component_losses(task.problem(mixture_basis(params), prior, params)[0].rows), 1)
     evidence = jax.nn.logsumexp(loglik + mixture_log_prior(params, task.used)[None], axis=-1)
     penalty = task.penalty(params["shared"], params["delta"])
     # A faint pull to equal shares keeps the logits of emptied components finite.
-    return -jnp.sum(evidence) + penalty + 0.05 * jnp.sum(params["logits"] ** 2)
+    return task.complete(-jnp.sum(evidence) + penalty + 0.05 * jnp.sum(params["logits"] ** 2), params)
 
 
 def simplex_weights(params: dict[str, Array], used: Bool[Array, " K"]) -> Float[Array, "U K"]:
@@ -130,9 +153,13 @@ def simplex_objective(task: FitProblem, params: dict[str, Array]) -> Float[Array
     weights = simplex_weights(params, task.used)
     logits = jnp.einsum("unk,uk->un", task.votes(mixture_basis(params)), weights)
     # A faint pull to equal weights, which keeps the logits of a user who cares for one direction alone finite.
-    pull = 0.003 * jnp.sum(jnp.where(task.used[None], params["tastes"], 0) ** 2)
-    loss = jnp.sum(jnp.where(task.mask, jax.nn.softplus(-logits), 0))
-    return loss + task.penalty(params["shared"], params["delta"]) + pull
+    faint = 0.003 * jnp.sum(jnp.where(task.used[None], params["tastes"], 0) ** 2)
+    if task.table.extras is None:
+        loss = jnp.sum(jnp.where(task.mask, jax.nn.softplus(-logits), 0))
+    else:
+        scales = scales_of(params)
+        loss = jnp.sum(row_losses(task.table.extras, task.mask, scales, logits)) + pull(scales)
+    return loss + task.penalty(params["shared"], params["delta"]) + faint
 
 
 def spectral_directions(
@@ -143,6 +170,7 @@ def spectral_directions(
     rank: int,
     key: Array,
     steps: int = 30,
+    scales: Scales | None = None,
 ) -> Float[Array, "D K"]:
     """Orthonormal directions in which users disagree most with the shared reward, strongest first.
 
@@ -150,11 +178,18 @@ def spectral_directions(
     sum_u (sum_i e_i d_i)(sum_i e_i d_i)ᵀ - sum_i e_i^2 d_i d_iᵀ: the score test's statistic for random effects
     (only products of different votes of one user count). Found by subspace iteration, never forming the D x D matrix.
     """
-    residual = jnp.where(mask, jax.nn.sigmoid(-votes(features, table, shared[:, None])[..., 0]), 0)
+    logits, extras = votes(features, table, shared[:, None])[..., 0], table.extras
+    if extras is None:
+        residual = jnp.where(mask, jax.nn.sigmoid(-logits), 0)
+    else:
+        rows = as_rows(extras, mask, scales or {}, logits.dtype)
+        residual = rows.forces(logits if rows.offset is None else logits + rows.offset)
 
     def quadratic(block):
         pulled = votes(features, table, block) * residual[..., None]
-        return 0.5 * (jnp.sum(pulled.sum(1) ** 2) - jnp.sum(pulled**2))
+        # Rows of one vote pull as one.
+        own = pulled if extras is None else objective.together(pulled, extras.vote)
+        return 0.5 * (jnp.sum(pulled.sum(1) ** 2) - jnp.sum(pulled * own))
 
     apply = jax.grad(quadratic)
 

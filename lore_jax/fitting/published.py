@@ -1,4 +1,4 @@
-"""The two published LoRe recipes (arXiv 2504.14439), for comparison.
+"""The two published LoRe recipes (arXiv 2504.14439), for comparison. They know preferences alone: ties are left out.
 
 Axis letters: U users, N responses, D features, K basis, P pairs.
 """
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from lore_jax.fitting.bradley_terry import Fit
 from lore_jax.reward import basis_rewards, pair_logits
-from pref_jax.comparisons import Votes, check_comparisons
+from pref_jax.comparisons import Votes, check_comparisons, decided
 from pref_jax.errors import UserError
 from pref_jax.standardiser import identity_standardiser
 
@@ -137,7 +137,7 @@ def fit_published(
     (arXiv 2504.14439), with the learning rates and the factor of its published code.
     """
     phi = jnp.asarray(features, jnp.float32)
-    votes = check_comparisons(train, num_users, len(phi), "training votes")
+    votes = check_comparisons(decided(train), num_users, len(phi), "training votes")
     share = 1 / np.bincount(votes.user, minlength=num_users)[votes.user]
     triples = tuple(jnp.asarray(x, jnp.int32) for x in votes[:3])
     params = _start(num_users, phi.shape[1], rank, seed)
@@ -170,7 +170,7 @@ def fit_published_anchored(
     Source: the recipe for PRISM in the published code of arXiv 2504.14439.
     """
     phi = jnp.asarray(features, jnp.float32)
-    votes = check_comparisons(train, num_users, len(phi), "training votes")
+    votes = check_comparisons(decided(train), num_users, len(phi), "training votes")
     unit = np.asarray(anchor, np.float32)
     length = np.linalg.norm(unit)
     if unit.shape != phi.shape[1:] or not np.isfinite(length) or length == 0 or len(votes.user) == 0:

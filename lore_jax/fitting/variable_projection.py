@@ -32,7 +32,7 @@ from lore_jax.fitting.layout import Data, Layout, layout
 from lore_jax.weights import newton
 from lore_jax.weights.objective import Problem, Rows
 from lore_jax.weights.precision import full_matmul_precision
-from pref_jax.comparisons import Votes, check_comparisons
+from pref_jax.comparisons import Votes, check_comparisons, decided
 from pref_jax.errors import UserError
 from pref_jax.standardiser import identity_standardiser
 
@@ -239,7 +239,7 @@ def fit_varpro(
 
     Args:
       features: [N D], taken as they are.
-      train: votes of seen users.
+      train: votes of seen users; ties are left out.
       num_users: users are numbered 0 to num_users - 1; who has no votes gets the taste c, near the others' middle.
       rank: K.
       seed: of the subspace iteration that finds the first directions.
@@ -252,7 +252,7 @@ def fit_varpro(
     Source: the joint loss of LoRe (arXiv 2504.14439); the method is this project's.
     """
     phi = jnp.asarray(features, jnp.float32)
-    triples = check_comparisons(train, num_users, len(phi), "training votes")
+    triples = check_comparisons(decided(train), num_users, len(phi), "training votes")
     if len(triples.user) == 0 or rank < 1:
         raise UserError(
             f"fit_varpro: {len(triples.user)} votes, rank {rank}; give at least one vote and a rank of 1 or more"

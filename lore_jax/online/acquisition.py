@@ -7,21 +7,27 @@ z. Its score is the mutual information H(E p) - E H(p), p = sigmoid(z.w), betwee
 Houlsby et al. 2011, arXiv 1112.5745). "random" is the baseline. D-optimality, expected variance reduction and Thompson
 sampling needed more answers for the same accuracy in this project's benchmark (`lore_active`), and were removed.
 
+Where the user may also answer that neither is better, the answer has three outcomes. Their entropy has no closed form,
+and is integrated over the margin instead.
+
 Several pairs are selected greedily: after each one the covariance shrinks by the curvature that its answer is expected
 to have, whichever answer it is. The weights stay, because they move only with the answer.
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from lore_jax.online.bayes_filter import GaussianPosterior, shrink
 from lore_jax.weights.precision import full_matmul_precision
 from pref_jax.errors import UserError
+from pref_jax.likelihood import probabilities
 
 Strategy = Literal["bald", "random"]
 STRATEGIES: tuple[Strategy, ...] = ("bald", "random")
@@ -32,6 +38,10 @@ CURVE_SHARES = (0.252998835, 0.584723801, 0.162277364)
 CURVE_VARIANCES = (1.21461003, 2.99862737, 7.54896502)
 ENTROPY_HEIGHTS = (0.164145610, 0.401059483, 0.127942088)
 ENTROPY_VARIANCES = (1.39222585, 3.46381899, 8.45717632)
+# Nodes and weights of expectations over a Gaussian narrower than NARROW, and of integrals from -1 to 1.
+NARROW = 1.5
+HERMITE: tuple[np.ndarray, np.ndarray] = np.polynomial.hermite_e.hermegauss(24)
+LEGENDRE = np.polynomial.legendre.leggauss(64)
 
 
 class Choice(NamedTuple):
@@ -53,8 +63,72 @@ def expected_curvature(margin: Float[Array, "*pairs"], spread: Float[Array, "*pa
     return jnp.sum(_lead(CURVE_SHARES, margin) * density, 0)
 
 
-def information(margin: Float[Array, "*pairs"], spread: Float[Array, "*pairs"]) -> Float[Array, "*pairs"]:
-    """Mutual information in nats between the answer and the weights, H(E p) - E H(p); to 1e-3."""
+def answers(margin: Float[Array, "*pairs"], threshold: Float[Array, ""] | float) -> Float[Array, "3 *pairs"]:
+    """P of each answer, the first, neither, the second, at margins, where ties lie within the threshold."""
+    return jnp.moveaxis(probabilities(margin, jnp.asarray(threshold, margin.dtype)[None], ties=True), -1, 0)
+
+
+def entropy(likely: Float[Array, "3 *pairs"]) -> Float[Array, "*pairs"]:
+    """In nats, of outcomes on the first axis."""
+    return -jnp.sum(jax.scipy.special.xlogy(likely, likely), 0)
+
+
+def _expected(
+    value: Callable[[Array], Array], margin: Array, spread: Array, threshold: Float[Array, ""] | float
+) -> Array:
+    """E value(t), t ~ N(margin, spread), of a value that vanishes but for margins within 16 of the threshold's.
+
+    By Hermite's nodes where the Gaussian is narrower than what it averages, else by Legendre's over where that is.
+    """
+
+    def lead(nodes: Array) -> Array:
+        return nodes.reshape(-1, *[1] * margin.ndim)
+
+    deviation = jnp.sqrt(spread)
+    nodes, shares = (jnp.asarray(x, margin.dtype) for x in HERMITE)
+    narrow = jnp.tensordot(shares, value(margin[None] + deviation[None] * lead(nodes)), 1) / math.sqrt(2 * math.pi)
+    nodes, shares = (jnp.asarray(x, margin.dtype) for x in LEGENDRE)
+    reach = jnp.asarray(threshold, margin.dtype) + 16
+    points = lead(reach * nodes)
+    wide = jnp.maximum(deviation, NARROW)[None]
+    density = jnp.exp(-0.5 * ((points - margin[None]) / wide) ** 2) / (wide * math.sqrt(2 * math.pi))
+    return jnp.where(deviation < NARROW, narrow, jnp.tensordot(reach * shares, value(points) * density, 1))
+
+
+def _three_outcomes(margin: Array, spread: Array, threshold: Float[Array, ""] | float) -> Array:
+    """`information` of an answer that may be a tie."""
+    narrow = lax.rsqrt(_lead(CURVE_VARIANCES, margin) + spread[None])
+    shares = _lead(CURVE_SHARES, margin)
+    first, second = (
+        jnp.sum(shares * jax.scipy.special.ndtr((sign * margin[None] - threshold) * narrow), 0) for sign in (1, -1)
+    )
+    total = entropy(jnp.stack([first, jnp.clip(1 - first - second, 0), second]))
+    known = _expected(lambda t: entropy(answers(t, threshold)), margin, spread, threshold)
+    return jnp.clip(total - known, 0, math.log(3))
+
+
+def _tied_curvature(margin: Array, spread: Array, threshold: Float[Array, ""] | float) -> Array:
+    """`expected_curvature` of an answer that may be a tie, over the answers too."""
+
+    def bend(t: Array) -> Array:
+        first, _, second = answers(t, threshold)
+        upper, lower = jax.nn.sigmoid(t - threshold), jax.nn.sigmoid(t + threshold)
+        return upper * (1 - upper) * (1 - second) + lower * (1 - lower) * (1 - first)
+
+    return _expected(bend, margin, spread, threshold)
+
+
+def information(
+    margin: Float[Array, "*pairs"],
+    spread: Float[Array, "*pairs"],
+    threshold: Float[Array, ""] | float | None = None,
+) -> Float[Array, "*pairs"]:
+    """Mutual information in nats between the answer and the weights, H(E p) - E H(p); to 1e-3.
+
+    With a threshold the answer may be a tie: of three outcomes.
+    """
+    if threshold is not None:
+        return _three_outcomes(margin, spread, threshold)
     narrow = lax.rsqrt(_lead(CURVE_VARIANCES, margin) + spread[None])
     # The smaller of E p and 1 - E p: it keeps its digits.
     tails = jax.scipy.special.ndtr(-jnp.abs(margin)[None] * narrow)
@@ -78,7 +152,7 @@ def mask_invalid(
     return jnp.where(open[:, None], pool, 0), open
 
 
-def _select_one(weights, factor, pool, open, key, strategy: Strategy, count: int) -> Choice:
+def _select_one(weights, factor, pool, open, key, strategy: Strategy, count: int, threshold) -> Choice:
     """`select_queries` for one user."""
     pool, open = mask_invalid(pool, open, factor)
     margin = pool @ weights
@@ -87,10 +161,12 @@ def _select_one(weights, factor, pool, open, key, strategy: Strategy, count: int
         factor, open = carry
         spread = jnp.sum((pool @ factor) ** 2, -1)
         bald = strategy == "bald"
-        score = information(margin, spread) if bald else jax.random.uniform(key, margin.shape, margin.dtype)
+        score = information(margin, spread, threshold) if bald else jax.random.uniform(key, margin.shape, margin.dtype)
         best = jnp.argmax(jnp.where(open, score, -jnp.inf))
         found = open[best]
-        curvature = jnp.where(found, expected_curvature(margin[best], spread[best]), 0)
+        here = margin[best], spread[best]
+        bend = expected_curvature(*here) if threshold is None else _tied_curvature(*here, threshold)
+        curvature = jnp.where(found, bend, 0)
         factor = shrink(factor[None], (pool[best] @ factor)[None], curvature[None])[0][0]
         choice = Choice(jnp.where(found, best, -1).astype(jnp.int32), jnp.where(found, score[best], 0))
         return (factor, open.at[best].set(False)), choice
@@ -107,6 +183,7 @@ def select_queries(
     *,
     strategy: Strategy = "bald",
     count: int = 1,
+    threshold: float | None = None,
 ) -> Choice:
     """The next `count` pairs for each user, best first.
 
@@ -116,6 +193,7 @@ def select_queries(
       open: true where a pair may be shown: not shown before, not padding. Other rows of the pool may hold anything.
       key: for "random"; each user has their own draws.
       strategy: "bald" or "random"; static, as is `count`.
+      threshold: where ties may be answered, the margin below which they are (see `bayes_filter.tie_bounds`).
     Returns: indices without repetition, and scores. Of equal scores the first pair wins; where fewer than `count` pairs
       are open the last indices are -1.
     Raises: UserError for an unknown strategy, an empty pool or a count below 1.
@@ -126,7 +204,7 @@ def select_queries(
         raise UserError(f"select_queries: count {count} from a pool of {pool.shape[-2]}; both must be at least 1")
 
     def one(weights, factor, pool, open, key):
-        return _select_one(weights, factor, pool, open, key, strategy, count)
+        return _select_one(weights, factor, pool, open, key, strategy, count, threshold)
 
     keys = jax.random.split(key, len(open))
     return jax.vmap(one, in_axes=(0, 0, 0 if pool.ndim == 3 else None, 0, 0))(

@@ -10,6 +10,10 @@ those of the rejected one. A log-likelihood that is quadratic in the margin z.w 
 - `update` with "logistic": the exact mode of the current Gaussian times the new likelihood, then Laplace's
   approximation there. Exact for the first answer; later ones inherit the approximation (assumed-density filtering).
 
+An answer may also say that the noisy margin lies between two bounds: a tie between -t and t, a preference of a
+data set with ties above t (`pref_jax.likelihood`). Its log-likelihood is concave in the same one margin, so that one
+step takes it too.
+
 `lore_jax.online.sliding_window` keeps the last answers and is exact for "logistic" too;
 `lore_jax.online.change_detection` finds sudden changes.
 
@@ -159,6 +163,47 @@ def posterior_margin(margin: Float[Array, " U"], spread: Float[Array, " U"]) -> 
     return lax.while_loop(lambda carry: carry[2] & (carry[0] < MARGIN_STEPS), body, (0, begin, jnp.array(True)))[1]
 
 
+def bounded_margin(
+    margin: Float[Array, " U"], spread: Float[Array, " U"], bounds: Float[Array, "U 2"]
+) -> Float[Array, " U"]:
+    """The margin of the mode of N(t; margin, spread) * P(t + logistic noise lies within the bounds).
+
+    It is the root of t - margin - spread * slope(t), which rises, and |slope| < 1: Newton's method, held by a bracket.
+    """
+    tolerance = 4 * jnp.finfo(margin.dtype).eps
+
+    def body(carry):
+        step, t, low, high, _ = carry
+        site = bounded_site(t, bounds)
+        gap = margin - t + spread * site.slope
+        low, high = jnp.where(gap > 0, t, low), jnp.where(gap > 0, high, t)
+        fresh = t + gap / (1 + spread * site.curvature)
+        fresh = jnp.where((fresh > low) & (fresh < high), fresh, 0.5 * (low + high))
+        moving = (jnp.abs(fresh - t) > tolerance * (1 + jnp.abs(t))) & (gap != 0)
+        return step + 1, jnp.where(gap == 0, t, fresh), low, high, jnp.any(moving)
+
+    begin = (0, margin, margin - spread, margin + spread, jnp.array(True))
+    return lax.while_loop(lambda carry: carry[4] & (carry[0] < MARGIN_STEPS), body, begin)[1]
+
+
+def bounded_site(margin: Float[Array, "*answers"], bounds: Float[Array, "*answers 2"]) -> Site:
+    """The log-likelihood that margin plus logistic noise lies within the bounds (which may be infinite), around it."""
+    low, high = bounds[..., 0] - margin, margin - bounds[..., 1]
+    one, other = jax.nn.sigmoid(low), jax.nn.sigmoid(high)
+    return Site(margin, one - other, one * jax.nn.sigmoid(-low) + other * jax.nn.sigmoid(-high))
+
+
+def tie_bounds(threshold: float | Array, tied: Bool[Array, " U"]) -> Float[Array, "U 2"]:
+    """Bounds of answers where ties may be given: within the threshold of 0 for a tie, above it for a preference.
+
+    Example:
+      >>> tie_bounds(0.5, jnp.array([True, False])).tolist()
+      [[-0.5, 0.5], [0.5, inf]]
+    """
+    threshold = jnp.asarray(threshold, float)
+    return jnp.stack([jnp.where(tied, -threshold, threshold), jnp.where(tied, threshold, jnp.inf)], -1)
+
+
 def logistic_site(margin: Float[Array, "*answers"]) -> Site:
     """Bradley-Terry's log-likelihood around a margin."""
     # Not p * (1 - p): that loses its digits where p rounds to 1.
@@ -191,9 +236,13 @@ def _ridge_step(belief: GaussianPosterior, z: Array) -> GaussianPosterior:
     return absorb(belief, Site(seen.margin, 1 - seen.margin, jnp.ones_like(seen.margin)), seen)
 
 
-def logistic_step(belief: GaussianPosterior, z: Float[Array, "U K"]) -> GaussianPosterior:
+def logistic_step(
+    belief: GaussianPosterior, z: Float[Array, "U K"], bounds: Float[Array, "U 2"] | None = None
+) -> GaussianPosterior:
     """One answer of each user under Bradley-Terry, as in the module's docstring; for finite z."""
     seen = view(belief, z)
+    if bounds is not None:
+        return absorb(belief, bounded_site(bounded_margin(seen.margin, seen.spread, bounds), bounds), seen)
     return absorb(belief, logistic_site(posterior_margin(seen.margin, seen.spread)), seen)
 
 
@@ -208,6 +257,7 @@ def update(
     mask: Bool[Array, " U"] | None,
     origin: GaussianPosterior,
     rule: UpdateRule,
+    bounds: Float[Array, "U 2"] | None = None,
 ) -> GaussianPosterior:
     """The belief after one answer of each user.
 
@@ -217,13 +267,14 @@ def update(
       mask: true where there is an answer; None for all. The others' rows of z may hold anything.
       origin: `start(prior, 1)`, towards which is forgotten.
       rule: likelihood and forgetting; static.
+      bounds: between which the noisy margin lies, as of `tie_bounds`, for "logistic"; None: above 0, a preference.
     Returns: the new belief. A z that is not finite, or too large for its square to be, is refused: that user's row
       stays as it was, `answers` too.
     """
     usable = jnp.isfinite(z).all(-1) if mask is None else mask & jnp.isfinite(z).all(-1)
     z = jnp.where(usable[:, None], z, 0).astype(belief.weights.dtype)
     faded = forget(belief, origin, rule.forgetting_factor)
-    fresh = _ridge_step(faded, z) if rule.likelihood == "ridge" else logistic_step(faded, z)
+    fresh = _ridge_step(faded, z) if rule.likelihood == "ridge" else logistic_step(faded, z, bounds)
     return select(usable & jnp.isfinite(view(faded, z).spread), fresh, belief)
 
 

@@ -18,8 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from lore_jax.online.acquisition import Choice, information, mask_invalid
-from lore_jax.online.bayes_filter import GaussianPosterior
+from lore_jax.online.acquisition import Choice, answers, entropy, information, mask_invalid
 from lore_jax.online.sliding_window import Window
 from lore_jax.weights.precision import full_matmul_precision
 from pref_jax.errors import UserError
@@ -48,9 +47,7 @@ def sample_posterior(window: Window, key: Array, count: int = 256) -> Draws:
     """
     _need(count)
     keys = jax.random.split(key, len(window.belief.answers))
-    return jax.vmap(lambda belief, base, z, key: _sample_one(belief, base, z, key, count))(
-        window.belief, window.base, window.z, keys
-    )
+    return jax.vmap(lambda window, key: _sample_one(window, key, count))(window, keys)
 
 
 def _need(count: int) -> None:
@@ -58,8 +55,9 @@ def _need(count: int) -> None:
         raise UserError(f"draws: count {count}; give two at least")
 
 
-def _sample_one(belief: GaussianPosterior, base: GaussianPosterior, z: Array, key: Array, count: int) -> Draws:
+def _sample_one(window: Window, key: Array, count: int) -> Draws:
     """`sample_posterior` for one user; unfilled places of the window are zero, which weights all draws alike."""
+    belief, base, z = window.belief, window.base, window.z
     size, dtype = len(belief.weights), belief.weights.dtype
     direction, length = jax.random.split(key)
     half = jax.random.normal(direction, (-(-count // 2), size), dtype)
@@ -68,7 +66,13 @@ def _sample_one(belief: GaussianPosterior, base: GaussianPosterior, z: Array, ke
     weights = belief.weights[None] + standard @ belief.factor.T
     away = jnp.linalg.solve(base.factor, (weights - base.weights[None]).T)
     log_prior = -0.5 * jnp.sum(away**2, 0)
-    log_likelihood = jnp.sum(jax.nn.log_sigmoid(weights @ z.T), 1)
+    margin = weights @ z.T
+    if window.bounds is None:
+        log_likelihood = jnp.sum(jax.nn.log_sigmoid(margin), 1)
+    else:
+        # Up to the interval's log width, which is the same for all draws.
+        low, high = margin - window.bounds[:, 0], window.bounds[:, 1] - margin
+        log_likelihood = jnp.sum(jax.nn.log_sigmoid(low) + jax.nn.log_sigmoid(high), 1)
     log_proposal = -0.5 * (FREEDOM + size) * jnp.log1p(jnp.sum(standard**2, 1) / FREEDOM)
     log_share = log_prior + log_likelihood - log_proposal
     usable = jnp.isfinite(log_share)
@@ -78,9 +82,19 @@ def _sample_one(belief: GaussianPosterior, base: GaussianPosterior, z: Array, ke
 
 @full_matmul_precision
 def sampled_information(
-    weights: Float[Array, "S K"], share: Float[Array, " S"], z: Float[Array, "n K"]
+    weights: Float[Array, "S K"],
+    share: Float[Array, " S"],
+    z: Float[Array, "n K"],
+    threshold: Float[Array, ""] | float | None = None,
 ) -> Float[Array, " n"]:
-    """Mutual information in nats between one user's answer to each pair and the weights, over the draws."""
+    """Mutual information in nats between one user's answer to each pair and the weights, over the draws.
+
+    With a threshold the user may also say that neither is better.
+    """
+    if threshold is not None:
+        outcomes = answers(z @ weights.T, threshold)
+        mean = jnp.clip(jnp.einsum("ons,s->on", outcomes, share), 0, 1)
+        return jnp.clip(entropy(mean) - entropy(outcomes) @ share, 0, math.log(3))
     likely = jax.nn.sigmoid(z @ weights.T)
     # Shares sum to 1 but for rounding, and above 1 there is no entropy.
     mean = jnp.clip(likely @ share, 0, 1)
@@ -100,6 +114,7 @@ def select_query(
     *,
     count: int = 256,
     finalists: int = 32,
+    threshold: float | None = None,
 ) -> Choice:
     """The pair whose answer says most about each user's weights; see `acquisition.select_queries` for several at once.
 
@@ -110,6 +125,7 @@ def select_query(
       key: each user draws on their own.
       count: S, static.
       finalists: F, pairs weighed by the draws, the others by Laplace's Gaussian alone; static.
+      threshold: where ties may be answered, the margin below which they are (see `bayes_filter.tie_bounds`).
     Returns: index [U 1], -1 where none is open, and score [U 1] in nats.
     Raises: UserError for an empty pool, no finalists or too few draws.
     """
@@ -121,14 +137,15 @@ def select_query(
     def one(window: Window, own: Array, open: Array, key: Array) -> Choice:
         own, open = mask_invalid(own, open, window.belief.factor)
         spread = jnp.sum((own @ window.belief.factor) ** 2, -1)
-        first = jnp.where(open, information(own @ window.belief.weights, spread), -1)
+        first = jnp.where(open, information(own @ window.belief.weights, spread, threshold), -1)
         _, final = lax.top_k(first, min(finalists, len(own)))
-        drawn = _sample_one(window.belief, window.base, window.z, key, count)
-        score = jnp.where(open[final], sampled_information(drawn.weights, drawn.importance_weights, own[final]), -1)
+        drawn = _sample_one(window, key, count)
+        found = sampled_information(drawn.weights, drawn.importance_weights, own[final], threshold)
+        score = jnp.where(open[final], found, -1)
         best = jnp.argmax(score)
-        found = open[final[best]]
-        index = jnp.where(found, final[best], -1).astype(jnp.int32)
-        return Choice(index[None], jnp.where(found, score[best], 0)[None])
+        there = open[final[best]]
+        index = jnp.where(there, final[best], -1).astype(jnp.int32)
+        return Choice(index[None], jnp.where(there, score[best], 0)[None])
 
     keys = jax.random.split(key, len(open))
     if pool.ndim == 2:

@@ -18,6 +18,7 @@ from lore_jax.online import bayes_filter
 from lore_jax.online.bayes_filter import (
     GaussianPosterior,
     absorb,
+    bounded_site,
     logistic_site,
     logistic_step,
     relaxed_cholesky,
@@ -34,33 +35,50 @@ class Window(NamedTuple):
     """Users with their last M answers.
 
     belief: everything answered. base: the prior and the answers that have left the window. z [U M K]: the answers in
-    it, the n-th of a user in place n mod M.
+    it, the n-th of a user in place n mod M. bounds [U M 2]: of the answers' noisy margins; None: all are preferences.
     """
 
     belief: GaussianPosterior
     base: GaussianPosterior
     z: Array
+    bounds: Array | None = None
 
 
-def start(prior: Prior, num_users: int, size: int) -> Window:
-    """Users of whom nothing is known, with room for `size` answers (at least one)."""
+def start(prior: Prior, num_users: int, size: int, *, bounded: bool = False) -> Window:
+    """Users of whom nothing is known, with room for `size` answers (at least one), `bounded` ones or preferences."""
     if size < 1:
         raise UserError(f"window: size {size}; give room for one answer at least")
     belief = bayes_filter.start(prior, num_users)
-    return Window(belief, belief, jnp.zeros((num_users, size, belief.weights.shape[1]), belief.weights.dtype))
+    z = jnp.zeros((num_users, size, belief.weights.shape[1]), belief.weights.dtype)
+    # The whole line: what is certain has no slope and no curvature.
+    line = jnp.broadcast_to(jnp.array([-jnp.inf, jnp.inf], z.dtype), (num_users, size, 2))
+    return Window(belief, belief, z, line if bounded else None)
 
 
 @full_matmul_precision
-def refit(base: GaussianPosterior, z: Float[Array, "U M K"], mask: Bool[Array, "U M"]) -> GaussianPosterior:
+def refit(
+    base: GaussianPosterior,
+    z: Float[Array, "U M K"],
+    mask: Bool[Array, "U M"],
+    bounds: Float[Array, "U M 2"] | None = None,
+) -> GaussianPosterior:
     """The exact logistic mode of users whose prior is `base` and who gave the masked answers; covariance by Laplace."""
 
-    def mode(weights: Array, factor: Array, z: Array, mask: Array) -> Array:
+    def mode(weights: Array, factor: Array, z: Array, mask: Array, *offset: Array) -> Array:
         inverse = jnp.linalg.inv(factor)
-        return solve_weights(z[None], mask[None], Prior(weights, inverse.T @ inverse)).weights[0]
+        prior = Prior(weights, inverse.T @ inverse)
+        return solve_weights(z[None], mask[None], prior, offset=offset[0][None] if offset else None).weights[0]
 
-    weights = jax.vmap(mode)(base.weights, base.factor, z, mask)
+    if bounds is None:
+        weights = jax.vmap(mode)(base.weights, base.factor, z, mask)
+    else:
+        ends = jnp.concatenate([-bounds[..., 0], bounds[..., 1]], 1)
+        real = jnp.concatenate([mask, mask], 1) & jnp.isfinite(ends)
+        both = jnp.concatenate([z, -z], 1)
+        weights = jax.vmap(mode)(base.weights, base.factor, both, real, jnp.where(real, ends, 0))
     margin = jnp.einsum("umk,uk->um", z, weights)
-    curvature = jnp.where(mask, logistic_site(margin).curvature, 0)
+    site = logistic_site(margin) if bounds is None else bounded_site(margin, bounds)
+    curvature = jnp.where(mask, site.curvature, 0)
     # In the coordinates in which the base is N(0, I): no eigenvalue is below 1.
     pulled = jnp.einsum("umk,ukl->uml", z, base.factor)
     eye = jnp.eye(z.shape[-1], dtype=z.dtype)[None]
@@ -70,8 +88,15 @@ def refit(base: GaussianPosterior, z: Float[Array, "U M K"], mask: Bool[Array, "
     return GaussianPosterior(weights, factor, base.answers + mask.sum(-1, dtype=jnp.int32))
 
 
-def update(window: Window, z: Float[Array, "U K"], mask: Bool[Array, " U"] | None) -> Window:
+def update(
+    window: Window,
+    z: Float[Array, "U K"],
+    mask: Bool[Array, " U"] | None,
+    bounds: Float[Array, "U 2"] | None = None,
+) -> Window:
     """The window after one answer of each user; arguments and refusals as `bayes_filter.update`.
+
+    A window that was started `bounded` takes bounds with each answer, another one takes none.
 
     An answer that leaves goes into `base` as the quadratic that touches its log-likelihood at the present weights:
     leaving changes neither the mode nor the curvature there.
@@ -82,12 +107,19 @@ def update(window: Window, z: Float[Array, "U K"], mask: Bool[Array, " U"] | Non
     usable &= jnp.isfinite(view(window.base, z).spread)
     place = answers % size
     oldest = jnp.take_along_axis(window.z, place[:, None, None], 1)[:, 0]
-    site = logistic_site(jnp.sum(oldest * window.belief.weights, -1))
+    margin, here = jnp.sum(oldest * window.belief.weights, -1), jnp.arange(size)[None] == place[:, None]
+    if (bounds is None) != (window.bounds is None):
+        raise UserError("window: bounds go with each answer of a window started with bounded=True, and with no other")
+    if bounds is None or window.bounds is None:
+        site, ends = logistic_site(margin), None
+    else:
+        site = bounded_site(margin, jnp.take_along_axis(window.bounds, place[:, None, None], 1)[:, 0])
+        ends = jnp.where(here[..., None], bounds[:, None].astype(z.dtype), window.bounds)
     base = select(answers >= size, absorb(window.base, site, view(window.base, oldest)), window.base)
-    kept = jnp.where((jnp.arange(size)[None] == place[:, None])[..., None], z[:, None], window.z)
+    kept = jnp.where(here[..., None], z[:, None], window.z)
     filled = jnp.arange(size)[None] <= answers[:, None]
-    found = refit(base, kept, filled)
+    found = refit(base, kept, filled, ends)
     # Where answers of absurd size leave the base without an inverse, a single step has to do.
-    single = logistic_step(window.belief, z)
+    single = logistic_step(window.belief, z, bounds)
     belief = select(jnp.isfinite(found.weights).all(-1), found, single)
-    return select(usable, Window(belief, base, kept), window)
+    return select(usable, Window(belief, base, kept, ends), window)

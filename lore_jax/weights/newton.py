@@ -37,7 +37,8 @@ class Model(NamedTuple):
     """One convex problem per user.
 
     local: weights [K U] -> Local. aim: (weights [K U], Local) -> the move [K U] to the minimum of the quadratic model.
-    change: move [K U] -> the largest change of a margin along it, [U].
+    change: move [K U] -> the largest change of a margin along it, [U] (or a bound). Rows whose curvature is constant
+      do not count.
     """
 
     local: Callable[[Array], Local]
@@ -120,10 +121,17 @@ def _sum(terms: Iterable[Array]) -> Array:
     return reduce(add, terms)
 
 
-def unrolled_logistic(z: Array, weight: Array, mean: Array, precision: Array, offset: Array | None = None) -> Model:
+def unrolled_logistic(
+    z: Array,
+    weight: Array,
+    mean: Array,
+    precision: Array,
+    offset: Array | None = None,
+    squared: Array | None = None,
+) -> Model:
     """The logistic problem of few unknowns, written out: sum_i weight_i softplus(-(offset_i + z_i.w)) + the prior's.
 
-    Args: z [n K U], weight [n U], mean [K], precision [K K], offset [n U] (None: zero).
+    Args: z [n K U], weight [n U], mean [K], precision [K K], offset [n U] (None: zero), squared [n U] (None: nowhere).
     """
     pairs, size = z.shape[:2]
 
@@ -137,6 +145,9 @@ def unrolled_logistic(z: Array, weight: Array, mean: Array, precision: Array, of
     def local(weights: Array) -> Local:
         margins = along(weights) if offset is None else along(weights) + offset
         loss, force, curvature = logistic_terms(margins)
+        if squared is not None:
+            loss, force = jnp.where(squared, 0.5 * margins**2, loss), jnp.where(squared, -margins, force)
+            curvature = jnp.where(squared, 1, curvature)
         force, curvature = weight * force, weight * curvature
         away = weights - mean[:, None]
         pulled = _sum(precision[:, k][:, None] * away[k][None] for k in range(size))
@@ -151,7 +162,8 @@ def unrolled_logistic(z: Array, weight: Array, mean: Array, precision: Array, of
         return -jnp.stack(solve_entries(factor_entries(hessian), list(here.gradient)))
 
     def change(move: Array) -> Array:
-        return jnp.max(jnp.abs(along(move)) * (weight > 0), 0, initial=0.0)
+        bent = weight > 0 if squared is None else (weight > 0) & ~squared
+        return jnp.max(jnp.abs(along(move)) * bent, 0, initial=0.0)
 
     return Model(local, aim, change)
 
@@ -169,7 +181,10 @@ def rows(problem: Problem) -> Model:
 
     def change(move: Array) -> Array:
         pairs = problem.rows._replace(offset=None)
-        return pairs.largest(jnp.abs(pairs.margins(move.T)) * (pairs.weight > 0), move.shape[1])
+        bent = pairs.weight > 0 if pairs.squared is None else (pairs.weight > 0) & ~pairs.squared
+        largest = pairs.largest(jnp.abs(pairs.margins(move.T)) * bent, move.shape[1])
+        # Of a choice what counts is the largest change of a difference of two rewards, of which two margins make one.
+        return largest if pairs.choice is None else 2 * largest
 
     return Model(local, aim, change)
 
@@ -177,9 +192,9 @@ def rows(problem: Problem) -> Model:
 def logistic_model(problem: Problem) -> Model:
     """The faster form for the problem's shape."""
     pairs, mean = problem.rows, problem.mean
-    if pairs.user is not None or len(mean) > UNROLLED:
+    if pairs.user is not None or len(mean) > UNROLLED or pairs.choice is not None:
         return rows(problem)
-    offset = None if pairs.offset is None else pairs.offset.T
+    offset, squared = (None if part is None else part.T for part in (pairs.offset, pairs.squared))
     # Transposed once and kept: otherwise every loop that reads the pairs transposes them again.
     z = lax.optimization_barrier(jnp.transpose(pairs.z, (1, 2, 0)))
-    return unrolled_logistic(z, pairs.weight.T, mean, problem.precision, offset)
+    return unrolled_logistic(z, pairs.weight.T, mean, problem.precision, offset, squared)

@@ -15,6 +15,10 @@ With z = basis rewards of the chosen response minus those of the rejected one, a
   method with a final solve on its support: exact to the float's precision, except for coordinates whose weight and
   multiplier both vanish, where the error is about the square root of that precision.
 
+Votes that are more than preferences are rows of other kinds (`lore_jax.weights.objective`; how ties, strengths,
+rankings and ratings become such rows: `lore_jax.fitting.reading`). What is said of "logistic" and "mixture" holds for
+them.
+
 Users without pairs get the prior's mean, exactly (over the simplex, a mean outside of it is projected in the prior's
 metric). All are differentiable in z, mean and precision by the implicit function theorem (`lax.custom_root`; "ridge"
 and "mixture" directly); over the simplex wherever the support is locally constant.
@@ -33,6 +37,7 @@ from lore_jax.weights.newton import Model, logistic_model, newton, rows
 from lore_jax.weights.objective import (
     Prior,
     Problem,
+    Rows,
     logistic_gradient,
     logistic_hessian,
     problem,
@@ -152,36 +157,53 @@ def _logistic_on_simplex(problem: Problem, num_users: int) -> Array:
     return _on_simplex(problem, num_users, logistic_gradient, solve)
 
 
+def component_losses(rows: Rows) -> Array:
+    """Each row's loss if the user's taste were the k-th basis reward alone: [U n K] or [P K]."""
+    if rows.offset is None and rows.choice is None and rows.squared is None:
+        return jax.nn.softplus(-rows.z) * rows.weight[..., None]
+    margins = rows.z if rows.offset is None else rows.z + rows.offset[..., None]
+    return jax.vmap(rows.losses, in_axes=-1, out_axes=-1)(margins)
+
+
 def _mixture(problem: Problem, num_users: int) -> Array:
-    loss = jax.nn.softplus(-problem.rows.z) * problem.rows.weight[..., None]
+    loss = component_losses(problem.rows)
     return jax.nn.softmax(jnp.log(problem.mean + 1e-30)[None] - problem.rows.total(loss, num_users), axis=-1)
 
 
 @full_matmul_precision
 def solve_weights(
     z: Float[Array, "*pairs K"],
-    mask: Bool[Array, "*pairs"] | None,
+    mask: Bool[Array, "*pairs"] | Float[Array, "*pairs"] | None,
     prior: Prior,
     *,
     likelihood: str = "logistic",
     constraint: str | None = None,
     user: Int[Array, " P"] | None = None,
     num_users: int | None = None,
+    offset: Float[Array, "*pairs"] | None = None,
+    choice: Int[Array, "*pairs"] | None = None,
+    squared: Bool[Array, "*pairs"] | None = None,
 ) -> Posterior:
     """Weights of every user, each from their own pairs and the prior alone; see the module for what is minimised.
 
     Args:
       z: differences of basis rewards, chosen minus rejected: a padded table [U n K], or [P K] with `user`, for users
         too uneven to pad.
-      mask: true where a pair is real, [U n] or [P]; None for all. Other pairs may hold anything.
+      mask: true where a pair is real, [U n] or [P], or weights of pairs, 0 where one is not; None for all. Pairs that
+        are not real may hold anything.
       prior: mean [K] and precision [K K]. For "mixture" the mean holds the basis rewards' probabilities, and the
         precision is not read.
       likelihood: one of `LIKELIHOODS`; static, as is `constraint`.
       constraint: "simplex" for w >= 0, sum w = 1; "mixture" lies there anyway.
       user: user of each flat pair, in [0, num_users), in any order.
       num_users: with `user`, the number of users.
+      offset: shaped as `mask`, added to margins.
+      choice: likewise; pairs of one user and one number, in 0 .. n - 1 (or P - 1), are one choice out of several
+        responses and of one weight; -1 for a pair alone.
+      squared: likewise; true where a pair loses weight / 2 (z.w + offset)^2.
     Returns: weights [U K] and covariance [U K K]; for weights on the simplex the covariance is None.
-    Raises: UserError for an unknown likelihood or constraint, or if the shapes fit neither form.
+    Raises: UserError for an unknown likelihood or constraint, if the shapes fit neither form, or for an offset, choice
+      or squared row under "ridge", which has preferences alone.
     Source: the few-shot adaptation of LoRe (arXiv 2504.14439), V fixed; the prior and the exact solvers are ours.
 
     Example:
@@ -194,7 +216,10 @@ def solve_weights(
             f"weights: likelihood {likelihood!r}, constraint {constraint!r}; give one of "
             f"{', '.join(LIKELIHOODS)} and None or 'simplex'"
         )
-    given = problem(z, mask, prior, user, num_users)
+    extras = {"offset": offset, "choice": choice, "squared": squared}
+    if likelihood == "ridge" and any(extra is not None for extra in extras.values()):
+        raise UserError("weights: 'ridge' knows preferences alone; solve ties, choices and ratings by 'logistic'")
+    given = problem(z, mask, prior, user, num_users, **extras)
     if likelihood == "mixture":
         return Posterior(_mixture(*given), None)
     if constraint == "simplex":

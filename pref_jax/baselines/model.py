@@ -44,7 +44,7 @@ from pref_jax.data.schema import prompt_ids
 from pref_jax.data.votes import vote_rows
 from pref_jax.errors import UserError
 from pref_jax.lm import parameter_files
-from pref_jax.lm.pair_batches import Texts, open_texts
+from pref_jax.lm.pair_batches import Texts
 from pref_jax.lm.text_model import TextModel
 from pref_jax.personal import Added, PersonalReward, Saved, Scores
 from pref_jax.standardiser import Standardiser, standardise
@@ -153,14 +153,16 @@ class HeadReward(PersonalReward):
         count = before.votes + len(given.users)
         if before.trained:
             self._members[user] = before._replace(votes=count)
-            return Added(user, count, "the row of training stays; votes after it are counted and teach nothing")
+            how = "the row of training stays; votes after it are counted and teach nothing"
+            return Added(user, count, "; ".join(filter(None, [how, given.unused])))
         read = self._rated if self.fitted.head.has_table else self._frozen
         chosen, rejected = np.split(read(given.responses), 2)
         asked = self._prompts(given.responses)[: len(chosen)]
         context = np.concatenate([before.context, np.stack([chosen, rejected, asked], axis=1)])
         self._members[user] = self._member(context[-self.fitted.context :], count)
         how = "a row fitted to" if self.fitted.head.has_table else "the head reads"
-        return Added(user, count, f"{how} {len(self._members[user].context)} votes")
+        how = f"{how} {len(self._members[user].context)} votes"
+        return Added(user, count, "; ".join(filter(None, [how, given.unused])))
 
     def remove_user(self, user: str) -> None:
         """Removes what is kept of the user; rows fitted with the help of theirs (I2E) are fitted again without it.
@@ -289,15 +291,15 @@ def fit(
       model = pref_jax.baselines.model.fit("votes.jsonl", config=HeadConfig(method="VPL"), base="Qwen/Qwen3-0.6B")
     """
 
-    def make(tables: Preferences, text: TextModel, folder: Path) -> HeadReward:
-        return _fit(tables, text, config, seed, folder / "training")
+    def make(tables: Preferences, texts: Texts, folder: Path) -> HeadReward:
+        return _fit(tables, texts, config, seed, folder / "training")
 
     how: dict[str, Any] = {"base": base, "text": text, "seed": seed, "workdir": workdir, "options": options}
     return fitting.fit(HeadReward, make, votes, config=config, **how)
 
 
-def _fit(votes: Preferences, text: TextModel, config: HeadConfig, seed: int, folder: Path) -> HeadReward:
-    known, texts, own = votes.pairs(("train", "validation"), seen=True), open_texts(text, votes.responses), config.sizes
+def _fit(votes: Preferences, texts: Texts, config: HeadConfig, seed: int, folder: Path) -> HeadReward:
+    known, text, own = votes.pairs(("train", "validation"), seen=True), texts.model, config.sizes
     prompts = text.states(text.tokenize_prompts(votes.responses))
     states, scale = on_features.open_states(text.states(texts.tokens), prompts, votes.responses["prompt"], known)
     adapters = None

@@ -40,7 +40,7 @@ from pref_jax.comparisons import Votes
 from pref_jax.data.preferences import Preferences
 from pref_jax.fitting import default_training
 from pref_jax.lm import backbone, lora
-from pref_jax.lm.pair_batches import Texts, open_texts, pair_margins
+from pref_jax.lm.pair_batches import Texts, pair_margins
 from pref_jax.lm.pairs import apply_head, init_head, pair_states, pairwise_loss, text_states
 from pref_jax.lm.text_model import TextModel
 from pref_jax.personal import Added, Saved, Scores
@@ -189,9 +189,10 @@ def fit(
     """
     chosen = (config or FitConfig(), sizes or BaselinesConfig())
 
-    def make(tables: Preferences, text: TextModel, folder: Path) -> PRLHFReward:
+    def make(tables: Preferences, texts: Texts, folder: Path) -> PRLHFReward:
         (own, sizes), learn, seen = chosen, tables.pairs(("train", "validation"), seen=True), tables.seen
-        model, texts = own.model(text.config), open_texts(text, tables.responses)
+        text = texts.model
+        model = own.model(text.config)
         numbers = {"soft_tokens": sizes.soft_tokens, "num_users": int(seen.sum())}
         start = init(model, text.params, jax.random.key(seed), **numbers)
         frozen = {"base": text.params, "number": jnp.asarray(seen_rows(seen))}

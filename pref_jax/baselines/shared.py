@@ -18,16 +18,17 @@ from pref_jax.comparisons import Comparisons
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.votes import vote_rows
 from pref_jax.errors import UserError
+from pref_jax.graded import GAPS
 from pref_jax.lm import backbone, lora, parameter_files
 from pref_jax.lm.config import LMConfig
 from pref_jax.lm.lora import LoRAConfig
-from pref_jax.lm.pair_batches import Texts, open_texts, text_batches
+from pref_jax.lm.pair_batches import Texts, text_batches
 from pref_jax.lm.pairs import apply_head, init_head, pair_states, pairwise_loss, text_states
 from pref_jax.lm.text_model import TextModel
 from pref_jax.mesh import replicated
 from pref_jax.personal import Added, PersonalReward, Saved, Scores
-from pref_jax.train.method import Trained, TrainingConfig, train
-from pref_jax.train.state import LossFn, optimizer
+from pref_jax.train.method import Trained, TrainingConfig, open_votes, train
+from pref_jax.train.state import LossFn
 
 Params = dict[str, Any]
 
@@ -76,7 +77,7 @@ def make_loss(config: SharedConfig) -> LossFn:
         dropout = None if key is None else jax.random.split(key)[1]
         adapters, apply = lora.with_keys(params["adapters"], dropout), lora.adapter_fn(config.lora)
         states = pair_states(config.lm, frozen["base"], batch, adapters, apply, remat=config.remat)
-        return pairwise_loss(apply_head(params["head"], states))
+        return pairwise_loss(apply_head(params["head"], states), batch, params.get(GAPS))
 
     return loss
 
@@ -84,20 +85,22 @@ def make_loss(config: SharedConfig) -> LossFn:
 def fit_shared(
     config: SharedConfig, texts: Texts, pairs: Comparisons, training: TrainingConfig, *, folder: Path, seed: int
 ) -> Trained:
-    """Trains adapters and head on these pairs; a killed training is resumed from `folder`."""
-    sizes = {"batch_size": training.batch_size, "num_steps": training.optimizer.num_steps, "seed": seed}
+    """Trains adapters and head on these votes of any kind; a killed training is resumed from `folder`."""
+    votes, steps = open_votes(pairs, training), training.optimizer.num_steps
+    sizes = {"batch_size": training.batch_size, "num_steps": steps, "seed": seed, "graded": votes.graded}
     shared = texts.shared_length(pairs, training.share_prefix)
-    return train(
-        params=init(config, jax.random.key(seed), texts.model.params),
+    trained = train(
+        params=init(config, jax.random.key(seed), texts.model.params) | votes.params,
         frozen={"base": texts.model.params},
         loss=make_loss(config),
-        optimizer=optimizer(training.optimizer),
+        optimizer=votes.optimizer,
         batches=text_batches(pairs, texts.tokens, texts.length, shared=shared, **sizes),
         folder=folder,
         mesh=texts.model.mesh,
         seed=seed,
         **training.loop(),
     )
+    return votes.finish(trained)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,8 +161,10 @@ class SharedReward(PersonalReward):
 
     def add_votes(self, user: str, votes: Any) -> Added:
         """Makes the user known; one reward for all learns nothing from one user's votes."""
-        self._votes[user] = self._votes.get(user, 0) + len(vote_rows(votes, user).users)
-        return Added(user, self._votes[user], "one reward for all: nothing to solve")
+        given = vote_rows(votes, user)
+        self._votes[user] = self._votes.get(user, 0) + len(given.users)
+        how = "one reward for all: nothing to solve"
+        return Added(user, self._votes[user], "; ".join(filter(None, [how, given.unused])))
 
     def remove_user(self, user: str) -> None:
         """Forgets the id and the number of votes; it kept nothing else."""
@@ -225,18 +230,18 @@ def fit(
     """
     chosen = config or FitConfig()
 
-    def make(tables: Preferences, text: TextModel, folder: Path) -> SharedReward:
-        learn, model = tables.pairs(("train", "validation"), seen=True), chosen.model(text.config)
+    def make(tables: Preferences, texts: Texts, folder: Path) -> SharedReward:
+        text, ties = texts.model, chosen.training is None or chosen.training.ties
+        learn, model = tables.pairs(("train", "validation"), seen=True, ties=ties), chosen.model(text.config)
         training = chosen.training or fitting.default_training(len(learn.user))
-        texts = open_texts(text, tables.responses)
         params, _ = fit_shared(model, texts, learn, training, folder=folder / "training", seed=seed)
-        return SharedReward(text=text, config=model, params=params, votes=given(tables))
+        return SharedReward(text=text, config=model, params=params, votes=given(tables, ties=ties))
 
     how: dict[str, Any] = {"base": base, "text": text, "seed": seed, "workdir": workdir, "options": options}
     return fitting.fit(SharedReward, make, votes, config=chosen, **how)
 
 
-def given(tables: Preferences) -> dict[str, int]:
-    """How many votes a fit may read of each user who gave any, by id."""
-    counts = np.bincount(tables.pairs(("train", "validation")).user, minlength=tables.num_users)
+def given(tables: Preferences, *, ties: bool = False) -> dict[str, int]:
+    """How many votes, with `ties` also ties, a fit may read of each user who gave any, by id."""
+    counts = np.bincount(tables.pairs(("train", "validation"), ties=ties).user, minlength=tables.num_users)
     return {name: int(n) for name, n in zip(tables.users["user_id"].to_pylist(), counts, strict=True) if n}

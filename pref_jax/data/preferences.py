@@ -1,7 +1,8 @@
 """Who preferred which answer: users, responses and comparisons as memory-mapped Arrow tables in one folder.
 
     users.arrow        user_id, group or null, seen                        one row per user
-    responses.arrow    response_id, prompt [{role, content}], text         one row for each distinct answer to a prompt
+    responses.arrow    response_id, prompt [{role, content, extra}], text, extra: other fields of a message as JSON
+                       text, or null                                       one row for each distinct answer to a prompt
     comparisons.arrow  user, chosen, rejected (row numbers), split, controversial or null,
                        outcome: preferred, tie, both_bad or skipped,
                        strength: how much more it was preferred, above 0, in the source's unit, or null,
@@ -152,7 +153,7 @@ def build(
 
     Args:
       users: U rows.
-      responses: N rows.
+      responses: N rows; extra may be left out, of the responses and of their prompts' messages.
       comparisons: P rows; outcome, strength, choice, rated and time may be left out.
       meta: JSON values; `source`, `licence`, `rule` and `seed` should be there. `format_version` and `counts` are set.
       ratings: of single responses, if there are any; time may be left out.

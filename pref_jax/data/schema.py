@@ -22,9 +22,12 @@ ROLES = ("system", "user", "assistant", "tool")
 OUTCOMES = ("preferred", "tie", "both_bad", "skipped")
 TIME = pa.timestamp("us", tz="UTC")
 
-MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
+# `extra`: JSON text of a message's other fields (tool_calls, name, ...), or null; see pref_jax.data.messages.
+MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string()), ("extra", pa.string())])
 USERS = pa.schema([pa.field("user_id", pa.string()), pa.field("group", pa.string()), pa.field("seen", pa.bool_())])
-RESPONSES = pa.schema([("response_id", pa.string()), ("prompt", pa.list_(MESSAGE)), ("text", pa.string())])
+RESPONSES = pa.schema(
+    [("response_id", pa.string()), ("prompt", pa.list_(MESSAGE)), ("text", pa.string()), ("extra", pa.string())]
+)
 COMPARISONS = pa.schema(
     [
         ("user", pa.int32()),
@@ -43,9 +46,9 @@ RATINGS = pa.schema(
     [("user", pa.int32()), ("response", pa.int32()), ("rating", pa.float32()), ("split", pa.string()), ("time", TIME)]
 )
 SCHEMAS = {"users": USERS, "responses": RESPONSES, "comparisons": COMPARISONS, "ratings": RATINGS}
-MAY_BE_NULL = {"group", "controversial", "strength", "choice", "time"}
+MAY_BE_NULL = {"group", "extra", "controversial", "strength", "choice", "time"}
 # What a table that lacks these columns is taken to say.
-DEFAULTS = {"outcome": OUTCOMES[0], "strength": None, "choice": None, "rated": False, "time": None}
+DEFAULTS = {"extra": None, "outcome": OUTCOMES[0], "strength": None, "choice": None, "rated": False, "time": None}
 _SHOWN_ROWS = 5
 
 
@@ -91,14 +94,16 @@ def prompt_ids(prompts: pa.ChunkedArray) -> Int[np.ndarray, "N"]:
     Exact (no hashing). The loop runs over the places of a dialogue, not over rows.
 
     Args:
-      prompts: N lists of {role, content}; a null counts as an empty list.
+      prompts: N lists of `MESSAGE`; a null counts as an empty list.
 
     Returns:
       int64 [N], values from 0 to the number of distinct prompts less one.
     """
     lengths = pc.fill_null(pc.list_value_length(prompts), 0).to_numpy().astype(np.int64)
     flat = pc.list_flatten(prompts)
-    message = _join(_codes(pc.struct_field(flat, "role")), _codes(pc.struct_field(flat, "content")))
+    message = _codes(pc.struct_field(flat, MESSAGE.names[0]))
+    for field in MESSAGE.names[1:]:
+        message = _join(message, _codes(pc.struct_field(flat, field)))
     start = starts(lengths)
     ids = np.zeros(len(lengths), np.int64)
     fresh = 1
@@ -201,7 +206,8 @@ def _repeats(codes: Int[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
 def _check_responses(faults: Faults, responses: pa.Table) -> Int[np.ndarray, "N"]:
     """Notes faults of the responses; returns their prompt numbers."""
     _check_ids(faults, "responses", "response_id", responses["response_id"])
-    _note(faults, "responses", blank(responses["text"]), "text is empty", "drop the pairs that use it")
+    empty = pc.and_(blank(responses["text"]), pc.is_null(responses["extra"]))
+    _note(faults, "responses", empty, "text is empty", "drop the pairs that use it")
     prompt = responses["prompt"]
     empty = pc.equal(pc.list_value_length(prompt), 0)
     _note(faults, "responses", empty, "prompt has no message", "give at least one {role, content}")
@@ -216,7 +222,7 @@ def _check_responses(faults: Faults, responses: pa.Table) -> Int[np.ndarray, "N"
         mask[parents[pc.fill_null(bad, False).to_numpy()]] = True
         _note(faults, "responses", mask, what, fix)
     ids = prompt_ids(prompt)
-    same = _repeats(_join(ids, _codes(responses["text"])))
+    same = _repeats(_join(_join(ids, _codes(responses["text"])), _codes(responses["extra"])))
     _note(faults, "responses", same, "same text under the same prompt as an earlier row", "merge them into one row")
     return ids
 

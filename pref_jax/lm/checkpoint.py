@@ -16,11 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 
 from pref_jax.errors import Faults, UserError
-from pref_jax.files import read_json, write_json
+from pref_jax.files import read_json, write_json, write_tensors
 from pref_jax.lm import backbone, hf_config, hub, sharding_rules, weights
 from pref_jax.lm.config import LMConfig
 
@@ -109,7 +108,7 @@ def save(
     shards = _plan(config, flat(params), max_shard_bytes)
     for name, keys in shards.items():
         tensors = {key: make() for key, (_, make) in keys.items()}
-        safetensors.numpy.save_file(tensors, folder / f".{name}.part", metadata={**(metadata or {}), "format": "pt"})
+        write_tensors(folder / f".{name}.part", tensors, {**(metadata or {}), "format": "pt"})
     for name in shards:
         os.replace(folder / f".{name}.part", folder / name)
     for stale in folder.iterdir():

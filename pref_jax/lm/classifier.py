@@ -24,13 +24,12 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from jaxtyping import Array, Float, Float32
 from transformers import PreTrainedTokenizerBase
 
 from pref_jax.data.text.tokenization import DATE, load_tokenizer
 from pref_jax.errors import Faults, UserError
-from pref_jax.files import atomic_folder, read_json, write_json
+from pref_jax.files import atomic_folder, read_json, write_json, write_tensors
 from pref_jax.lm import checkpoint
 from pref_jax.lm.config import LMConfig
 
@@ -265,4 +264,4 @@ def _save_modules(
     shape = {"in_features": weight.shape[1], "out_features": weight.shape[0], "bias": offset is not None}
     write_json(folder / DENSE / "config.json", {**shape, "activation_function": "torch.nn.modules.linear.Identity"})
     tensors = {"linear.weight": weight} | ({} if offset is None else {"linear.bias": offset})
-    safetensors.numpy.save_file(tensors, folder / DENSE / checkpoint.WEIGHTS_FILE, metadata={"format": "pt"})
+    write_tensors(folder / DENSE / checkpoint.WEIGHTS_FILE, tensors, {"format": "pt"})

@@ -3,8 +3,11 @@
 Axis letters: N responses, B batch (rows), L length, D features, S texts packed in a row, M batches.
 """
 
+import contextlib
+import errno
 import functools
 import hashlib
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +20,7 @@ from tqdm import tqdm
 
 from pref_jax.data.text.token_table import Packing, TokenTable, bucket_length, pack
 from pref_jax.errors import UserError
-from pref_jax.files import read_json, write_json
+from pref_jax.files import read_json, reserve, write_json
 from pref_jax.lm import backbone
 from pref_jax.lm.config import LMConfig
 
@@ -151,10 +154,11 @@ def embed(
     digests = [hashlib.sha256(column.data).hexdigest() for column in (tokens.flat, tokens.offsets)]
     options = {"batch_size": batch_size, "layer": layer, "packing": packing}
     made_by = {"source": source, "model": repr(config), "tokens": digests, **options}
-    work = _Work(Path(folder), (len(tokens.lengths), config.hidden_size), made_by, save_every)
-    with tqdm(
-        desc=name, total=len(tokens.flat), initial=work.tokens, unit="token", unit_scale=True, disable=None
-    ) as bar:
+    shape, total = (len(tokens.lengths), config.hidden_size), {"desc": name, "total": len(tokens.flat)}
+    with (
+        contextlib.closing(_Work(Path(folder), shape, made_by, save_every)) as work,
+        tqdm(**total, initial=work.tokens, unit="token", unit_scale=True, disable=None) as bar,
+    ):
         late: tuple[Batch, Array] | None = None
         for number in range(work.batches, len(plan.rows)):
             batch = read(tokens, plan, number)
@@ -166,7 +170,7 @@ def embed(
             late = batch, found
         if late is not None:
             bar.update(work.write(*late))
-    return work.finish()
+        return work.finish()
 
 
 class _Work:
@@ -180,7 +184,10 @@ class _Work:
         if features is None:
             self._progress.unlink(missing_ok=True)
             features = np.lib.format.open_memmap(self._array, "w+", np.float32, shape)
-        self._features = features
+            reserve(self._array)
+        self._first, self._stride = features.offset, features.strides[0]
+        # Not through the mapping: where the disk is full all the same, that would end the process by a signal.
+        self._file = self._array.open("r+b", buffering=0)
         self._began = self._saved = time.perf_counter()
 
     def _left_over(self, shape: tuple[int, int]) -> np.memmap | None:
@@ -194,12 +201,15 @@ class _Work:
         if progress.get("made_by") != self._made_by or features.shape != shape or features.dtype != np.float32:
             return None
         self.batches, self.tokens, self._seconds = (progress[key] for key in ("batches", "tokens", "seconds"))
-        return np.lib.format.open_memmap(self._array, "r+")
+        return features
 
     def write(self, batch: Batch, found: Array) -> int:
         """Writes a batch, waiting for its result; returns its number of tokens."""
         there = batch.sequences >= 0
-        self._features[batch.sequences[there]] = np.asarray(found)[there]
+        for row, state in zip(batch.sequences[there], np.asarray(found, np.float32)[there], strict=True):
+            # What does not fit is cut and not an error.
+            if os.pwrite(self._file.fileno(), state.tobytes(), self._first + int(row) * self._stride) < state.nbytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._array))
         count = int((batch.mask > 0).sum())
         self.batches, self.tokens = self.batches + 1, self.tokens + count
         if time.perf_counter() - self._saved >= self._save_every:
@@ -208,11 +218,15 @@ class _Work:
 
     def _save(self) -> None:
         # First the features, then that they are there.
-        self._features.flush()
+        os.fsync(self._file.fileno())
         now = time.perf_counter()
         self._seconds, self._began, self._saved = self._seconds + now - self._began, now, now
         done = {"batches": self.batches, "tokens": self.tokens, "seconds": self._seconds}
         write_json(self._progress, {"made_by": self._made_by, **done})
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        self._file.close()
 
     def finish(self) -> tuple[np.memmap, float]:
         """Features, read-only, and seconds."""

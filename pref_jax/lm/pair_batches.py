@@ -4,7 +4,7 @@ Axis letters: B batch, L length, P pairs.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -84,7 +84,7 @@ def pair_margins(
 
 
 def text_batches(
-    pairs: Comparisons, tokens: TokenTable, length: int, *, shared: int | None = None, **how: int
+    pairs: Comparisons, tokens: TokenTable, length: int, *, shared: int | None = None, **how: Any
 ) -> grain.MapDataset:
     """`pair_batches` with the responses' rows replaced by their tokens, as `reward.make_loss` takes them.
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from pref_jax.errors import UserError
+from pref_jax.graded import Gaps, Graded, losses_by_gaps
 from pref_jax.lm import attention, backbone, lora
 from pref_jax.lm.backbone import ApplyAdapter, Params
 from pref_jax.lm.config import LMConfig
@@ -80,9 +81,24 @@ def text_states(
     return backbone.pool(config, hidden, mask)
 
 
-def pairwise_loss(scores: Float[Array, "B 2"]) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Bradley-Terry: mean of -log sigmoid(chosen - rejected) of rewards of both texts; "accuracy" and "margin"."""
+def pairwise_loss(
+    scores: Float[Array, "B 2"], batch: Mapping[str, Array] | None = None, gaps: Gaps | None = None
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Bradley-Terry: mean of -log sigmoid(chosen - rejected) of rewards of both texts; "accuracy" and "margin".
+
+    Args:
+      scores: rewards of chosen and rejected.
+      batch: where it has the fields of `pref_jax.graded.Graded`, the loss is the mean of that module's, and the metrics
+        are means over decided votes, 0 without one.
+      gaps: trainable thresholds, as from `pref_jax.graded.begin_gaps`.
+    """
     margin = scores[:, 0] - scores[:, 1]
+    if batch is not None and "lower" in batch:
+        graded = Graded(*(batch[name] for name in Graded._fields))
+        decided = graded.decided.astype(jnp.float32)
+        share = decided / jnp.maximum(jnp.sum(decided), 1)
+        metrics = {"accuracy": jnp.sum(share * (margin > 0)), "margin": jnp.sum(share * margin)}
+        return jnp.mean(losses_by_gaps(margin, graded, gaps or {})), metrics
     metrics = {"accuracy": jnp.mean((margin > 0).astype(jnp.float32)), "margin": jnp.mean(margin)}
     return -jnp.mean(jax.nn.log_sigmoid(margin)), metrics
 

@@ -17,7 +17,7 @@ import safetensors
 import safetensors.numpy
 
 from pref_jax.errors import Faults, UserError
-from pref_jax.files import atomic_folder, read_json, write_json
+from pref_jax.files import atomic_folder, read_json, write_json, write_tensors
 from pref_jax.lm.checkpoint import flat
 
 TENSORS, CONFIG = "adapters.safetensors", "adapters.json"
@@ -31,7 +31,7 @@ Kinds = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 def write(folder: str | Path, about: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
     """Writes the folder, in place of what was there; if killed, it is whole or absent."""
     with atomic_folder(folder) as part:
-        safetensors.numpy.save_file(dict(tensors), part / TENSORS)
+        write_tensors(part / TENSORS, tensors)
         write_json(part / CONFIG, {"format": FORMAT, **about})
 
 

@@ -21,6 +21,7 @@ from jaxtyping import Float32, Int
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from pref_jax.data.messages import as_rows
 from pref_jax.data.schema import MESSAGE, prompt_ids
 from pref_jax.data.text.token_table import TokenTable, bucket_length
 from pref_jax.data.text.tokenization import load_tokenizer, tokenize_prompts, tokenize_responses
@@ -29,7 +30,7 @@ from pref_jax.lm import checkpoint, features, hub
 from pref_jax.lm.config import LMConfig
 from pref_jax.mesh import batch_shards, make_mesh, put_batch
 
-Prompt = str | Sequence[dict[str, str]]
+Prompt = str | Sequence[dict[str, Any]]
 # A dialogue of all roles that every checkpoint renders in its own way: its tokens tell whether rendering has changed.
 PROBE = (
     [{"role": "user", "content": "How long does it take?"}],
@@ -335,11 +336,15 @@ def as_responses(prompts: Sequence[Prompt], texts: Sequence[str]) -> pa.Table:
     """
     if len(prompts) != len(texts):
         raise UserError(f"{len(prompts)} prompts for {len(texts)} responses; give one prompt for each response")
-    rows = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt) for prompt in prompts]
-    for number, (row, text) in enumerate(zip(rows, texts, strict=True)):
-        whole = row and all(isinstance(m, dict) and set(m) == {"role", "content"} for m in row)
-        if not whole or not all(isinstance(value, str) for message in row for value in message.values()):
-            raise UserError(f"prompt {number}: is {row!r}; give a string, or a list of {{'role', 'content'}} messages")
+    rows = []
+    for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        try:
+            rows.append(as_rows(chat))
+        except ValueError as error:
+            raise UserError(f"prompt {number}: {error}; give a string, or a list of chat messages") from None
+        if not chat:
+            raise UserError(f"prompt {number}: is empty; give a string, or a list of chat messages")
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"response {number}: is {text!r}; give a text that is not empty")
     return pa.table({"prompt": pa.array(rows, pa.list_(MESSAGE)), "text": pa.array(list(texts), pa.string())})

@@ -8,12 +8,16 @@ from typing import Any, NamedTuple
 
 import grain
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from pref_jax.comparisons import Comparisons
+from pref_jax.graded import GAPS, LR_MULT, FittedScale, Graded, begin_gaps, ends_of, find_scale, grade
+from pref_jax.likelihood import Scale
 from pref_jax.mesh import replicated
 from pref_jax.train.loop import fit
-from pref_jax.train.state import LossFn, OptimizerConfig, init_state, make_step
+from pref_jax.train.state import LossFn, OptimizerConfig, init_state, make_step, optimizer, optimizer_by_group
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,8 @@ class TrainingConfig:
       checkpoint_every: steps between checkpoints; 0 writes the last one only.
       log_every: steps between lines of the log.
       share_prefix: decoders read the beginning that a pair's texts share once, where that saves work.
+      ties: what learns from ties reads them; False leaves them out.
+      strengths: what those of preferences are for: levels, weight, margin, ignore (`pref_jax.likelihood.StrengthUse`).
     """
 
     optimizer: OptimizerConfig
@@ -37,6 +43,8 @@ class TrainingConfig:
     checkpoint_every: int = 50
     log_every: int = 10
     share_prefix: bool = True
+    ties: bool = True
+    strengths: str = "levels"
 
     def loop(self) -> dict[str, int]:
         """The options of `train` that are settings."""
@@ -48,6 +56,45 @@ class Trained(NamedTuple):
 
     params: Any
     facts: dict[str, Any]
+
+
+class Learned(NamedTuple):
+    """Votes as a training on pairs of texts reads them.
+
+    Attributes:
+      graded: what they say beyond preferences; None if nothing.
+      params: begin their trainable thresholds, {"gaps": ..}; {} without any.
+      optimizer: of all parameters, thresholds in a group of their own.
+      scale: how the votes are read.
+    """
+
+    graded: Graded | None
+    params: dict[str, Any]
+    optimizer: optax.GradientTransformation
+    scale: Scale
+
+    def finish(self, trained: Trained) -> Trained:
+        """Thresholds out of the parameters and into the facts, as "scale"."""
+        if not self.params:
+            return trained
+        gaps = trained.params[GAPS]
+        rest = {name: part for name, part in trained.params.items() if name != GAPS}
+        scale = FittedScale(self.scale, np.asarray(ends_of(gaps), np.float64)).about()
+        return Trained(rest, {**trained.facts, "scale": scale})
+
+
+def open_votes(pairs: Comparisons, config: TrainingConfig) -> Learned:
+    """The votes of a training; plain preferences make nothing new.
+
+    Raises:
+      UserError: for an unknown use of strengths.
+    """
+    scale = find_scale(pairs, config.strengths)
+    graded = grade(pairs, scale)
+    gaps = begin_gaps(graded, scale)
+    if not gaps:
+        return Learned(graded, {}, optimizer(config.optimizer), scale)
+    return Learned(graded, {GAPS: gaps}, optimizer_by_group(config.optimizer, (GAPS,), lr_mult=LR_MULT), scale)
 
 
 def was_resumed(folder: Path) -> bool:

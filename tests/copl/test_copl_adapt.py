@@ -184,7 +184,7 @@ def test_order_of_users_and_pairs_is_of_no_matter():
     inputs = example(4)
     rng = np.random.default_rng(0)
     order, mix = rng.permutation(17), rng.permutation(60)
-    context = Comparisons(*(column[mix] for column in inputs["context"]))
+    context = inputs["context"].take(mix)
     before = adapt(**inputs)
     after = adapt(**inputs | {"context": context, "unseen": inputs["unseen"][order]})
     np.testing.assert_allclose(after.embeddings, before.embeddings[order], rtol=1e-4, atol=1e-5)

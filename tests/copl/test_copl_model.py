@@ -1,11 +1,13 @@
 """CoPL as a model: fitted on a small file of votes; new users, folders, forgetting, a killed or finished workdir."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tiny
 
@@ -19,6 +21,9 @@ from copl_jax.reward import training
 from copl_jax.reward.lora_experts import ExpertsConfig
 from copl_jax.reward.routing import GateConfig
 from copl_jax.reward.training import RewardSettings
+from pref_jax.baselines import shared as shared_reward
+from pref_jax.comparisons import concatenate
+from pref_jax.data.preferences import build
 from pref_jax.data.votes import vote_rows
 from pref_jax.errors import UserError
 from pref_jax.lm.text_model import TextModel, open_text
@@ -301,3 +306,54 @@ def test_mistakes_are_told(model, text, tmp_path):
         with pytest.raises(UserError, match=message):
             call()
     assert "bo" not in model.users
+
+
+# --- votes of other kinds ---
+
+
+def test_ties_strengths_and_choices_are_learned_from_kept_and_told(text, tmp_path):
+    plain = pref_jax.read_votes(rows())
+    table, count = plain.comparisons, plain.comparisons.num_rows
+    number = np.arange(count)
+    tie = number % 4 == 1
+    columns: dict[str, Any] = {name: table[name] for name in ("user", "chosen", "rejected", "split", "controversial")}
+    columns |= {"outcome": np.where(tie, "tie", "preferred").tolist()}
+    columns |= {"strength": [None if own else 1.0 + row % 2 for row, own in enumerate(tie)]}
+    # User 2 is unseen, and known by ties among others.
+    seen, who = np.arange(plain.num_users) != 2, table["user"].to_numpy()
+    columns["split"] = np.where(who == 2, "train", table["split"].to_pylist()).tolist()
+    users = {**{name: plain.users[name] for name in ("user_id", "group")}, "seen": seen}
+    votes = build(users, plain.responses, pa.table(columns), plain.meta, test=False)
+    model = copl_jax.fit(votes, text=text, config=CONFIG)
+    scale = model.scale
+    assert scale is not None
+    assert (scale.scale.ties, scale.scale.edges, len(scale.thresholds)) == (True, (2.0,), 2)
+    assert (np.diff(scale.thresholds, prepend=0) > 0).all()
+    assert len(model.facts["reward_scale"]["thresholds"]) == 2
+    assert model.known.pairs.tie.sum() == tie.sum()
+    assert set(model.params) == {"experts", "gates", "head"}
+    again = copl_jax.load(model.save(tmp_path / "m"))
+    for name in ("user", "chosen", "rejected", "tie", "strength", "choice"):
+        np.testing.assert_array_equal(getattr(again.known.pairs, name), getattr(model.known.pairs, name))
+    # A new user's ties move the embedding among the neighbours whom one decided vote found, and find none alone.
+    pairs = model.known.pairs.take(model.known.pairs.user == 0)
+    one, ties = pairs.take(np.flatnonzero(~pairs.tie)[:1]), pairs.take(pairs.tie)
+    for user, own in (("one", one), ("both", concatenate([one, ties])), ("ties", ties)):
+        for found in (model, again):
+            found.learn(user, own, unread=0)
+    at = {name: model.known.users[model.known.ids.index(name)] for name in ("one", "both", "ties")}
+    assert np.abs(at["one"] - at["both"]).max() > 1e-5
+    assert "no one in the graph chose the same" in model.learn("ties", ties, unread=0).how
+    assert [scored(model, name) for name in ("one", "both")] == [scored(again, name) for name in ("one", "both")]
+    # Left out, ties teach nothing.
+    graph = dataclasses.replace(CONFIG.graph, ties=False, strengths="ignore")
+    reward = CONFIG.reward and dataclasses.replace(
+        CONFIG.reward, training=dataclasses.replace(CONFIG.reward.training, ties=False, strengths="ignore")
+    )
+    decided = copl_jax.fit(votes, text=text, config=dataclasses.replace(CONFIG, graph=graph, reward=reward))
+    assert not decided.known.pairs.tie.any()
+    assert decided.scale is not None
+    assert not len(decided.scale.thresholds)
+    assert decided.facts["reward_scale"] is None
+    shared = shared_reward.fit(votes, text=text, config=shared_reward.FitConfig(training=CONFIG.reward.training))
+    assert np.isfinite(shared.score(None, PROMPT, CANDIDATES)).all()

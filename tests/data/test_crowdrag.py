@@ -103,6 +103,10 @@ def named(data: Preferences) -> list[tuple]:
     )
 
 
+def ask(prompt: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": prompt, "extra": None}]
+
+
 def test_small_clone(tmp_path: Path):
     data = crowdrag.read(clone(tmp_path, **small()), **OPTIONS)
     (test,) = data.meta["test_queries"]
@@ -113,11 +117,11 @@ def test_small_clone(tmp_path: Path):
         ("bob", "m1", "h1", words["t1"], True),
         ("bob", "m2", "h2", words["t2"], False),
     ]
-    assert data.responses.to_pylist() == [
-        {"response_id": "h1", "prompt": [{"role": "user", "content": "why?"}], "text": "Final text. More"},
-        {"response_id": "h2", "prompt": [{"role": "user", "content": "how?"}], "text": "only"},
-        {"response_id": "m1", "prompt": [{"role": "user", "content": "why?"}], "text": "- point\n- other"},
-        {"response_id": "m2", "prompt": [{"role": "user", "content": "how?"}], "text": "machine"},
+    assert data.responses.drop_columns("extra").to_pylist() == [
+        {"response_id": "h1", "prompt": ask("why?"), "text": "Final text. More"},
+        {"response_id": "h2", "prompt": ask("how?"), "text": "only"},
+        {"response_id": "m1", "prompt": ask("why?"), "text": "- point\n- other"},
+        {"response_id": "m2", "prompt": ask("how?"), "text": "machine"},
     ]
     assert data.groups == [None, None]
     assert data.meta["licence"] == "CC-BY-4.0"

@@ -30,6 +30,11 @@ def said(*contents: str) -> list[dict[str, str]]:
     return [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(contents)]
 
 
+def asked(text: str) -> list[dict[str, str | None]]:
+    """A prompt as a table holds it."""
+    return [{"role": "user", "content": text, "extra": None}]
+
+
 def answer(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
 
@@ -62,10 +67,10 @@ def test_all_forms_of_one_pair_are_one_pair(tmp_path: Path):
     file = write(tmp_path / "a.jsonl", [*forms, row(prompt="q", split="test", chosen="no", rejected="yes")])
     data = reader.read(file, validation_fraction=0, test_fraction=0, unseen_fraction=0)
     assert data.responses.to_pylist() == [
-        {"response_id": "r0", "prompt": said("p"), "text": "no"},
-        {"response_id": "r1", "prompt": said("p"), "text": "yes"},
-        {"response_id": "r2", "prompt": said("q"), "text": "no"},
-        {"response_id": "r3", "prompt": said("q"), "text": "yes"},
+        {"response_id": "r0", "prompt": asked("p"), "text": "no", "extra": None},
+        {"response_id": "r1", "prompt": asked("p"), "text": "yes", "extra": None},
+        {"response_id": "r2", "prompt": asked("q"), "text": "no", "extra": None},
+        {"response_id": "r3", "prompt": asked("q"), "text": "yes", "extra": None},
     ]
     assert spelled(data) == [("u", ["p"], "yes", "no", "train")] * 6 + [("u", ["q"], "no", "yes", "test")]
     assert data.meta["repeated_rows"] == 5
@@ -225,7 +230,7 @@ def test_contradictions_about_users(tmp_path: Path):
 def test_no_file_no_rows_bad_options(tmp_path: Path):
     with pytest.raises(UserError, match=r"a\.jsonl: no such file; check the path"):
         reader.read(tmp_path / "a.jsonl")
-    with pytest.raises(UserError, match=r"one \.jsonl file is wanted, not a folder"):
+    with pytest.raises(UserError, match=r"no file of votes in this folder"):
         reader.read(tmp_path)
     with pytest.raises(UserError, match="no rows; give one JSON object a line"):
         reader.read(write(tmp_path / "a.jsonl", []))

@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.feather as feather
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,8 +22,8 @@ from pref_jax.files import read_json, write_json
 META = {"source": "test", "licence": "none", "rule": "by hand", "seed": 7}
 
 
-def ask(text: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
+def ask(text: str) -> list[dict[str, str | None]]:
+    return [{"role": "user", "content": text, "extra": None}]
 
 
 def columns() -> dict[str, dict[str, list]]:
@@ -33,6 +34,7 @@ def columns() -> dict[str, dict[str, list]]:
             "response_id": ["r0", "r1", "r2", "r3"],
             "prompt": [ask("p"), ask("p"), ask("q"), ask("q")],
             "text": ["yes", "no", "yes", "no"],
+            "extra": [None] * 4,
         },
         "comparisons": {
             "user": [0, 0, 1, 1, 2, 2],
@@ -115,6 +117,17 @@ def test_save_and_load(tmp_path: Path):
     tables.save(loaded, tmp_path / "set")
     assert same(loaded, built)
     assert same(tables.load(tmp_path / "set"), built)
+
+
+def test_a_folder_without_fields_of_messages_is_read(tmp_path: Path):
+    built = make()
+    tables.save(built, tmp_path / "set")
+    old = pa.struct([("role", pa.string()), ("content", pa.string())])
+    table = built.responses.drop_columns("extra")
+    table = table.set_column(1, "prompt", pa.array([ask("p")] * 2 + [ask("q")] * 2, pa.list_(old)))
+    feather.write_feather(table, str(tmp_path / "set" / "responses.arrow"), compression="uncompressed")
+    read = tables.load(tmp_path / "set").responses
+    assert read.select(built.responses.column_names).equals(built.responses)
 
 
 def test_other_readers(tmp_path: Path):
@@ -311,7 +324,13 @@ def test_save_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 MESSAGES = st.lists(
-    st.fixed_dictionaries({"role": st.sampled_from(checks.ROLES), "content": st.sampled_from(["", "a", "b", "ab"])}),
+    st.fixed_dictionaries(
+        {
+            "role": st.sampled_from(checks.ROLES),
+            "content": st.sampled_from(["", "a", "b", "ab"]),
+            "extra": st.sampled_from([None, "", "a"]),
+        }
+    ),
     max_size=3,
 )
 
@@ -417,6 +436,7 @@ def test_large_tables_take_seconds():
             "response_id": [f"r{row}" for row in range(2 * num_prompts)],
             "prompt": [ask(f"p{row // 2}") for row in range(2 * num_prompts)],
             "text": ["yes", "no"] * num_prompts,
+            "extra": pa.nulls(2 * num_prompts),
         },
         schema=checks.RESPONSES,
     )

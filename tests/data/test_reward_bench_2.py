@@ -82,8 +82,9 @@ def test_every_answer_is_a_row(tmp_path: Path):
     assert bench.responses["text"].to_pylist()[4:8] == ["9", "", "9", "🙂"]
     assert bench.responses.to_pylist()[10] == {
         "response_id": "Ties/tied:0/2",
-        "prompt": [{"role": "user", "content": "a colour"}],
+        "prompt": [{"role": "user", "content": "a colour", "extra": None}],
         "text": "dog",
+        "extra": None,
     }
     again = reward_bench_2.read(tmp_path)
     assert again.responses.equals(bench.responses)

@@ -1,5 +1,7 @@
 """Tokens: rendering, text pairs, truncation."""
 
+import copy
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -50,6 +52,7 @@ def _responses(*rows: tuple[str, str]) -> pa.Table:
         "response_id": [str(i) for i in range(len(rows))],
         "prompt": [[{"role": "user", "content": prompt}] for prompt, _ in rows],
         "text": [text for _, text in rows],
+        "extra": pa.nulls(len(rows)),
     }
     return pa.table(columns, schema=RESPONSES)
 
@@ -161,6 +164,23 @@ def test_a_chat_template_of_the_users_own_takes_the_place_of_the_tokenizers(toke
     assert own.decode(table.flat) == " user:a;assistant:b;"
 
 
+def test_every_field_of_a_message_reaches_the_template_or_the_text(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "own.jinja"
+    file.write_text("{% for m in messages %}{{ m.name }}:{{ m.tool_calls }}:{{ m.content }};{% endfor %}")
+    rows = _responses(("a", "b")).to_pylist()
+    rows[0]["prompt"][0]["extra"], rows[0]["extra"] = '{"name": "x"}', '{"tool_calls": [3]}'
+    given = pa.Table.from_pylist(rows, schema=RESPONSES)
+    own = tokenization.load_tokenizer(tmp_path, chat_template=str(file))
+    assert own.decode(tokenization.tokenize_responses(own, given, max_length=50).flat) == " x::a;:[3]:b;"
+    assert own.decode(tokenization.tokenize_prompts(own, given, max_length=50).flat) == " x::a;"
+    rows[0].update(text="w2", extra="w4")
+    rows[0]["prompt"][0].update(content="w1", extra="w3")
+    pair = pa.Table.from_pylist(rows, schema=RESPONSES)
+    table = tokenization.tokenize_responses(ENCODER, pair, max_length=50, pairs=True)
+    assert table.flat.tolist() == [CLS, 11, 13, SEP, 12, 14, SEP]
+
+
 def test_the_same_text_gives_the_same_tokens_on_any_day(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     file = tmp_path / "own.jinja"
@@ -185,3 +205,75 @@ def test_a_chat_template_that_fails_is_told(tokenizer, tmp_path, template, words
         )
     with pytest.raises(UserError, match=r"none\.jinja: no readable chat template"):
         tokenization.load_tokenizer(tmp_path, chat_template=tmp_path / "none.jinja")
+
+
+STRICT = """{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}
+{% endif %}{{ m.content }}{% endfor %}"""
+
+
+def _dialogues(count: int, bad: set[int], role: str = "system") -> pa.Table:
+    prompts = [[{"role": role if n in bad else "user", "content": f"how {n} ?"}] for n in range(count)]
+    columns = {"response_id": [f"r{n}" for n in range(count)], "prompt": prompts, "text": ["a test"] * count}
+    return pa.table(columns, schema=RESPONSES)
+
+
+@pytest.mark.parametrize("chunk", [4, 4096])
+def test_refused_rows_are_counted_and_named(tokenizer, chunk):
+    own, bad = copy.deepcopy(tokenizer), {3, 7, 8, 9, 15, 21, 22}
+    own.chat_template = STRICT
+    with pytest.raises(tokenization.TextFaults) as error:
+        tokenization.tokenize_responses(own, _dialogues(23, bad), max_length=50, chunk=chunk)
+    assert sorted(error.value.reasons) == sorted(bad)
+    told = str(error.value).splitlines()
+    assert "the chat template does not take 7 of 23 texts:" in told[0]
+    assert told[1:6] == [f"  row {row}: System role not supported" for row in (3, 7, 8, 9, 15)]
+    assert told[6] == "  ... and 2 more"
+    assert told[7].startswith("fix the roles in the data")
+    kept = tokenization.tokenize_responses(own, _dialogues(23, set()), max_length=50, chunk=chunk)
+    assert len(kept.lengths) == 23
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("{{ 1 // 0 }}", "ZeroDivisionError: "),
+        ("{{ m.content + 1 }}", "TypeError: "),
+        ("{{ m.content.nothing.at.all }}", "no attribute 'nothing'"),
+        ("{{ m.content | no_such_filter }}", "no_such_filter"),
+    ],
+)
+def test_a_template_may_fail_in_any_way(tokenizer, body, words):
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = f"{{% for m in messages %}}{{% if m.role == 'tool' %}}{body}{{% endif %}}{{% endfor %}}x"
+    with pytest.raises(UserError, match=rf"(?s)does not take \d of \d texts.*  row \d: {words}|{words}"):
+        tokenization.tokenize_responses(own, _dialogues(9, {4}, "tool"), max_length=50)
+
+
+def test_a_template_that_takes_nothing_is_not_asked_about_every_text(tokenizer):
+    own, asked = copy.deepcopy(tokenizer), []
+    own.chat_template = "{{ raise_exception('never') }}"
+    render = own.apply_chat_template
+    own.apply_chat_template = lambda chats, **how: asked.append(1) or render(chats, **how)
+    with pytest.raises(UserError, match="does not take 100 of 100 texts"):
+        tokenization.tokenize_responses(own, _dialogues(700, set()), max_length=50)
+    assert len(asked) <= 101
+
+
+def test_texts_of_which_nothing_is_left_are_told(tokenizer):
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+    with pytest.raises(UserError, match=r"(?s)1 of 9 texts.*row 2: nothing is left of the text"):
+        tokenization.tokenize_responses(own, _dialogues(9, {2}), max_length=50)
+
+
+def test_a_tokenizer_that_fails_names_the_row():
+    class Broken(PreTrainedTokenizerFast):
+        def __call__(self, first, second=None, **how):
+            if "w7" in second:
+                raise TypeError("not this one")
+            return super().__call__(first, second, **how)
+
+    broken = Broken(tokenizer_object=ENCODER.backend_tokenizer)
+    rows = _responses(("w1", "w2"), ("w1", "w7"), ("w3", "w2"))
+    with pytest.raises(UserError, match=r"(?s)the tokenizer does not take 1 of 3 texts:.*row 1: TypeError: not this"):
+        tokenization.tokenize_responses(broken, rows, max_length=9, pairs=True)

@@ -162,3 +162,15 @@ def test_all_faults_of_a_config_come_at_once():
 def test_too_small_a_pool_is_an_error_that_names_the_mend():
     with pytest.raises(UserError, match=r"train_prompts.*pool of"):
         world.generate(dataclasses.replace(SMALL, train_prompts=1, pairs_per_user=30))
+
+
+def test_ties_and_strengths_are_of_the_smallest_and_largest_differences():
+    told = world.generate(WorldConfig(ties=0.4, strengths=3, seed=1))
+    votes = told.pairs(("train", "validation"), ties=True)
+    assert np.mean(votes.tie) == pytest.approx(0.4, abs=0.01)
+    assert np.isnan(votes.strength[votes.tie]).all()
+    assert np.bincount(votes.strength[~votes.tie].astype(int))[1:].min() > 0.3 * np.sum(~votes.tie)
+    assert not told.pairs("test", ties=True).tie.any()
+    plain = world.generate(WorldConfig(seed=1))
+    same = plain.pairs(("train", "validation"))
+    np.testing.assert_array_equal(same.chosen[~votes.tie], votes.chosen[~votes.tie])

@@ -10,9 +10,11 @@ import make_goldens
 import numpy as np
 import parity
 import pytest
+import safetensors
 from safetensors.numpy import load_file, save_file
 
 from pref_jax.errors import UserError
+from pref_jax.files import write_tensors
 from pref_jax.lm import backbone, checkpoint, hub, lora
 from pref_jax.lm.lora import LoRAConfig
 
@@ -287,3 +289,12 @@ def test_the_next_token_head_can_be_left_out():
         assert config == dataclasses.replace(whole, lm_head=False)
         want.pop("lm_head", None)
         jax.tree.map(np.testing.assert_array_equal, params, want)
+
+
+def test_a_disk_that_is_full_is_an_os_error(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    with pytest.raises(OSError, match=r"a\.safetensors: I/O error: No space left"):
+        write_tensors(tmp_path / "a.safetensors", {"a": np.zeros(3)})

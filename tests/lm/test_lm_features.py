@@ -1,8 +1,10 @@
 """Frozen features: the same by every road, and the same bytes after an interruption."""
 
 import dataclasses
+import errno
 import functools
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -188,3 +190,56 @@ def test_mistakes_are_told(tmp_path):
     with pytest.raises(UserError, match=r"71 tokens .* reads 70"):
         _embed(tmp_path, tokens=TokenTable(np.zeros(71, np.int32), np.array([0, 71]), 0))
     assert not list(tmp_path.iterdir())
+
+
+# --- full disks ---
+
+
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_space_that_is_not_there_is_told_before_any_work(fault, tmp_path, monkeypatch):
+    def full(file, start, size):
+        assert (start, size) == (0, (tmp_path / "features.npy").stat().st_size)
+        raise OSError(fault, os.strerror(fault))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=rf"{os.strerror(fault)}; \S+features.npy needs 0.0 MB: make room"):
+        _embed(tmp_path, die_at=0)
+    assert not (tmp_path / "features.npy").exists()
+    monkeypatch.undo()
+    _embed(tmp_path)
+
+
+def test_a_file_system_that_reserves_nothing_does_too(tmp_path, monkeypatch):
+    def never(*_):
+        raise OSError(errno.EOPNOTSUPP, "no")
+
+    monkeypatch.setattr(os, "posix_fallocate", never)
+    found, _ = _embed(tmp_path)
+    monkeypatch.undo()
+    again = tmp_path / "again"
+    again.mkdir()
+    np.testing.assert_array_equal(found, _embed(again)[0])
+
+
+def test_a_disk_that_fills_in_the_middle_is_an_error_and_the_work_goes_on(tmp_path, monkeypatch):
+    write, room = os.pwrite, [5]
+
+    def filling(file, data, place):
+        room[0] -= 1
+        return write(file, data if room[0] >= 0 else data[:7], place)
+
+    monkeypatch.setattr(os, "pwrite", filling)
+    with pytest.raises(OSError, match="No space left") as error:
+        _embed(tmp_path)
+    assert error.value.errno == errno.ENOSPC
+    monkeypatch.undo()
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    np.testing.assert_array_equal(_embed(tmp_path)[0], _embed(whole)[0])
+
+
+def test_features_take_their_space_at_once(tmp_path):
+    with pytest.raises(Killed):
+        _embed(tmp_path, die_at=0, tokens=table(count=400))
+    stat = (tmp_path / "features.npy").stat()
+    assert stat.st_blocks * 512 >= stat.st_size > 400 * 4

@@ -178,7 +178,7 @@ def test_every_kind_of_personal_fit_serves_unseen_users():
 
 def test_both_line_searches_find_the_same_minimum():
     world = make_world(camps(2), seed=8, users=40, votes=14)
-    table, _, phi = bradley_terry.prepare(world.features, world.train, world.validation, 40)
+    table, _, phi, *_ = bradley_terry.prepare(world.features, world.train, world.validation, 40, LoReConfig())
     task = FitProblem(phi, table, table.train, jnp.asarray([100.0, 10.0]), jnp.ones(3, bool))
     rng = np.random.default_rng(0)
     start = {

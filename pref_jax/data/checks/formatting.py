@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float64, Int
 from scipy import optimize, special
+
+from pref_jax.comparisons import Comparisons
 
 FOLDS = 5
 STRENGTHS = (0.3, 3.0, 30.0, 300.0)
@@ -75,6 +78,14 @@ def features(texts: Sequence[str]) -> Float64[np.ndarray, "N F"]:
     """Lengths, lines, marks, quotes, digits and capitals of each text, one column for each of `NAMES`."""
     rows = [[measure(text) for measure in FEATURES.values()] for text in texts]
     return np.asarray(rows, np.float64).reshape(len(rows), len(NAMES))
+
+
+def differences(responses: pa.Table, pairs: Comparisons) -> Float64[np.ndarray, "P F"]:
+    """Features of the chosen less those of the rejected responses; each text is read once."""
+    rows, place = np.unique(np.concatenate([pairs.chosen, pairs.rejected]), return_inverse=True)
+    table = features(responses["text"].take(pa.array(rows)).to_pylist())
+    chosen, rejected = table[place.reshape(2, -1)]
+    return chosen - rejected
 
 
 def fit(differences: Float64[np.ndarray, "P F"], prompt: Int[np.ndarray, "P"], *, seed: int) -> Judge:

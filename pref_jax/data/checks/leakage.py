@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float64, Int
 
 from pref_jax.comparisons import Comparisons
 from pref_jax.data.checks import formatting
+from pref_jax.data.messages import as_text
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.schema import prompt_ids
 from pref_jax.errors import Faults
@@ -96,7 +97,7 @@ def _text_numbers(prompts: pa.ChunkedArray) -> Int[np.ndarray, "N"]:
     """Equal numbers for prompts of the same words in the same order; each distinct prompt is normalised once."""
     exact = prompt_ids(prompts)
     first = np.unique(exact, return_index=True)[1]
-    texts = [normalise(" ".join(m["content"] or "" for m in (prompts[int(row)].as_py() or []))) for row in first]
+    texts = [normalise(" ".join(as_text(m) for m in (prompts[int(row)].as_py() or []))) for row in first]
     names: dict[str, int] = {}
     return np.array([names.setdefault(text, len(names)) for text in texts], np.int64)[exact]
 
@@ -142,10 +143,7 @@ def _formatting(preferences: Preferences, seed: int) -> Leak:
     prompt = prompt_ids(preferences.responses["prompt"])[pairs.chosen]
     if len(np.unique(prompt)) < 2:
         return Leak("formatting", False, "formatting-only was not judged: there is one training prompt", {})
-    judged, place = np.unique(np.concatenate([pairs.chosen, pairs.rejected]), return_inverse=True)
-    table = formatting.features(preferences.responses["text"].take(pa.array(judged)).to_pylist())
-    chosen, rejected = table[place.reshape(2, -1)]
-    found = formatting.fit(chosen - rejected, prompt, seed=seed)
+    found = formatting.fit(formatting.differences(preferences.responses, pairs), prompt, seed=seed)
     low, high = found.interval
     share = f"{found.accuracy:.1%} [{low:.1%}, {high:.1%}]"
     numbers = {"accuracy": found.accuracy, "low": low, "high": high, "weights": _weights(found.weights)}

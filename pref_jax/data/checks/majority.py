@@ -33,8 +33,7 @@ def majority_margins(
       ValueError: if `pairs` are not comparisons of `preferences`.
     """
     everything = preferences.pairs(SPLITS)
-    if not _are_rows_of(everything, pairs):
-        raise ValueError("pairs are not comparisons of these preferences")
+    place = _places(everything, pairs)
     by_group = bool(preferences.meta.get(GROUPS_ARE_QUESTIONS, False)) if by_group is None else by_group
     low = np.minimum(everything.chosen, everything.rejected).astype(np.int64)
     high = np.maximum(everything.chosen, everything.rejected)
@@ -48,15 +47,20 @@ def majority_margins(
     votes = _totals(item, np.ones_like(vote)) - _totals(own, np.ones_like(vote))
     balance = _totals(item, vote) - _totals(own, vote)
     margin = vote * balance / np.maximum(votes, 1)
-    return margin[pairs.row].astype(np.float32)
+    return margin[place].astype(np.float32)
 
 
-def _are_rows_of(everything: Comparisons, pairs: Comparisons) -> bool:
-    """True if each pair is the comparison that its row number names."""
-    if len(pairs.row) and not (pairs.row.min() >= 0 and pairs.row.max() < len(everything.row)):
-        return False
-    columns = zip(everything[:3], pairs[:3], strict=True)
-    return all(np.array_equal(column[pairs.row], ours) for column, ours in columns)
+def _places(everything: Comparisons, pairs: Comparisons) -> Int[np.ndarray, "P"]:
+    """Where each pair stands among all comparisons, ties aside, found by its row number.
+
+    Raises:
+      ValueError: if a pair is not the comparison that its row number names.
+    """
+    place = np.minimum(np.searchsorted(everything.row, pairs.row), max(len(everything.row) - 1, 0))
+    columns = [(getattr(everything, name), getattr(pairs, name)) for name in ("row", "user", "chosen", "rejected")]
+    if len(place) and not (len(everything.row) and all(np.array_equal(a[place], b) for a, b in columns)):
+        raise ValueError("pairs are not comparisons of these preferences")
+    return place
 
 
 def _number(key: Int[np.ndarray, "C"]) -> Int[np.ndarray, "C"]:

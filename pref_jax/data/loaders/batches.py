@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int64
 
 from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
+from pref_jax.graded import Graded
 
 
 class _ShuffledRows:
@@ -66,20 +67,25 @@ def index_batches(num_rows: int, batch_size: int, num_steps: int, seed: int) -> 
     return grain.MapDataset.source(_ShuffledRows(num_rows, batch_size, num_steps, seed))
 
 
-def pair_batches(pairs: Comparisons, *, batch_size: int, num_steps: int, seed: int) -> grain.MapDataset:
+def pair_batches(
+    pairs: Comparisons, *, batch_size: int, num_steps: int, seed: int, graded: Graded | None = None
+) -> grain.MapDataset:
     """Batches of comparisons, by the rule of `index_batches`.
 
     Returns:
-      A `grain.MapDataset` of `num_steps` dicts with `user`, `chosen`, `rejected`, each int32 [B].
+      A `grain.MapDataset` of `num_steps` dicts with `user`, `chosen`, `rejected`, each int32 [B], and with `graded` of
+      the same comparisons its fields, int32 or float32 [B].
 
     Raises:
       UserError: if there are no pairs, or a size or the seed is out of range.
     """
     rows = index_batches(len(pairs.user), batch_size, num_steps, seed)
     columns = {"user": pairs.user, "chosen": pairs.chosen, "rejected": pairs.rejected}
+    own = {} if graded is None else graded._asdict()
 
     def take(index: Int64[np.ndarray, "B"]) -> dict[str, np.ndarray]:
-        return {name: np.asarray(column[index], np.int32) for name, column in columns.items()}
+        rows = {name: np.asarray(column[index], np.int32) for name, column in columns.items()}
+        return rows | {name: column[index] for name, column in own.items()}
 
     return rows.map(take)
 

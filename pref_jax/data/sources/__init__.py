@@ -21,6 +21,8 @@ READERS = {
     "prism": "prism",
     "community_alignment": "community_alignment",
     "mt_bench": "mt_bench",
+    "ukp_convarg": "ukp_convarg",
+    "jester": "jester",
 }
 
 

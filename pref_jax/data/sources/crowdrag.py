@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources.common.options import SplitOptions, flat_options
 from pref_jax.data.sources.common.vote_tables import Vote, build_preferences, once_each
-from pref_jax.data.sources.jsonl.reader import json_lines
+from pref_jax.data.sources.formats.json_text import json_lines
 from pref_jax.errors import Faults, UserError
 
 DIMENSIONS = (

@@ -53,6 +53,12 @@ class TokenTable(NamedTuple):
         place, mask = padded(self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows], length)
         return (np.where(mask, self.flat[place], 0) if len(self.flat) else np.zeros(mask.shape, np.int32)), mask
 
+    def select(self, rows: Int[np.ndarray, "B"]) -> "TokenTable":
+        """A table of these sequences alone; `truncated` stays that of all."""
+        lengths = self.lengths[rows]
+        ends = np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
+        return TokenTable(self.flat[expand(self.offsets[rows], lengths)], ends, self.truncated)
+
     def packed(
         self, packing: Packing, rows: Int[np.ndarray, "B"]
     ) -> tuple[Int32[np.ndarray, "B L"], Int32[np.ndarray, "B L"]]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jinja2
@@ -11,6 +11,7 @@ import pyarrow as pa
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from pref_jax.data.messages import Chat, answer, as_chat, as_text
 from pref_jax.data.text.token_table import TokenTable
 from pref_jax.errors import UserError
 
@@ -20,6 +21,33 @@ CHAT_TEMPLATE = "{% for message in messages %}{{ message.content }}<|end_of_{{ m
 PAD = "<|pad|>"
 # Some templates write today's date into every dialogue; the same text has to give the same tokens tomorrow.
 DATE = "26 Jul 2024"
+TEMPLATE_FIX = "or give a Jinja file with --config.backbone.chat_template=FILE"
+# Rows after which a template that took none of them is not asked about the rest.
+ENOUGH = 100
+SHOWN = 5
+
+
+class TextFaults(UserError):
+    """Texts that a chat template or a tokenizer does not take.
+
+    Attributes:
+      head: what does not take them.
+      reasons: row -> what was said of it.
+      looked_at: how many rows were tried.
+      fix: what to do.
+    """
+
+    def __init__(self, head: str, reasons: Mapping[int, str], looked_at: int, fix: str):
+        self.head, self.reasons, self.looked_at, self.fix = head, reasons, looked_at, fix
+        super().__init__(self.told(lambda row: f"row {row}"))
+
+    def told(self, name: Callable[[int], str]) -> str:
+        """The message, with the first few rows called by `name`."""
+        lines = [f"  {name(row)}: {reason}" for row, reason in itertools.islice(self.reasons.items(), SHOWN)]
+        if len(self.reasons) > SHOWN:
+            lines.append(f"  ... and {len(self.reasons) - SHOWN} more")
+        head = f"{self.head} does not take {len(self.reasons)} of {self.looked_at} texts:"
+        return "\n".join([head, *lines, self.fix])
 
 
 def train_tokenizer(texts: Sequence[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
@@ -83,23 +111,32 @@ def tokenize_responses(
 
     Args:
       tokenizer: as from `load_tokenizer`.
-      responses: columns `prompt` and `text`.
+      responses: columns `prompt` and `text`, perhaps `extra`.
       max_length: the most tokens of a text, special ones included.
       pairs: encoders: prompt and response are a text pair, whose special tokens always stay. Otherwise the dialogue
         is rendered by the chat template.
       chunk: rows that are tokenized at a time.
 
     Raises:
-      UserError: if there is no chat template or it does not take a dialogue; if `max_length` holds no text.
+      TextFaults: naming the rows that the chat template or the tokenizer does not take.
+      UserError: if there is no chat template; if `max_length` holds no text.
     """
-    tables = []
+    tables, refused = [], {}
     for start in range(0, responses.num_rows, chunk):
         rows = responses.slice(start, chunk).to_pylist()
-        if pairs:
-            tables.append(_join(tokenizer, rows, max_length))
-        else:
-            chats = [[*row["prompt"], {"role": "assistant", "content": row["text"]}] for row in rows]
-            tables.append(_render(tokenizer, chats, max_length))
+        try:
+            if pairs:
+                tables.append(_try(_join, tokenizer, rows, max_length))
+            else:
+                chats = [as_chat([*row["prompt"], answer(row)]) for row in rows]
+                tables.append(_try(_render, tokenizer, chats, max_length))
+        except TextFaults as faults:
+            refused |= {start + row: reason for row, reason in faults.reasons.items()}
+            head, fix = faults.head, faults.fix
+            if len(faults.reasons) == faults.looked_at >= ENOUGH:  # the template is at fault, not the texts
+                raise TextFaults(head, refused, start + faults.looked_at, fix) from None
+    if refused:
+        raise TextFaults(head, refused, responses.num_rows, fix)
     return _concatenate(tables)
 
 
@@ -113,8 +150,8 @@ def tokenize_prompts(
     """
     rows = responses.select(["prompt"]).to_pylist()
     if pairs:
-        return _join(tokenizer, [{**row, "text": ""} for row in rows], max_length)
-    return _render(tokenizer, [row["prompt"] for row in rows], max_length)
+        return _try(_join, tokenizer, [{**row, "text": ""} for row in rows], max_length)
+    return _try(_render, tokenizer, [as_chat(row["prompt"]) for row in rows], max_length)
 
 
 def tokenize_dialogues(
@@ -127,40 +164,71 @@ def tokenize_dialogues(
     """
     roles = ("user", "assistant")
     chats = [[{"role": roles[i % 2], "content": text} for i, text in enumerate(dialogue)] for dialogue in turns]
-    return _render(tokenizer, chats, max_length)
+    return _try(_render, tokenizer, chats, max_length)
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, chats: list[list[dict[str, str]]], max_length: int) -> TokenTable:
+def _try(
+    read: Callable[..., TokenTable], tokenizer: PreTrainedTokenizerBase, rows: list, max_length: int
+) -> TokenTable:
+    """`read` of all rows; if that fails, of one after the other, to tell which do not go.
+
+    Raises:
+      TextFaults: naming them, by their number.
+      UserError: for what is wrong whatever the rows are.
+    """
+    try:
+        return read(tokenizer, rows, max_length)
+    except UserError:
+        raise
+    except Exception as error:  # a template is a program, which may fail in any way of its own
+        reasons = {}
+        for number, row in enumerate(rows):
+            try:
+                read(tokenizer, [row], max_length)
+            except Exception as own:
+                reasons[number] = _reason(own)
+            if len(reasons) == number + 1 == ENOUGH:
+                break
+        reasons = reasons or {0: _reason(error)}
+    looked_at = min(len(rows), ENOUGH) if len(reasons) == ENOUGH else len(rows)
+    if read is _render:
+        head = f"{tokenizer.name_or_path}: the chat template"
+        raise TextFaults(head, reasons, looked_at, f"fix the roles in the data, {TEMPLATE_FIX}")
+    raise TextFaults(f"{tokenizer.name_or_path}: the tokenizer", reasons, looked_at, "fix these texts in the data")
+
+
+def _reason(error: Exception) -> str:
+    said = str(error) or "no reason given"
+    return said if isinstance(error, jinja2.TemplateError | ValueError) else f"{type(error).__name__}: {said}"
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, chats: list[Chat], max_length: int) -> TokenTable:
     """Dialogues by the chat template; a long one keeps its last `max_length` tokens."""
-    fix = "or give a Jinja file with --config.backbone.chat_template=FILE"
     if not tokenizer.chat_template:
         raise UserError(
             f"{tokenizer.name_or_path}: the tokenizer has no chat template, so dialogues cannot be written as this "
-            f"decoder reads them; take the model's instruction-tuned variant, {fix}"
+            f"decoder reads them; take the model's instruction-tuned variant, {TEMPLATE_FIX}"
         )
-    try:
-        texts = [str(text) for text in tokenizer.apply_chat_template(chats, tokenize=False, date_string=DATE)]
-    except (jinja2.TemplateError, ValueError) as error:  # ValueError: several templates, none of them the default
-        raise UserError(
-            f"{tokenizer.name_or_path}: the chat template does not take these dialogues ({error}); "
-            f"fix the roles in the data, {fix}"
-        ) from None
     if max_length < 1:
         raise UserError(f"max_length is {max_length}; a text keeps one token at least")
+    texts = [str(text) for text in tokenizer.apply_chat_template(chats, tokenize=False, date_string=DATE)]
     ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return _lay([one[-max_length:] for one in ids], truncated=sum(len(one) > max_length for one in ids))
 
 
 def _join(tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int) -> TokenTable:
-    """Text pairs; a long one loses the prompt's beginning, then the response's, and no special token."""
+    """Text pairs; a long one loses the prompt's beginning, then the response's, and no special token.
+
+    Fields of a message beside role and content follow it as JSON.
+    """
     special = tokenizer.num_special_tokens_to_add(pair=True)
     if max_length <= special:
         raise UserError(
             f"max_length={max_length} leaves no room for text beside {special} special tokens; set it to at least "
             f"{special + 1}, with --config.backbone.max_length"
         )
-    prompts = ["\n".join(message["content"] for message in row["prompt"]) for row in rows]
-    pairs = tokenizer(prompts, [row["text"] for row in rows], verbose=False)
+    prompts = ["\n".join(as_text(message) for message in row["prompt"]) for row in rows]
+    pairs = tokenizer(prompts, [as_text(answer(row)) for row in rows], verbose=False)
     ids = pairs["input_ids"]
     long = [i for i, one in enumerate(ids) if len(one) > max_length]
     for i in long:
@@ -172,6 +240,8 @@ def _join(tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int)
 
 def _lay(ids: list[list[int]], *, truncated: int) -> TokenTable:
     """Lays sequences end to end."""
+    if not all(ids):
+        raise ValueError("nothing is left of the text, not one token")
     lengths = np.fromiter((len(one) for one in ids), np.int64, len(ids))
     flat = np.fromiter(itertools.chain.from_iterable(ids), np.int32, int(lengths.sum()))
     return TokenTable(flat, np.concatenate([np.zeros(1, np.int64), lengths.cumsum()]), truncated)

@@ -3,7 +3,7 @@
 Axis letters: M texts, N distinct answers, P pairs or votes, U users, Q distinct strings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,12 +63,11 @@ class Answers(NamedTuple):
     def _batch(self, rows: Int[np.ndarray, "n"]) -> pa.RecordBatch:
         role = pa.array(["user"]).take(pa.array(np.zeros(len(rows), np.int64)))
         content = self.prompts.take(pa.array(self.prompt[rows])).cast(pa.string())
-        messages = pa.StructArray.from_arrays([role, content], fields=list(MESSAGE))
+        none = pa.nulls(len(rows), pa.string())
+        messages = pa.StructArray.from_arrays([role, content, none], fields=list(MESSAGE))
         prompt = pa.ListArray.from_arrays(pa.array(np.arange(len(rows) + 1, dtype=np.int32)), messages)
         text = self.texts.take(pa.array(self.text[rows])).cast(pa.string())
-        return pa.record_batch(
-            [pa.nulls(len(rows), pa.string()), prompt.cast(RESPONSES.field("prompt").type), text], schema=RESPONSES
-        )
+        return pa.record_batch([none, prompt.cast(RESPONSES.field("prompt").type), text, none], schema=RESPONSES)
 
 
 class Sieve:
@@ -152,8 +151,11 @@ def assemble(
     groups: Sequence[str | None] | pa.Array,
     seen: Bool[np.ndarray, "U"],
     meta: dict[str, Any],
+    more: Mapping[str, Any] | None = None,
+    ratings: Mapping[str, Any] | None = None,
+    test: bool = True,
 ) -> Preferences:
-    """Builds the tables; answers that no pair uses are left away.
+    """Builds the tables; answers that no pair and no rating uses are left away.
 
     Args:
       found: all answers.
@@ -166,16 +168,23 @@ def assemble(
       groups: [U].
       seen: [U].
       meta: for `build`.
+      more: further columns of comparisons, such as `outcome`.
+      ratings: columns of ratings, `response` as place in `found`.
+      test: as for `build`.
 
     Raises:
       UserError: as `build` does.
     """
-    used, place = np.unique(np.concatenate([chosen, rejected]), return_inverse=True)
-    columns = {"user": user, "chosen": place[: len(chosen)], "rejected": place[len(chosen) :]}
+    rated = np.zeros(0, np.int64) if ratings is None else np.asarray(ratings["response"])
+    used, place = np.unique(np.concatenate([chosen, rejected, rated]), return_inverse=True)
+    pairs = len(chosen)
+    columns = {"user": user, "chosen": place[:pairs], "rejected": place[pairs : 2 * pairs]}
     words = pa.array(SPLITS).take(pa.array(split))
     return build(
         {"user_id": user_ids, "group": groups, "seen": seen},
         found.table(used),
-        {**columns, "split": words, "controversial": controversial},
+        {**columns, "split": words, "controversial": controversial, **(more or {})},
         meta,
+        ratings=None if ratings is None else {**ratings, "response": place[2 * pairs :]},
+        test=test,
     )

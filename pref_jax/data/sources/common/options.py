@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from pref_jax.data.sources.common import split_rule
 from pref_jax.data.splits import check_options
 from pref_jax.errors import Faults
 
@@ -33,6 +34,28 @@ class SplitOptions:
         values = dataclasses.asdict(self)
         counts = {name: values.pop(name) for name in ("min_votes", "context_pairs")}
         check_options(fractions=values, counts=counts, faults=faults)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowSplitOptions:
+    """Options of readers that split by `split_rule.RULE`; their meaning is told by `split_rule.SplitOptions`."""
+
+    validation_fraction: float | int = 0.1
+    test_fraction: float | int = 0.2
+    unseen_fraction: float | int = 0.2
+    split_by: str = "prompt"
+    min_votes_per_user: int = 1
+
+    def rule(self) -> split_rule.SplitOptions:
+        """The same as the rule takes them.
+
+        Raises:
+          UserError: naming the options out of range.
+        """
+        fractions = {name: getattr(self, f"{name}_fraction") for name in ("validation", "test", "unseen")}
+        found = split_rule.SplitOptions(by=self.split_by, min_votes_per_user=self.min_votes_per_user, **fractions)
+        found.check()
+        return found
 
 
 def flat_options(**groups: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

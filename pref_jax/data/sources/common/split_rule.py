@@ -41,6 +41,10 @@ LEFT_OUT = (
 _DRAWS = 16
 
 
+class NoTestError(UserError):
+    """A test is asked for and none is possible."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SplitOptions:
     """How votes are split (`RULE`).
@@ -222,7 +226,7 @@ def _drawn(votes: _Votes, options: SplitOptions, rng: np.random.Generator) -> tu
             return by, found, [f"split by {by} instead: {text}" for text in told]
         lacks = f", and {lost} votes are of people without others" if lost else ""
         told.append(f"by {by}, only {tested} votes could be tested{lacks}")
-    raise UserError(
+    raise NoTestError(
         "no vote can be kept for a test: nobody has votes on two different pairs; give more votes a user, or do "
         "without a test (test_fraction=0)"
     )

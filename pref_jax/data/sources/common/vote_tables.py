@@ -203,8 +203,17 @@ def _drawn(
 def controversial_pairs(votes: list[Vote]) -> pa.Array:
     """True where the raters of a pair and dimension disagree, False where two or more agree, null for one rater."""
     _, item = numbered([f"{vote.dimension}/{'/'.join(sorted((vote.chosen, vote.rejected)))}" for vote in votes])
-    sign = np.array([1 if vote.chosen < vote.rejected else -1 for vote in votes])
-    count = np.bincount(item)[item]
+    return disputed(item, np.array([1 if vote.chosen < vote.rejected else -1 for vote in votes]))
+
+
+def disputed(item: Int[np.ndarray, "P"], sign: Int[np.ndarray, "P"]) -> pa.Array:
+    """For each vote whether those who decided on its item disagree; null where fewer than two did.
+
+    Args:
+      item: number of what is voted on.
+      sign: 1 or -1 for either answer, 0 for no decision.
+    """
+    count = np.bincount(item, weights=sign != 0)[item]
     agree = np.abs(np.bincount(item, weights=sign))[item] == count
     return pa.array(~agree, mask=count < 2)
 

@@ -1,41 +1,58 @@
-"""Bring your own data: JSON lines in the preference format that TRL users know, plus a user.
+"""Bring your own votes: rows with a user, in any of these forms and in the formats of `sources.formats`.
 
     {"user": "u1", "prompt": "Name a colour.", "chosen": "Blue.", "rejected": "I would rather not."}
+    {"user": "u1", "prompt": "Name a colour.", "chosen": "Blue.", "rejected": "No.", "strength": 2}
+    {"user": "u1", "prompt": "Name a colour.", "responses": ["Blue.", "No."], "preference": -2}
+    {"user": "u1", "prompt": "Name a colour.", "responses": ["Blue.", "Red."], "outcome": "tie"}
+    {"user": "u1", "prompt": "Name a colour.", "ranking": ["Blue.", "Red.", "No."]}
+    {"user": "u1", "prompt": "Name a colour.", "response": "Blue.", "rating": 4}
 
-`prompt`, `chosen` and `rejected` are strings or lists of chat messages {role, content}. As in TRL the prompt may be
-left out when `chosen` and `rejected` are whole dialogues that differ in the last, the assistant's message; dialogues
-that begin with the given prompt are cut as well. Optional: `split` (train, validation, test), `group` (for
+`strength` (or TRL's `margin`) is above 0. `preference` is signed, as in HelpSteer3: below 0 the first response is
+better, above 0 the second, 0 is a tie, and its size is the strength. In its place `winner` may be a, b, left, right,
+model_a, response_b and the like, tie, both_bad or skipped; `outcome` (tie, both_bad, skipped) may also stand beside
+chosen and rejected. A ranking is best first. A rating is a number in whatever unit, true or false, up or down.
+
+`prompt` and responses are strings or lists of chat messages {role, content}, of which every other field (tool_calls,
+name, reasoning_content, ...) is kept for the chat template. As in TRL the prompt may be left out when the responses are
+whole dialogues that differ in the last, the assistant's message; dialogues that begin with the given prompt are cut as
+well. Whole dialogues may also be texts: "\\n\\nHuman: ... \\n\\nAssistant: ...", or texts with common first lines.
+
+Optional: `time` (ISO 8601, or seconds or milliseconds since 1970), `split` (train, validation, test), `group` (for
 evaluation only), `seen` (false for users that shared models must not train on), `controversial`. Other fields are
-counted in meta, not used.
-
-Axis letters: P rows of the file, U users.
+counted in meta and told, not used. Columns with other names are given by option or guessed, the guess told.
 """
 
-import contextlib
-import gzip
-import json
-import sys
-import zlib
+import functools
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from pref_jax.data.preferences import Preferences, build
-from pref_jax.data.sources.common.columns import names
-from pref_jax.data.sources.common.split_rule import LEFT_OUT, RULE, SplitOptions, assign_splits
-from pref_jax.data.sources.jsonl.rows import Messages, Row, checked_row
+from pref_jax.data.preferences import Preferences
+from pref_jax.data.sources import exports
+from pref_jax.data.sources.common.split_rule import SplitOptions
+from pref_jax.data.sources.formats.places import open_sources
+from pref_jax.data.sources.formats.recognise import Source
+from pref_jax.data.sources.formats.streams import STDIN, STDIN_NAME
+from pref_jax.data.sources.jsonl import columns as naming
+from pref_jax.data.sources.jsonl.bad_rows import RowFaults
+from pref_jax.data.sources.jsonl.rows import Notes, checked_row, note_field
+from pref_jax.data.sources.jsonl.tables import Collector, tables
 from pref_jax.errors import Faults, UserError
 from pref_jax.progress import log
 
-STDIN, STDIN_NAME = Path("-"), Path("standard input")
+Given = str | Path | Iterable[dict[str, Any]]
+# Rows by which columns and tools are recognised.
+_SAMPLE = 100
 
 
 def read(
-    path: str | Path | Iterable[dict[str, Any]],
+    path: Given,
     *,
+    columns: Mapping[str, str] | str | None = None,
+    on_bad_row: str = "error",
+    bad_rows: str | Path = "",
     validation_fraction: float | int = 0.1,
     test_fraction: float | int = 0.2,
     unseen_fraction: float | int = 0.2,
@@ -43,15 +60,19 @@ def read(
     min_votes_per_user: int = 1,
     seed: int = 0,
 ) -> Preferences:
-    """Reads a `.jsonl` (or `.jsonl.gz`) file into tables.
+    """Reads votes into tables.
 
     What a row leaves open is assigned by `sources.common.split_rule.assign_splits`, whose words stand in meta.
     Equal texts under equal prompts become one response. Users whom the rule leaves out are counted in meta, told on
     the terminal.
 
     Args:
-      path: the file, UTF-8, `-` for standard input; or the rows themselves.
-      validation_fraction: of the seen users' pairs outside test, for those without a given split.
+      path: a file of any format in `sources.formats.recognise.READ`, `-` for standard input; a folder; a hub id; or
+        the rows themselves.
+      columns: field -> column, or a text "user=annotator,prompt=question", where columns have other names.
+      on_bad_row: "error", or "drop": rows with faults are left out, counted in meta by reason and told.
+      bad_rows: a `.jsonl` file that then lists all of them, without their texts; empty: no list.
+      validation_fraction: of the seen users' votes outside test, for those without a given split.
       test_fraction: of the prompts (of the pairs, of the votes).
       unseen_fraction: of the users without a given `seen`.
       split_by: what is new in a test: its prompts ("prompt"), its pairs ("pair"), or its time ("time"), the latest
@@ -70,168 +91,107 @@ def read(
         min_votes_per_user=min_votes_per_user,
     )
     options.check()
-    faults = Faults()
-    ignored: Counter[str] = Counter()
-    if isinstance(path, str | Path):
-        lines = json_lines(Path(path), faults)
-        path = STDIN_NAME if Path(path) == STDIN else Path(path)
-    else:
-        lines, path = enumerate(path, start=1), Path("votes")
-    found = (checked_row(f"{path}:{line}", line, value, faults, ignored) for line, value in lines)
-    rows = _held_once(row for row in found if row)
-    users = _users(path, rows, faults)
-    faults.raise_if_any(f"{path}: bad rows")
-    if not rows:
-        raise UserError(f"{path}: no rows; give one JSON object a line with user, prompt, chosen and rejected")
-    return _tables(path, rows, users, options, seed, dict(ignored.most_common()))
+    faults = RowFaults(on_bad_row)
+    reading = Reading(path, columns, faults)
+    found = Collector(faults)
+    for where, value in reading.rows():
+        row = checked_row(where, value, reading.notes)
+        if row is not None:
+            found.add(row)
+    if on_bad_row == "error":
+        _check_training(found, faults)
+    dropped = faults.settle(reading.name, len(found), Path(bad_rows) if bad_rows else None)
+    if not len(found):
+        raise UserError(f"{reading.name}: no rows; give one JSON object a line with user, prompt, chosen and rejected")
+    return tables(found, options, seed, {**reading.meta(), **dropped}, reading.name)
 
 
-def _held_once(rows: Iterable[Row]) -> list[Row]:
-    """The rows; equal users, prompts and texts are one object in memory, as they come again and again."""
-    known: dict[Any, Any] = {}
-    fields = ("user", "prompt", "chosen", "rejected")
-    return [
-        row._replace(**{name: known.setdefault(getattr(row, name), getattr(row, name)) for name in fields})
-        for row in rows
-    ]
+def _check_training(found: Collector, faults: Faults) -> None:
+    for name, user in found.users.items():
+        if not user.trains:
+            fix = "give the user a row with split 'train', or drop the user"
+            note_field(faults, user.first, "split", f"user {name!r} has no training pair", fix)
 
 
-def json_lines(
-    path: Path, faults: Faults, *, fix: str = "write one JSON object on each line"
-) -> Iterator[tuple[int, Any]]:
-    """Line number and JSON value of each line that has one; notes the others. The path `-` is standard input.
+class Reading:
+    """Rows of a place under the fields' own names, and what was noted on the way.
 
     Args:
-      path: the file, UTF-8.
-      faults: gets the lines that hold no JSON, or the same field twice.
-      fix: of a line that is no JSON.
+      given: as for `read`.
+      columns: as for `read`.
+      faults: gets rows that cannot be read.
 
-    Raises:
-      UserError: if there is no such file, or it is cut short.
+    Attributes:
+      name: of the place, for messages.
+      notes: faults, and what is told at the end.
     """
-    if path != STDIN and (path.is_dir() or not path.exists()):
-        raise UserError(f"{path}: no such file; check the path (one .jsonl file is wanted, not a folder)")
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    name = STDIN_NAME if path == STDIN else path
-    try:
-        with contextlib.nullcontext(sys.stdin.buffer) if path == STDIN else opener(path, "rb") as file:
-            for line, raw in enumerate(file, start=1):
-                try:
-                    text = raw.decode("utf-8-sig" if line == 1 else "utf-8")
-                    if not text.strip():
-                        continue
-                    value = json.loads(text, object_pairs_hook=_object)
-                    if "\\ud" in text.lower():
-                        json.dumps(value, ensure_ascii=False).encode()
-                    yield line, value
-                except UnicodeEncodeError:
-                    what = "holds half of a surrogate pair, which is no character"
-                    faults.add(f"{name}:{line}", what, "drop the escape, or write the character itself")
-                except UnicodeDecodeError as error:
-                    what = f"not UTF-8 (byte {raw[error.start]:#04x} at column {error.start + 1})"
-                    faults.add(f"{name}:{line}", what, "save the file as UTF-8")
-                except json.JSONDecodeError as error:
-                    what = f"not JSON ({error.msg} at column {error.colno})"
-                    faults.add(f"{name}:{line}", what, fix)
-                except (ValueError, RecursionError) as error:
-                    faults.add(f"{name}:{line}", f"not read ({error})", "write each field once, and as documented")
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: cut short or not gzip ({error}); fetch or pack the file again") from None
 
+    def __init__(self, given: Given, columns: Mapping[str, str] | str | None, faults: Faults):
+        self.name = str(given) if isinstance(given, str | Path) else "votes"
+        self.name = str(STDIN_NAME) if self.name == str(STDIN) else self.name
+        self.notes = Notes(faults, Counter(), Counter())
+        self._columns = naming.parse_option(columns) if isinstance(columns, str) else dict(columns or {})
+        naming.check_given(self._columns)
+        self._given, self._formats, self._left_out = given, dict[str, None](), Counter[str]()
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of a field named twice one value would be lost."""
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        names = Counter(name for name, _ in pairs)
-        raise ValueError(f"field {next(name for name in names if names[name] > 1)!r} is named twice")
-    return value
+    def rows(self) -> Iterator[tuple[str, Any]]:
+        """Where each row is, and its value.
 
+        Raises:
+          UserError: if the place cannot be read, or its columns are none of a vote's.
+        """
+        if isinstance(self._given, str | Path):
+            sources = open_sources(self._given, self.notes.faults)
+        else:
+            lines = ((f"votes:{line}", value) for line, value in enumerate(self._given, start=1))
+            sources = iter([Source("votes", "JSON lines", lines)])
+        for source in sources:
+            for where, value in self._named(source):
+                if source.split and isinstance(value, dict) and value.get("split") is None:
+                    value = {**value, "split": source.split}
+                yield where, value
+        for text, count in (self.notes.told + self._left_out).items():
+            log(f"{self.name}: {text} ({count})")
+        if self.notes.ignored:
+            fields = ", ".join(f"{field} ({count})" for field, count in self.notes.ignored.most_common(10))
+            log(f"{self.name}: fields that nobody reads: {fields}")
 
-def _users(path: Path, rows: list[Row], faults: Faults) -> dict[str, dict[str, Any]]:
-    """What the rows say of each user; notes contradictions and users that are only tested."""
-    users: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        user = users.setdefault(row.user, {"group": None, "seen": None, "line": row.line, "trains": False})
-        user["trains"] |= row.split in (None, "train")
-        for field, given in (("group", row.group), ("seen", row.seen)):
-            if given is None:
+    def meta(self) -> dict[str, Any]:
+        """What was read, as JSON values."""
+        formats = ", ".join("jsonl" if format == "JSON lines" else format for format in self._formats)
+        return {
+            "source": f"{formats}: {Path(self.name).name}",
+            "ignored_fields": dict(self.notes.ignored.most_common()),
+            "guessed": dict(self.notes.told),
+            "left_out": {what: count for what, count in self._left_out.items() if count},
+        }
+
+    def _named(self, source: Source) -> Iterator[tuple[str, Any]]:
+        start = list(itertools.islice(source.rows, _SAMPLE))
+        records = [value for _, value in start if isinstance(value, dict)]
+        rows = itertools.chain(start, source.rows)
+        tool = exports.recognised(records)
+        self._formats[source.format if tool is None else f"{tool.name} as {source.format}"] = None
+        if source.format != "JSON lines" or tool:
+            log(f"{source.name}: read as {source.format}{f', an export of {tool.name}' if tool else ''}")
+        if tool is None:
+            yield from self._plain(source, rows, records)
+            return
+        for where, value in rows:
+            if not isinstance(value, dict):
+                yield where, value
                 continue
-            if user[field] is None:
-                user[field], user[f"{field}_line"] = given, row.line
-            elif user[field] != given:
-                what = f"{given!r} for user {row.user!r}, but {user[field]!r} at line {user[f'{field}_line']}"
-                faults.add(f"{path}:{row.line}, field {field!r}", what, "give a user one value throughout")
-    for name, user in users.items():
-        if not user["trains"]:
-            fix = "give the user a row with split 'train', or drop the user"
-            faults.add(f"{path}:{user['line']}, field 'split'", f"user {name!r} has no training pair", fix)
-    return users
+            note = functools.partial(note_field, self.notes.faults, where)
+            for row in tool.votes(value, self._columns, note, self._left_out):
+                yield where, row
 
-
-def _tables(
-    path: Path,
-    rows: list[Row],
-    users: dict[str, dict[str, Any]],
-    options: SplitOptions,
-    seed: int,
-    ignored: dict[str, int],
-) -> Preferences:
-    """Numbers users, prompts and responses in order of appearance, assigns what is open, and builds.
-
-    Rows that the rule leaves out are left out before numbering, so that nothing of them is in the tables.
-    """
-    index = _numbered(rows, users)[0]
-    item = np.unique(np.sort(index[:, 2:]), axis=0, return_inverse=True)[1].reshape(-1)
-    given = [row.split for row in rows], [user["seen"] for user in users.values()]
-    assigned = assign_splits(index[:, 0], index[:, 1], item, *given, options, np.random.default_rng(seed))
-    for text in assigned.told:
-        log(f"{path}: {text}")
-    rows = [row for row, kept in zip(rows, assigned.keep, strict=True) if kept]
-    named = {row.user for row in rows}
-    seen = assigned.seen[[name in named for name in users]]
-    users = {name: user for name, user in users.items() if name in named}
-    index, prompts, responses = _numbered(rows, users)
-    dialogues = [[{"role": role, "content": content} for role, content in prompt] for prompt in prompts]
-    return build(
-        {"user_id": list(users), "group": [user["group"] for user in users.values()], "seen": seen},
-        {
-            "response_id": names("r", len(responses)),
-            "prompt": [dialogues[prompt] for prompt, _ in responses],
-            "text": [text for _, text in responses],
-        },
-        {
-            **{name: index[:, place] for name, place in (("user", 0), ("chosen", 2), ("rejected", 3))},
-            "split": assigned.split[assigned.keep],
-            "controversial": [row.controversial for row in rows],
-        },
-        {
-            "source": f"jsonl: {path.name}",
-            "rule": RULE,
-            "seed": seed,
-            "fractions": {name: getattr(options, name) for name in ("validation", "test", "unseen")},
-            "assigned": assigned.counts,
-            "told": assigned.told,
-            "filtered": {name: assigned.counts[name] for name in LEFT_OUT},
-            "repeated_rows": len(rows) - len(np.unique(index, axis=0)),
-            "ignored_fields": ignored,
-        },
-        test=options.test > 0,
-    )
-
-
-def _numbered(
-    rows: list[Row], users: dict[str, Any]
-) -> tuple[np.ndarray, dict[Messages, int], dict[tuple[int, str], int]]:
-    """int64 [P 4] numbers of user, prompt, chosen and rejected response, and what prompts and responses they are."""
-    user_ids = {name: place for place, name in enumerate(users)}
-    prompts: dict[Messages, int] = {}
-    responses: dict[tuple[int, str], int] = {}
-    index = np.zeros((len(rows), 4), np.int64)
-    for place, row in enumerate(rows):
-        prompt = prompts.setdefault(row.prompt, len(prompts))
-        # By their texts, not the chosen one first: the order of rows must not tell answers.
-        for text in sorted((row.chosen, row.rejected)):
-            responses.setdefault((prompt, text), len(responses))
-        index[place] = user_ids[row.user], prompt, responses[prompt, row.chosen], responses[prompt, row.rejected]
-    return index, prompts, responses
+    def _plain(self, source: Source, rows: Iterable[Any], records: list[Any]) -> Iterator[tuple[str, Any]]:
+        columns: dict[str, str] = {}
+        if records:
+            names = dict.fromkeys(name for record in records for name in record)
+            columns = naming.choose(names, self._columns, source.name, records[0])
+            guessed = [f"{column!r} as {field}" for field, column in columns.items() if field not in self._columns]
+            if guessed:
+                log(f"{source.name}: reads {', '.join(guessed)}; name others by columns (--columns user=NAME,...)")
+        for where, value in rows:
+            yield where, naming.renamed(value, columns, source.cells) if isinstance(value, dict) else value

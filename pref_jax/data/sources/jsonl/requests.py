@@ -8,13 +8,17 @@ The user null is nobody in particular. Other fields are kept as they are.
 
 import functools
 import sys
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pref_jax.data.sources.jsonl.reader import STDIN, STDIN_NAME, json_lines
-from pref_jax.data.sources.jsonl.rows import Messages, Note, checked_messages, checked_row, kind_of, note_field
+from pref_jax.data.messages import Chat, as_chat
+from pref_jax.data.sources.formats.json_text import json_lines
+from pref_jax.data.sources.formats.streams import STDIN, STDIN_NAME
+from pref_jax.data.sources.jsonl.dialogues import Messages, Note, checked_messages, kind_of
+from pref_jax.data.sources.jsonl.reader import Reading
+from pref_jax.data.sources.jsonl.rows import checked_row, note_field
+from pref_jax.data.sources.jsonl.tables import as_messages
 from pref_jax.errors import Faults, UserError
 from pref_jax.progress import log
 
@@ -24,7 +28,7 @@ class Request(NamedTuple):
 
     line: dict[str, Any]
     user: str | None
-    prompt: list[dict[str, str]]
+    prompt: Chat
     responses: list[str]
 
 
@@ -46,21 +50,24 @@ def read_requests(path: Path, known: Collection[str], added: Sequence[str], *, s
     return [request for request in found if request]
 
 
-def read_user_votes(path: Path, user: str = "") -> dict[str, list[dict[str, Any]]]:
-    """Rows of a file of votes (`-`: standard input) by their users, in order of appearance.
+def read_user_votes(path: Path, user: str = "", columns: str = "") -> dict[str, list[dict[str, Any]]]:
+    """Rows of a file of votes (`-`: standard input) by their users, in order of appearance, under the fields' names.
 
     Args:
       path: see `pref_jax.data.sources.jsonl.reader`.
       user: whose votes they are; rows may then leave it out, and must not name someone else.
+      columns: as `pref_jax.data.sources.jsonl.reader.read` takes them.
 
     Raises:
       UserError: with all bad rows at once, each with line, field and fix; or if there are none.
     """
     faults, users = Faults(), {}
-    for where, value in _places(path, faults):
+    _tell_terminal(path)
+    reading = Reading(path, columns, faults)
+    for where, value in reading.rows():
         if user and isinstance(value, dict) and value.setdefault("user", user) != user:
             faults.add(f"{where}, field 'user'", f"is {value['user']!r}", f"drop it, or name another user than {user}")
-        row = checked_row(where, 0, value, faults, Counter())
+        row = checked_row(where, value, reading.notes)
         if row is not None:
             users.setdefault(row.user, []).append(value)
     faults.raise_if_any(f"{path}: bad votes")
@@ -71,10 +78,14 @@ def read_user_votes(path: Path, user: str = "") -> dict[str, list[dict[str, Any]
 
 def _places(path: Path, faults: Faults) -> Iterator[tuple[str, Any]]:
     """Where each line is, and its value."""
-    if path == STDIN and sys.stdin.isatty():
-        log("reading JSON lines from the terminal; end with Ctrl-D")
+    _tell_terminal(path)
     name = STDIN_NAME if path == STDIN else path
     return ((f"{name}:{line}", value) for line, value in json_lines(path, faults))
+
+
+def _tell_terminal(path: Path) -> None:
+    if path == STDIN and sys.stdin.isatty():
+        log("reading JSON lines from the terminal; end with Ctrl-D")
 
 
 def _request(
@@ -95,12 +106,12 @@ def _request(
     if value.get("prompt") is None:
         note("prompt", "missing", "give it as a string or a list of {role, content}")
     else:
-        prompt = checked_messages(value["prompt"], "prompt", note)
+        prompt = checked_messages(value["prompt"], "prompt", note, lambda _: None)
     responses = _responses(value, several, note)
     for field in (name.replace("*", "s" if "responses" in value else "") for name in added):
         if field in value:
             note(field, "is there already", "rename or drop it: the answer is written there")
-    return Request(value, user, [{"role": role, "content": content} for role, content in prompt or ()], responses)
+    return Request(value, user, as_chat(as_messages(prompt or ())), responses)
 
 
 def _responses(value: dict[str, Any], several: bool, note: Note) -> list[Any]:

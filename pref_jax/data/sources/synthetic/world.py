@@ -11,6 +11,7 @@ import dataclasses
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
 from pref_jax.data import preferences
 from pref_jax.data.schema import COMPARISONS
@@ -38,6 +39,9 @@ class WorldConfig:
       pairs_per_user: n, of which one is for validation; unseen users get all n as context.
       contested_only: keep only pairs on which the four attributes do not all agree.
       label_noise: probability that a training or validation answer is flipped; test answers never are.
+      answer_noise: scale of logistic noise on the difference of weighted levels by which such an answer is given.
+      ties: share of these answers, those of the smallest noisy differences, that are ties.
+      strengths: levels of strength of the other answers, as many of each; 1: strengths are not told.
       marker_noise: probability that a marker word is drawn from a neighbouring level.
     """
 
@@ -53,6 +57,9 @@ class WorldConfig:
     responses_per_prompt: int = 4
     contested_only: bool = True
     label_noise: float = 0.0
+    answer_noise: float = 0.0
+    ties: float = 0.0
+    strengths: int = 1
     marker_noise: float = 0.15
     seed: int = 0
 
@@ -132,13 +139,14 @@ def pretraining_text(*, dialogues: int, glossaries: int, marker_noise: float, se
 def _check(config: WorldConfig) -> None:
     faults = Faults()
     least = {"unseen_users": 0, "pairs_per_user": 2, "responses_per_prompt": 2}
-    least |= dict.fromkeys(("seen_users", "test_pairs_per_user", "train_prompts", "test_prompts"), 1)
+    least |= dict.fromkeys(("seen_users", "test_pairs_per_user", "train_prompts", "test_prompts", "strengths"), 1)
+    least["answer_noise"] = 0
     for name, bound in least.items():
         if (value := getattr(config, name)) < bound:
             faults.add(f"world.{name}", f"is {value}", f"give {bound} or more")
-    for name in ("label_noise", "marker_noise"):
+    for name in ("label_noise", "marker_noise", "ties"):
         if not 0 <= (value := getattr(config, name)) <= 0.5:
-            faults.add(f"world.{name}", f"is {value}", "give a probability from 0 to 0.5")
+            faults.add(f"world.{name}", f"is {value}", "give a share from 0 to 0.5")
     for name, words in (("tastes", ("uf_p_2", "uf_p_4", "dirichlet")), ("protocol", ("ALL", "AVG"))):
         if (value := getattr(config, name)) not in words:
             faults.add(f"world.{name}", f"is {value!r}", f"give {', '.join(words)}")
@@ -187,7 +195,7 @@ def _pool(config: WorldConfig, texts: _Texts, rng: np.random.Generator) -> tuple
 
 
 def _comparisons(config, halves: list[_Texts], tastes: np.ndarray, rng) -> tuple[dict[str, Any], dict[str, int]]:
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in COMPARISONS.names[:5]}
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in COMPARISONS.names[:7]}
     seen = np.arange(len(tastes)) < config.seen_users
     counts, held_out = answers_a_user(seen, config.pairs_per_user, config.protocol, rng)
     filtered, offset = {}, 0
@@ -198,15 +206,38 @@ def _comparisons(config, halves: list[_Texts], tastes: np.ndarray, rng) -> tuple
         filtered[f"{half}_pairs_filtered"] = choose - len(pairs)
         user, pick, last = draw_pairs(asked, len(pairs), rng, fix=f"raise world.{half}_prompts")
         a, b = pairs[pick].T
-        prefers_a = np.einsum("pk,pk->p", tastes[user], ratings[a] - ratings[b]) > 0
+        margin = np.einsum("pk,pk->p", tastes[user], ratings[a] - ratings[b])
+        if half == "train" and config.answer_noise:
+            margin += rng.logistic(scale=config.answer_noise, size=len(user))
+        prefers_a = margin > 0
         if half == "train":
             prefers_a ^= rng.random(len(user)) < config.label_noise
+        told = _told(config, np.abs(margin)) if half == "train" else _told(WorldConfig(), margin)
         split = np.where(last & held_out[user], "validation", "train") if half == "train" else np.full(len(user), half)
-        values = (user, offset + np.where(prefers_a, a, b), offset + np.where(prefers_a, b, a), split, contested[pick])
+        values = (
+            user,
+            offset + np.where(prefers_a, a, b),
+            offset + np.where(prefers_a, b, a),
+            split,
+            contested[pick],
+            *told,
+        )
         for name, value in zip(columns, values, strict=True):
             columns[name].append(value)
         offset += len(texts.responses)
-    return {name: np.concatenate(parts) for name, parts in columns.items()}, filtered
+    return {name: _joined(parts) for name, parts in columns.items()}, filtered
+
+
+def _joined(parts: list[Any]) -> Any:
+    return pa.concat_arrays(parts) if isinstance(parts[0], pa.Array) else np.concatenate(parts)
+
+
+def _told(config: WorldConfig, size: np.ndarray) -> tuple[np.ndarray, pa.Array]:
+    """Outcome and strength (NaN: not told) of each answer, by the size of its noisy difference."""
+    tie = size < np.quantile(size, config.ties)
+    edges = np.quantile(size[~tie], np.arange(1, config.strengths) / config.strengths)
+    strength = np.where(tie | (config.strengths == 1), np.nan, 1 + np.searchsorted(edges, size, side="right"))
+    return np.where(tie, "tie", "preferred"), pa.array(strength, pa.float32(), from_pandas=True)
 
 
 def _responses_of(halves: list[_Texts]) -> dict[str, Any]:
