@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import optimize
 
 from lore_jax.comparisons import make_table
 from lore_jax.fitting import bradley_terry, candidates, model_selection, priors, published
@@ -18,6 +19,7 @@ from lore_jax.fitting.lbfgs import minimise
 from lore_jax.fitting.priors import FitProblem
 from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
+from pref_jax.standardiser import standardise
 
 
 class World(NamedTuple):
@@ -237,13 +239,32 @@ def test_reference_recipe_runs_and_learns():
 
 def test_mistakes_are_told():
     features = np.zeros((4, 2), np.float32)
-    votes, none = Comparisons(*np.array([[0], [1], [2]])), Comparisons(*np.zeros((3, 0), int))
-    with pytest.raises(UserError, match="validation votes: none"):
-        bradley_terry.shared(features, votes, none, 1)
+    votes = Comparisons(*np.array([[0], [1], [2]]))
     with pytest.raises(UserError, match="chosen of row 0 is 9"):
         bradley_terry.shared(features, Comparisons(*np.array([[0], [9], [2]])), votes, 1)
     with pytest.raises(UserError, match="user of row 0 is 1"):
         bradley_terry.shared(features, votes, Comparisons(*np.array([[1], [1], [2]])), 1)
+
+
+def test_without_a_vote_or_a_second_user_to_choose_by_it_is_the_shared_reward(capsys):
+    rng = np.random.default_rng(0)
+    features, none = rng.normal(size=(12, 3)).astype(np.float32), Comparisons(*np.zeros((3, 0), int))
+    votes = Comparisons(np.zeros(6, int), np.arange(6), np.arange(6) + 6)
+    one = Comparisons(*np.array([[0], [3], [8]]))
+    for validation, told in ((none, "no vote is held out (prior variance 1)"), (one, "there is one user")):
+        config = bradley_terry.LoReConfig(refit=False)
+        found = model_selection.fit(features, votes, validation, 2, config=config)
+        expected = bradley_terry.shared(features, votes, validation, 2, config=config)
+        assert found.kind == "shared"
+        np.testing.assert_array_equal(found.basis, expected.basis)
+        assert told in capsys.readouterr().err
+    # The optimum of the penalised likelihood of variance 1, in float64.
+    z = np.asarray(standardise(found.standardiser, jnp.asarray(features)), np.float64)
+    z = z[votes.chosen] - z[votes.rejected]
+    best = optimize.minimize(lambda w: np.logaddexp(0, -z @ w).sum() + 1.5 * w @ w, np.zeros(3), tol=1e-12).x
+    lone = bradley_terry.shared(features, votes, none, 2)
+    np.testing.assert_allclose(np.asarray(lone.basis)[:, 0], best, atol=2e-4)
+    assert lone.chosen["log_loss"] is None
 
 
 def test_features_that_say_nothing_give_a_finite_fit():

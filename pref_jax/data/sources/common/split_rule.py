@@ -212,19 +212,20 @@ def _seen(
 def _drawn(votes: _Votes, options: SplitOptions, rng: np.random.Generator) -> tuple[str, _Draw, list[str]]:
     """The strongest split that is possible, its draw, and a sentence for each stronger one that was asked for."""
     is_open, told = votes.words == "", list[str]()
+    untested = _judged(votes, np.zeros(len(is_open), bool), 0)
+    if not untested.possible:
+        raise UserError("no seen user has a vote to learn from; give some users votes with split 'train'")
     if not is_open.any():
-        return "given", _judged(votes, np.zeros(len(is_open), bool), 0), told
+        return "given", untested, told
     for by in ORDER[ORDER.index(options.by) :]:
         draws = [_judged(votes, *one) for one in _candidates(votes, by, options.test, rng)]
         found = min(draws, key=lambda one: _cost(one, options.test))
         tested, lost = (int((found.test & part & votes.testable).sum()) for part in (~found.lost, found.lost))
-        needed = options.test > 0 and not (votes.testable & (votes.words == "test")).any()
+        needed = options.test > 0 and not (votes.testable & (votes.words == "test") & ~found.lost).any()
         if found.possible and tested >= (lost if options.test > 0 else 0) and (tested or not needed):
             return by, found, [f"split by {by} instead: {text}" for text in told]
         lacks = f", and {lost} votes are of people without others" if lost else ""
         told.append(f"by {by}, only {tested} votes could be tested{lacks}")
-    if not _judged(votes, np.zeros(len(is_open), bool), 0).possible:
-        raise UserError("no seen user has a vote to learn from; give some users votes with split 'train'")
     raise NoTestError(
         "no vote can be kept for a test: nobody has votes on two different pairs; give more votes a user, or do "
         "without a test (test_fraction=0)"
