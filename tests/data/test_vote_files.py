@@ -411,7 +411,8 @@ def test_what_tools_have_beside_votes_is_counted(tmp_path: Path, capsys: pytest.
 def test_a_log_of_fastchat_needs_to_be_told_who_voted():
     state = {"roles": ["USER", "ASSISTANT"], "messages": [["USER", "p"], ["ASSISTANT", "x"]], "offset": 0}
     other = {**state, "messages": [["USER", "p"], ["ASSISTANT", "y"]]}
-    log = [{"type": "chat", "state": state}, {"type": [1]}, {"type": "rightvote", "states": [state, other], "ip": "1.2.3.4"}]
+    log: list[Any] = [{"type": "chat", "state": state}, {"type": [1]}]
+    log += [{"type": "rightvote", "states": [state, other], "ip": "1.2.3.4"}]
     assert told(read(log, columns={"user": "ip"})) == [("1.2.3.4", "y", "x", "preferred", None, None)]
     with pytest.raises(UserError, match="field 'user': missing"):
         read(log)

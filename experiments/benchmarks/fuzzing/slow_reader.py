@@ -179,7 +179,8 @@ def _arena(value: Any) -> list[Any]:
     sides = [value.get(f"conversation_{side}") for side in "ab"]
     if not all(isinstance(side, list) and side for side in sides):
         return [None]
-    if sides[0][:-1] != sides[1][:-1]:
+    left, right = (side or [] for side in sides)
+    if left[:-1] != right[:-1]:
         return []
     winner = str(value.get("winner"))
     if winner not in ("tie", "model_a", "model_b"):
