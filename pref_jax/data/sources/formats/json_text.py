@@ -5,9 +5,9 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from pref_jax.data.sources.formats.streams import SAMPLE, STDIN, STDIN_NAME, encoding, lines, opened
+from pref_jax.data.sources.formats.streams import SAMPLE, STDIN, STDIN_NAME, decoded, encoding, lines, opened
 from pref_jax.errors import Faults, UserError
 
 # An array's element is held in memory as a whole: a damaged one must not take in the rest of a huge file.
@@ -85,7 +85,11 @@ def json_values(file: io.BufferedReader, start: bytes, name: object, faults: Fau
     Raises:
       UserError: while it is read, where the text is damaged: what follows cannot be told apart.
     """
-    text = _Text(io.TextIOWrapper(file, encoding=encoding(start)), name)
+    with decoded(file, encoding(start)) as given:
+        yield from _values(_Text(given, name), faults)
+
+
+def _values(text: "_Text", faults: Faults) -> Iterator[tuple[int, Any]]:
     number = 0
     array = text.next() == "["
     text.skip(array)
@@ -95,7 +99,7 @@ def json_values(file: io.BufferedReader, start: bytes, name: object, faults: Fau
             yield number, text.value()
         except UnicodeEncodeError:
             what = "holds half of a surrogate pair, which is no character"
-            faults.add(f"{name}, row {number}", what, "drop the escape, or write the character itself")
+            faults.add(f"{text.name}, row {number}", what, "drop the escape, or write the character itself")
         comma = array and text.next() == ","
         text.skip(comma)
         if array and not comma and text.next() != "]":
@@ -112,8 +116,8 @@ def json_values(file: io.BufferedReader, start: bytes, name: object, faults: Fau
 class _Text:
     """JSON text that is read in parts; `next` is its next character that is no white space, "" at the end."""
 
-    def __init__(self, file: IO[str], name: object):
-        self._file, self._name = file, name
+    def __init__(self, file: io.TextIOWrapper, name: object):
+        self._file, self.name = file, name
         self._buffer, self._place, self._line = "", 0, 1
         self._decoder = json.JSONDecoder(object_pairs_hook=_object)
 
@@ -153,12 +157,12 @@ class _Text:
     def fault(self, what: str) -> UserError:
         if self._buffer[self._place : self._place + 1] == "":
             what += ", the file is cut short"
-        return UserError(f"{self._name}: damaged at line {self._line} ({what}); write the file again")
+        return UserError(f"{self.name}: damaged at line {self._line} ({what}); write the file again")
 
     def _more(self, size: int = SAMPLE) -> bool:
         try:
             part = self._file.read(size)
         except UnicodeError as error:
-            raise UserError(f"{self._name}: damaged after line {self._line} ({error}); save it as UTF-8") from None
+            raise UserError(f"{self.name}: damaged after line {self._line} ({error}); save it as UTF-8") from None
         self._buffer, self._place = self._buffer[self._place :] + part, 0
         return bool(part)
