@@ -345,6 +345,11 @@ def test_ties_strengths_and_choices_are_learned_from_kept_and_told(text, tmp_pat
     assert np.abs(at["one"] - at["both"]).max() > 1e-5
     assert "no one in the graph chose the same" in model.learn("ties", ties, unread=0).how
     assert [scored(model, name) for name in ("one", "both")] == [scored(again, name) for name in ("one", "both")]
+    # From rows of a file too; where training had no ties, they are counted and told.
+    held = {**vote(1, likes_short=True), "outcome": "tie"}
+    before = int(model.known.pairs.tie.sum())
+    assert model.add_votes("rows", [held, vote(2, likes_short=True)]).votes == 2
+    assert model.known.pairs.tie.sum() == before + 1
     # Left out, ties teach nothing.
     graph = dataclasses.replace(CONFIG.graph, ties=False, strengths="ignore")
     assert CONFIG.reward is not None
@@ -352,6 +357,8 @@ def test_ties_strengths_and_choices_are_learned_from_kept_and_told(text, tmp_pat
     reward = dataclasses.replace(CONFIG.reward, training=dataclasses.replace(recipe, ties=False, strengths="ignore"))
     decided = copl_jax.fit(votes, text=text, config=dataclasses.replace(CONFIG, graph=graph, reward=reward))
     assert not decided.known.pairs.tie.any()
+    added = decided.add_votes("rows", [held, vote(2, likes_short=True)])
+    assert (added.votes, "1 ties" in added.how) == (1, True), added
     assert decided.scale is not None
     assert not len(decided.scale.thresholds)
     assert decided.facts["reward_scale"] is None
