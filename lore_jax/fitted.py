@@ -274,7 +274,7 @@ class LoRe(PersonalReward):
         rows = kept_rows.standardised(self._reading, np.concatenate(own), counts, self._columns)
         return per_user(program, rows, counts, shape)
 
-    def probabilities(self, margins: Float[Any, " P"]) -> Float[np.ndarray, "P 3"]:
+    def probabilities(self, margins: Any) -> Float[np.ndarray, "P 3"]:
         """Of differences of two responses' scores for one user: P that they prefer the first, neither, the second.
 
         Where the votes of the fit had no ties, neither has probability 0.
