@@ -122,8 +122,8 @@ def _limit() -> Iterator[None]:
 
 def _judge(name: str, data: bytes, drop: bool, outcome: str, found: Any) -> str:
     """The failure that this is, "" if it is none: what the slow reader reads well must be read, with its counts."""
-    if outcome in FAILURES:
-        return outcome
+    if outcome in FAILURES or not slow_reader.knows(name, data):
+        return outcome if outcome in FAILURES else ""
     try:
         votes, users, bad = slow_reader.kinds(name, data)
     except slow_reader.Unreadable:

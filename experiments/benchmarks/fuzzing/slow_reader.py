@@ -24,6 +24,11 @@ class Unreadable(Exception):
     """The file as a whole says nothing reliable."""
 
 
+def knows(name: str, data: bytes) -> bool:
+    """Whether a file can be read in one way only: UTF-16 that has lost its mark may be of either order of bytes."""
+    return not name.endswith("UTF-16") or data[:2] in (b"\xff\xfe", b"\xfe\xff")
+
+
 def kinds(name: str, data: bytes) -> tuple[Counter[str], set[str], int]:
     """Votes by kind, users, and the number of bad rows.
 
@@ -70,7 +75,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _lines(name: str, data: bytes) -> list[Any]:
     try:
         data = gzip.decompress(data) if name.endswith("gzip") else data
-        data = _utf_16(data) if name.endswith("16") else data
+        data = data.decode("utf-16").encode() if name.endswith("16") else data
     except (OSError, EOFError, ValueError, zlib.error):
         raise Unreadable from None
     rows = []
@@ -82,14 +87,6 @@ def _lines(name: str, data: bytes) -> list[Any]:
         except (ValueError, RecursionError):
             rows.append(None)
     return rows
-
-
-def _utf_16(data: bytes) -> bytes:
-    """As UTF-8; without a mark, in the order of bytes in which it is English."""
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return data.decode("utf-16").encode()
-    low = data[1::2].count(0) >= data[::2].count(0)
-    return data.decode("utf-16-le" if low else "utf-16-be").encode()
 
 
 def _cells(data: bytes, sign: str) -> list[Any]:

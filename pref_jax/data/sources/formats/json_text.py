@@ -60,7 +60,7 @@ def parse(text: str) -> Any:
       JSONDecodeError, ValueError, RecursionError: if it is none, names a field twice, or is nested too deeply.
       UnicodeEncodeError: if it holds half of a surrogate pair.
     """
-    value = json.loads(text, object_pairs_hook=_object)
+    value = _DECODER.decode(text)
     _check_characters(text, value)
     return value
 
@@ -77,6 +77,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = Counter(name for name, _ in pairs)
         raise ValueError(f"field {next(name for name in names if names[name] > 1)!r} is named twice")
     return value
+
+
+# One for all: to make it takes as long as to read a short line.
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def json_values(file: io.BufferedReader, start: bytes, name: object, faults: Faults) -> Iterator[tuple[int, Any]]:
@@ -119,7 +123,6 @@ class _Text:
     def __init__(self, file: io.TextIOWrapper, name: object):
         self._file, self.name = file, name
         self._buffer, self._place, self._line = "", 0, 1
-        self._decoder = json.JSONDecoder(object_pairs_hook=_object)
 
     def next(self) -> str:
         while True:
@@ -140,7 +143,7 @@ class _Text:
         size = SAMPLE
         while True:
             try:
-                found, end = self._decoder.raw_decode(self._buffer, self._place)
+                found, end = _DECODER.raw_decode(self._buffer, self._place)
                 if end < len(self._buffer) or not self._more():
                     break
             except (ValueError, RecursionError) as error:
