@@ -26,6 +26,8 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
         return _in_package(text)
     if Path(text).is_dir():
         return Path(text)
+    if Path(text).is_file():
+        raise UserError(f"{text}: is a file; give the folder of a checkpoint, with config.json and model.safetensors")
     give = "give a local folder with config.json and model.safetensors, or check the name and the connection"
     return fetch(text, PATTERNS, revision=revision, check="the path", give=give)
 
