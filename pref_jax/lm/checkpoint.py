@@ -32,7 +32,7 @@ _OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
 def load_config(folder: str | Path) -> LMConfig:
-    """Reads `config.json`, and from the weights' headers whether there is a reward head that it does not announce.
+    """Reads `config.json`, and what it does not tell: a reward head in the weights, token types of the tokenizer.
 
     What is left out, of the file's fields and of heads, is told on the terminal.
 
@@ -45,6 +45,7 @@ def load_config(folder: str | Path) -> LMConfig:
     path = folder / "config.json"
     raw = read_json(path)
     config = hf_config.read(raw, where=str(path))
+    config = dataclasses.replace(config, type_separator=_type_separator(config, folder))
     if unread := hf_fields.unread(raw):
         _tell(f"  {path}: no {config.family} model reads {', '.join(unread)}; passed over, as transformers does")
     try:
@@ -57,6 +58,18 @@ def load_config(folder: str | Path) -> LMConfig:
         return config
     _tell(f"  {folder}: {found.key} is taken as the reward head, which config.json does not announce")
     return dataclasses.replace(config, num_labels=found.labels)
+
+
+def _type_separator(config: LMConfig, folder: Path) -> int | None:
+    """The token behind which the folder's tokenizer calls texts type 1."""
+    if config.family != "bert" or config.type_vocab_size < 2 or not (folder / "tokenizer.json").exists():
+        return None
+    from pref_jax.data.text.tokenization import load_tokenizer, type_separator
+
+    try:
+        return type_separator(load_tokenizer(folder))
+    except UserError:
+        return None  # told when texts are tokenized
 
 
 @functools.cache

@@ -121,7 +121,9 @@ class LMConfig:
       activation: one of `ACTIVATIONS`.
       attention_bias: biases on q, k and v (and o, by `Traits.output_bias`); None: as is usual in the family.
       mlp_bias: biases on the linears of the MLP.
-      type_vocab_size: token types (`bert`; all tokens take type 0).
+      type_vocab_size: token types (`bert`).
+      type_separator: tokens behind the first one of this number in their text are of type 1, all others of type 0;
+        None: all are of type 0. `config.json` does not tell, the tokenizer does.
       pooling: what stands for a whole text: its `last` token or the `mean` of its tokens.
       bos_token_id: carried along for `config.json`, of no effect here.
       eos_token_id: the same.
@@ -154,6 +156,7 @@ class LMConfig:
     attention_bias: bool | None = None
     mlp_bias: bool = False
     type_vocab_size: int = 2
+    type_separator: int | None = None
     pooling: Literal["last", "mean"] = "last"
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None

@@ -11,6 +11,7 @@ import pyarrow as pa
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from pref_jax.data.text import control_tokens
 from pref_jax.data.text.token_table import TokenTable
 from pref_jax.errors import UserError
 
@@ -67,6 +68,27 @@ def load_tokenizer(folder: str | Path, *, chat_template: str | Path = "") -> Pre
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{chat_template}: no readable chat template ({error}); give a Jinja file") from None
     return tokenizer
+
+
+def type_separator(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token behind which a text pair's tokens are of type 1; None if this tokenizer tells no types.
+
+    Raises:
+      UserError: if its types are none that begin behind one token.
+    """
+    if "token_type_ids" not in tokenizer.model_input_names:
+        return None
+    pair = tokenizer("a b", "c d e", return_token_type_ids=True, verbose=False)
+    ids, types = np.array(pair["input_ids"]), np.array(pair["token_type_ids"])
+    if not types.any():
+        return None
+    separator = int(ids[types.argmax() - 1])
+    if not np.array_equal(types, np.cumsum(ids == separator) - (ids == separator) > 0):
+        raise UserError(
+            f"{tokenizer.name_or_path}: the tokenizer gives a text pair the types {types.tolist()}, which are not 0 up "
+            "to a separator and 1 behind it; use a tokenizer like BERT's"
+        )
+    return separator
 
 
 def tokenize_responses(
@@ -148,6 +170,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, chats: list[list[dict[str, str]]
     if max_length < 1:
         raise UserError(f"max_length is {max_length}; a text keeps one token at least")
     ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = control_tokens.render(tokenizer, chats, ids, date_string=DATE)
     return _lay([one[-max_length:] for one in ids], truncated=sum(len(one) > max_length for one in ids))
 
 
@@ -159,8 +182,10 @@ def _join(tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int)
             f"max_length={max_length} leaves no room for text beside {special} special tokens; set it to at least "
             f"{special + 1}, with --config.backbone.max_length"
         )
-    prompts = ["\n".join(message["content"] for message in row["prompt"]) for row in rows]
-    pairs = tokenizer(prompts, [row["text"] for row in rows], verbose=False)
+    prompts = ["\n".join(_lines(row["prompt"])) for row in rows]
+    texts = [row["text"] for row in rows]
+    pairs = tokenizer(prompts, texts, split_special_tokens=True, verbose=False)
+    control_tokens.count_in_pairs(tokenizer, pairs, list(zip(prompts, texts, strict=True)))
     ids = pairs["input_ids"]
     long = [i for i, one in enumerate(ids) if len(one) > max_length]
     for i in long:
@@ -168,6 +193,13 @@ def _join(tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int)
         text = np.array([half is not None for half in pairs.sequence_ids(i)])
         ids[i] = np.array(ids[i])[~text | (text.cumsum() > len(text) - max_length)].tolist()
     return _lay(ids, truncated=len(long))
+
+
+def _lines(prompt: list[dict[str, str]]) -> list[str]:
+    """A prompt as an encoder reads it: one question as it is, several messages with their roles."""
+    if [message["role"] for message in prompt] == ["user"]:
+        return [prompt[0]["content"]]
+    return [f"{message['role']}: {message['content']}" for message in prompt]
 
 
 def _lay(ids: list[list[int]], *, truncated: int) -> TokenTable:
