@@ -162,9 +162,8 @@ def check_padding(config: LMConfig, tokenizer: PreTrainedTokenizerBase, where: s
             )
     if config.pad_token_id != tokenizer.pad_token_id:
         own, theirs = config.pad_token_id, tokenizer.pad_token_id
-        log(
-            f"  {where}: set base.config.pad_token_id to what you pad with; config.json has {own}, the tokenizer {theirs}"
-        )
+        said = f"config.json has {own}, the tokenizer {theirs}"
+        log(f"  {where}: set base.config.pad_token_id to the token that you pad with; {said}")
 
 
 def save_tokenizer(

@@ -7,8 +7,9 @@ is told by `hf_fields`.
 from collections.abc import Mapping
 from typing import Any
 
+from pref_jax import json_fields
 from pref_jax.errors import Faults
-from pref_jax.lm import hf_fields, hf_rope, json_fields
+from pref_jax.lm import hf_fields, hf_rope
 from pref_jax.lm.config import TRAITS, LMConfig
 from pref_jax.lm.hf_fields import USED
 

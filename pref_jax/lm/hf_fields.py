@@ -7,9 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pref_jax import json_fields
 from pref_jax.errors import Faults
-from pref_jax.lm import hf_rope, json_fields
-from pref_jax.lm.json_fields import AMOUNT, COUNT, FLAG, RECORD, TOKEN, TOKENS, WHOLE, WORD, WORDS, Kind
+from pref_jax.json_fields import AMOUNT, COUNT, FLAG, RECORD, TOKEN, TOKENS, WHOLE, WORD, WORDS, Kind
+from pref_jax.lm import hf_rope
 
 Raw = Mapping[str, Any]
 

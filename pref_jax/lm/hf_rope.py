@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pref_jax.errors import Faults
+from pref_jax.json_fields import brief, is_number, is_whole
 from pref_jax.lm.config import LMConfig, RopeScaling
-from pref_jax.lm.json_fields import brief, is_number, is_whole
 
 Raw = Mapping[str, Any]
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import safetensors
 
+from pref_jax import json_fields
 from pref_jax.errors import Faults, UserError
 from pref_jax.files import read_json
-from pref_jax.lm import json_fields
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

@@ -11,10 +11,23 @@ import pyarrow as pa
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from pref_jax import json_fields
 from pref_jax.data.text import control_tokens
 from pref_jax.data.text.token_table import TokenTable
-from pref_jax.errors import UserError
+from pref_jax.errors import Faults, UserError
+from pref_jax.files import read_json
 
+# Types of values in a tokenizer's files.
+_TOKEN: json_fields.Kind = (lambda value: isinstance(value, str | dict)), "give the token's text"
+_TOKENIZER: dict[str, json_fields.Kind] = {
+    "chat_template": ((lambda value: isinstance(value, str | list | dict)), "give a Jinja template as text"),
+    "model_max_length": json_fields.NUMBER,
+    "tokenizer_class": json_fields.WORD,
+    "padding_side": ((lambda value: value in ("left", "right")), 'give "left" or "right"'),
+    "truncation_side": ((lambda value: value in ("left", "right")), 'give "left" or "right"'),
+    "model_input_names": json_fields.WORDS,
+    "added_tokens_decoder": json_fields.RECORD,
+}
 # A turn is closed by a token of its role: the state there has read the whole answer and is where rewards are read.
 END = {"user": "<|end_of_user|>", "assistant": "<|end_of_assistant|>"}
 CHAT_TEMPLATE = "{% for message in messages %}{{ message.content }}<|end_of_{{ message.role }}|>{% endfor %}"
@@ -57,6 +70,7 @@ def load_tokenizer(folder: str | Path, *, chat_template: str | Path = "") -> Pre
     folder = Path(folder)
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"{folder}: no tokenizer.json; give the folder of a model with a fast tokenizer")
+    _check_files(folder)
     try:
         with contextlib.redirect_stderr(None):
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -68,6 +82,22 @@ def load_tokenizer(folder: str | Path, *, chat_template: str | Path = "") -> Pre
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{chat_template}: no readable chat template ({error}); give a Jinja file") from None
     return tokenizer
+
+
+def _check_files(folder: Path) -> None:
+    """Looks at the types of values in the files beside `tokenizer.json`.
+
+    Raises:
+      UserError: with file and field of each that is of another type than it should be.
+    """
+    faults = Faults()
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (folder / name).is_file():
+            raw = json_fields.record(read_json(folder / name), str(folder / name))
+            if name != "added_tokens.json":
+                tokens = {field: _TOKEN for field in raw if field.endswith("_token") and not field.startswith("add_")}
+                json_fields.check(raw, _TOKENIZER | tokens, faults, str(folder / name))
+    faults.raise_if_any("Tokenizer files")
 
 
 def type_separator(tokenizer: PreTrainedTokenizerBase) -> int | None:
