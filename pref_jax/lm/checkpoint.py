@@ -20,66 +20,17 @@ import safetensors.numpy
 from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 
 from pref_jax.errors import Faults, UserError
-from pref_jax.files import read_json, write_json
-from pref_jax.lm import backbone, heads, hf_config, hf_fields, hub, sharding_rules, weight_files, weights
+from pref_jax.files import write_json
+from pref_jax.lm import backbone, heads, hf_config, hub, sharding_rules, weight_files, weights
+from pref_jax.lm.checkpoint_config import find_head, load_config
 from pref_jax.lm.config import LMConfig
 from pref_jax.lm.weight_files import INDEX_FILE, WEIGHTS_FILE, Tensor
-from pref_jax.progress import log
+
+__all__ = ["INDEX_FILE", "WEIGHTS_FILE", "flat", "load", "load_config", "save", "tensor"]
 
 # Rows of a tensor that are read at a time, and rows of them that are transposed at a time.
 _ROWS, _STRIP = 4096, 16
 _OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
-
-
-def load_config(folder: str | Path) -> LMConfig:
-    """Reads `config.json`, and what it does not tell: a reward head in the weights, token types of the tokenizer.
-
-    What is left out, of the file's fields and of heads, is told on the terminal.
-
-    Raises:
-      UserError: if it is missing or broken, or names a kind of model that is not supported; if the folder holds an
-        adapter or weights in a form that we do not read.
-    """
-    folder = hub.locate(folder)
-    weight_files.check_folder(folder)
-    path = folder / "config.json"
-    raw = read_json(path)
-    config = hf_config.read(raw, where=str(path))
-    config = dataclasses.replace(config, type_separator=_type_separator(config, folder))
-    if unread := hf_fields.unread(raw):
-        _tell(f"  {path}: no {config.family} model reads {', '.join(unread)}; passed over, as transformers does")
-    try:
-        found = _find_head(config, weight_files.catalog(folder))
-    except UserError:
-        return config  # told when the weights are loaded
-    for text in found.left_out:
-        _tell(f"  {folder}: {text}")
-    if found.key is None or config.num_labels:
-        return config
-    _tell(f"  {folder}: {found.key} is taken as the reward head, which config.json does not announce")
-    return dataclasses.replace(config, num_labels=found.labels)
-
-
-def _type_separator(config: LMConfig, folder: Path) -> int | None:
-    """The token behind which the folder's tokenizer calls texts type 1."""
-    if config.family != "bert" or config.type_vocab_size < 2 or not (folder / "tokenizer.json").exists():
-        return None
-    from pref_jax.data.text.tokenization import load_tokenizer, type_separator
-
-    try:
-        return type_separator(load_tokenizer(folder))
-    except UserError:
-        return None  # told when texts are tokenized
-
-
-@functools.cache
-def _tell(text: str) -> None:
-    """Says it once."""
-    log(text)
-
-
-def _find_head(config: LMConfig, tensors: Mapping[str, Tensor]) -> heads.Found:
-    return heads.find(config, {weights.plain(key): tensor for key, tensor in tensors.items()})
 
 
 def load(
@@ -184,7 +135,7 @@ def tensor(folder: str | Path, key: str) -> np.ndarray:
     folder = hub.locate(folder)
     tensors = weight_files.catalog(folder)
     if key == "score.weight" and key not in tensors:
-        plain = _find_head(load_config(folder), tensors).key
+        plain = find_head(load_config(folder), tensors).key
         key = next((full for full in tensors if weights.plain(full) == plain), key)
     if key not in tensors:
         raise UserError(f"{folder}: no tensor {key!r}; it holds {len(tensors)} others, such as {sorted(tensors)[:3]}")
