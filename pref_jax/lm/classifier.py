@@ -150,10 +150,12 @@ def check_padding(config: LMConfig, tokenizer: PreTrainedTokenizerBase, where: s
     Raises:
       UserError: if texts may end with that token, or with the tokenizer's padding.
     """
+    unknown: Any = tokenizer.unk_token_id
+    padding: Any = tokenizer.pad_token_id
     may_end = {_probe(tokenizer, answer)[-1] for answer in ("It depends: 42%.", "Oui")}
     if len(may_end) > 1:  # no template closes the answer, so it may end with anything
-        may_end.add(tokenizer.unk_token_id)
-    for pad in {config.pad_token_id, tokenizer.pad_token_id} - {None}:
+        may_end.add(unknown)
+    for pad in {config.pad_token_id, padding} - {None}:
         if pad in may_end:
             raise UserError(
                 f"{where}: texts may end with {tokenizer.convert_ids_to_tokens(pad)!r}, which is padding too, and "

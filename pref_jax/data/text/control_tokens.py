@@ -50,7 +50,8 @@ def count_in_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Any, texts: Sequen
       pairs: its batch of encodings.
       texts: first and second text of each.
     """
-    literal, special = _pattern(tokenizer), set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    unknown: Any = tokenizer.unk_token_id
+    literal, special = _pattern(tokenizer), set(tokenizer.all_special_ids) - {unknown}
     rows = [row for row, both in enumerate(texts) if any(literal.search(text) for text in both)]
     inside = [zip(pairs["input_ids"][row], pairs.sequence_ids(row), strict=True) for row in rows]
     left = sum(any(half is not None and token in special for token, half in both) for both in inside)
