@@ -32,6 +32,7 @@ from pref_jax.data.votes import vote_rows
 from pref_jax.errors import UserError
 from pref_jax.graded import read_scale
 from pref_jax.lm import parameter_files
+from pref_jax.lm.classifier import check_padding
 from pref_jax.lm.text_model import TextModel
 from pref_jax.mesh import replicated
 from pref_jax.personal import Added, PersonalReward, Saved, Scores
@@ -249,6 +250,8 @@ class CoPL(PersonalReward):
             raise UserError("export: CoPL's users have experts of their own; name one with user= (or --user)")
         self._check_users([user])
         row = jnp.asarray(self.known.users[self._row[user]])
+        if self.config.lm.pooling == "last":
+            check_padding(self.config.lm, self.base.tokenizer, folder)
         peft.save_peft(folder, self.config, self.params, row, base_name=self.base.name)
 
 
