@@ -25,7 +25,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.world = ConfigDict({**world, "pairs": 15, "responses": 2000})
     config.known = ConfigDict({**world, "pairs": 20, "responses": 300, "known": True})
     if size == "smoke":
-        config.update({"seeds": (0,), "kinds": ((0.4, 3),)})
+        config.update(
+            {"seeds": (0,), "kinds": ((0.4, 3),), "methods": [name for name in METHODS if "LoRe" not in name]}
+        )
         for world in (config.world, config.known):
             world.update({"seen": 16, "unseen": 4, "tests": 4, "responses": 30, "features": 6, "directions": 2})
             world.pairs = 6

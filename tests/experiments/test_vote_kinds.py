@@ -1,0 +1,60 @@
+"""What ties and strengths are worth: worlds that answer as asked, and a study from config to report."""
+
+import numpy as np
+import pytest
+
+from configs import vote_kinds as configs
+from experiments import vote_kinds
+from experiments.studies.answered_world import AnsweredConfig, draw
+from experiments.studies.planted_world import PlantedConfig
+from pref_jax.errors import UserError
+from pref_jax.files import read_json
+
+PLANTED = PlantedConfig(
+    alpha=0.1, pairs=10, wrong=0.0, seen=200, unseen=20, tests=5, responses=300, features=8, directions=2
+)
+
+
+def test_answers_have_the_ties_and_strengths_that_were_asked_for():
+    world, said = draw(AnsweredConfig(planted=PLANTED, noise=0.5, ties=0.3, strengths=3), 0)
+    assert np.mean(world.train.tie) == pytest.approx(0.3, abs=0.01)
+    assert np.mean(said.tie) == pytest.approx(0.3, abs=0.08)
+    counts = np.bincount(world.train.strength[~world.train.tie].astype(int))
+    assert counts[0] == 0
+    assert counts[1:].min() > 0.3 * counts.sum()
+    assert world.context.user.max() < world.num_unseen
+    # Test pairs are as users truly prefer; what they say of them is wrong now and then.
+    known = ~said.tie
+    same = said.chosen[known] == world.test.chosen[known]
+    assert 0.75 < same.mean() < 0.99
+
+
+def test_stronger_answers_are_right_more_often():
+    world, _ = draw(AnsweredConfig(planted=PLANTED, noise=0.7, strengths=3), 1)
+    levels = world.features @ world.directions
+    votes = world.train
+    margin = np.einsum("pk,pk->p", levels[votes.chosen] - levels[votes.rejected], world.mixture[votes.user])
+    right = [np.mean(margin[votes.strength == level] > 0) for level in (1, 2, 3)]
+    assert right[0] < right[1] < right[2]
+
+
+@pytest.mark.parametrize("change", [{"noise": 0.0}, {"ties": 1.0}, {"strengths": 0}])
+def test_options_out_of_range(change):
+    with pytest.raises(UserError, match="noise above 0"):
+        AnsweredConfig(**{"planted": PLANTED, "noise": 0.5, **change})
+
+
+def test_the_study_ends_with_gains_and_a_picture(tmp_path):
+    config = configs.get_config("smoke")
+    vote_kinds.run(config, tmp_path)
+    gains = read_json(tmp_path / "gains.json")["40% ties, 3 strengths"]
+    assert set(gains) == {
+        f"{name}: {side}/accuracy"
+        for name, side in (("shared", "seen"), ("shared", "unseen"), (vote_kinds.GRAPH, "seen"))
+    }
+    report = (tmp_path / "report.md").read_text()
+    assert "Gain by ties and strengths" in report
+    assert (tmp_path / "plots" / "ties.png").stat().st_size > 0
+    before = (tmp_path / "kinds" / "40% ties, 3 strengths" / "results.json").read_bytes()
+    vote_kinds.run(config, tmp_path)
+    assert (tmp_path / "kinds" / "40% ties, 3 strengths" / "results.json").read_bytes() == before
