@@ -28,7 +28,7 @@ def next_token_loss(
     config: LMConfig, params: Any, tokens: Int32[Array, "B L"], mask: Bool[Array, "B L"]
 ) -> Float[Array, ""]:
     """Mean cross-entropy in nats of every real token given those before it; padding counts for nothing."""
-    # These decoders have few layers; scanned over, their backward pass spends a sixth of its time on stacked buffers.
+    # These decoders have few layers; scanned over, a training step spends a sixth of its time on stacked buffers.
     hidden = backbone.hidden_states(config, params, tokens, mask, unroll=True)
     # The last state predicts nothing. Dropping it here spares copies of all logits, in both directions.
     logits = backbone.next_token_logits(config, params, hidden[:, :-1])
