@@ -74,7 +74,7 @@ def test_whatever_is_voted(votes, options, flags, seed, timed):
     seen = kept & found.seen[user]
     assert found.counts[GIVEN_VALIDATION] == (seen & was_given & (part == "validation")).sum()
     assert not (drawn & ~found.seen[user] & (part == "validation")).any()
-    lost = found.counts["rows_of_users_without_training"] + found.counts["rows_under_min_votes"]
+    lost = sum(int(found.counts[name]) for name in ("rows_of_users_without_training", "rows_under_min_votes"))
     assert lost == (~kept).sum()
     again = split(votes, options, **given)
     assert again.split.tolist() == part.tolist()
@@ -94,7 +94,7 @@ def test_light_voters_leave_the_test_as_large_as_asked(users, each, prompts):
     assert 0.17 < test.sum() / found.keep.sum() < 0.21
     assert not set(asked[test]) & set(asked[found.keep & ~test])
     assert found.keep.mean() > 0.95
-    lost = found.counts["users_without_training"]
+    lost = int(found.counts["users_without_training"])
     assert lost == len(set(votes[~found.keep, 0]))
     assert found.told == (
         [f"users left out: {lost} whose votes all fell into the test, {lost * each} in all"] * (lost > 0)
