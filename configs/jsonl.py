@@ -1,4 +1,4 @@
-"""Your own votes: JSONL with a user, a prompt, a chosen and a rejected response in every line (README: your own data).
+"""Your own votes of any form and format (README: your own data; pref_jax/data/sources/jsonl/reader.py).
 
 command   python -m experiments.compare --config=configs/jsonl.py --config.source.path=votes.jsonl --workdir=runs/mine
 variants  (none); linear: the methods on frozen features only

@@ -32,6 +32,7 @@ from pref_jax.data.votes import vote_rows
 from pref_jax.errors import UserError
 from pref_jax.graded import read_scale
 from pref_jax.lm import parameter_files
+from pref_jax.lm.classifier import check_padding
 from pref_jax.lm.text_model import TextModel
 from pref_jax.mesh import replicated
 from pref_jax.personal import Added, PersonalReward, Saved, Scores
@@ -130,13 +131,15 @@ class CoPL(PersonalReward):
         """Embeds the user from all votes on responses that the graph knows: those of neighbours who chose the same.
 
         Votes on other responses are counted in what it returns and teach nothing: the graph has no place for them.
-        Where none is known, a new user gets the mean of the graph's users.
+        Where none is known, a new user gets the mean of the graph's users. Ties are read where training had some.
         """
-        rows = [self._response.get(digest.tobytes(), -1) for digest in digests(vote_rows(votes, user).responses)]
+        given = vote_rows(votes, user, ties=self.scale is not None and self.scale.scale.ties)
+        rows = [self._response.get(digest.tobytes(), -1) for digest in digests(given.responses)]
         chosen, rejected = np.array(rows, np.int64).reshape(2, -1)
         there = (chosen >= 0) & (rejected >= 0)
-        found = Comparisons(np.zeros(len(there), np.int64), chosen, rejected)
-        return self.learn(user, found.take(there), unread=int((~there).sum()))
+        found = given.comparisons._replace(chosen=chosen, rejected=rejected).take(there)
+        added = self.learn(user, found, unread=int((~there).sum()))
+        return added._replace(how="; ".join(filter(None, [added.how, given.unused])))
 
     def learn(self, user: str, votes: Comparisons, *, unread: int) -> Added:
         """`add_votes` on rows of responses; `unread` more votes are on responses that the graph does not know.
@@ -247,6 +250,8 @@ class CoPL(PersonalReward):
             raise UserError("export: CoPL's users have experts of their own; name one with user= (or --user)")
         self._check_users([user])
         row = jnp.asarray(self.known.users[self._row[user]])
+        if self.config.lm.pooling == "last":
+            check_padding(self.config.lm, self.base.tokenizer, folder)
         peft.save_peft(folder, self.config, self.params, row, base_name=self.base.name)
 
 

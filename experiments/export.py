@@ -17,9 +17,10 @@ from experiments.runner.cli import Config, launch
 from experiments.runner.workspace import Workspace, log, require, workspaces
 from pref_jax.errors import UserError
 from pref_jax.lm import parameter_files
+from pref_jax.lm.classifier import check_padding
 
 # The files of an export of either kind.
-EXPORTED = {parameter_files.TENSORS, parameter_files.CONFIG, *peft.FILES}
+EXPORTED = {parameter_files.TENSORS, parameter_files.CONFIG, *peft.FILES, peft.HEAD}
 
 
 def run(config: Config, workdir: Path, *, user: str, out: str, seed: str, method: str) -> None:
@@ -42,7 +43,8 @@ def run(config: Config, workdir: Path, *, user: str, out: str, seed: str, method
         log(f"adapters of {method or METHOD}, seed {one.seed}: {out}")
         return
     row = None if found.user_embeddings is None else found.user_embeddings[_row(one, user)]
-    peft.save_peft(target, found.config, found.params, row, base_name=str(one.text.folder))
+    _check_padding(one)
+    peft.save_peft(target, found.config, found.params, row, base_name=one.text.name)
     log(f"LoRA of user {user}, seed {one.seed}, for PEFT: {out}")
 
 
@@ -53,8 +55,15 @@ def _shared(work: Workspace, target: Path, user: str) -> None:
         parameter_files.write(target, {"model": {"method": SHARED}}, parameter_files.as_tensors(params))
         return
     _row(work, user)
-    own = {"scale": work.shared.lora.scale, "base_name": str(work.text.folder)}
+    _check_padding(work)
+    own = {"scale": work.shared.lora.scale, "base_name": work.text.name}
     peft.save_adapters(target, work.shared.lm, params["adapters"], params["head"], **own)
+
+
+def _check_padding(work: Workspace) -> None:
+    """Refuses a LoRA whose rewards transformers would read at another token than we do."""
+    if work.text.config.pooling == "last":
+        check_padding(work.text.config, work.text.tokenizer, work.text.name)
 
 
 def define(values: flags.FlagValues) -> None:

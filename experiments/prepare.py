@@ -17,6 +17,7 @@ from pref_jax.data import preferences, sources
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources.synthetic import world
 from pref_jax.data.text import same_tokens
+from pref_jax.errors import UserError
 from pref_jax.files import write_json
 from pref_jax.lm import hub
 from pref_jax.lm.config import LMConfig
@@ -54,13 +55,20 @@ def prepare(work: Workspace) -> None:
 
 
 def prepare_votes(work: Workspace) -> None:
-    """`prepare`, then finds the votes on two texts that are the same tokens to the transformer, and says how many."""
+    """`prepare`, then finds the votes on two texts that are the same tokens to the transformer, and says how many.
+
+    Raises:
+      UserError: if they are all of the training votes, or all of the test votes.
+    """
     prepare(work)
 
     def find(part: Path) -> None:
         votes = work.tables.comparisons
         same = same_tokens.same_tokens(work.texts.tokens, *(votes[side].to_numpy() for side in ("chosen", "rejected")))
-        same_tokens.without(work.tables, same)  # raises if it leaves nothing to train on
+        left = same_tokens.without(work.tables, same)
+        if (tested := len(work.tables.pairs("test").user)) and not len(left.pairs("test").user):
+            fix = "take a model or chat template that tells them apart, or another split"
+            raise UserError(f"all {tested} test votes are on two texts that are the same tokens to the model; {fix}")
         np.save(part / "rows.npy", np.flatnonzero(same))
 
     stage(work.folder / "same_tokens", find)

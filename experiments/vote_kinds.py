@@ -7,22 +7,30 @@ were said to be, and how often they happened. `report.md` has the gain of each m
 """
 
 import dataclasses
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from experiments.runner.cli import Config, check_workdir, freeze
+from copl_jax.graph.embedding import embed_users
+from copl_jax.graph.settings import fast_config
+from experiments import linear
+from experiments.linear import Model
+from experiments.runner.cli import Config, check_workdir, freeze, launch
 from experiments.studies.answered_world import AnsweredConfig, draw
 from experiments.studies.planted_world import PlantedConfig, World
+from lore_jax.fitting.bradley_terry import LoReConfig
 from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
-from pref_jax.eval.figures.reliability import reliability
-from pref_jax.eval.metrics import group_metrics
-from pref_jax.eval.reporting import results
-from pref_jax.files import read_json, write_json
+from pref_jax.eval.figures import canvas
+from pref_jax.eval.figures.reliability import Reliability, reliability, reliability_curves
+from pref_jax.eval.metrics import Interval, group_metrics, student_interval
+from pref_jax.eval.reporting import report, results
+from pref_jax.files import read_json, write_json, write_text
 
 DECIDED = " (decided)"
 GRAPH = "CoPL's graph"
@@ -105,3 +113,104 @@ def _note_ties(path: Path, name: str, probability: np.ndarray, said: Comparisons
     found = read_json(path) if path.exists() else {}
     found[name] = {key: column.tolist() for key, column in reliability(probability, said.tie)._asdict().items()}
     write_json(path, found)
+
+
+def _lore(world: World, seed: int) -> Tested:
+    return _linear(world, linear.hierarchical(world, LoReConfig.quick(seed=seed)))
+
+
+def _linear(world: World, model: Model) -> Tested:
+    margins = linear.margins(world, model)
+    reading = model.found and model.found.reading
+    return Tested(margins, reading.probabilities(margins)[:, 1] if reading and reading.scale.ties else None)
+
+
+def _graph(world: World, seed: int) -> Tested:
+    """Margins by the graph's embeddings; those of unseen users mean nothing, and are not scored."""
+    config = fast_config(dim=64)
+    if world.train.tie is None:
+        config = dataclasses.replace(config, ties=False, strengths="ignore")
+    validation = world.validation if world.validation.tie is None else world.validation.take(~world.validation.tie)
+    sizes = {"seen": np.ones(world.num_seen, bool), "num_responses": len(world.features)}
+    with tempfile.TemporaryDirectory() as folder:
+        found = embed_users(config, world.train, validation, **sizes, seed=seed, folder=Path(folder))
+    users = np.concatenate([found.users, np.zeros((world.num_unseen, found.users.shape[1]), np.float32)])
+    differences = found.responses[world.test.chosen] - found.responses[world.test.rejected]
+    return Tested(np.einsum("pc,pc->p", users[world.test.user], differences))
+
+
+_FITS: dict[str, Callable[[World, int], Tested]] = {
+    "shared": lambda world, seed: _linear(world, linear.shared(world, LoReConfig.quick(seed=seed))),
+    "LoRe": _lore,
+    GRAPH: _graph,
+}
+METHODS = {f"{name}{decided}": fit for name, fit in _FITS.items() for decided in ("", DECIDED)}
+
+
+def _summarise(workdir: Path, config: Config) -> None:
+    names = [_name(*kind) for kind in config.kinds]
+    found = {name: results.read_results(workdir / "kinds" / name / "results.json") for name in names}
+    parts = [f"# {config.dataset}", "\n".join(f"- **{name}**: {MEANINGS[name]}." for name in _FITS)]
+    parts.append(f"{DECIDED.strip()} methods get the decided votes alone, all as strong as each other.")
+    gains = {name: _gains(rows["rows"]) for name, rows in found.items()}
+    for metric, title in METRICS.items():
+        parts += [f"## {title}", report.across(list(found.values()), metric, config.methods)]
+        lines = [["votes", *_FITS]]
+        lines += [[name, *(_points(gains[name].get((method, metric))) for method in _FITS)] for name in names]
+        parts += ["Gain by ties and strengths, points, with its 95 % interval over seeds:", report.grid(lines)]
+    curves = {
+        f"{method.rpartition(', ')[0]}, {name}": curve
+        for name in names
+        for method, curve in _first_seed(workdir / "kinds" / name / "ties.json").items()
+    }
+    if curves:
+        words = {"xlabel": "predicted probability of a tie", "ylabel": "share of ties"}
+        canvas.save(reliability_curves(curves, **words, title="Ties that were held out"), workdir / "plots/ties.png")
+        parts += ["## Ties that were held out", "![predicted and observed ties](plots/ties.png)"]
+    told = {
+        name: {f"{method}: {metric}": dataclasses.asdict(gain) for (method, metric), gain in own.items()}
+        for name, own in gains.items()
+    }
+    write_json(workdir / "gains.json", told)
+    write_text(workdir / "report.md", "\n\n".join(part.strip("\n") for part in parts) + "\n")
+    print(f"report and picture: {workdir}")
+
+
+def _gains(rows: list[dict[str, Any]]) -> dict[tuple[str, str], Interval]:
+    """What each method gains by ties and strengths in each metric, paired by seed."""
+    values = {(row["method"], row["seed"]): row["metrics"] for row in rows}
+    found = {}
+    for method in _FITS:
+        for metric in METRICS:
+            pairs = [
+                (values[method, seed][metric], values[method + DECIDED, seed][metric])
+                for name, seed in values
+                if name == method and (method + DECIDED, seed) in values and metric in values[method, seed]
+            ]
+            if pairs:
+                found[method, metric] = student_interval([_mean(a) - _mean(b) for a, b in pairs], over="seeds")
+    return found
+
+
+def _mean(value: Any) -> float:
+    return float(value["mean"] if isinstance(value, dict) else value)
+
+
+def _points(gain: Interval | None) -> str:
+    if gain is None:
+        return "-"
+    return f"{100 * gain.mean:+.1f}" + (f" ± {100 * gain.half_width:.1f}" if gain.half_width is not None else "")
+
+
+def _first_seed(path: Path) -> dict[str, Reliability]:
+    """The curve of each method, its first seed's: curves of several seeds would hide one another."""
+    curves = read_json(path) if path.exists() else {}
+    return {
+        name: Reliability(**{key: np.asarray(column) for key, column in curve.items()})
+        for name, curve in curves.items()
+        if name.endswith("seed 0")
+    }
+
+
+if __name__ == "__main__":
+    launch(run, __doc__ or "", default_config="configs/vote_kinds.py")

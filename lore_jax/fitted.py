@@ -260,7 +260,7 @@ class LoRe(PersonalReward):
     def _count(self, rows: Float32[np.ndarray, "R KC"]) -> int:
         return kept_rows.count_votes(self._reading, rows, self._columns)
 
-    def _solve(self, own: Sequence[Float32[np.ndarray, "n KC"]]) -> Float32[np.ndarray, "M K"]:
+    def _solve(self, own: Sequence[Float32[np.ndarray, "_ KC"]]) -> Float32[np.ndarray, "M K"]:
         """Weights of users from all of their rows."""
         fit = self._fit
         if fit.kind == "shared":
@@ -274,7 +274,7 @@ class LoRe(PersonalReward):
         rows = kept_rows.standardised(self._reading, np.concatenate(own), counts, self._columns)
         return per_user(program, rows, counts, shape)
 
-    def probabilities(self, margins: Float[Any, " P"]) -> Float[np.ndarray, "P 3"]:
+    def probabilities(self, margins: Any) -> Float[np.ndarray, "P 3"]:
         """Of differences of two responses' scores for one user: P that they prefer the first, neither, the second.
 
         Where the votes of the fit had no ties, neither has probability 0.

@@ -19,7 +19,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 from scipy.special import digamma, polygamma
 
 # 1 / variance of a Gumbel utility.
@@ -103,7 +103,7 @@ def standardise_ratings(
     user: Int[np.ndarray, " R"],
     rating: Float[np.ndarray, " R"],
     *,
-    known: Int[np.ndarray, " R"] | None = None,
+    known: Bool[np.ndarray, " R"] | None = None,
 ) -> Float64[np.ndarray, " R"]:
     """y~ of ratings: (y - a_u) / b_u, with what each rater's own ratings say of a_u and b_u.
 

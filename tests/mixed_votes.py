@@ -14,7 +14,7 @@ USERS, RESPONSES, BASIS = 40, 30, 3
 # As the tables hold it.
 LAMBDA = float(np.float32(PRECISION))
 SCALE = Scale(ties=True, edges=(2.0, 3.0))
-GAPS, LOG_SCALE = np.array([0.2, -0.5, 0.4]), 0.3
+GAPS, LOG_SCALE = np.array([0.2, -0.5, 0.4]), np.float64(0.3)
 
 
 class Crowd:

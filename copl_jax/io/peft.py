@@ -23,10 +23,9 @@ from transformers import PreTrainedTokenizerBase
 
 from copl_jax.reward import lora_experts, reward_model
 from copl_jax.reward.reward_model import RewardConfig
-from pref_jax.errors import UserError
 from pref_jax.files import atomic_folder, write_json, write_tensors
-from pref_jax.lm import backbone, lora, weights
-from pref_jax.lm.classifier import padding_in_texts, save_classifier, save_tokenizer
+from pref_jax.lm import backbone, hub, lora, weights
+from pref_jax.lm.classifier import check_padding, save_classifier, save_tokenizer
 from pref_jax.lm.config import LMConfig
 
 HEAD = "head.safetensors"
@@ -57,8 +56,9 @@ def save_peft(
       config: the model's.
       params: trainable parameters, as from `reward.init`.
       user: the user's embedding [C] (routing "users") or group number ("groups").
-      base_name: what PEFT calls the transformer: a hub id or a folder.
-      tokenizer: put into the folder, if it is given, with the chat template by which texts were rendered.
+      base_name: what PEFT calls the transformer: a hub id or a folder; see `hub.public_name`.
+      tokenizer: put into the folder, if it is given, with the chat template by which texts were rendered. Without it,
+        call `classifier.check_padding` first for models that read the last token.
       max_length: the most tokens of a text, for the tokenizer's files.
 
     Raises:
@@ -99,11 +99,8 @@ def save_adapters(
         target: {"a": np.asarray(own["a"]), "b": scale * np.asarray(own["b"])} for target, own in adapters.items()
     }
     classifier = lm.pooling == "last"
-    if classifier and tokenizer is not None and padding_in_texts(tokenizer):
-        raise UserError(
-            f"{folder}: texts may end with {tokenizer.pad_token!r}, the tokenizer's padding, and transformers would "
-            "read the token before it; train on a transformer with a padding of its own, or export with save_merged"
-        )
+    if classifier and tokenizer is not None:
+        check_padding(lm, tokenizer, folder)
     modules = _modules(lm, folded, prefix=classifier)
     tensors = {}
     for name, factors in modules.items():
@@ -116,9 +113,9 @@ def save_adapters(
     with atomic_folder(folder) as part:
         whole = {name: np.ascontiguousarray(leaf) for name, leaf in tensors.items()}
         write_tensors(part / TENSORS, whole, metadata)
-        write_json(part / CONFIG, _config(modules, classifier, base_name))
+        write_json(part / CONFIG, _config(modules, classifier, hub.public_name(base_name)))
         if tokenizer is not None:
-            save_tokenizer(part, tokenizer, max_length=max_length)
+            save_tokenizer(part, tokenizer, lm, max_length=max_length)
         if not classifier:
             bias = {"score.bias": np.asarray(head["b"])[None]}
             write_tensors(part / HEAD, weight | bias, {"format": "pt"})

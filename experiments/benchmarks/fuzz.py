@@ -122,8 +122,8 @@ def _limit() -> Iterator[None]:
 
 def _judge(name: str, data: bytes, drop: bool, outcome: str, found: Any) -> str:
     """The failure that this is, "" if it is none: what the slow reader reads well must be read, with its counts."""
-    if outcome in FAILURES:
-        return outcome
+    if outcome in FAILURES or not slow_reader.knows(name, data):
+        return outcome if outcome in FAILURES else ""
     try:
         votes, users, bad = slow_reader.kinds(name, data)
     except slow_reader.Unreadable:
@@ -133,6 +133,9 @@ def _judge(name: str, data: bytes, drop: bool, outcome: str, found: Any) -> str:
         whole = votes and (not bad or drop) and set(votes) - {"skipped"}
         return "wrong_counts" if whole and not _excused(found) else ""
     left_out = sum(found["filtered"].values())
+    if found["columns"]:
+        # Damage to a name was guessed away, aloud.
+        return ""
     same = found["votes"] == dict(votes) and sorted(found["users"]) == sorted(users) and found["dropped_rows"] == bad
     return "" if same or (left_out and found["dropped_rows"] == bad) else "wrong_counts"
 

@@ -1,8 +1,11 @@
 """Making of data sets."""
 
+import json
+import random
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +14,7 @@ import pyarrow.parquet as pq
 from experiments.benchmarks.measure import Result, forget_peak, in_new_process, result
 from pref_jax.data import preferences
 from pref_jax.data.sources import tldr
+from pref_jax.data.sources.jsonl import reader
 from pref_jax.data.sources.synthetic import world
 from pref_jax.data.sources.synthetic.world import WorldConfig
 
@@ -19,7 +23,7 @@ _POST, _SUMMARY, _VOTES_A_POST, _WORKERS = 1200, 150, 8, 80
 
 
 def prepare(small: int = 100_000, times: int = 10) -> list[Result]:
-    """The synthetic world and votes in TL;DR's schema at two sizes.
+    """The synthetic world, votes in TL;DR's schema, and votes of every form, at two sizes.
 
     The baseline is the small one's time, scaled; ratio 1 is linear cost.
     """
@@ -39,6 +43,10 @@ def prepare(small: int = 100_000, times: int = 10) -> list[Result]:
     made = [result("prepare", f"{rows} comparisons, against {small}", short * times, long, **facts)]
     little, much = (in_new_process(__name__, "votes", size) for size in (small, small * times))
     size = f"{small * times} votes in TL;DR's schema, parquet to saved tables, against {small}"
+    extra = {name: much[name] for name in ("cpu_seconds", "comparisons", "source_bytes")} | {"peak_bytes": much["peak"]}
+    made.append(result("prepare", size, little["seconds"] * times, much["seconds"], **extra))
+    little, much = (in_new_process(__name__, "mixed_votes", size) for size in (small, small * times))
+    size = f"{small * times} mixed votes, JSON lines to saved tables, against {small}"
     extra = {name: much[name] for name in ("cpu_seconds", "comparisons", "source_bytes")} | {"peak_bytes": much["peak"]}
     return [*made, result("prepare", size, little["seconds"] * times, much["seconds"], **extra)]
 
@@ -63,6 +71,46 @@ def votes(count: int) -> dict[str, float]:
         size = sum(one.stat().st_size for one in (root / "arrow").rglob("*.arrow"))
     counts = {"comparisons": data.comparisons.num_rows, "source_bytes": size}
     return {"seconds": seconds, "cpu_seconds": worked, **counts}
+
+
+def mixed_votes(count: int) -> dict[str, float]:
+    """Reads `count` votes of every form from JSON lines, with 20 % ties, and saves the tables."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "votes.jsonl"
+        _write_mixed(file, count)
+        forget_peak()
+        start, worked = time.perf_counter(), time.process_time()
+        data = reader.read(file)
+        preferences.save(data, Path(folder) / "tables")
+        seconds, worked = time.perf_counter() - start, time.process_time() - worked
+        size = file.stat().st_size
+    counts = {"comparisons": data.comparisons.num_rows, "source_bytes": size}
+    return {"seconds": seconds, "cpu_seconds": worked, **counts}
+
+
+def _write_mixed(file: Path, count: int) -> None:
+    """Votes of `count` / 20 people on four answers to each of `count` / 100 prompts."""
+    rng = random.Random(0)
+    with file.open("w", encoding="utf-8") as out:
+        for _ in range(count):
+            prompt, form = rng.randrange(max(count // 100, 1)), rng.random()
+            texts = [f"Answer {place} to {prompt}: {'so it is said, ' * 8}" for place in rng.sample(range(4), 4)]
+            row: dict[str, Any] = {
+                "user": f"u{rng.randrange(max(count // 20, 1))}",
+                "time": 1.7e9 + rng.randrange(10**7),
+            }
+            row["prompt"] = f"Question {prompt}? {'It is asked, ' * 20}"
+            if form < 0.4:
+                row |= {"chosen": texts[0], "rejected": texts[1], "strength": rng.randrange(1, 4)}
+            elif form < 0.6:
+                row |= {"responses": texts[:2], "outcome": "tie"}
+            elif form < 0.7:
+                row |= {"responses": texts[:2], "preference": rng.randrange(-3, 4)}
+            elif form < 0.8:
+                row |= {"ranking": texts}
+            else:
+                row |= {"response": texts[0], "rating": rng.randrange(1, 6)}
+            out.write(json.dumps(row) + "\n")
 
 
 def _write_votes(file: Path, count: int, seed: int, chunk: int = 100_000) -> None:

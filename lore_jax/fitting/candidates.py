@@ -70,7 +70,7 @@ class CandidateFit(NamedTuple):
 def infer_weights(
     kind: str,
     z: Float[Array, "U n K"],
-    mask: Bool[Array, "U n"],
+    mask: Bool[Array, "U n"] | Float[Array, "U n"],
     prior: Prior,
     found: Clusters | None,
     **extras: Any,

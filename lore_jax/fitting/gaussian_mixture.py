@@ -43,7 +43,7 @@ class LaplaceLikelihood(NamedTuple):
 
 @full_matmul_precision
 def laplace_likelihood(
-    z: Float[Array, "U n K"], mask: Bool[Array, "U n"], prior: Prior, **extras: Any
+    z: Float[Array, "U n K"], mask: Bool[Array, "U n"] | Float[Array, "U n"], prior: Prior, **extras: Any
 ) -> LaplaceLikelihood:
     """The votes' log-likelihood to second order about the MAP under `prior`: [U K] and [U K K]; zeros without votes.
 
@@ -151,7 +151,9 @@ def moments(clusters: Clusters) -> Prior:
 
 
 @full_matmul_precision
-def posterior(z: Float[Array, "U n K"], mask: Bool[Array, "U n"], clusters: Clusters, **extras: Any) -> solve.Posterior:
+def posterior(
+    z: Float[Array, "U n K"], mask: Bool[Array, "U n"] | Float[Array, "U n"], clusters: Clusters, **extras: Any
+) -> solve.Posterior:
     """Mean and covariance of each user's weights: in every cluster Laplace's, at the exact MAP, weighed by evidence.
 
     Without votes the mean is the population's. `extras` are those of `solve_weights`: offset, choice, squared.

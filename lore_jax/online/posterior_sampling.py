@@ -71,7 +71,7 @@ def _sample_one(window: Window, key: Array, count: int) -> Draws:
         log_likelihood = jnp.sum(jax.nn.log_sigmoid(margin), 1)
     else:
         # Up to the interval's log width, which is the same for all draws.
-        low, high = margin - window.bounds[:, 0], window.bounds[:, 1] - margin
+        low, high = margin - window.bounds[None, :, 0], window.bounds[None, :, 1] - margin
         log_likelihood = jnp.sum(jax.nn.log_sigmoid(low) + jax.nn.log_sigmoid(high), 1)
     log_proposal = -0.5 * (FREEDOM + size) * jnp.log1p(jnp.sum(standard**2, 1) / FREEDOM)
     log_share = log_prior + log_likelihood - log_proposal

@@ -1,10 +1,11 @@
 """The BERT family of encoders (Devlin et al. 2018, arXiv 1810.04805) in the layout of Hugging Face checkpoints.
 
-Axes: B batch, L length, D features. All tokens are of type 0; there is no pooler and no next-token head.
+Axes: B batch, L length, D features. There is no pooler and no next-token head.
 """
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int32
@@ -35,6 +36,17 @@ def linear_shapes(config: LMConfig) -> dict[str, tuple[int, int]]:
 
 def _norm(config: LMConfig, *, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(config.hidden_size, epsilon=config.norm_eps, param_dtype=dtype, rngs=rngs)
+
+
+def token_types(tokens: Int32[Array, "B L"], rows: Rows, separator: int | None) -> Int32[Array, "B L"]:
+    """0 in the first text of a pair, 1 in the second: behind the first separator, as BERT's tokenizers tell them."""
+    if separator is None:
+        return jnp.zeros_like(tokens)
+    ends = ((tokens == separator) & (rows.segment > 0)).astype(jnp.int32)
+    before = jnp.cumsum(ends, axis=1) - ends
+    # Of other texts packed into the same row, before this one.
+    foreign = jax.lax.cummax(jnp.where((rows.position == 0) & (rows.segment > 0), before, 0), axis=1)
+    return (before > foreign).astype(tokens.dtype)
 
 
 class Block(nnx.Module):
@@ -79,7 +91,8 @@ class Frame(nnx.Module):
 
     def enter(self, tokens: Int32[Array, "B L"], rows: Rows) -> tuple[Float[Array, "B L D"], tuple[Context, ...]]:
         """Embedded tokens, and what all layers need to know about the rows."""
-        x = self.embed(tokens) + self.positions(rows.position) + self.types(jnp.zeros_like(tokens))
+        types = token_types(tokens, rows, self.config.type_separator)
+        x = self.embed(tokens) + self.positions(rows.position) + self.types(types)
         return self.embed_norm(x), (Context(attention.visible(rows, causal=False)),)
 
     def leave(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:

@@ -19,25 +19,17 @@ import safetensors
 from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 
 from pref_jax.errors import Faults, UserError
-from pref_jax.files import read_json, write_json, write_tensors
-from pref_jax.lm import backbone, hf_config, hub, sharding_rules, weights
+from pref_jax.files import write_json, write_tensors
+from pref_jax.lm import backbone, heads, hf_config, hub, sharding_rules, weight_files, weights
+from pref_jax.lm.checkpoint_config import find_head, load_config
 from pref_jax.lm.config import LMConfig
+from pref_jax.lm.weight_files import INDEX_FILE, WEIGHTS_FILE, Tensor
 
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+__all__ = ["INDEX_FILE", "WEIGHTS_FILE", "flat", "load", "load_config", "save", "tensor"]
+
 # Rows of a tensor that are read at a time, and rows of them that are transposed at a time.
 _ROWS, _STRIP = 4096, 16
 _OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
-
-
-def load_config(folder: str | Path) -> LMConfig:
-    """Reads `config.json` only.
-
-    Raises:
-      UserError: if it is missing or broken, or names a kind of model that is not supported.
-    """
-    path = hub.locate(folder) / "config.json"
-    return hf_config.read(read_json(path), where=str(path))
 
 
 def load(
@@ -57,20 +49,27 @@ def load(
       tensor at a time (where devices have memory of their own: one parameter, all layers of it).
 
     Raises:
-      UserError: with every missing, surplus and misshapen key at once; for a missing or damaged file; for a kind of
-        model that is not supported.
+      UserError: with every missing, surplus and misshapen key at once, or with every tensor that holds NaN or infinite
+        values; for a missing or damaged file; for a kind of model that is not supported.
     """
     folder = hub.locate(folder)
     config = load_config(folder)
     config = dataclasses.replace(config, lm_head=config.lm_head and lm_head)
     shapes = backbone.shapes(config, dtype)
     wanted = flat(shapes)
-    sources = _match(config, _catalog(folder), {path: leaf.shape for path, leaf in wanted.items()}, folder)
+    tensors = weight_files.catalog(folder)
+    sources = _match(config, tensors, {path: leaf.shape for path, leaf in wanted.items()}, folder)
     placed = flat(sharding_rules.specs(shapes, mesh)) if mesh is not None else {}
     params: dict[str, Any] = {}
+    broken: set[str] = set()
     for path, leaf in wanted.items():
         place = SingleDeviceSharding(jax.devices()[0]) if mesh is None else NamedSharding(mesh, placed[path])
-        _set(params, path, _read(sources[path], leaf, place, stacked=path.startswith("blocks/")))
+        _set(params, path, _read(sources[path], leaf, place, broken, stacked=path.startswith("blocks/")))
+    faults = Faults()
+    for key in sorted(broken):
+        fix = "fetch the file again, or take an earlier checkpoint of the training that wrote it"
+        faults.add(key, "holds NaN or infinite values", fix)
+    faults.raise_if_any(f"{folder}: weights")
     return config, params
 
 
@@ -127,68 +126,32 @@ def save(
 def tensor(folder: str | Path, key: str) -> np.ndarray:
     """One tensor by its Hugging Face key, such as a reward model's `score.weight` [labels, D], without the model.
 
+    `score.weight` stands for the reward head under whatever name the trainer gave it.
+
     Raises:
       UserError: if the checkpoint has no such key, or is damaged.
     """
     folder = hub.locate(folder)
-    tensors = _catalog(folder)
+    tensors = weight_files.catalog(folder)
+    if key == "score.weight" and key not in tensors:
+        plain = find_head(load_config(folder), tensors).key
+        key = next((full for full in tensors if weights.plain(full) == plain), key)
     if key not in tensors:
         raise UserError(f"{folder}: no tensor {key!r}; it holds {len(tensors)} others, such as {sorted(tensors)[:3]}")
     with safetensors.safe_open(tensors[key].file, framework="np") as file:
         return file.get_tensor(key)
 
 
-class _Tensor(NamedTuple):
-    """What a file's header says of one tensor."""
-
-    file: Path
-    key: str
-    shape: tuple[int, ...]
-    dtype: str
-
-
 class _Part(NamedTuple):
     """Some of a tensor: `rows` of its first axis, transposed on the way in."""
 
-    tensor: _Tensor
+    tensor: Tensor
     rows: tuple[int, int]
     transpose: bool
 
 
-def _catalog(folder: Path) -> dict[str, _Tensor]:
-    """Every tensor of a checkpoint by its key.
-
-    Raises:
-      UserError: if a weight file is missing or damaged, or the index names a key that is nowhere.
-    """
-    indexed: dict[str, str] = {}
-    if (folder / WEIGHTS_FILE).exists():
-        names = [WEIGHTS_FILE]
-    elif (folder / INDEX_FILE).exists():
-        indexed = read_json(folder / INDEX_FILE).get("weight_map", {})
-        names = sorted(set(indexed.values()))
-    else:
-        raise UserError(f"{folder}: neither {WEIGHTS_FILE} nor {INDEX_FILE}; convert the weights to safetensors first")
-    faults, tensors = Faults(), {}
-    for name in names:
-        try:
-            with safetensors.safe_open(folder / name, framework="np") as file:
-                for key in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
-                    found = file.get_slice(key)
-                    tensors[key] = _Tensor(folder / name, key, tuple(found.get_shape()), found.get_dtype())
-        except FileNotFoundError:
-            faults.add(str(folder / name), "the index names this file, but it is missing", "fetch it again")
-        except (safetensors.SafetensorError, OSError) as error:
-            faults.add(str(folder / name), f"cut short or damaged ({error})", "fetch it again")
-    if not faults:
-        for key in sorted(set(indexed) - set(tensors)):
-            faults.add(str(folder / indexed[key]), f"lacks {key}, which the index promises", "fetch it again")
-    faults.raise_if_any("Weight files")
-    return tensors
-
-
 def _match(
-    config: LMConfig, tensors: Mapping[str, _Tensor], wanted: Mapping[str, tuple[int, ...]], folder: Path
+    config: LMConfig, tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], folder: Path
 ) -> dict[str, list[_Part | None]]:
     """Our path -> where each of its layers comes from (None: it has no tensor there), all keys accounted for.
 
@@ -197,7 +160,9 @@ def _match(
     """
     layout = weights.layout(config)
     bare = {weights.plain(key): tensor for key, tensor in tensors.items()}
+    weight_files.check_wrapping(tensors, next(iter(layout.table)), weights.PREFIXES, str(folder))
     faults, used = Faults(), set()
+    head = heads.find(config, bare).key
     sources: dict[str, list[_Part | None]] = {path: [] for path in wanted}
     for pattern, row in layout.table.items():
         if row.paths[0] not in wanted:
@@ -208,7 +173,7 @@ def _match(
         whole = (sum(shape[0] for shape in shapes), *shapes[0][1:])
         ends = np.cumsum([shape[0] for shape in shapes]).tolist()
         for layer in range(config.num_layers if stacked else 1):
-            key = pattern.format(layer)
+            key = head or pattern if pattern == "score.weight" else pattern.format(layer)
             found = bare.get(key) if layer >= row.first_layer else None
             _check(key, found, whole, faults, optional=layer < row.first_layer)
             used.add(key)
@@ -224,7 +189,7 @@ def _match(
     return sources
 
 
-def _check(key: str, found: _Tensor | None, shape: tuple[int, ...], faults: Faults, *, optional: bool) -> None:
+def _check(key: str, found: Tensor | None, shape: tuple[int, ...], faults: Faults, *, optional: bool) -> None:
     """Notes a tensor that is missing, of another shape, or not of floats."""
     if found is None:
         if not optional:
@@ -235,15 +200,20 @@ def _check(key: str, found: _Tensor | None, shape: tuple[int, ...], faults: Faul
         faults.add(found.key, f"holds {found.dtype}, no plain floats", "use an unquantised checkpoint")
 
 
-def _read(sources: list[_Part | None], leaf: jax.ShapeDtypeStruct, place: Sharding, *, stacked: bool) -> jax.Array:
-    """One parameter, read straight into its place on the device(s)."""
+def _read(
+    sources: list[_Part | None], leaf: jax.ShapeDtypeStruct, place: Sharding, broken: set[str], *, stacked: bool
+) -> jax.Array:
+    """One parameter, read straight into its place on the device(s); keys of tensors with NaN go to `broken`."""
 
     @functools.cache
     def part(*bounds: tuple[int, int]) -> np.ndarray:
         layers, rest = (range(*bounds[0]), bounds[1:]) if stacked else (range(1), bounds)
         out = _aligned([hi - lo for lo, hi in bounds], leaf.dtype)
         for row, layer in zip(out if stacked else out[None], layers, strict=True):
-            _fill(row, sources[layer], rest)
+            source = sources[layer]
+            _fill(row, source, rest)
+            if source is not None and not _finite(row):
+                broken.add(source.tensor.key)
         return out
 
     def callback(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -269,6 +239,13 @@ def _fill(row: np.ndarray, part: _Part | None, bounds: Sequence[tuple[int, int]]
         for at in range(0, len(found), strip):
             to = start - first + at
             theirs[to : to + strip] = found[at : at + strip]
+
+
+def _finite(row: np.ndarray) -> bool:
+    """Whether no value is NaN or infinite, without an array of truth values."""
+    if row.dtype == np.float32:
+        return row.size == 0 or bool(np.isfinite(row.min()) and np.isfinite(row.max()))
+    return bool(np.isfinite(row).all())
 
 
 def _plan(

@@ -32,6 +32,7 @@ from pref_jax.errors import Faults, UserError
 from pref_jax.files import atomic_folder, read_json, write_json, write_tensors
 from pref_jax.lm import checkpoint
 from pref_jax.lm.config import LMConfig
+from pref_jax.progress import log
 
 POOLING, DENSE = "1_Pooling", "2_Dense"
 # Added to tokenizers whose padding could stand in a text.
@@ -131,7 +132,7 @@ def save_classifier(
     headers = {name: json.dumps(value) for name, value in told.items()}
     with atomic_folder(folder) as part:
         checkpoint.save(part, config, trunk, max_shard_bytes=max_shard_bytes, extra=extra | told, metadata=headers)
-        save_tokenizer(part, tokenizer, max_length=length)
+        save_tokenizer(part, tokenizer, config, max_length=length)
         if not classifier:
             _save_modules(part, config, weight, offset, length)
 
@@ -141,27 +142,60 @@ def padding_in_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.pad_token_id in (tokenizer.unk_token_id, *_probe(tokenizer))
 
 
-def save_tokenizer(folder: str | Path, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None) -> None:
+def check_padding(config: LMConfig, tokenizer: PreTrainedTokenizerBase, where: str | Path) -> None:
+    """Whether transformers reads texts at their last token on the base as it stands: it looks for the last token that
+    is not `config.json`'s `pad_token_id`.
+
+    Raises:
+      UserError: if texts may end with that token, or with the tokenizer's padding.
+    """
+    unknown: Any = tokenizer.unk_token_id
+    padding: Any = tokenizer.pad_token_id
+    may_end = {_probe(tokenizer, answer)[-1] for answer in ("It depends: 42%.", "Oui")}
+    if len(may_end) > 1:  # no template closes the answer, so it may end with anything
+        may_end.add(unknown)
+    for pad in {config.pad_token_id, padding} - {None}:
+        if pad in may_end:
+            raise UserError(
+                f"{where}: texts may end with {tokenizer.convert_ids_to_tokens(pad)!r}, which is padding too, and "
+                "transformers would read the token before it; train on a transformer whose config.json and tokenizer "
+                "have a padding of their own, or export merged weights (save_merged), which get one"
+            )
+    if config.pad_token_id != tokenizer.pad_token_id:
+        own, theirs = config.pad_token_id, tokenizer.pad_token_id
+        said = f"config.json has {own}, the tokenizer {theirs}"
+        log(f"  {where}: set base.config.pad_token_id to the token that you pad with; {said}")
+
+
+def save_tokenizer(
+    folder: str | Path, tokenizer: PreTrainedTokenizerBase, config: LMConfig, *, max_length: int | None = None
+) -> None:
     """Writes the tokenizer's files so that other engines tokenize as we do: cut on the left, with one date.
 
-    They are told to make no token types: here all tokens are of type 0, while BERT's tokenizers call the second text of
-    a pair type 1, and transformers' decoders refuse types.
+    They are told to make token types for models that read them alone, as transformers' decoders refuse them; and for
+    encoders, whose text pairs get their control tokens from the tokenizer, that control tokens in a text are text. A
+    decoder's come from the chat template: there `apply_chat_template(chat, sanitize_control_tokens=True)` does that.
 
     Args:
       folder: with `config.json`, if the model is to stand there too.
       tokenizer: left as it is.
+      config: the transformer that reads its tokens.
       max_length: the most tokens of a text; by default what the tokenizer says.
 
     Raises:
       UserError: if `AutoTokenizer` makes other tokens of it, because it takes another class for this kind of model.
     """
-    folder, wanted = Path(folder), _probe(tokenizer)
+    folder, pairs = Path(folder), not config.traits.causal
+    wanted = _probe(tokenizer, pairs=pairs)
     if isinstance(template := tokenizer.chat_template, str) and "date_string" in template:
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.chat_template = f'{{%- set date_string = "{DATE}" %}}{template}'
     tokenizer.save_pretrained(folder)
     about = read_json(folder / "tokenizer_config.json")
-    about |= {"truncation_side": "left", "model_input_names": ["input_ids", "attention_mask"]}
+    types = [] if config.type_separator is None else ["token_type_ids"]
+    about |= {"truncation_side": "left", "model_input_names": ["input_ids", *types, "attention_mask"]}
+    if pairs:
+        about["split_special_tokens"] = True
     if max_length is not None:
         about["model_max_length"] = max_length
     # The name of transformers 5, which version 4 does not know; both know the older one.
@@ -169,21 +203,21 @@ def save_tokenizer(folder: str | Path, tokenizer: PreTrainedTokenizerBase, *, ma
         about["tokenizer_class"] = "PreTrainedTokenizerFast"
     write_json(folder / "tokenizer_config.json", about)
     again = load_tokenizer(folder)
-    if _probe(again) != wanted:
+    if _probe(again, pairs=pairs) != wanted:
         raise UserError(
             f"{folder}: transformers opens this {type(tokenizer).__name__} as {type(again).__name__}, which makes "
             "other tokens; load the tokenizer from the model's own folder (load_tokenizer) and train with it"
         )
 
 
-def _probe(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens of a fixed dialogue."""
+def _probe(tokenizer: PreTrainedTokenizerBase, answer: str = "It depends: 42%.", *, pairs: bool = False) -> list[int]:
+    """Tokens of a fixed dialogue, or of the text pair that encoders read."""
     chat = [
         {"role": "user", "content": "Où est-il, à 7 o'clock?\n"},
-        {"role": "assistant", "content": "It depends: 42%."},
+        {"role": "assistant", "content": answer},
     ]
     ids: Any
-    if tokenizer.chat_template:
+    if tokenizer.chat_template and not pairs:
         text = str(tokenizer.apply_chat_template(chat, tokenize=False, date_string=DATE))
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
@@ -240,10 +274,6 @@ def _pad(
             raise UserError(f"the tokenizer's padding is token {pad}, but the model has {len(table)}; give its own one")
         params |= {"embed": {"embedding": jnp.pad(table, ((0, pad + 1 - len(table)), (0, 0)))}}
         config = dataclasses.replace(config, vocab_size=pad + 1)
-    if config.family == "bert":
-        # Engines that make token types by themselves get what type 0 gives.
-        types = params["types"]["embedding"]
-        params |= {"types": {"embedding": jnp.broadcast_to(types[:1], types.shape)}}
     return dataclasses.replace(config, pad_token_id=pad), params
 
 

@@ -46,18 +46,35 @@ TRAITS: dict[str, Traits] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """How rotary frequencies are stretched beyond the trained length.
+    """How rotary frequencies are stretched beyond the trained length; `layers.rotary_frequencies` has the formulas.
 
-    `linear` divides all frequencies by `factor`; `llama3` divides only those whose wavelength exceeds
-    `original_max_positions / low_freq_factor`, keeps those under `original_max_positions / high_freq_factor`, and
-    blends between (Llama 3.1).
+    Attributes:
+      kind: `linear` divides all frequencies by `factor`. `llama3` divides only those whose wavelength exceeds
+        `original_max_positions / low_freq_factor`, keeps those under `original_max_positions / high_freq_factor`, and
+        blends between (Llama 3.1). `yarn` divides those that turn less than `beta_slow` times in the trained length,
+        keeps those above `beta_fast` turns, and blends between (arXiv 2309.00071). `longrope` divides each by a number
+        of its own (arXiv 2402.13753). `dynamic` stretches rows beyond `LMConfig.max_positions` alone, so nothing here.
+      factor: how many times longer.
+      low_freq_factor, high_freq_factor: of `llama3`.
+      original_max_positions: the trained length.
+      beta_fast, beta_slow: of `yarn`.
+      truncate: `yarn` blends between whole numbers of frequencies.
+      attention_factor: cosines and sines are multiplied by it (`yarn`, `longrope`).
+      short_factor, long_factor: of `longrope`, one for each frequency; rows here are never so long that the latter
+        come in, which are kept for `config.json`.
     """
 
-    kind: Literal["linear", "llama3"]
+    kind: Literal["linear", "dynamic", "llama3", "yarn", "longrope"]
     factor: float
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_positions: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
 
 
 class Pattern(NamedTuple):
@@ -91,7 +108,8 @@ class LMConfig:
       norm_eps: epsilon of the norms.
       rope_theta: base wavelength of the rotary positions (all families but `bert`, whose positions are a table).
       rope_scaling: stretching of the rotary positions, if any.
-      local_rope_theta: base wavelength in sliding layers, which are never stretched; None: as in the others.
+      local_rope_theta: base wavelength in sliding layers; None: base and stretching are those of the others.
+      local_rope_scaling: stretching in sliding layers with a base of their own, if any.
       window: reach of sliding layers, see `Pattern.window`.
       sliding_layers: one flag a layer; empty: no layer slides.
       query_scalar: attention scores are divided by its square root; None stands for `head_dim`.
@@ -103,7 +121,9 @@ class LMConfig:
       activation: one of `ACTIVATIONS`.
       attention_bias: biases on q, k and v (and o, by `Traits.output_bias`); None: as is usual in the family.
       mlp_bias: biases on the linears of the MLP.
-      type_vocab_size: token types (`bert`; all tokens take type 0).
+      type_vocab_size: token types (`bert`).
+      type_separator: tokens behind the first one of this number in their text are of type 1, all others of type 0;
+        None: all are of type 0. `config.json` does not tell, the tokenizer does.
       pooling: what stands for a whole text: its `last` token or the `mean` of its tokens.
       bos_token_id: carried along for `config.json`, of no effect here.
       eos_token_id: the same.
@@ -123,6 +143,7 @@ class LMConfig:
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
     local_rope_theta: float | None = None
+    local_rope_scaling: RopeScaling | None = None
     window: int | None = None
     sliding_layers: tuple[bool, ...] = ()
     query_scalar: int | None = None
@@ -135,6 +156,7 @@ class LMConfig:
     attention_bias: bool | None = None
     mlp_bias: bool = False
     type_vocab_size: int = 2
+    type_separator: int | None = None
     pooling: Literal["last", "mean"] = "last"
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
@@ -177,7 +199,7 @@ class LMConfig:
     def _layer_patterns(self) -> list[Pattern]:
         full = Pattern(None, self.rope_theta, self.rope_scaling)
         local = self.local_rope_theta
-        near = Pattern(self.window, local or self.rope_theta, None if local else self.rope_scaling)
+        near = Pattern(self.window, local or self.rope_theta, self.local_rope_scaling if local else self.rope_scaling)
         return [near if slides else full for slides in self.sliding_layers or (False,) * self.num_layers]
 
 
@@ -201,6 +223,10 @@ def _check_choices(config: LMConfig, faults: Faults) -> None:
         faults.add("activation", f"{config.activation!r} is unknown", f"use one of {', '.join(ACTIVATIONS)}")
     if config.family != "bert" and config.head_dim % 2:
         faults.add("head_dim", f"{config.head_dim} is odd, rotary positions turn pairs", "use an even head_dim")
+    for scaling in (config.rope_scaling, config.local_rope_scaling):
+        if scaling is not None and scaling.kind == "longrope" and len(scaling.short_factor) != config.head_dim // 2:
+            had = f"{len(scaling.short_factor)} factors for {config.head_dim // 2} frequencies"
+            faults.add("rope_scaling.short_factor", had, "give one for each")
     if not config.traits.causal:
         if config.num_kv_heads != config.num_heads:
             faults.add("num_kv_heads", f"the {config.family} family has no grouped queries", "leave it out")

@@ -1,6 +1,7 @@
 """Where a checkpoint's files are: a folder, an installed package, or the Hugging Face hub."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 from pref_jax.download import fetch
@@ -26,8 +27,29 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
         return _in_package(text)
     if Path(text).is_dir():
         return Path(text)
+    if Path(text).is_file():
+        raise UserError(f"{text}: is a file; give the folder of a checkpoint, with config.json and model.safetensors")
     give = "give a local folder with config.json and model.safetensors, or check the name and the connection"
     return fetch(text, PATTERNS, revision=revision, check="the path", give=give)
+
+
+def public_name(name: str | Path) -> str:
+    """The name of a base as others can read it: never a path into this machine's caches, packages or homes.
+
+    A folder of the hub's cache is called by its hub id, one of an installed package by its `package:` path, one in
+    somebody's home by its last part alone; anything else keeps its name.
+    """
+    text = str(name)
+    if text.startswith("package:") or not Path(text).is_dir():
+        return text
+    path = Path(text).absolute().as_posix()
+    if cached := re.search(r"/models--([^/]+?)--([^/]+)/snapshots(/|$)", path):
+        return f"{cached[1]}/{cached[2]}"
+    if packed := re.search(r"/(site|dist)-packages/(.+)", path):
+        return f"package:{packed[2]}"
+    homes = (Path.home().as_posix().rstrip("/") + "/", "/home/", "/Users/", "/root/")
+    private = path.startswith(homes) and path != "/" and (Path(text).is_absolute() or ".." in Path(text).parts)
+    return Path(path).name if private else text
 
 
 def _in_package(name: str) -> Path:

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int32
 
-from pref_jax.lm.config import Pattern
+from pref_jax.lm.config import Pattern, RopeScaling
 
 # (block, name of one of its linears, input) -> output, with whatever adapter is attached to that name.
 LinearFn = Callable[[nnx.Module, str, Array], Array]
@@ -56,14 +56,35 @@ def rotary_frequencies(head_dim: int, pattern: Pattern) -> np.ndarray:
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
     frequencies = 1.0 / np.float32(pattern.theta) ** exponents
     scaling = pattern.scaling
-    if scaling is None:
+    if scaling is None or scaling.kind == "dynamic":
         return frequencies
     if scaling.kind == "linear":
         return frequencies / np.float32(scaling.factor)
-    turns = scaling.original_max_positions * frequencies / (2 * math.pi)
-    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    if scaling.kind == "longrope":
+        return frequencies / np.asarray(scaling.short_factor, np.float32)
+    if scaling.kind == "llama3":
+        turns = scaling.original_max_positions * frequencies / (2 * math.pi)
+        keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    else:
+        keep = _yarn_keeps(head_dim, pattern.theta, scaling)
     keep = np.clip(keep, 0.0, 1.0)
     return (frequencies * (keep + (1 - keep) / scaling.factor)).astype(np.float32)
+
+
+def _yarn_keeps(head_dim: int, theta: float, scaling: RopeScaling) -> np.ndarray:
+    """[H/2] how much of each frequency stays, before it is clipped to 0 and 1: linear in the frequency's number between
+    those that turn `beta_fast` and `beta_slow` times in the trained length (arXiv 2309.00071, section 3.2).
+    """
+
+    def number(turns: float) -> float:
+        """Of the frequency that makes so many turns."""
+        return head_dim * math.log(scaling.original_max_positions / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    first, last = number(scaling.beta_fast), number(scaling.beta_slow)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, head_dim - 1)
+    return 1 - (np.arange(head_dim // 2) - first) / (last - first or 0.001)
 
 
 def rotary_table(
@@ -71,8 +92,9 @@ def rotary_table(
 ) -> tuple[Float[Array, "B L 1 H"], Float[Array, "B L 1 H"]]:
     """Float32 cosines and signed sines of each position's angles, for `rotate`; one row serves all heads."""
     frequencies = rotary_frequencies(head_dim, pattern)
+    factor = 1.0 if pattern.scaling is None else pattern.scaling.attention_factor
     angles = position[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None, :]
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    cos, sin = factor * jnp.cos(angles), factor * jnp.sin(angles)
     return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
 
 

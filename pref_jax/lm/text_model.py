@@ -156,13 +156,31 @@ class TextModel:
           responses: columns `prompt` (list of {role, content}) and `text`, see `as_responses`.
         """
         pairs = not self.config.traits.causal
-        return tokenize_responses(self.tokenizer, responses, max_length=self.max_length, pairs=pairs)
+        found = tokenize_responses(self.tokenizer, responses, max_length=self.max_length, pairs=pairs)
+        return self._within_vocabulary(found)
 
     def tokenize_prompts(self, responses: pa.Table) -> TokenTable:
         """Every distinct prompt alone, in the order of `prompt_ids`' numbers."""
         _, first = np.unique(prompt_ids(responses["prompt"]), return_index=True)
         pairs = not self.config.traits.causal
-        return tokenize_prompts(self.tokenizer, responses.take(first), max_length=self.max_length, pairs=pairs)
+        found = tokenize_prompts(self.tokenizer, responses.take(first), max_length=self.max_length, pairs=pairs)
+        return self._within_vocabulary(found)
+
+    def _within_vocabulary(self, tokens: TokenTable) -> TokenTable:
+        """The tokens, each of which has an embedding.
+
+        Raises:
+          UserError: naming those that have none.
+        """
+        size = self.config.vocab_size
+        if beyond := np.unique(tokens.flat[tokens.flat >= size]).tolist():
+            named = [f"{self.tokenizer.convert_ids_to_tokens(token)!r} (id {token})" for token in beyond[:3]]
+            raise UserError(
+                f"{self.name}: the tokenizer makes {len(beyond)} tokens without an embedding, such as "
+                f"{', '.join(named)}, as vocab_size is {size}; give the tokenizer that belongs to these weights, or "
+                f"enlarge the embedding (transformers' resize_token_embeddings to {max(beyond) + 1}) and train it"
+            )
+        return tokens
 
     def write_features(self, tokens: TokenTable, folder: Path) -> dict[str, Any]:
         """Writes the pooled states of all texts to `folder`/features.npy, float32 [N D]; a killed call is resumed.
@@ -262,6 +280,7 @@ class TextModel:
             "weights": self.weights_digest,
             "settings": {**dataclasses.asdict(self.settings), "max_length": self.max_length, "chat_template": template},
             "pooling": self.config.pooling,
+            "type_separator": self.config.type_separator,
             "hidden_size": self.config.hidden_size,
             "num_layers": self.config.num_layers,
             "truncation_side": "left",

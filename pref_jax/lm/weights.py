@@ -7,6 +7,7 @@ transposed there, [out, in]. Rows that a model does not have (a bias, an untied 
 import re
 from typing import NamedTuple
 
+from pref_jax.lm import heads
 from pref_jax.lm.config import LMConfig
 
 
@@ -51,6 +52,8 @@ def _scale(theirs: str, ours: str) -> dict[str, Row]:
     return {f"{theirs}.weight": Row((f"blocks/{ours}/scale",))}
 
 
+# What may stand before a key.
+PREFIXES = r"((language_model|model|bert)\.)+"
 _LAYER = "layers.{}."
 _COMMON = {
     "embed_tokens.weight": Row(("embed/embedding",)),
@@ -70,9 +73,8 @@ _COMMON = {
 }
 _DECODER_UNUSED = (
     r"lm_head\.weight",
-    r"score\.weight",
+    heads.PATTERN,
     r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
-    r"value_head\..*",
     r"vision_tower\..*",
     r"multi_modal_projector\..*",
 )
@@ -144,7 +146,7 @@ def layout(config: LMConfig) -> Layout:
 
 def plain(key: str) -> str:
     """The key as the tables spell it: no prefix, and today's names for the norms of 2018."""
-    key = re.sub(r"^((language_model|model|bert)\.)+", "", key)
+    key = re.sub(f"^{PREFIXES}", "", key)
     return re.sub(r"(LayerNorm)\.(gamma|beta)$", lambda m: f"{m[1]}.{'weight' if m[2] == 'gamma' else 'bias'}", key)
 
 

@@ -179,3 +179,14 @@ def test_padding_that_may_end_a_text_is_refused(tmp_path):
     with pytest.raises(UserError, match="may end with '<|end_of_assistant|>'".replace("|", r"\|")):
         peft.save_peft(tmp_path / "out", config, params, user, tokenizer=tokenizer)
     assert not (tmp_path / "out").exists()
+    # transformers goes by the padding of the base's config, whatever the tokenizer's is.
+    lm = dataclasses.replace(config.lm, pad_token_id=tokenizer.eos_token_id)
+    with pytest.raises(UserError, match="which is padding too"):
+        peft.save_peft(tmp_path / "out", dataclasses.replace(config, lm=lm), params, user, tokenizer=model.tokenizer)
+    # Where the template closes no answer, one may end with an unknown word.
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    peft.save_peft(tmp_path / "fine", config, params, user, tokenizer=tokenizer)
+    tokenizer.unk_token = tokenizer.pad_token
+    with pytest.raises(UserError, match="which is padding too"):
+        peft.save_peft(tmp_path / "out", config, params, user, tokenizer=tokenizer)

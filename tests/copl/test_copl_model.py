@@ -335,9 +335,9 @@ def test_ties_strengths_and_choices_are_learned_from_kept_and_told(text, tmp_pat
     again = copl_jax.load(model.save(tmp_path / "m"))
     for name in ("user", "chosen", "rejected", "tie", "strength", "choice"):
         np.testing.assert_array_equal(getattr(again.known.pairs, name), getattr(model.known.pairs, name))
-    # A new user's ties move the embedding among the neighbours whom one decided vote found, and find none alone.
+    # A new user's ties move the embedding among the neighbours whom decided votes found, and find none alone.
     pairs = model.known.pairs.take(model.known.pairs.user == 0)
-    one, ties = pairs.take(np.flatnonzero(~pairs.tie)[:1]), pairs.take(pairs.tie)
+    one, ties = pairs.take(np.flatnonzero(~pairs.tie)[:3]), pairs.take(pairs.tie)
     for user, own in (("one", one), ("both", concatenate([one, ties])), ("ties", ties)):
         for found in (model, again):
             found.learn(user, own, unread=0)
@@ -345,15 +345,22 @@ def test_ties_strengths_and_choices_are_learned_from_kept_and_told(text, tmp_pat
     assert np.abs(at["one"] - at["both"]).max() > 1e-5
     assert "no one in the graph chose the same" in model.learn("ties", ties, unread=0).how
     assert [scored(model, name) for name in ("one", "both")] == [scored(again, name) for name in ("one", "both")]
+    # From rows of a file too; where training had no ties, they are counted and told.
+    held = {**vote(1, likes_short=True), "outcome": "tie"}
+    before = int(model.known.pairs.tie.sum())
+    assert model.add_votes("rows", [held, vote(2, likes_short=True)]).votes == 2
+    assert model.known.pairs.tie.sum() == before + 1
     # Left out, ties teach nothing.
     graph = dataclasses.replace(CONFIG.graph, ties=False, strengths="ignore")
-    reward = CONFIG.reward and dataclasses.replace(
-        CONFIG.reward, training=dataclasses.replace(CONFIG.reward.training, ties=False, strengths="ignore")
-    )
+    assert CONFIG.reward is not None
+    recipe = CONFIG.reward.training
+    reward = dataclasses.replace(CONFIG.reward, training=dataclasses.replace(recipe, ties=False, strengths="ignore"))
     decided = copl_jax.fit(votes, text=text, config=dataclasses.replace(CONFIG, graph=graph, reward=reward))
     assert not decided.known.pairs.tie.any()
+    added = decided.add_votes("rows", [held, vote(2, likes_short=True)])
+    assert (added.votes, "1 ties" in added.how) == (1, True), added
     assert decided.scale is not None
     assert not len(decided.scale.thresholds)
     assert decided.facts["reward_scale"] is None
-    shared = shared_reward.fit(votes, text=text, config=shared_reward.FitConfig(training=CONFIG.reward.training))
+    shared = shared_reward.fit(votes, text=text, config=shared_reward.FitConfig(training=recipe))
     assert np.isfinite(shared.score(None, PROMPT, CANDIDATES)).all()

@@ -44,7 +44,7 @@ def test_edges_weigh_as_votes_do_and_are_normalised_by_weighted_degrees(use):
     votes.strength[:3] = 0.01, 40.0, 2.0
     votes.tie[:3], votes.choice[:3] = False, -1
     scale = fit_scale(votes, use)
-    made = edge_weights.build(votes, scale, num_users=USERS, num_responses=RESPONSES)
+    made: Any = edge_weights.build(votes, scale, num_users=USERS, num_responses=RESPONSES)
     with jax.enable_x64(True):
         rows = edge_weights.edge_votes(votes, scale)
         sizes: dict[str, Any] = {"num_users": USERS, "num_responses": RESPONSES}

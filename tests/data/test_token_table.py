@@ -32,7 +32,8 @@ def test_an_empty_table_gives_no_rows():
 
 
 @pytest.mark.parametrize(
-    ("longest", "columns"), [(0, 32), (1, 32), (32, 32), (33, 64), (96, 96), (97, 100), (100, 100)]
+    ("longest", "columns"),
+    [(0, 32), (1, 32), (32, 32), (33, 48), (48, 48), (49, 64), (64, 64), (65, 96), (96, 96), (97, 100), (100, 100)],
 )
 def test_buckets_are_few_and_end_at_the_limit(longest, columns):
     assert bucket_length(longest, limit=100) == columns

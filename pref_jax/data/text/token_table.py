@@ -89,14 +89,15 @@ def bucket_length(longest: int, *, limit: int, step: int = 32) -> int:
     Args:
       longest: tokens of the longest sequence.
       limit: the most columns that the model reads; no length is rounded up beyond it.
-      step: lengths are rounded up to a multiple of it.
+      step: the fewest columns; lengths are rounded up to a multiple of it, or, up to twice as many, of its half.
 
     Raises:
       UserError: if the sequence is longer than the limit.
     """
     if longest > limit:
         raise UserError(f"a text of {longest} tokens for a model that reads {limit}; cut texts to at most {limit}")
-    return min(limit, max(step, -(-longest // step) * step))
+    fine = step if longest > 2 * step else max(step // 2, 1)
+    return min(limit, max(step, -(-longest // fine) * fine))
 
 
 def pack(lengths: Int[np.ndarray, "N"], capacity: int, *, most: int = 32) -> Packing:

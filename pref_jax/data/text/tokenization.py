@@ -4,6 +4,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -11,10 +12,24 @@ import pyarrow as pa
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from pref_jax import json_fields
 from pref_jax.data.messages import Chat, answer, as_chat, as_text
+from pref_jax.data.text import control_tokens
 from pref_jax.data.text.token_table import TokenTable
-from pref_jax.errors import UserError
+from pref_jax.errors import Faults, UserError
+from pref_jax.files import read_json
 
+# Types of values in a tokenizer's files.
+_TOKEN: json_fields.Kind = (lambda value: isinstance(value, str | dict)), "give the token's text"
+_TOKENIZER: dict[str, json_fields.Kind] = {
+    "chat_template": ((lambda value: isinstance(value, str | list | dict)), "give a Jinja template as text"),
+    "model_max_length": json_fields.NUMBER,
+    "tokenizer_class": json_fields.WORD,
+    "padding_side": ((lambda value: value in ("left", "right")), 'give "left" or "right"'),
+    "truncation_side": ((lambda value: value in ("left", "right")), 'give "left" or "right"'),
+    "model_input_names": json_fields.WORDS,
+    "added_tokens_decoder": json_fields.RECORD,
+}
 # A turn is closed by a token of its role: the state there has read the whole answer and is where rewards are read.
 END = {"user": "<|end_of_user|>", "assistant": "<|end_of_assistant|>"}
 CHAT_TEMPLATE = "{% for message in messages %}{{ message.content }}<|end_of_{{ message.role }}|>{% endfor %}"
@@ -84,6 +99,7 @@ def load_tokenizer(folder: str | Path, *, chat_template: str | Path = "") -> Pre
     folder = Path(folder)
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"{folder}: no tokenizer.json; give the folder of a model with a fast tokenizer")
+    _check_files(folder)
     try:
         with contextlib.redirect_stderr(None):
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -95,6 +111,43 @@ def load_tokenizer(folder: str | Path, *, chat_template: str | Path = "") -> Pre
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{chat_template}: no readable chat template ({error}); give a Jinja file") from None
     return tokenizer
+
+
+def _check_files(folder: Path) -> None:
+    """Looks at the types of values in the files beside `tokenizer.json`.
+
+    Raises:
+      UserError: with file and field of each that is of another type than it should be.
+    """
+    faults = Faults()
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (folder / name).is_file():
+            raw = json_fields.record(read_json(folder / name), str(folder / name))
+            if name != "added_tokens.json":
+                tokens = {field: _TOKEN for field in raw if field.endswith("_token") and not field.startswith("add_")}
+                json_fields.check(raw, _TOKENIZER | tokens, faults, str(folder / name))
+    faults.raise_if_any("Tokenizer files")
+
+
+def type_separator(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token behind which a text pair's tokens are of type 1; None if this tokenizer tells no types.
+
+    Raises:
+      UserError: if its types are none that begin behind one token.
+    """
+    if "token_type_ids" not in tokenizer.model_input_names:
+        return None
+    pair = tokenizer("a b", "c d e", return_token_type_ids=True, verbose=False)
+    ids, types = np.array(pair["input_ids"]), np.array(pair["token_type_ids"])
+    if not types.any():
+        return None
+    separator = int(ids[types.argmax() - 1])
+    if not np.array_equal(types, np.cumsum(ids == separator) - (ids == separator) > 0):
+        raise UserError(
+            f"{tokenizer.name_or_path}: the tokenizer gives a text pair the types {types.tolist()}, which are not 0 up "
+            "to a separator and 1 behind it; use a tokenizer like BERT's"
+        )
+    return separator
 
 
 def tokenize_responses(
@@ -213,6 +266,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, chats: list[Chat], max_length: i
         raise UserError(f"max_length is {max_length}; a text keeps one token at least")
     texts = [str(text) for text in tokenizer.apply_chat_template(chats, tokenize=False, date_string=DATE)]
     ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = control_tokens.render(tokenizer, chats, ids, date_string=DATE)
     return _lay([one[-max_length:] for one in ids], truncated=sum(len(one) > max_length for one in ids))
 
 
@@ -227,8 +281,10 @@ def _join(tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int)
             f"max_length={max_length} leaves no room for text beside {special} special tokens; set it to at least "
             f"{special + 1}, with --config.backbone.max_length"
         )
-    prompts = ["\n".join(as_text(message) for message in row["prompt"]) for row in rows]
-    pairs = tokenizer(prompts, [as_text(answer(row)) for row in rows], verbose=False)
+    prompts = ["\n".join(_lines(row["prompt"])) for row in rows]
+    texts = [as_text(answer(row)) for row in rows]
+    pairs = tokenizer(prompts, texts, split_special_tokens=True, verbose=False)
+    control_tokens.count_in_pairs(tokenizer, pairs, list(zip(prompts, texts, strict=True)))
     ids = pairs["input_ids"]
     long = [i for i, one in enumerate(ids) if len(one) > max_length]
     for i in long:
@@ -236,6 +292,13 @@ def _join(tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int)
         text = np.array([half is not None for half in pairs.sequence_ids(i)])
         ids[i] = np.array(ids[i])[~text | (text.cumsum() > len(text) - max_length)].tolist()
     return _lay(ids, truncated=len(long))
+
+
+def _lines(prompt: list[dict[str, Any]]) -> list[str]:
+    """A prompt as an encoder reads it: one question as it is, several messages with their roles."""
+    if [message["role"] for message in prompt] == ["user"]:
+        return [as_text(prompt[0])]
+    return [f"{message['role']}: {as_text(message)}" for message in prompt]
 
 
 def _lay(ids: list[list[int]], *, truncated: int) -> TokenTable:

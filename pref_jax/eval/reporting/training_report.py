@@ -70,7 +70,7 @@ def findings(held: HeldOut, method: str) -> list[str]:
     if not held.pairs:
         return ["no vote was held out for a test, so nothing is told of how well the reward predicts"]
     told = [
-        f"{side} users: {method} is right on {_points(gain)} points more than the {NOBODY} (mean over {gain.n} users)"
+        f"{side} users: accuracy of {method} less that of the {NOBODY}: {_points(gain)} points (mean of {gain.n} users)"
         for side, gain in held.gains.items()
     ]
     if held.scored < held.pairs:

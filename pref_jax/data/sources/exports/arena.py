@@ -19,17 +19,17 @@ _USERS = ("user", "judge", "judge_hash", "user_id", "evaluation_session_id")
 
 def is_record(value: dict[str, Any]) -> bool:
     """Whether a row is a vote of Chatbot Arena."""
-    return {"conversation_a", "conversation_b"} <= value.keys() or (value.get("type") in _VOTES and "states" in value)
+    return {"conversation_a", "conversation_b"} <= value.keys() or (_type(value) in _VOTES and "states" in value)
 
 
 def votes(value: dict[str, Any], columns: Mapping[str, str], note: Any, left_out: Counter[str]) -> list[dict[str, Any]]:
     """One vote, or none."""
-    if "conversation_a" not in value and value.get("type") not in _VOTES:
-        left_out[f"lines of type {value.get('type')!s:.20}"] += 1
+    if "conversation_a" not in value and "type" in value and _type(value) not in _VOTES:
+        left_out[f"lines of type {_type(value)}"] += 1
         return []
     if "states" in value and "conversation_a" not in value:
         states = value["states"] if isinstance(value["states"], list) else []
-        sides, winner = [_messages(state) for state in states], _VOTES[value["type"]]
+        sides, winner = [_messages(state) for state in states], _VOTES.get(_type(value))
     else:
         sides, winner = [_parsed(value.get(f"conversation_{side}")) for side in "ab"], value.get("winner")
     if len(sides) != 2 or not all(isinstance(side, list) and side for side in sides):
@@ -42,6 +42,10 @@ def votes(value: dict[str, Any], columns: Mapping[str, str], note: Any, left_out
     user = next((value[name] for name in named if value.get(name) is not None), None)
     row = {"responses": sides, "winner": winner, "time": value.get("tstamp", value.get("timestamp"))}
     return [row if user is None else {"user": str(user), **row}]
+
+
+def _type(value: dict[str, Any]) -> str:
+    return str(value.get("type"))[:20]
 
 
 def _parsed(value: Any) -> Any:

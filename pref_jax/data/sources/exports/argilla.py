@@ -41,6 +41,10 @@ def votes(value: dict[str, Any], columns: Mapping[str, str], note: Any, left_out
     """The votes of a record, one for each person who answered."""
     questions = _questions(value)
     nested = isinstance(value.get("fields"), dict)
+    if not nested and not questions and "responses" in value:
+        note("fields", "missing", "export fields and responses together")
+        return []
+    left_out["records without answers"] += not questions
     data = value["fields"] if nested else {name: one for name, one in value.items() if name not in questions}
     data = {name: one for name, one in data.items() if isinstance(one, str | list) and _FLAT not in name}
     usable = {name: answers for name, answers in questions.items() if any(_is_vote(one, data) for one in answers)}

@@ -31,10 +31,15 @@ def columnar(file: io.BufferedReader, format: str, name: object) -> Iterator[tup
             for start in range(0, batch.num_rows, ROWS):
                 for row in batch.slice(start, ROWS).to_pylist():
                     number += 1
-                    yield number, {key: value for key, value in row.items() if value is not None and value == value}
+                    yield number, filled(row)
     except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError, KeyError, TypeError) as error:
         what = f"{type(error).__name__}: {error!s:.200}"
         raise UserError(f"{name}: damaged after {number} rows of {format} ({what}); write the file again") from None
+
+
+def filled(row: dict[str, Any]) -> dict[str, Any]:
+    """The cells of a row that hold something: no null, nor the NaN that pandas writes for it."""
+    return {name: value for name, value in row.items() if value is not None and value == value}
 
 
 def _seekable(file: Any) -> Any:

@@ -5,9 +5,9 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from pref_jax.data.sources.formats.streams import SAMPLE, STDIN, STDIN_NAME, encoding, lines, opened
+from pref_jax.data.sources.formats.streams import SAMPLE, STDIN, STDIN_NAME, decoded, encoding, lines, opened
 from pref_jax.errors import Faults, UserError
 
 # An array's element is held in memory as a whole: a damaged one must not take in the rest of a huge file.
@@ -60,7 +60,7 @@ def parse(text: str) -> Any:
       JSONDecodeError, ValueError, RecursionError: if it is none, names a field twice, or is nested too deeply.
       UnicodeEncodeError: if it holds half of a surrogate pair.
     """
-    value = json.loads(text, object_pairs_hook=_object)
+    value = _DECODER.decode(text)
     _check_characters(text, value)
     return value
 
@@ -79,13 +79,21 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
+# One for all: to make it takes as long as to read a short line.
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
 def json_values(file: io.BufferedReader, start: bytes, name: object, faults: Faults) -> Iterator[tuple[int, Any]]:
     """Number (from 1) and value of each element of an array, or of several values one after the other.
 
     Raises:
       UserError: while it is read, where the text is damaged: what follows cannot be told apart.
     """
-    text = _Text(io.TextIOWrapper(file, encoding=encoding(start)), name)
+    with decoded(file, encoding(start)) as given:
+        yield from _values(_Text(given, name), faults)
+
+
+def _values(text: "_Text", faults: Faults) -> Iterator[tuple[int, Any]]:
     number = 0
     array = text.next() == "["
     text.skip(array)
@@ -95,7 +103,7 @@ def json_values(file: io.BufferedReader, start: bytes, name: object, faults: Fau
             yield number, text.value()
         except UnicodeEncodeError:
             what = "holds half of a surrogate pair, which is no character"
-            faults.add(f"{name}, row {number}", what, "drop the escape, or write the character itself")
+            faults.add(f"{text.name}, row {number}", what, "drop the escape, or write the character itself")
         comma = array and text.next() == ","
         text.skip(comma)
         if array and not comma and text.next() != "]":
@@ -112,10 +120,9 @@ def json_values(file: io.BufferedReader, start: bytes, name: object, faults: Fau
 class _Text:
     """JSON text that is read in parts; `next` is its next character that is no white space, "" at the end."""
 
-    def __init__(self, file: IO[str], name: object):
-        self._file, self._name = file, name
+    def __init__(self, file: io.TextIOWrapper, name: object):
+        self._file, self.name = file, name
         self._buffer, self._place, self._line = "", 0, 1
-        self._decoder = json.JSONDecoder(object_pairs_hook=_object)
 
     def next(self) -> str:
         while True:
@@ -136,7 +143,7 @@ class _Text:
         size = SAMPLE
         while True:
             try:
-                found, end = self._decoder.raw_decode(self._buffer, self._place)
+                found, end = _DECODER.raw_decode(self._buffer, self._place)
                 if end < len(self._buffer) or not self._more():
                     break
             except (ValueError, RecursionError) as error:
@@ -153,12 +160,12 @@ class _Text:
     def fault(self, what: str) -> UserError:
         if self._buffer[self._place : self._place + 1] == "":
             what += ", the file is cut short"
-        return UserError(f"{self._name}: damaged at line {self._line} ({what}); write the file again")
+        return UserError(f"{self.name}: damaged at line {self._line} ({what}); write the file again")
 
     def _more(self, size: int = SAMPLE) -> bool:
         try:
             part = self._file.read(size)
         except UnicodeError as error:
-            raise UserError(f"{self._name}: damaged after line {self._line} ({error}); save it as UTF-8") from None
+            raise UserError(f"{self.name}: damaged after line {self._line} ({error}); save it as UTF-8") from None
         self._buffer, self._place = self._buffer[self._place :] + part, 0
         return bool(part)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pref_jax.data.schema import SPLITS
-from pref_jax.data.sources.formats.columnar import ROWS
+from pref_jax.data.sources.formats.columnar import ROWS, filled
 from pref_jax.data.sources.formats.recognise import READ, Source, open_file
 from pref_jax.data.sources.formats.streams import STDIN
 from pref_jax.download import fetch, quiet
@@ -105,7 +105,7 @@ def _rows(table: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
             part.validate(full=True)
             for row in part.to_pylist():
                 number += 1
-                yield f"{name}, row {number}", {key: value for key, value in row.items() if value is not None}
+                yield f"{name}, row {number}", filled(row)
     except Exception as error:  # as above
         what = f"{type(error).__name__}: {error!s:.200}"
         raise UserError(f"{name}: damaged after {number} rows ({what}); save the set again") from error

@@ -4,8 +4,9 @@ import csv
 import io
 import sys
 from collections.abc import Iterator
+from typing import Any
 
-from pref_jax.data.sources.formats.streams import encoding
+from pref_jax.data.sources.formats.streams import decoded, encoding
 from pref_jax.errors import Faults, UserError
 
 _DELIMITERS = ",\t;|"
@@ -34,8 +35,11 @@ def separated(
     """
     # Cells are texts of any length; the module's limit is one for all readers.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    text = io.TextIOWrapper(file, encoding=encoding(start), errors="surrogateescape", newline="")
-    rows = csv.reader(text, delimiter=sign, strict=True)
+    with decoded(file, encoding(start), errors="surrogateescape", newline="") as text:
+        yield from _rows(csv.reader(text, delimiter=sign, strict=True), encoding(start), name, faults)
+
+
+def _rows(rows: Any, coded: str, name: object, faults: Faults) -> Iterator[tuple[int, dict[str, str]]]:
     header, before = list[str](), 0
     while True:
         try:
@@ -56,14 +60,14 @@ def separated(
             if twice := {column for column in header if header.count(column) > 1}:
                 raise UserError(f"{name}: the header names {sorted(twice)} twice; give each column one name")
             if not all(map(_is_text, header)):
-                raise UserError(f"{name}: the header is not {encoding(start).upper()}; save the file as UTF-8")
+                raise UserError(f"{name}: the header is not {coded.upper()}; save the file as UTF-8")
             continue
         if len(row) != len(header):
             fix = "quote cells that hold the separator, or drop the row"
             faults.add(f"{name}:{before}", f"{len(row)} cells under a header of {len(header)}", fix)
             continue
         if any(not cell.isascii() and not _is_text(cell) for cell in row):
-            faults.add(f"{name}:{before}", f"not {encoding(start).upper().removesuffix('-SIG')}", "save it as UTF-8")
+            faults.add(f"{name}:{before}", f"not {coded.upper().removesuffix('-SIG')}", "save it as UTF-8")
             continue
         yield before, {column: cell for column, cell in zip(header, row, strict=True) if cell != ""}
 

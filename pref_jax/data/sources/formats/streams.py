@@ -65,6 +65,16 @@ def encoding(start: bytes) -> str:
     return "utf-8-sig"
 
 
+@contextlib.contextmanager
+def decoded(file: io.BufferedReader, coded: str, **options: Any) -> Iterator[io.TextIOWrapper]:
+    """The file as text; it stays open."""
+    text = io.TextIOWrapper(file, encoding=coded, **options)
+    try:
+        yield text
+    finally:
+        text.detach()
+
+
 def lines(file: io.BufferedReader, start: bytes, name: object) -> Iterable[bytes]:
     """Lines of a text as UTF-8, with their ends: of Unix, Windows or the old Mac.
 
@@ -78,14 +88,12 @@ def lines(file: io.BufferedReader, start: bytes, name: object) -> Iterable[bytes
 
 
 def _recoded(file: io.BufferedReader, coded: str, name: object) -> Iterator[bytes]:
-    text = io.TextIOWrapper(file, encoding=coded)
     try:
-        for line in text:
-            yield line.encode("utf-8", "surrogatepass")
+        with decoded(file, coded) as text:
+            for line in text:
+                yield line.encode("utf-8", "surrogatepass")
     except UnicodeError as error:
         raise UserError(f"{name}: not {coded.upper()} throughout ({error}); save the file as UTF-8") from None
-    finally:
-        text.detach()
 
 
 def _split(file: io.BufferedReader) -> Iterator[bytes]:

@@ -67,10 +67,10 @@ class RowFaults(Faults):
             some = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
             log(f"{title}: dropped {len(self._rows)} of {len(self._rows) + rows} rows: {some}")
             if listed is not None:
-                lines = [
-                    {"file": file, unit: number, "faults": faults}
-                    for (file, unit, number), faults in self._rows.items()
-                ]
+                # Lines that hold no row are noted as a file is opened, before the others.
+                files = list(dict.fromkeys(file for file, _, _ in self._rows))
+                found = sorted(self._rows.items(), key=lambda item: (files.index(item[0][0]), item[0][2]))
+                lines = [{"file": file, unit: number, "faults": faults} for (file, unit, number), faults in found]
                 write_text(listed, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
                 log(f"{title}: they are listed in {listed}")
         return {"dropped_rows": len(self._rows), "dropped": dict(reasons.most_common())}

@@ -95,7 +95,8 @@ def choose(names: Iterable[str], given: Mapping[str, str], where: str, sample: M
         guess("response", RESPONSES)
     if not (isinstance(sample.get("chosen"), list) and len(sample["chosen"]) > 1):
         guess("prompt", PROMPTS)
-    if not {*there, *chosen} & {"chosen", "rejected", "responses", *SIDES, "ranking", "response", "rating"}:
+    votes = {"chosen", "rejected", "responses", *SIDES, "ranking", "response", "rating"}
+    if not {*there, *chosen} & votes and any(name not in FIELDS for name in names):
         raise UserError(
             f"{where}: no votes in columns {', '.join(map(repr, names[:20]))}; say which they are with "
             f"columns (--columns user=...,prompt=...,chosen=...); a vote is {FORMS_IN_WORDS}"

@@ -133,6 +133,7 @@ class Reading:
         self._columns = naming.parse_option(columns) if isinstance(columns, str) else dict(columns or {})
         naming.check_given(self._columns)
         self._given, self._formats, self._left_out = given, dict[str, None](), Counter[str]()
+        self._read_as = dict[str, str]()
 
     def rows(self) -> Iterator[tuple[str, Any]]:
         """Where each row is, and its value.
@@ -161,6 +162,7 @@ class Reading:
         formats = ", ".join("jsonl" if format == "JSON lines" else format for format in self._formats)
         return {
             "source": f"{formats}: {Path(self.name).name}",
+            "columns": self._read_as,
             "ignored_fields": dict(self.notes.ignored.most_common()),
             "guessed": dict(self.notes.told),
             "left_out": {what: count for what, count in self._left_out.items() if count},
@@ -190,6 +192,7 @@ class Reading:
         if records:
             names = dict.fromkeys(name for record in records for name in record)
             columns = naming.choose(names, self._columns, source.name, records[0])
+            self._read_as |= columns
             guessed = [f"{column!r} as {field}" for field, column in columns.items() if field not in self._columns]
             if guessed:
                 log(f"{source.name}: reads {', '.join(guessed)}; name others by columns (--columns user=NAME,...)")
