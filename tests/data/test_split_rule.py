@@ -1,13 +1,16 @@
 """The rule that splits votes: what holds for every shape, shares that mean what they say, and what is told."""
 
+import dataclasses
 import time
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pref_jax.data.sources.common.split_rule import GIVEN_VALIDATION, Assigned, SplitOptions, assign_splits
+from pref_jax.data.votes import as_preferences, read_votes
 from pref_jax.errors import UserError
 
 WORDS = st.sampled_from([None, None, None, "train", "validation", "test"])
@@ -182,6 +185,11 @@ def test_few_users_are_not_all_unseen(users):
 def test_nobody_seen_and_bad_options():
     with pytest.raises(UserError, match="no user is seen: nobody to learn from; mark some as seen"):
         split([(0, 0, 0), (0, 1, 0)], flags=[False])
+    rows = [{"user": "u", "prompt": f"q{i}", "chosen": "a", "rejected": "b"} for i in range(3)]
+    tables = read_votes(rows)
+    nobody = tables.users.set_column(2, "seen", pa.array([False]))
+    with pytest.raises(UserError, match="no user is seen"):
+        as_preferences(dataclasses.replace(tables, users=nobody))
     with pytest.raises(UserError, match=r"(?s)split_by: is 'day'.*test_fraction: is 2.*min_votes_per_user: is 0"):
         SplitOptions(by="day", test=2, min_votes_per_user=0).check()
 
