@@ -198,10 +198,15 @@ def formatting_only(work: Workspace, method: str) -> None:
 
         known = data.pairs(("train", "validation"), seen=True)
         prompt = prompt_ids(data.responses["prompt"])[known.chosen]
-        found = formatting.fit(differences(known), prompt, seed=work.seed)
-        facts = {"ridge": found.strength, "accuracy_on_held_out_prompts": found.accuracy}
-        margins = differences(work.test_pairs) @ found.weights
-        return margins, {"parameters_per_user": 0, "context_pairs": 0, **facts}
+        facts: dict[str, Any] = {"parameters_per_user": 0, "context_pairs": 0}
+        if len(np.unique(prompt)) > 1:
+            found = formatting.fit(differences(known), prompt, seed=work.seed)
+            weights = found.weights
+            facts |= {"ridge": found.strength, "accuracy_on_held_out_prompts": found.accuracy}
+        else:
+            weights = formatting.fit_unjudged(differences(known))
+            facts["fallback"] = "there is one prompt, so none is held out to choose by: the strongest ridge"
+        return differences(work.test_pairs) @ weights, facts
 
     work.scored(method, score)
 

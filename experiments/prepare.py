@@ -17,6 +17,7 @@ from pref_jax.data import preferences, sources
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources.synthetic import world
 from pref_jax.data.text import same_tokens
+from pref_jax.data.votes import need_seen
 from pref_jax.errors import UserError
 from pref_jax.files import write_json
 from pref_jax.lm import hub
@@ -83,7 +84,7 @@ def _read(work: Workspace) -> Preferences:
         options["tokenizer"] = str(hub.locate(options["tokenizer"]))
     if "on_bad_row" in options:
         options["bad_rows"] = str(work.folder / "bad_rows.jsonl")
-    return sources.read(options.pop("name"), seed=work.seed, **options)
+    return need_seen(sources.read(options.pop("name"), seed=work.seed, **options))
 
 
 def _pretrain(work: Workspace, folder: Path) -> None:

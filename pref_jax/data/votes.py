@@ -14,6 +14,7 @@ from pref_jax.comparisons import Comparisons
 from pref_jax.data import preferences
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.schema import MESSAGE, OUTCOMES
+from pref_jax.data.sources.common.split_rule import NOBODY_SEEN
 from pref_jax.data.sources.jsonl import reader
 from pref_jax.data.sources.jsonl.bad_rows import RowFaults
 from pref_jax.data.sources.jsonl.rows import checked_row
@@ -80,13 +81,24 @@ def as_preferences(votes: Preferences | Votes, *, seed: int = 0) -> Preferences:
     """Tables as they are, from a folder that `Preferences` were saved in, or by `read_votes`.
 
     Raises:
-      UserError: as `read_votes`, or as `pref_jax.data.preferences.load` for a folder.
+      UserError: as `read_votes`, or as `pref_jax.data.preferences.load` for a folder; if no user is seen.
     """
     if isinstance(votes, Preferences):
-        return votes
+        return need_seen(votes)
     if isinstance(votes, str | Path) and (Path(votes) / "comparisons.arrow").exists():
-        return preferences.load(votes)
+        return need_seen(preferences.load(votes))
     return read_votes(votes, seed=seed)
+
+
+def need_seen(tables: Preferences) -> Preferences:
+    """The same tables.
+
+    Raises:
+      UserError: if no user is seen.
+    """
+    if not tables.seen.any():
+        raise UserError(NOBODY_SEEN)
+    return tables
 
 
 class VoteRows(NamedTuple):

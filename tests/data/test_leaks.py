@@ -226,6 +226,8 @@ def test_prompts_stay_together_in_folds():
     assert fitted > found.accuracy + 0.03
     with pytest.raises(ValueError, match="two at least"):
         formatting.fit(x, np.zeros(600, int), seed=0)
+    assert (x @ formatting.fit_unjudged(x) > 0).mean() > 0.5
+    assert not formatting.fit_unjudged(x[:0]).any()
 
 
 def test_one_prompt_is_told_not_judged():

@@ -1,13 +1,16 @@
 """The rule that splits votes: what holds for every shape, shares that mean what they say, and what is told."""
 
+import dataclasses
 import time
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pref_jax.data.sources.common.split_rule import GIVEN_VALIDATION, Assigned, SplitOptions, assign_splits
+from pref_jax.data.votes import as_preferences, read_votes
 from pref_jax.errors import UserError
 
 WORDS = st.sampled_from([None, None, None, "train", "validation", "test"])
@@ -74,7 +77,7 @@ def test_whatever_is_voted(votes, options, flags, seed, timed):
     seen = kept & found.seen[user]
     assert found.counts[GIVEN_VALIDATION] == (seen & was_given & (part == "validation")).sum()
     assert not (drawn & ~found.seen[user] & (part == "validation")).any()
-    lost = found.counts["rows_of_users_without_training"] + found.counts["rows_under_min_votes"]
+    lost = sum(int(found.counts[name]) for name in ("rows_of_users_without_training", "rows_under_min_votes"))
     assert lost == (~kept).sum()
     again = split(votes, options, **given)
     assert again.split.tolist() == part.tolist()
@@ -94,7 +97,7 @@ def test_light_voters_leave_the_test_as_large_as_asked(users, each, prompts):
     assert 0.17 < test.sum() / found.keep.sum() < 0.21
     assert not set(asked[test]) & set(asked[found.keep & ~test])
     assert found.keep.mean() > 0.95
-    lost = found.counts["users_without_training"]
+    lost = int(found.counts["users_without_training"])
     assert lost == len(set(votes[~found.keep, 0]))
     assert found.told == (
         [f"users left out: {lost} whose votes all fell into the test, {lost * each} in all"] * (lost > 0)
@@ -182,6 +185,11 @@ def test_few_users_are_not_all_unseen(users):
 def test_nobody_seen_and_bad_options():
     with pytest.raises(UserError, match="no user is seen: nobody to learn from; mark some as seen"):
         split([(0, 0, 0), (0, 1, 0)], flags=[False])
+    rows = [{"user": "u", "prompt": f"q{i}", "chosen": "a", "rejected": "b"} for i in range(3)]
+    tables = read_votes(rows)
+    nobody = tables.users.set_column(2, "seen", pa.array([False]))
+    with pytest.raises(UserError, match="no user is seen"):
+        as_preferences(dataclasses.replace(tables, users=nobody))
     with pytest.raises(UserError, match=r"(?s)split_by: is 'day'.*test_fraction: is 2.*min_votes_per_user: is 0"):
         SplitOptions(by="day", test=2, min_votes_per_user=0).check()
 

@@ -108,6 +108,33 @@ def test_one_user_has_no_interval():
     assert found["seen/accuracy"].half_width is None
 
 
+def test_intervals_of_few_users_are_fractions_or_none():
+    """Student's of 0.5 and 1 would be -2.4 to 3.9."""
+    users, two = [0, 0, 1, 1], {"seen": np.array([False, False]), "groups": [None, None]}
+    found = _one([1.0, 1, 1, -1], user=users, controversial=np.full(4, -1), **two)
+    assert found["unseen/accuracy"] == metrics.Interval(mean=0.75, low=None, high=None, n=2, over="users")
+    right = _one([1.0, 1, 1, 1], user=users, controversial=np.full(4, -1), **two)["unseen/accuracy"]
+    np.testing.assert_allclose(_ends(right), [1, stats.binomtest(2, 2).proportion_ci(0.95, "exact").low, 1])
+    wrong = _one([-1.0, -1, -1, -1], user=users, controversial=np.full(4, -1), **two)["unseen/accuracy"]
+    np.testing.assert_allclose(_ends(wrong), [0, 0, 1 - 0.025**0.5])
+    cut = metrics.student_interval([1.0, 1.0, 1.0, 1.0, 0.5], over="users", fractions=True)
+    low, high = stats.t.interval(0.95, 4, loc=0.9, scale=stats.sem([1.0, 1.0, 1.0, 1.0, 0.5]))
+    assert high > 1
+    np.testing.assert_allclose(_ends(cut), [0.9, low, 1])
+    seeds = metrics.over_seeds(
+        [{"seen/accuracy": 0.9, "seen/log_loss": 0.9}, {"seen/accuracy": 1.0, "seen/log_loss": 1.0}]
+    )
+    assert seeds["seen/accuracy"].high == 1
+    assert _ends(seeds["seen/log_loss"])[2] > 1
+
+
+@pytest.mark.parametrize("people", [2, 5, 6])
+def test_a_bootstrap_of_few_users_gives_no_interval(people):
+    found = bootstrap.paired_difference(np.linspace(0.5, 1, people), np.zeros(people))
+    assert found is not None
+    assert (found.low is None) == (people < 6)
+
+
 def test_all_ties_are_a_coin():
     found = _one(np.zeros(6), user=[0, 0, 1, 1, 2, 2], seen=np.ones(3, bool), groups=["g"] * 3)
     for key in ("seen/accuracy", "seen/common", "seen/group/g"):

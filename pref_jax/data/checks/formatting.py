@@ -125,6 +125,13 @@ def fit(differences: Float64[np.ndarray, "P F"], prompt: Int[np.ndarray, "P"], *
     return Judge(weights, best, float(right.mean()), (float(low), float(high)))
 
 
+def fit_unjudged(differences: Float64[np.ndarray, "P F"]) -> Float64[np.ndarray, "F"]:
+    """Weights of raw features' differences by the strongest ridge, where all is on one prompt and none held out."""
+    scale = np.sqrt(np.mean(differences**2, axis=0)) if len(differences) else np.zeros(len(NAMES))
+    scale = np.where(scale > 0, scale, 1)
+    return _regression(differences / scale, STRENGTHS[-1]) / scale
+
+
 def _regression(x: Float64[np.ndarray, "P F"], strength: float) -> Float64[np.ndarray, "F"]:
     """argmin of sum log(1 + exp(-x w)) + strength |w|² / 2."""
 

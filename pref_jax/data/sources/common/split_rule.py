@@ -28,6 +28,7 @@ RULE = (
 # What is drawn, from the strongest test to the weakest; a split by time comes first only where it is asked for.
 ORDER = ("time", "time of each user", "prompt", "pair", "vote")
 UNITS = {"prompt": "prompts", "pair": "pairs"}
+NOBODY_SEEN = "no user is seen: nobody to learn from; mark some as seen"
 # Count of the seen users' given validation votes: where there are any, methods choose by them.
 GIVEN_VALIDATION = "rows_with_given_validation"
 # Counts of what is left out.
@@ -205,7 +206,7 @@ def _seen(
     free = np.flatnonzero(undecided & enough)
     flags[free[draw(len(free), fraction, rng)]] = False
     if not (flags & enough).any():
-        raise UserError("no user is seen: nobody to learn from; mark some as seen")
+        raise UserError(NOBODY_SEEN)
     return flags, int(undecided.sum())
 
 
