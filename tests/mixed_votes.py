@@ -1,5 +1,7 @@
 """Users with votes of every kind, and what they lose by the definitions, in NumPy."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from scipy.special import logsumexp
@@ -68,7 +70,7 @@ class Crowd:
         scales = {"gaps": jnp.asarray(gaps), "log_scale": jnp.asarray(LOG_SCALE)}
         return {"z": jnp.asarray(self.z), **row_arguments(self.table.extras, self.table.train, scales)}
 
-    def losses(self, user, margin_of, ends, log_scale=LOG_SCALE):
+    def losses(self, user, margin_of, ends, log_scale: Any = LOG_SCALE):
         """-log likelihood of a user's votes, from the definitions; `margin_of` maps (response, response) to margins."""
         ends, total = np.concatenate([ends, [np.inf]]), 0.0
         mine = self.votes.take(self.votes.user == user)
@@ -82,7 +84,8 @@ class Crowd:
         for number in np.unique(choice[choice >= 0]):
             rows = mine.take(choice == number)
             margins = np.stack([margin_of(c, r) for c, r in zip(rows.chosen, rows.rejected, strict=True)])
-            total += logsumexp(np.concatenate([np.zeros_like(margins[:1]), -margins]), axis=0)
+            odds: Any = logsumexp(np.concatenate([np.zeros_like(margins[:1]), -margins]), axis=0)
+            total += odds
         known = self.ratings.user == user
         for response, rating in zip(self.ratings.response[known], self.ratings.rating[known], strict=True):
             total += 0.5 * LAMBDA * (np.exp(log_scale) * float(rating) - margin_of(response, RESPONSES)) ** 2

@@ -1,5 +1,7 @@
 """Ties, strengths, rankings and ratings in the solvers: against NumPy and SciPy on the objective as it is defined."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,8 +82,9 @@ def test_mixture_is_bayes_rule_of_all_kinds():
         found = np.asarray(SOLVE["mixture"](prior=prior, **crowd.rows()).weights)
     for u in range(USERS):
         lost = crowd.losses(u, lambda c, r: crowd.rewards[c] - crowd.rewards[r], ends)
-        right = np.log(mean) - lost
-        np.testing.assert_allclose(found[u], np.exp(right - logsumexp(right)), atol=1e-9)
+        right: Any = np.log(mean) - lost
+        total: Any = logsumexp(right)
+        np.testing.assert_allclose(found[u], np.exp(right - total), atol=1e-9)
 
 
 def test_simplex_beats_every_point_of_a_grid():
@@ -108,10 +111,10 @@ def test_flat_rows_equal_padded_ones():
         padded = SOLVE["logistic"](prior=prior, **rows)
         users, width = rows["mask"].shape
         choice = np.asarray(rows["choice"])
-        flat = {name: np.asarray(x).reshape(users * width, *x.shape[2:]) for name, x in rows.items()}
-        flat["choice"] = np.where(choice < 0, -1, choice + width * np.arange(users)[:, None]).reshape(-1)
+        parts = {name: np.asarray(x).reshape(users * width, *x.shape[2:]) for name, x in rows.items()}
+        parts["choice"] = np.where(choice < 0, -1, choice + width * np.arange(users)[:, None]).reshape(-1)
         order = np.random.default_rng(0).permutation(users * width)
-        flat = {name: jnp.asarray(x[order]) for name, x in flat.items()}
+        flat: dict[str, Any] = {name: jnp.asarray(x[order]) for name, x in parts.items()}
         user = jnp.asarray(np.repeat(np.arange(users), width)[order])
         found = solve_weights(prior=prior, user=user, num_users=users, **flat)
     np.testing.assert_allclose(found.weights, padded.weights, atol=1e-9)
@@ -151,7 +154,8 @@ def test_the_objective_is_convex_in_weights_thresholds_and_scale():
             rows = row_arguments(extras, crowd.table.train, scales)
             problem, users = objective.problem(jnp.asarray(crowd.z), prior=prior, **rows)
             lost = objective.logistic_objective(problem, jnp.broadcast_to(w, (users, BASIS)))
-            return lost.sum() + total_constants(extras, crowd.table.train, scales, dtype) - pull(scales)
+            more: Any = total_constants(extras, crowd.table.train, scales, dtype)
+            return lost.sum() + more - pull(scales)
 
         for _ in range(40):
             points = [

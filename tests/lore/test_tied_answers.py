@@ -1,5 +1,7 @@
 """Answers that may be ties, one at a time: updates, windows, draws, asking; against quadrature and the solver."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +44,7 @@ def test_the_mode_along_one_margin_is_the_root():
             def gap(x, m=m, s=s, bounds=bounds):
                 return m - x + s * (expit(bounds[0] - x) - expit(x - bounds[1]))
 
-            right = brentq(gap, m - s - 1e-9 - abs(m), m + s + 1e-9 + abs(m), xtol=1e-12 * (1 + abs(m)))
+            right: Any = brentq(gap, m - s - 1e-9 - abs(m), m + s + 1e-9 + abs(m), xtol=1e-12 * (1 + abs(m)))
             np.testing.assert_allclose(t, right, rtol=1e-7, atol=1e-9)
         single = bounded_margin(*(jnp.asarray(x, jnp.float32) for x in (margin, spread, np.tile(bounds, (40, 1)))))
         assert np.isfinite(single).all()
