@@ -121,7 +121,7 @@ def make_task(work: Workspace) -> Task:
     known, late, count = data.rated(learn, seen=True), data.rated("train", seen=False), int(seen.sum())
     use = work.lore.ratings and len(known.user) > 0
     train, validation = work.votes_by_prompt(0.2, ties=True, rated=not use)
-    held = work.held_out(Comparisons(known.user, known.response, known.response), 0.2)
+    held = work.held_out_ratings(known, 0.2)
     context = data.pairs("train", seen=False, ties=True, rated=not use)
     return Task(
         features=np.asarray(work.features),

@@ -41,7 +41,7 @@ from experiments.runner.cli import Config, check_workdir, freeze, plain
 from lore_jax.fitting.bradley_terry import LoReConfig
 from pref_jax.baselines.settings import BaselinesConfig
 from pref_jax.baselines.shared import SharedConfig
-from pref_jax.comparisons import Comparisons
+from pref_jax.comparisons import Comparisons, Ratings
 from pref_jax.data import preferences
 from pref_jax.data.label_masking import mask_labels
 from pref_jax.data.preferences import Preferences
@@ -253,6 +253,18 @@ class Workspace:
         pair = np.unique(sides, axis=1, return_inverse=True)[1].reshape(-1)
         held = hold_out_new(prompt, pair, known.user, fraction, np.random.default_rng([self.seed, 5]))
         return np.isin(pairs.row, known.row[held])
+
+    def held_out_ratings(self, ratings: Ratings, fraction: float) -> np.ndarray:
+        """bool [R]: which ratings of seen users are held out: those of which held-out pairs were made.
+
+        Where no two ratings make a pair, a `fraction` of them by chance.
+        """
+        pairs = self.data.pairs(("train", "validation"), seen=True, ties=True)
+        if not len(pairs.user):
+            return np.random.default_rng([self.seed, 5]).random(len(ratings.user)) < fraction
+        held, count = pairs.take(self.held_out(pairs, fraction)), self.data.num_responses
+        codes = [held.user.astype(np.int64) * count + side for side in (held.chosen, held.rejected)]
+        return np.isin(ratings.user.astype(np.int64) * count + ratings.response, np.concatenate(codes))
 
     @property
     def validation_is_given(self) -> bool:

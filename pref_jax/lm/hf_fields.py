@@ -78,7 +78,11 @@ def unread(raw: Any) -> list[str]:
     raw = text_part(raw, Faults(), "")
     family = raw["model_type"]
     known = USED[family] | hf_rope.fields(family)
-    return sorted(name for name, value in raw.items() if value and name not in known and not _NO_EFFECT.fullmatch(name))
+    # Every encoder of before transformers 5 has it, and none reads another value.
+    rest = {name: value for name, value in raw.items() if (name, value) != ("position_embedding_type", "absolute")}
+    return sorted(
+        name for name, value in rest.items() if value and name not in known and not _NO_EFFECT.fullmatch(name)
+    )
 
 
 def text_part(raw: Raw, faults: Faults, where: str) -> Raw:

@@ -1,10 +1,15 @@
 """What ties and strengths are worth: worlds that answer as asked, and a study from config to report."""
 
+import json
+
 import numpy as np
 import pytest
 
+from configs import jsonl
 from configs import vote_kinds as configs
-from experiments import vote_kinds
+from experiments import lore, vote_kinds
+from experiments.lore_methods import make_task
+from experiments.runner.workspace import Workspace
 from experiments.studies.answered_world import AnsweredConfig, draw
 from experiments.studies.planted_world import PlantedConfig
 from pref_jax.errors import UserError
@@ -58,3 +63,33 @@ def test_the_study_ends_with_gains_and_a_picture(tmp_path):
     before = (tmp_path / "kinds" / "40% ties, 3 strengths" / "results.json").read_bytes()
     vote_kinds.run(config, tmp_path)
     assert (tmp_path / "kinds" / "40% ties, 3 strengths" / "results.json").read_bytes() == before
+
+
+def test_ratings_reach_lore_in_a_run(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "user": f"u{u}",
+            "prompt": f"Question {p}?",
+            "response": f"Answer {a} to {p}.",
+            "rating": int(rng.integers(1, 6)),
+        }
+        for u in range(8)
+        for p in range(6)
+        for a in range(3)
+    ]
+    (tmp_path / "votes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = jsonl.get_config("linear")
+    config.methods, config.source.path = ("LoRe",), str(tmp_path / "votes.jsonl")
+    config.lore.update({"ranks": (), "components": (), "clusters": 0, "line_search": "bisection"})
+    work = Workspace(config, 0, tmp_path / "run" / "seed_0")
+    lore.run(config, tmp_path / "run")
+    task = make_task(work)
+    known, held = task.ratings
+    assert not len(task.train.user)
+    assert len(known.user) + len(held.user) == len(work.data.rated(("train", "validation"), seen=True).user)
+    assert 0 < len(held.user) < len(known.user)
+    # Nothing that chooses was learned from.
+    codes = [set(zip(part.user.tolist(), part.response.tolist(), strict=True)) for part in (known, held)]
+    assert not codes[0] & codes[1]
+    assert (tmp_path / "run" / "report.md").exists()
