@@ -9,7 +9,7 @@ were said to be, and how often they happened. `report.md` has the gain of each m
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from copl_jax.graph.embedding import embed_users
 from copl_jax.graph.settings import fast_config
 from experiments import linear
-from experiments.linear import Model
+from experiments.linear import Model, Task
 from experiments.runner.cli import Config, check_workdir, freeze, launch
 from experiments.studies.answered_world import AnsweredConfig, draw
 from experiments.studies.planted_world import PlantedConfig, World
@@ -39,6 +39,7 @@ MEANINGS = {
     "LoRe": "the full search, on responses that nobody voted on",
     GRAPH: "embeddings of users and responses by the graph of votes, on further pairs of known responses; seen users",
 }
+GAINS = "Gain by ties and strengths, points, with its 95 % interval over seeds:"
 METRICS = {"seen/accuracy": "Accuracy, seen users", "unseen/accuracy": "Accuracy, unseen users"}
 
 
@@ -116,11 +117,12 @@ def _note_ties(path: Path, name: str, probability: np.ndarray, said: Comparisons
 
 
 def _lore(world: World, seed: int) -> Tested:
-    return _linear(world, linear.hierarchical(world, LoReConfig.quick(seed=seed)))
+    return linear_margins(world, linear.hierarchical(world, LoReConfig.quick(seed=seed)))
 
 
-def _linear(world: World, model: Model) -> Tested:
-    margins = linear.margins(world, model)
+def linear_margins(task: Task, model: Model) -> Tested:
+    """What a model on features says of the task's test pairs."""
+    margins = linear.margins(task, model)
     reading = model.found and model.found.reading
     return Tested(margins, reading.probabilities(margins)[:, 1] if reading and reading.scale.ties else None)
 
@@ -140,7 +142,7 @@ def _graph(world: World, seed: int) -> Tested:
 
 
 _FITS: dict[str, Callable[[World, int], Tested]] = {
-    "shared": lambda world, seed: _linear(world, linear.shared(world, LoReConfig.quick(seed=seed))),
+    "shared": lambda world, seed: linear_margins(world, linear.shared(world, LoReConfig.quick(seed=seed))),
     "LoRe": _lore,
     GRAPH: _graph,
 }
@@ -152,12 +154,10 @@ def _summarise(workdir: Path, config: Config) -> None:
     found = {name: results.read_results(workdir / "kinds" / name / "results.json") for name in names}
     parts = [f"# {config.dataset}", "\n".join(f"- **{name}**: {MEANINGS[name]}." for name in _FITS)]
     parts.append(f"{DECIDED.strip()} methods get the decided votes alone, all as strong as each other.")
-    gains = {name: _gains(rows["rows"]) for name, rows in found.items()}
+    gained = {name: gains(rows["rows"], _FITS) for name, rows in found.items()}
     for metric, title in METRICS.items():
         parts += [f"## {title}", report.across(list(found.values()), metric, config.methods)]
-        lines = [["votes", *_FITS]]
-        lines += [[name, *(_points(gains[name].get((method, metric))) for method in _FITS)] for name in names]
-        parts += ["Gain by ties and strengths, points, with its 95 % interval over seeds:", report.grid(lines)]
+        parts += [GAINS, gain_table(gained, _FITS, metric)]
     curves = {
         f"{method.rpartition(', ')[0]}, {name}": curve
         for name in names
@@ -169,18 +169,25 @@ def _summarise(workdir: Path, config: Config) -> None:
         parts += ["## Ties that were held out", "![predicted and observed ties](plots/ties.png)"]
     told = {
         name: {f"{method}: {metric}": dataclasses.asdict(gain) for (method, metric), gain in own.items()}
-        for name, own in gains.items()
+        for name, own in gained.items()
     }
     write_json(workdir / "gains.json", told)
     write_text(workdir / "report.md", "\n\n".join(part.strip("\n") for part in parts) + "\n")
     print(f"report and picture: {workdir}")
 
 
-def _gains(rows: list[dict[str, Any]]) -> dict[tuple[str, str], Interval]:
+def gain_table(gained: Mapping[str, Mapping[tuple[str, str], Interval]], methods: Iterable[str], metric: str) -> str:
+    """What each method gains in points: data sets down, methods across."""
+    lines = [["votes", *methods]]
+    lines += [[name, *(_points(own.get((method, metric))) for method in methods)] for name, own in gained.items()]
+    return report.grid(lines)
+
+
+def gains(rows: Iterable[Mapping[str, Any]], methods: Iterable[str]) -> dict[tuple[str, str], Interval]:
     """What each method gains by ties and strengths in each metric, paired by seed."""
     values = {(row["method"], row["seed"]): row["metrics"] for row in rows}
     found = {}
-    for method in _FITS:
+    for method in methods:
         for metric in METRICS:
             pairs = [
                 (values[method, seed][metric], values[method + DECIDED, seed][metric])
