@@ -76,6 +76,6 @@ def test_fits_multiply_in_full(name, line_search):
     task = FitProblem(features, table, table.train, jnp.ones(2), jnp.ones(BASIS, bool))
     width = BASIS if name == "_gaussian_program" else BASIS - 1
     program = partial(getattr(candidates, name), steps=2, line_search=line_search)
-    found = products(lambda shared: program(task, shared, jnp.ones((4, width)), tolerance=1e-3), jnp.ones(4))
+    found = products(lambda shared: program(task, shared, jnp.ones((4, width)), {}, tolerance=1e-3), jnp.ones(4))
     assert found
     assert all("HIGHEST" in line for line in found)
