@@ -212,27 +212,39 @@ def _fit(
         rng = np.random.default_rng(seed)
         held = hold_out(votes.user, ~held, max(HELD_OUT, least), rng, keep=everyone)
         held = _whole_choices(votes, held)
+    if not held.any() and ratings is not None and not len(ratings[1].user):
+        ratings = _held_ratings(ratings[0], len(users), seed)
+    chosen_by = int(held.sum()) + (0 if ratings is None else len(ratings[1].user))
     validation = votes.take(held)
-    if not held.any():
+    if not chosen_by:
         log(f"LoRe: no user has a second vote to hold out, so the shared reward is fitted, prior variance {VARIANCE}")
         config = dataclasses.replace(
             config, shared_variances=(VARIANCE,), variances=(), ranks=(), components=(), clusters=0, refit=False
         )
-        validation = votes
+        validation, ratings = votes, ratings and (ratings[0], ratings[0])
     found = model_selection.fit(features, votes.take(~held), validation, len(users), config=config, ratings=ratings)
     assert found.reading is not None, "only fits per group have none"
     facts = {
         "chosen": _plain(found.chosen),
         "candidates": [_plain(row) for row in found.candidates],
-        "validation_votes": int(held.sum()),
+        "validation_votes": chosen_by,
         "config": dataclasses.asdict(config),
     }
     columns = kept_rows.columns_for(found.reading, votes)
-    every = None if ratings is None else Ratings(*map(np.concatenate, zip(*ratings, strict=True)))
+    known = ratings if chosen_by else ratings and ratings[:1]
+    every = None if known is None else Ratings(*map(np.concatenate, zip(*known, strict=True)))
     owner, rows = kept_rows.pack(found.reading, basis_rewards(found, features), votes, every, columns)
     groups = ragged.group_by(owner, len(users))
     counts, rows = groups.counts, rows[groups.order]
     return LoRe(fit=found, users=users, z=rows, counts=counts, text=text, facts=facts, columns=columns)
+
+
+def _held_ratings(ratings: Ratings, num_users: int, seed: int) -> tuple[Ratings, Ratings]:
+    """Ratings to fit, and some that choose."""
+    rng, everyone = np.random.default_rng(seed), np.ones(num_users, bool)
+    share = max(HELD_OUT, 1 / max(len(ratings.user), 1))
+    held = hold_out(ratings.user, np.ones(len(ratings.user), bool), share, rng, keep=everyone)
+    return ratings.take(~held), ratings.take(held)
 
 
 def _whole_choices(votes: Comparisons, held: np.ndarray) -> np.ndarray:
