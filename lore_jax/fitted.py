@@ -203,13 +203,10 @@ class LoRe(PersonalReward):
         """`add_votes` of many users at a time, each row naming its own; in one program for each bucket of votes."""
         if self.text is None:
             raise UserError("add_many: reads texts; add votes as features user by user, with add_votes")
-        found = vote_rows(votes, user)
+        found = vote_rows(votes, user, ties=self._reading.scale.ties)
         names = list(dict.fromkeys(found.users))
-        number = {name: place for place, name in enumerate(names)}
-        count = len(found.users)
-        owner = np.array([number[name] for name in found.users], np.int64)
-        given = Comparisons(owner, np.arange(count), np.arange(count, 2 * count))
-        return self._add(names, self._read(found.responses), given, None)
+        done = self._add(names, self._read(found.responses), found.comparisons, None)
+        return [added._replace(how="; ".join(filter(None, [added.how, found.unused]))) for added in done]
 
     def _add(
         self,

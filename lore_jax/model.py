@@ -217,6 +217,8 @@ def _fit(
         rng = np.random.default_rng(seed)
         held = hold_out(votes.user, ~held, max(HELD_OUT, least), rng, keep=everyone)
         held = _whole_choices(votes, held)
+    if not held.any() and ratings is not None and not len(ratings[1].user):
+        ratings = _held_ratings(ratings[0], len(users), seed)
     found = model_selection.fit(
         features, votes.take(~held), votes.take(held), len(users), config=config, ratings=ratings
     )
@@ -224,7 +226,7 @@ def _fit(
     facts = {
         "chosen": _plain(found.chosen),
         "candidates": [_plain(row) for row in found.candidates],
-        "validation_votes": int(held.sum()),
+        "validation_votes": int(held.sum()) + (0 if ratings is None else len(ratings[1].user)),
         "config": dataclasses.asdict(config),
     }
     columns = kept_rows.columns_for(found.reading, votes)
@@ -233,6 +235,14 @@ def _fit(
     groups = ragged.group_by(owner, len(users))
     counts, rows = groups.counts, rows[groups.order]
     return LoRe(fit=found, users=users, z=rows, counts=counts, text=text, facts=facts, columns=columns)
+
+
+def _held_ratings(ratings: Ratings, num_users: int, seed: int) -> tuple[Ratings, Ratings]:
+    """Ratings to fit, and some that choose."""
+    rng, everyone = np.random.default_rng(seed), np.ones(num_users, bool)
+    share = max(HELD_OUT, 1 / max(len(ratings.user), 1))
+    held = hold_out(ratings.user, np.ones(len(ratings.user), bool), share, rng, keep=everyone)
+    return ratings.take(~held), ratings.take(held)
 
 
 def _whole_choices(votes: Comparisons, held: np.ndarray) -> np.ndarray:

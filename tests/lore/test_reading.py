@@ -259,3 +259,18 @@ def test_degenerate_raters_are_finite(rating):
         assert np.isfinite(raters).all()
         assert np.isfinite(standardise_ratings(raters, user, np.array(rating))).all()
         assert np.isfinite(standardise_ratings(Raters(), user, np.array(rating))).all()
+
+
+def test_ratings_alone_are_enough():
+    features, _, tastes = world(10, ties=0.0, users=20)
+    none = Comparisons(*np.zeros((3, 0), int))
+    model = lore_jax.fit(features, none, config=SMALL, ratings=ratings_of(features, tastes, 800))
+    assert model.facts["validation_votes"] == 80
+    assert agreement(model._fit, features, tastes) > 0.75
+    assert model.add_votes("new", {"rated": features[:3], "rating": np.array([1.0, 9.0, 5.0])}).votes == 3
+    # One rating each, and of one person: nothing can be held out, and all is finite.
+    for count in (1, 2):
+        few = Ratings(np.arange(count), np.arange(count), np.full(count, 3.0, np.float32))
+        model = lore_jax.fit(features, none, config=SMALL, ratings=few)
+        assert "no vote could be held out" in repr(model)
+        assert np.isfinite(model.score("0", None, features)).all()
