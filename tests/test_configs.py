@@ -18,7 +18,17 @@ import tiny
 from jax.sharding import Mesh
 
 import configs
-from configs import common, compare_small, copl, lore_personalllm, lore_planted, lore_prism, lore_tldr, synthetic
+from configs import (
+    common,
+    compare_small,
+    copl,
+    lore_personalllm,
+    lore_planted,
+    lore_prism,
+    lore_tldr,
+    synthetic,
+    vote_kinds,
+)
 from copl_jax.graph.settings import GCFConfig
 from copl_jax.reward import reward_model
 from copl_jax.reward.lora_experts import ExpertsConfig
@@ -55,7 +65,9 @@ def _variants(module) -> list[str]:
 
 
 # Planted worlds have no texts and no transformer.
-CASES = [(module, variant) for module in MODULES if module is not lore_planted for variant in _variants(module)]
+CASES = [
+    (module, variant) for module in MODULES if module not in (lore_planted, vote_kinds) for variant in _variants(module)
+]
 
 
 def _each(config: Any) -> list[Any]:

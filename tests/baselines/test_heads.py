@@ -387,7 +387,7 @@ def camps(rng: np.random.Generator) -> tuple[States, Comparisons, Comparisons, C
         return Comparisons(user, chosen, rejected, np.full(len(user), -1, np.int8), np.arange(len(user)))
 
     known, test = ask(8), ask(10)
-    learn = Comparisons(*(column[seen[known.user]] for column in known))
+    learn = known.take(seen[known.user])
     texts = jnp.asarray(features)
     return States(texts, texts, texts[:4], jnp.asarray(np.arange(responses) % 4, jnp.int32)), learn, known, test, seen
 

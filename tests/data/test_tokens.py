@@ -215,6 +215,7 @@ STRICT = """{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception
 def _dialogues(count: int, bad: set[int], role: str = "system") -> pa.Table:
     prompts = [[{"role": role if n in bad else "user", "content": f"how {n} ?"}] for n in range(count)]
     columns = {"response_id": [f"r{n}" for n in range(count)], "prompt": prompts, "text": ["a test"] * count}
+    columns["extra"] = [None] * count
     return pa.table(columns, schema=RESPONSES)
 
 
