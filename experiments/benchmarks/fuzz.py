@@ -8,7 +8,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,18 @@ FAILURES = ("tracebacks", "wrong_counts", "half_written", "crashes")
 _WHOLE = {"validation_fraction": 0, "test_fraction": 0, "unseen_fraction": 0}
 
 
-def fuzz(files: int = FILES, keep: str = "fuzz_failures") -> list[Result]:
+def fuzz(
+    files: int = FILES, keep: str = "fuzz_failures", formats: Sequence[str] = tuple(damage.FORMATS)
+) -> list[Result]:
     """One result for each format; the baseline is the slow reader's time.
 
     Args:
       files: in all.
       keep: folder for files that are failures, with what happened; none is made if there are none.
+      formats: of `damage.FORMATS`.
     """
-    found, share = [], -(-files // len(damage.FORMATS))
-    for place, name in enumerate(damage.FORMATS):
+    found, share = [], -(-files // len(formats))
+    for place, name in enumerate(formats):
         number = min(share, files - place * share)
         facts: dict[str, Any]
         try:

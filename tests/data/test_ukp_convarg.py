@@ -79,7 +79,7 @@ def test_judgements_become_preferences_and_ties(folder):
     ]
     assert sorted((row[0], row[3]) for row in rows(data) if row[3] != "preferred") == [("w3", "tie"), ("w4", "tie")]
     assert data.responses["prompt"].to_pylist()[0] == [
-        {"role": "user", "content": "Debate: Tea or coffee?\nArgue for this side: Tea"}
+        {"role": "user", "content": "Debate: Tea or coffee?\nArgue for this side: Tea", "extra": None}
     ]
     assert data.groups == [None] * 4
     assert str(data.comparisons["time"][0]).startswith("2016-01-31 16:0")

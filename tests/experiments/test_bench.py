@@ -13,6 +13,7 @@ from experiments.benchmarks import (
     backbone,
     experts,
     first_call,
+    fuzz,
     graph,
     invariance,
     joint,
@@ -40,6 +41,7 @@ RUNS = {
     "lore_active": lambda: asking.lore_active(users=8, pairs=30, rank=2, trials=2, sample=3, each=4),
     "adapt": lambda: adapt.adapt_unseen((40, 60), dim=8, sample=10),
     "experts": lambda: experts.mixture_step(TINY, rounds=1, each=1),
+    "fuzz": lambda: fuzz.fuzz(files=3, formats=("JSON lines",)),
     "prepare": lambda: prepare.prepare(small=2000, times=2),
     "prefix_pairs": lambda: prefix.prefix_pairs(
         (Case(tiny.llama(), pairs=4, length=16),), (0.6, 0.8), rounds=1, each=1, size=10

@@ -280,6 +280,7 @@ def test_the_doors_to_answers_and_groups_are_these():
         "copl.py",  # `load`, for readers of a finished run
         "lore_methods.py",  # studies, scored at once
         "prepare.py",  # counts of the tables
+        "vote_kinds_real.py",  # the report, once all methods have predicted
     }
     assert of["load_groups"] == {"copl.py"}  # the oracles, and reports on experts
     loads = {
