@@ -203,7 +203,7 @@ def _drawn(
 def controversial_pairs(votes: list[Vote]) -> pa.Array:
     """True where the raters of a pair and dimension disagree, False where two or more agree, null for one rater."""
     _, item = numbered([f"{vote.dimension}/{'/'.join(sorted((vote.chosen, vote.rejected)))}" for vote in votes])
-    return disputed(item, np.array([1 if vote.chosen < vote.rejected else -1 for vote in votes]))
+    return disputed(item, np.array([1 if vote.chosen < vote.rejected else -1 for vote in votes], np.int64))
 
 
 def disputed(item: Int[np.ndarray, "P"], sign: Int[np.ndarray, "P"]) -> pa.Array:
