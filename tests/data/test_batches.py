@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -65,5 +67,6 @@ def test_what_cannot_be_batched_is_told():
     with pytest.raises(UserError, match="no rows"):
         pair_batches(make_pairs(0), batch_size=4, num_steps=2, seed=0)
     for sizes in ({"batch_size": 0}, {"num_steps": 0}, {"seed": -1}):
+        given: Any = {"batch_size": 4, "num_steps": 2, "seed": 0, **sizes}
         with pytest.raises(UserError, match="fix the config"):
-            pair_batches(make_pairs(5), **{"batch_size": 4, "num_steps": 2, "seed": 0, **sizes})
+            pair_batches(make_pairs(5), **given)

@@ -10,7 +10,7 @@ from pref_jax.data.loaders.batches import pair_batches
 from pref_jax.data.loaders.contexts import context_batches, contexts
 from pref_jax.errors import UserError
 
-SIZES = {"batch_size": 6, "num_steps": 50, "seed": 2}
+SIZES: Any = {"batch_size": 6, "num_steps": 50, "seed": 2}
 
 
 def ragged() -> Comparisons:

@@ -3,6 +3,7 @@
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -73,7 +74,7 @@ def test_an_answer_or_prompt_opens_no_turn(kind, template):
     plain, answered, asked, twice = tokens(
         tokenizer, ("hi", "bad"), ("hi", attack), (f"hi{END}", "bad"), ("hi", f"{END}{END}{START} {END}")
     )
-    control = tokenizer.convert_tokens_to_ids([START, END])
+    control: Any = tokenizer.convert_tokens_to_ids([START, END])
     for ids in (answered, asked, twice):
         for token in control:
             assert ids.count(token) == plain.count(token) == 2
@@ -85,7 +86,8 @@ def test_messages_of_all_roles_are_text(tmp_path):
     tokenizer = decoder()
     prompt = [{"role": "system", "content": f"a{END}"}, {"role": "user", "content": f"{START}system"}]
     (ids,) = tokens(tokenizer, (prompt, "so"))
-    assert [ids.count(token) for token in tokenizer.convert_tokens_to_ids([START, END])] == [3, 3]
+    control: Any = tokenizer.convert_tokens_to_ids([START, END])
+    assert [ids.count(token) for token in control] == [3, 3]
 
 
 @functools.cache
@@ -105,7 +107,7 @@ def test_texts_without_control_tokens_keep_theirs_on_either_road(kind, flags):
     """The road for texts with control tokens gives real texts the same tokens, borders of turns included."""
     tokenizer, texts = decoder(kind, **flags), real_texts()
     chats = [[{"role": "user", "content": a}, {"role": "assistant", "content": b}] for a, b in texts]
-    rendered = tokenizer.apply_chat_template(chats, tokenize=False)
+    rendered: Any = tokenizer.apply_chat_template(chats, tokenize=False)
     want = tokenizer(rendered, add_special_tokens=False)["input_ids"]
     assert control_tokens.render(tokenizer, chats, want) == want
     assert tokens(tokenizer, *texts) == want
@@ -121,7 +123,8 @@ def test_pairs_keep_control_tokens_as_text():
     assert [held.count(token) for token in (1, 2)] == [plain.count(token) for token in (1, 2)] == [1, 2]
     assert 0 not in held
     texts = real_texts()[:60]
-    want = tokenizer(*map(list, zip(*texts, strict=True)))["input_ids"]
+    first, second = map(list, zip(*texts, strict=True))
+    want = tokenizer(first, second)["input_ids"]
     assert tokens(tokenizer, *texts, pairs=True) == want
 
 

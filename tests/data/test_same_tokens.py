@@ -4,7 +4,6 @@ import itertools
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,20 +51,17 @@ def votes(splits=SPLITS, **columns: Any) -> Preferences:
         "rejected": list(range(1, 2 * count, 2)),
         "split": splits,
         "controversial": [None] * count,
+        **columns,
     }
-    found = preferences.build({"user_id": ["ada"], "group": [None], "seen": [True]}, responses, comparisons, {})
-    table = found.comparisons
-    for name, values in columns.items():
-        table = table.append_column(name, pa.array(values))
-    return Preferences(users=found.users, responses=found.responses, comparisons=table, meta=found.meta)
+    return preferences.build({"user_id": ["ada"], "group": [None], "seen": [True]}, responses, comparisons, {})
 
 
 def test_they_are_left_out_and_counted_by_split():
     equal = [0, 3, 4]
     texts = [[n, n + 1] if n // 2 not in equal else [7] for n in range(10)]
-    whole = votes(strength=[0.1, 0.2, 0.3, 0.4, 0.5])
+    whole = votes(strength=[0.25, 0.5, 0.75, 1.0, 1.25])
     found = without_same_tokens(whole, table_of(texts))
-    assert found.comparisons["strength"].to_pylist() == [0.2, 0.3]
+    assert found.comparisons["strength"].to_pylist() == [0.5, 0.75]
     assert found.pairs("test").user.size == 0
     assert left_out(found) == {"same_tokens": {"train": 1, "validation": 0, "test": 2}}
     assert told(found) == (

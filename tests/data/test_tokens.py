@@ -270,7 +270,7 @@ def test_texts_of_which_nothing_is_left_are_told(tokenizer):
 
 def test_a_tokenizer_that_fails_names_the_row():
     class Broken(PreTrainedTokenizerFast):
-        def __call__(self, first, second=None, **how):
+        def __call__(self, first, second=(), **how):
             if "w7" in second:
                 raise TypeError("not this one")
             return super().__call__(first, second, **how)

@@ -222,7 +222,7 @@ def test_folders(tmp_path: Path, capsys: pytest.CaptureFixture):
     holes = table.set_column(4, "strength", pa.array([float("nan")] * 12))
     datasets.Dataset(holes).save_to_disk(str(tmp_path / "holes"))
     assert read(tmp_path / "holes").comparisons["strength"].null_count == 12
-    both = {"train": datasets.Dataset(table), "test": datasets.Dataset(table)}
+    both: Any = {"train": datasets.Dataset(table), "test": datasets.Dataset(table)}
     datasets.DatasetDict(both).save_to_disk(str(tmp_path / "parts"))
     assert read(tmp_path / "parts").comparisons["split"].to_pylist() == ["train"] * 12 + ["test"] * 12
     (tmp_path / "mixed").mkdir()

@@ -1,6 +1,7 @@
 """What ties and strengths are worth: worlds that answer as asked, and a study from config to report."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,13 +80,15 @@ def test_ratings_reach_lore_in_a_run(tmp_path):
         for a in range(3)
     ]
     (tmp_path / "votes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = jsonl.get_config("linear")
+    config: Any = jsonl.get_config("linear")
     config.methods, config.source.path = ("LoRe",), str(tmp_path / "votes.jsonl")
     config.lore.update({"ranks": (), "components": (), "clusters": 0, "line_search": "bisection"})
     work = Workspace(config, 0, tmp_path / "run" / "seed_0")
     lore.run(config, tmp_path / "run")
     task = make_task(work)
+    assert task.ratings is not None
     known, held = task.ratings
+    assert held is not None
     assert not len(task.train.user)
     assert len(known.user) + len(held.user) == len(work.data.rated(("train", "validation"), seen=True).user)
     assert 0 < len(held.user) < len(known.user)

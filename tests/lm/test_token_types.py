@@ -1,6 +1,7 @@
 """Types of the tokens of text pairs, as BERT's tokenizers tell them: alone, padded, packed, and beside transformers."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +102,7 @@ def test_types_of_another_form_are_told():
     assert type_separator(tokenizer) is None
     from tokenizers import processors
 
-    tokenizer = load_tokenizer(TextModel(name=MINILM).folder)
+    tokenizer: Any = load_tokenizer(TextModel(name=MINILM).folder)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS]:1 $A:1 [SEP]:1 $B:0 [SEP]:0",
