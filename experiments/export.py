@@ -77,11 +77,15 @@ def define(values: flags.FlagValues) -> None:
         flags.DEFINE_string(name, "", text, flag_values=values)
 
 
+def _hidden_last(name: str) -> tuple[bool, str]:
+    return name.startswith("."), name
+
+
 def _replaceable(out: Path) -> Path:
     """The folder, unless it holds anything but an export, all of which would go with it."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out}: is a file; name a folder")
-    others = sorted({file.name for file in out.iterdir()} - EXPORTED) if out.exists() else []
+    others = sorted({file.name for file in out.iterdir()} - EXPORTED, key=_hidden_last) if out.exists() else []
     if others:
         raise UserError(f"--out={out}: holds other things than an export, such as {others[0]}; name another folder")
     return out
