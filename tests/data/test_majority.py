@@ -24,6 +24,7 @@ def make(votes: list[tuple[int, int, bool]], groups: Sequence[str | None], **met
                 "response_id": [f"r{row}" for row in range(2 * prompts)],
                 "prompt": [[{"role": "user", "content": f"p{row // 2}"}] for row in range(2 * prompts)],
                 "text": ["a", "b"] * prompts,
+                "extra": [None] * 2 * prompts,
             },
             schema=checks.RESPONSES,
         ),
