@@ -17,10 +17,7 @@ METHODS = ("shared reward", "group oracle", "CoPL", "shared (features)", "oracle
 def get_config(variant: str = "") -> ConfigDict:
     seeds, size = common.choose(variant, *VARIANTS)
     config = common.small("synthetic UF-P-2", METHODS, common.world())
-    config.pretrain.batch_size = 32  # half of the text for the same number of steps
     config.reward.eval_batch_size = 64  # 6 % faster here than batches of 256
-    # Fewer kinds of candidates, so fewer programs to compile.
-    config.lore.update({"components": (2, 4), "simplex": False, "clusters": 0, "line_search": "bisection"})
     config.seeds = (0, 1, 2) if seeds == "three_seeds" else (0,)
     if size == "smoke":
         common.shrink(config)
