@@ -36,7 +36,7 @@ DECIDED = " (decided)"
 GRAPH = "CoPL's graph"
 MEANINGS = {
     "shared": "one linear Bradley-Terry reward for everyone",
-    "LoRe": "the full search, on responses that nobody voted on",
+    "LoRe": "the quick search, on responses that nobody voted on",
     GRAPH: "embeddings of users and responses by the graph of votes, on further pairs of known responses; seen users",
 }
 GAINS = "Gain by ties and strengths, points, with its 95 % interval over seeds:"
