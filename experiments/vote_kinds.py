@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -24,7 +24,7 @@ from experiments.runner.cli import Config, check_workdir, freeze, launch
 from experiments.studies.answered_world import AnsweredConfig, draw
 from experiments.studies.planted_world import PlantedConfig, World
 from lore_jax.fitting.bradley_terry import LoReConfig
-from pref_jax.comparisons import Comparisons
+from pref_jax.comparisons import Comparisons, decided
 from pref_jax.errors import UserError
 from pref_jax.eval.figures import canvas
 from pref_jax.eval.figures.reliability import Reliability, reliability, reliability_curves
@@ -41,6 +41,7 @@ MEANINGS = {
 }
 GAINS = "Gain by ties and strengths, points, with its 95 % interval over seeds:"
 METRICS = {"seen/accuracy": "Accuracy, seen users", "unseen/accuracy": "Accuracy, unseen users"}
+AnyTask = TypeVar("AnyTask", bound=Task)
 
 
 class Tested(NamedTuple):
@@ -68,6 +69,7 @@ def _name(ties: float, strengths: int) -> str:
 
 def _cell(folder: Path, ties: float, strengths: int, seed: int, config: Config) -> None:
     path = folder / "results.json"
+    left = results.missing(path, config.methods, seed)
     worlds = {
         known: draw(
             AnsweredConfig(
@@ -78,13 +80,13 @@ def _cell(folder: Path, ties: float, strengths: int, seed: int, config: Config) 
             ),
             seed,
         )
-        for known in (False, True)
+        for known in {method.startswith(GRAPH) for method in left}
     }
     rows = []
-    for method in results.missing(path, config.methods, seed):
+    for method in left:
         start = time.perf_counter()
         world, said = worlds[method.startswith(GRAPH)]
-        tested = METHODS[method](_decided(world) if method.endswith(DECIDED) else world, seed)
+        tested = METHODS[method](decided_only(world) if method.endswith(DECIDED) else world, seed)
         if tested.tie is not None and ties:
             _note_ties(folder / "ties.json", f"{method}, seed {seed}", tested.tie, said)
         metrics = _metrics(world, tested.margins, unseen=not method.startswith(GRAPH))
@@ -93,15 +95,10 @@ def _cell(folder: Path, ties: float, strengths: int, seed: int, config: Config) 
         results.write_results(path, dataset=folder.name, rows=rows)
 
 
-def _decided(world: World) -> World:
-    """The same world without ties, all other votes alike."""
-
-    def plain(votes: Comparisons) -> Comparisons:
-        return votes.take(~votes.tie)._replace(tie=None, strength=None)
-
-    return dataclasses.replace(
-        world, train=plain(world.train), validation=plain(world.validation), context=plain(world.context)
-    )
+def decided_only(task: AnyTask) -> AnyTask:
+    """The same task without ties, all other votes alike."""
+    parts = {name: decided(getattr(task, name)) for name in ("train", "validation", "context")}
+    return dataclasses.replace(task, **parts)
 
 
 def _metrics(world: World, margins: np.ndarray, *, unseen: bool) -> dict[str, Any]:
@@ -112,12 +109,7 @@ def _metrics(world: World, margins: np.ndarray, *, unseen: bool) -> dict[str, An
 
 def _note_ties(path: Path, name: str, probability: np.ndarray, said: Comparisons) -> None:
     found = read_json(path) if path.exists() else {}
-    found[name] = {key: column.tolist() for key, column in reliability(probability, said.tie)._asdict().items()}
-    write_json(path, found)
-
-
-def _lore(world: World, seed: int) -> Tested:
-    return linear_margins(world, linear.hierarchical(world, LoReConfig.quick(seed=seed)))
+    write_json(path, {**found, name: curve_values(reliability(probability, said.tie))})
 
 
 def linear_margins(task: Task, model: Model) -> Tested:
@@ -132,7 +124,7 @@ def _graph(world: World, seed: int) -> Tested:
     config = fast_config(dim=64)
     if world.train.tie is None:
         config = dataclasses.replace(config, ties=False, strengths="ignore")
-    validation = world.validation if world.validation.tie is None else world.validation.take(~world.validation.tie)
+    validation = decided(world.validation)
     sizes = {"seen": np.ones(world.num_seen, bool), "num_responses": len(world.features)}
     with tempfile.TemporaryDirectory() as folder:
         found = embed_users(config, world.train, validation, **sizes, seed=seed, folder=Path(folder))
@@ -143,10 +135,10 @@ def _graph(world: World, seed: int) -> Tested:
 
 _FITS: dict[str, Callable[[World, int], Tested]] = {
     "shared": lambda world, seed: linear_margins(world, linear.shared(world, LoReConfig.quick(seed=seed))),
-    "LoRe": _lore,
+    "LoRe": lambda world, seed: linear_margins(world, linear.hierarchical(world, LoReConfig.quick(seed=seed))),
     GRAPH: _graph,
 }
-METHODS = {f"{name}{decided}": fit for name, fit in _FITS.items() for decided in ("", DECIDED)}
+METHODS = {f"{name}{which}": fit for name, fit in _FITS.items() for which in ("", DECIDED)}
 
 
 def _summarise(workdir: Path, config: Config) -> None:
@@ -164,16 +156,32 @@ def _summarise(workdir: Path, config: Config) -> None:
         for method, curve in _first_seed(workdir / "kinds" / name / "ties.json").items()
     }
     if curves:
-        words = {"xlabel": "predicted probability of a tie", "ylabel": "share of ties"}
-        canvas.save(reliability_curves(curves, **words, title="Ties that were held out"), workdir / "plots/ties.png")
-        parts += ["## Ties that were held out", "![predicted and observed ties](plots/ties.png)"]
-    told = {
-        name: {f"{method}: {metric}": dataclasses.asdict(gain) for (method, metric), gain in own.items()}
-        for name, own in gained.items()
-    }
-    write_json(workdir / "gains.json", told)
+        parts += ["## Ties that were held out", ties_picture(workdir, curves)]
+    write_json(workdir / "gains.json", {name: gain_values(own) for name, own in gained.items()})
+    write_report(workdir, parts)
+
+
+def write_report(workdir: Path, parts: Iterable[str]) -> None:
+    """Writes `report.md` of parts in Markdown, and says where."""
     write_text(workdir / "report.md", "\n\n".join(part.strip("\n") for part in parts) + "\n")
     print(f"report and picture: {workdir}")
+
+
+def ties_picture(workdir: Path, curves: Mapping[str, Reliability]) -> str:
+    """Draws how often ties happened against how probable they were said to be; the line that shows it in a report."""
+    words = {"xlabel": "predicted probability of a tie", "ylabel": "share of ties"}
+    canvas.save(reliability_curves(curves, **words, title="Ties that were held out"), workdir / "plots/ties.png")
+    return "![predicted and observed ties](plots/ties.png)"
+
+
+def curve_values(curve: Reliability) -> dict[str, list[float]]:
+    """A curve as JSON values."""
+    return {key: column.tolist() for key, column in curve._asdict().items()}
+
+
+def gain_values(gained: Mapping[tuple[str, str], Interval]) -> dict[str, Any]:
+    """What methods gain in each metric, as JSON values."""
+    return {f"{method}: {metric}": dataclasses.asdict(gain) for (method, metric), gain in gained.items()}
 
 
 def gain_table(gained: Mapping[str, Mapping[tuple[str, str], Interval]], methods: Iterable[str], metric: str) -> str:

@@ -16,19 +16,30 @@ import numpy as np
 
 from experiments import linear
 from experiments.embed import embed
-from experiments.linear import Task
-from experiments.lore_methods import make_task
+from experiments.lore_methods import make_task, seen_first
 from experiments.prepare import prepare_votes
 from experiments.runner.cli import Config, launch
 from experiments.runner.test_labels import load_test_labels
 from experiments.runner.workspace import Workspace, log, workspaces
-from experiments.vote_kinds import DECIDED, GAINS, METRICS, Tested, gain_table, gains, linear_margins
+from experiments.vote_kinds import (
+    DECIDED,
+    GAINS,
+    METRICS,
+    Tested,
+    curve_values,
+    decided_only,
+    gain_table,
+    gain_values,
+    gains,
+    linear_margins,
+    ties_picture,
+    write_report,
+)
 from pref_jax.data.label_masking import label_signs
-from pref_jax.eval.figures import canvas
-from pref_jax.eval.figures.reliability import reliability, reliability_curves
+from pref_jax.eval.figures.reliability import Reliability, reliability
 from pref_jax.eval.metrics import group_metrics
 from pref_jax.eval.reporting import report, results
-from pref_jax.files import write_json, write_text
+from pref_jax.files import write_json
 
 FITS = {"shared": linear.shared, "LoRe": linear.hierarchical}
 
@@ -66,11 +77,11 @@ def _predict(work: Workspace) -> Predicted:
     prepare_votes(work)
     embed(work)
     task, tested, seconds = make_task(work), {}, {}
-    order = np.argsort(np.argsort(~work.data.seen, kind="stable"))
+    order = np.argsort(seen_first(work.data))
     test = work.data.pairs("test", ties=True)
     task = dataclasses.replace(task, test=test._replace(user=order[test.user], tie=None, row=None))
     for name, fit in FITS.items():
-        for kept, own in ((name, task), (name + DECIDED, _decided(task))):
+        for kept, own in ((name, task), (name + DECIDED, decided_only(task))):
             log(f"seed {work.seed}: {kept}")
             start = time.perf_counter()
             tested[kept] = linear_margins(own, fit(own, work.lore))
@@ -78,26 +89,16 @@ def _predict(work: Workspace) -> Predicted:
     return Predicted(work, tested, seconds)
 
 
-def _decided(task: Task) -> Task:
-    parts = {name: getattr(task, name) for name in ("train", "validation", "context")}
-    plain = {name: part.take(~part.tie)._replace(tie=None, strength=None) for name, part in parts.items()}
-    return dataclasses.replace(task, **plain)
-
-
-def _report(workdir: Path, dataset: str, rows: list[dict[str, Any]], curves: dict[str, Any]) -> None:
+def _report(workdir: Path, dataset: str, rows: list[dict[str, Any]], curves: dict[str, Reliability]) -> None:
     found = gains(rows, FITS)
-    write_json(workdir / "gains.json", {f"{m}: {metric}": dataclasses.asdict(g) for (m, metric), g in found.items()})
+    write_json(workdir / "gains.json", gain_values(found))
     parts = [f"# {dataset}: with ties, and without", report.table(rows, list(METRICS))]
     for metric, title in METRICS.items():
         parts += [f"{title}. {GAINS}", gain_table({dataset: found}, FITS, metric)]
     if curves:
-        words = {"xlabel": "predicted probability of a tie", "ylabel": "share of ties"}
-        canvas.save(reliability_curves(curves, **words, title="Ties that were held out"), workdir / "plots/ties.png")
-        told = {name: {key: column.tolist() for key, column in c._asdict().items()} for name, c in curves.items()}
-        write_json(workdir / "ties.json", told)
-        parts += ["![predicted and observed ties](plots/ties.png)"]
-    write_text(workdir / "report.md", "\n\n".join(part.strip("\n") for part in parts) + "\n")
-    print(f"report and picture: {workdir}")
+        write_json(workdir / "ties.json", {name: curve_values(curve) for name, curve in curves.items()})
+        parts.append(ties_picture(workdir, curves))
+    write_report(workdir, parts)
 
 
 if __name__ == "__main__":

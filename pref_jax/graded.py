@@ -15,7 +15,7 @@ Axis letters: P votes, T thresholds.
 
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -83,10 +83,10 @@ def find_scale(votes: Comparisons, strengths: str) -> Scale:
     Raises:
       UserError: for an unknown use of strengths.
     """
-    known: Any = get_args(StrengthUse)
+    known = get_args(StrengthUse)
     if strengths not in known:
         raise UserError(f"strengths is {strengths!r}; write one of {', '.join(known)}")
-    return fit_scale(votes, strengths)  # pyright: ignore[reportArgumentType]
+    return fit_scale(votes, cast(StrengthUse, strengths))
 
 
 def grade(votes: Comparisons, scale: Scale | None) -> Graded | None:

@@ -230,7 +230,7 @@ class Workspace:
 
         Test prompts are new to a model, so what it is chosen by must be new too: on prompts it has seen, remembering
         their responses looks like understanding them. Methods of a run that hold out the same part hold out the same
-        prompts. `ties` and `rated` as of `Preferences.pairs`.
+        prompts. `ties` and `rated` as of `Preferences.pairs`; what is chosen by is decided.
         """
         pairs = self.data.pairs(("train", "validation"), seen=True, ties=ties, rated=rated)
         held = self.held_out(pairs, fraction)
