@@ -120,7 +120,10 @@ def make_task(work: Workspace) -> Task:
     learn = ("train", "validation")
     known, late, count = data.rated(learn, seen=True), data.rated("train", seen=False), int(seen.sum())
     use = work.lore.ratings and len(known.user) > 0
-    train, validation = work.votes_by_prompt(0.2, ties=True, rated=not use)
+    votes = data.pairs(learn, seen=True, ties=True, rated=not use)
+    # Ties are among what is chosen by: without them, a likelihood that expects ties would look worse than it is.
+    chooses = work.held_out(votes, 0.2)
+    train, validation = votes.take(~chooses), votes.take(chooses)
     held = work.held_out_ratings(known, 0.2)
     context = data.pairs("train", seen=False, ties=True, rated=not use)
     return Task(
