@@ -223,16 +223,14 @@ class Workspace:
             return pairs
         return pairs.take(~self.held_out(pairs, self.config.reward.holdout_fraction))
 
-    def votes_by_prompt(
-        self, fraction: float, *, ties: bool = False, rated: bool = True
-    ) -> tuple[Comparisons, Comparisons]:
+    def votes_by_prompt(self, fraction: float, *, ties: bool = False) -> tuple[Comparisons, Comparisons]:
         """The seen users' votes to learn from, and those to choose by: given ones, or on a `fraction` of the prompts.
 
         Test prompts are new to a model, so what it is chosen by must be new too: on prompts it has seen, remembering
         their responses looks like understanding them. Methods of a run that hold out the same part hold out the same
-        prompts. `ties` and `rated` as of `Preferences.pairs`; what is chosen by is decided.
+        prompts. `ties` as of `Preferences.pairs`; what is chosen by is decided.
         """
-        pairs = self.data.pairs(("train", "validation"), seen=True, ties=ties, rated=rated)
+        pairs = self.data.pairs(("train", "validation"), seen=True, ties=ties)
         held = self.held_out(pairs, fraction)
         return pairs.take(~held), pairs.take(held & ~pairs.tie)
 

@@ -9,7 +9,9 @@ import pytest
 from configs import jsonl
 from configs import vote_kinds as configs
 from experiments import lore, vote_kinds
+from experiments.embed import embed
 from experiments.lore_methods import make_task
+from experiments.prepare import prepare_votes
 from experiments.runner.workspace import Workspace
 from experiments.studies.answered_world import AnsweredConfig, draw
 from experiments.studies.planted_world import PlantedConfig
@@ -96,3 +98,31 @@ def test_ratings_reach_lore_in_a_run(tmp_path):
     codes = [set(zip(part.user.tolist(), part.response.tolist(), strict=True)) for part in (known, held)]
     assert not codes[0] & codes[1]
     assert (tmp_path / "run" / "report.md").exists()
+
+
+def test_lore_chooses_by_held_out_ties_in_a_run_too(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "user": f"u{u}",
+            "prompt": f"Question {p}?",
+            "responses": [f"Yes, {p}.", f"No, {p}."],
+            **({"outcome": "tie"} if rng.random() < 0.4 else {"preference": int(rng.integers(2))}),
+        }
+        for u in range(8)
+        for p in range(20)
+    ]
+    (tmp_path / "votes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config: Any = jsonl.get_config("linear")
+    config.methods, config.source.path = ("LoRe",), str(tmp_path / "votes.jsonl")
+    work = Workspace(config, 0, tmp_path / "run" / "seed_0")
+    prepare_votes(work)
+    embed(work)
+    task = make_task(work)
+    learned = work.data.pairs(("train", "validation"), seen=True, ties=True)
+    assert len(task.train.user) + len(task.validation.user) == len(learned.user)
+    for part in (task.train, task.validation):
+        assert part.tie is not None
+        assert 0 < part.tie.sum() < len(part.tie)
+    responses = [set(part.chosen.tolist()) | set(part.rejected.tolist()) for part in (task.train, task.validation)]
+    assert not responses[0] & responses[1]
