@@ -130,7 +130,7 @@ def check_comparisons(votes: Votes, num_users: int, num_responses: int, what: st
       what: names the votes in errors.
 
     Raises:
-      UserError: for unequal lengths or indices out of range.
+      UserError: for unequal lengths, indices out of range, or strengths that are not above 0.
     """
     columns = {name: np.asarray(getattr(votes, name), np.int64) for name in ("user", "chosen", "rejected")}
     shapes = {column.shape for column in columns.values()}
@@ -150,7 +150,20 @@ def check_comparisons(votes: Votes, num_users: int, num_responses: int, what: st
     for name, values in said.items():
         if values is not None and values.shape != columns["user"].shape:
             raise UserError(f"{what}: {name} has shape {values.shape}; give one value for each of the votes, or None")
+    if said["strength"] is not None:
+        _check_strengths(said["strength"], said["tie"], what)
     return Comparisons(**columns, **said)
+
+
+def _check_strengths(strength: np.ndarray, tie: np.ndarray | None, what: str) -> None:
+    """Raises UserError for a preference of strength 0 or below, or infinite; what stands at a tie is not read."""
+    bad = (strength <= 0) | np.isinf(strength)
+    rows = np.flatnonzero(bad if tie is None else bad & ~tie.astype(bool))
+    if len(rows):
+        raise UserError(
+            f"{what}: strength of row {rows[0]} is {strength[rows[0]]} ({len(rows)} such rows); give numbers above 0, "
+            "NaN where it was not said, and a tie for a strength of 0"
+        )
 
 
 def check_ratings(ratings: Ratings, num_users: int, num_responses: int, what: str) -> Ratings:

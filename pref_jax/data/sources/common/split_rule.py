@@ -163,6 +163,8 @@ def assign_splits(
     enough = per_user >= options.min_votes_per_user
     if not enough[user].any():
         least = options.min_votes_per_user
+        if least <= 1:
+            raise UserError("no user has a vote that says which response is better; skipped votes say nothing")
         raise UserError(f"no user has {least} votes; lower min_votes_per_user (now {least}) or give more votes")
     flags, undecided = _seen(seen, enough, options.unseen, rng)
     here = np.flatnonzero(enough[user])
