@@ -1,4 +1,4 @@
-"""Votes of every kind and shape, drawn at random, through reading, splitting and the overview: all is finite or said."""
+"""Votes of every kind and shape, drawn at random: read, split and told about without NaN, or refused in words."""
 
 import json
 import warnings
@@ -62,7 +62,8 @@ def test_any_votes_are_read_split_and_told_about(rows, shape, seed, by, unseen):
         except NoTestError:
             tables = read_votes(rows, split_by=by, seed=seed)
         except UserError as error:
-            assert NOTHING in str(error) or "no user is seen" in str(error), error
+            if NOTHING not in str(error) and "no user is seen" not in str(error):
+                raise
             return
         found = overview(tables, seed=seed)
         json.dumps([found, outlook.sentences(found), outlook.lines(found)], allow_nan=False)

@@ -51,5 +51,5 @@ def test_any_votes_give_finite_scores(rows, rated, kind):
 @pytest.mark.parametrize("strength", [0.0, -1.0, np.inf])
 def test_strengths_are_above_0(strength):
     votes = Comparisons(*np.array([[0, 0], [1, 2], [2, 1]]), tie=np.array([True, False]))
-    with pytest.raises(UserError, match="strength of row 1 is .* give numbers above 0"):
+    with pytest.raises(UserError, match=r"strength of row 1 is .* give numbers above 0"):
         lore_jax.fit(features("random"), votes._replace(strength=np.array([strength, strength])), config=CONFIG)
