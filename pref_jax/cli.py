@@ -26,10 +26,11 @@ from pref_jax.progress import log
 from pref_jax.version import __version__
 
 if TYPE_CHECKING:
+    from pref_jax.data.preferences import Preferences
     from pref_jax.data.sources.jsonl.requests import Request
     from pref_jax.personal import PersonalReward, Scores
 
-GROUP = "pref_jax.methods"
+GROUP, AUTO = "pref_jax.methods", "auto"
 STDIN = Path("-")
 # Seconds to wait for another process that changes the same model.
 SAVING = 30.0
@@ -104,10 +105,10 @@ def _options(
     """Options of the command itself."""
 
 
-@app.command(epilog=_example(TRAIN, "pref train ukp_convarg:UKPConvArg1-full-XML"))
+@app.command(epilog=_example(TRAIN, "pref train ukp_convarg:UKPConvArg1-full-XML --method auto"))
 def train(
     votes: VotesName,
-    method: Annotated[str, typer.Option(help="lore, copl, or what else is installed.")] = "lore",
+    method: Annotated[str, typer.Option(help="lore, copl, shared, or auto: what held-out votes favour.")] = "lore",
     base: Annotated[str, typer.Option(help="The transformer: hub id, folder, package:NAME/folder.")] = ENCODER,
     out: Annotated[
         Path | None, _option(metavar="DIR", help="Where to save the model; by default VOTES-METHOD.")
@@ -127,7 +128,7 @@ def train(
     VOTES is a file of votes in any common form, a hub id, a folder of saved preferences, NAME:PATH of a public data
     set, or its folder.
     """
-    point = _method(method)
+    point = None if method == AUTO else _method(method)
     from pref_jax.data.sources.named import open_votes, short_name
 
     name = short_name(votes)
@@ -141,20 +142,32 @@ def train(
     given = {"seed": seed, "workdir": workdir, "max_length": max_length, "pooling": pooling}
     given["chat_template"] = None if chat_template is None else str(chat_template)
     options = {name: value for name, value in given.items() if value is not None}
-    fit = point.load()
-    known = inspect.signature(fit).parameters.values()
-    unknown = options.keys() - {one.name for one in known}
-    if unknown and not any(one.kind is one.VAR_KEYWORD for one in known):
-        raise UserError(f"method {method} takes no {', '.join(sorted(unknown))}; leave it out")
-    model = fit(table, base=_base(base), **options)
+    model, told = _fit(point, table, _base(base), options)
     log(str(model))
     from pref_jax.eval.held_out import score_held_out
     from pref_jax.eval.reporting.training_report import write_training_report
 
     held = score_held_out(model, table, most=most_test_votes, seed=seed or 0)
     model.save(out)
-    log(write_training_report(out, held, table, name=name, model=str(model), method=model.kind))
+    log(write_training_report(out, held, table, name=name, model=str(model), method=model.kind, choice=told))
     log(f"saved to {out}, with report.md; next: pref score {out} requests.jsonl, or pref info {out}")
+
+
+def _fit(
+    point: importlib.metadata.EntryPoint | None, table: "Preferences", base: str, options: dict[str, Any]
+) -> tuple["PersonalReward", Sequence[str]]:
+    """The model of a method, or the best of all, and how that was chosen."""
+    if point is None:
+        from pref_jax import auto
+
+        chosen = auto.fit(table, base=base, **options)
+        return chosen.model, auto.sentences(chosen)
+    fit = point.load()
+    known = inspect.signature(fit).parameters.values()
+    unknown = options.keys() - {one.name for one in known}
+    if unknown and not any(one.kind is one.VAR_KEYWORD for one in known):
+        raise UserError(f"method {point.name} takes no {', '.join(sorted(unknown))}; leave it out")
+    return fit(table, base=base, **options), ()
 
 
 def _base(name: str) -> str:
@@ -209,7 +222,8 @@ def check(
 def _method(name: str) -> importlib.metadata.EntryPoint:
     points = {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
     if name not in points:
-        raise UserError(f"--method: {name!r} is none of the installed methods: {', '.join(sorted(points)) or 'none'}")
+        every = ", ".join(sorted(points)) or "none"
+        raise UserError(f"--method: {name!r} is none of the installed methods: {every}; or write {AUTO}")
     return points[name]
 
 

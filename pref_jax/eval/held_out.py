@@ -5,7 +5,7 @@ Axis letters: P test pairs, U users, N responses.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64
@@ -32,12 +32,9 @@ MEANINGS = {
 
 @runtime_checkable
 class Scored(Protocol):
-    """What is asked of a `pref_jax.personal.PersonalReward`."""
+    """What is asked of a `pref_jax.personal.PersonalReward`; `kind` names the method."""
 
-    @property
-    def kind(self) -> str:
-        """Name of the method."""
-        ...
+    kind: ClassVar[str]
 
     def knows(self, user: str) -> bool:
         """Whether it knows a user."""

@@ -1,5 +1,6 @@
 """What a training ends with: what was read, and how the reward did on the votes that were held out from it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,14 @@ from pref_jax.eval.reporting.results import write_results
 
 
 def write_training_report(
-    folder: str | Path, held: HeldOut, votes: Preferences, *, name: str, model: str, method: str
+    folder: str | Path,
+    held: HeldOut,
+    votes: Preferences,
+    *,
+    name: str,
+    model: str,
+    method: str,
+    choice: Sequence[str] = (),
 ) -> str:
     """Writes report.md and results.json into `folder`.
 
@@ -23,6 +31,7 @@ def write_training_report(
       name: of the votes.
       model: what the fitted model says of itself.
       method: its name in the rows.
+      choice: how the method was chosen, if it was.
 
     Returns:
       The same in short for the terminal.
@@ -35,10 +44,10 @@ def write_training_report(
         title=f"{method} on {name}",
         meanings={method: model, **MEANINGS},
         findings=found,
-        sections=[Section("Votes", bullets(read))],
+        sections=[Section("Votes", bullets(read)), *([Section("Choice", bullets(choice))] if choice else [])],
     )
     scores = [table(held.rows, style="plain").strip()] if held.rows else []
-    return "\n".join([*read, *scores, *found])
+    return "\n".join([*read, *choice, *scores, *found])
 
 
 def what_was_read(votes: Preferences) -> list[str]:

@@ -1,0 +1,204 @@
+"""Which method suits some votes: each is fitted without a part of them and judged by that part.
+
+The part that judges is like the test: votes on prompts that no method has seen, or on pairs where the test is split by
+pairs; validation votes that came with the data are taken as they are. Test votes are not read. Margins are scaled by
+the one number that suits the judging votes best before their log-loss is taken, since rewards of different methods
+differ in scale and scale ranks nothing.
+
+Axis letters: P votes.
+"""
+
+import dataclasses
+import functools
+import importlib.metadata
+import inspect
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Float
+from scipy import optimize
+
+from pref_jax.comparisons import Comparisons
+from pref_jax.data.preferences import Preferences
+from pref_jax.data.schema import prompt_ids
+from pref_jax.data.sources.common.split_rule import GIVEN_VALIDATION
+from pref_jax.data.splits import hold_out_new
+from pref_jax.errors import UserError
+from pref_jax.eval.held_out import margins
+from pref_jax.personal import PersonalReward
+from pref_jax.progress import log
+
+GROUP, NAME = "pref_jax.methods", "auto"
+# Of the votes, those by which methods are judged.
+JUDGED = 0.2
+Fit = Callable[..., PersonalReward]
+
+
+class Trial(NamedTuple):
+    """One method on the votes that judge.
+
+    Attributes:
+      method: its name.
+      log_loss: mean over votes, in nats, of margins scaled by `scale`.
+      accuracy: mean over votes; equal rewards count half.
+      scale: what its margins were multiplied by.
+      seconds: that its fit took.
+    """
+
+    method: str
+    log_loss: float
+    accuracy: float
+    scale: float
+    seconds: float
+
+
+class Chosen(NamedTuple):
+    """The best method fitted to all votes, all trials, the best first, and by how many votes they were judged."""
+
+    model: PersonalReward
+    trials: list[Trial]
+    votes: int
+    users: int
+
+
+def fit(
+    votes: Preferences,
+    *,
+    base: str,
+    methods: Mapping[str, Fit] | None = None,
+    seed: int = 0,
+    workdir: str | Path | None = None,
+    **options: Any,
+) -> Chosen:
+    """Fits every method without some votes, and the one that predicts those best to all of them.
+
+    Args:
+      votes: all tables.
+      base: the transformer.
+      methods: functions (votes, base=..., seed=..., workdir=..., **options) -> model, by name; None: all installed.
+      seed: of all draws.
+      workdir: keeps each method's work in a folder of its own; a killed call resumes.
+      **options: of the base, such as `max_length`; each method gets those that it takes.
+
+    Raises:
+      UserError: if no votes can be held out to judge by, or as the methods do.
+
+    Example:
+      chosen = pref_jax.auto.fit(pref_jax.read_votes("votes.jsonl"), base="Qwen/Qwen3-0.6B")
+      chosen.model.rank("ada", prompt, candidates)
+    """
+    fits = methods or {point.name: point.load() for point in importlib.metadata.entry_points(group=GROUP)}
+    part, judging = hold_out_judges(votes, seed)
+    log(f"{NAME}: {len(fits)} methods, judged by {len(judging.user)} votes of {len(np.unique(judging.user))} users")
+    trials = []
+    for name, method in fits.items():
+        start = time.perf_counter()
+        model = _run(method, part, base, seed, workdir, f"{name}_judged", options)
+        trials.append(_judge(name, margins(model, part, judging), time.perf_counter() - start))
+        log(f"{NAME}: {name}: {trials[-1].accuracy:.1%} right, log-loss {trials[-1].log_loss:.4f}")
+    trials.sort(key=lambda trial: trial.log_loss)
+    best = trials[0].method
+    log(f"{NAME}: {best} is fitted to all votes")
+    model = _run(fits[best], votes, base, seed, workdir, best, options)
+    return Chosen(model, trials, len(judging.user), len(np.unique(judging.user)))
+
+
+def hold_out_judges(votes: Preferences, seed: int) -> tuple[Preferences, Comparisons]:
+    """The tables in which the judging votes, decided ones of seen users, are test votes; and these.
+
+    Former test votes are left out of the tables, so that nothing can read them.
+
+    Raises:
+      UserError: if none can be held out.
+    """
+    known = votes.pairs(("train", "validation"), seen=True, ties=True)
+    given = votes.meta.get("assigned", {}).get(GIVEN_VALIDATION, 0) > 0
+    if given:
+        held = np.isin(known.row, votes.pairs("validation", seen=True, ties=True).row)
+    else:
+        prompt = prompt_ids(votes.responses["prompt"])[known.chosen]
+        sides = np.sort(np.stack([known.chosen, known.rejected]), axis=0)
+        pair = np.unique(sides, axis=1, return_inverse=True)[1].reshape(-1)
+        unit = pair if votes.meta.get("assigned", {}).get("split_by") == "pair" else prompt
+        held = hold_out_new(unit, pair, known.user, JUDGED, np.random.default_rng([seed, 7]))
+    judging = known.take(held & ~known.tie)
+    if not len(judging.user):
+        fix = "give more votes, or name a method"
+        raise UserError(f"{NAME}: no vote can be held out to judge the methods by; {fix}")
+    part = _without(votes, known.row[held])
+    return part, judging._replace(row=None)
+
+
+def _without(votes: Preferences, rows: np.ndarray) -> Preferences:
+    """The tables without test votes and without the votes in `rows`, nor the ratings that these were made of."""
+    table, ratings = votes.comparisons, votes.ratings
+    keep = np.isin(table["split"].to_numpy(zero_copy_only=False), ("train", "validation"))
+    keep[rows] = False
+    hidden = votes.comparisons.take(pa.array(rows))
+    codes = [
+        hidden["user"].to_numpy().astype(np.int64) * votes.num_responses + hidden[side].to_numpy()
+        for side in ("chosen", "rejected")
+    ]
+    own = ratings["user"].to_numpy().astype(np.int64) * votes.num_responses + ratings["response"].to_numpy()
+    left = np.isin(ratings["split"].to_numpy(zero_copy_only=False), ("train", "validation"))
+    left &= ~np.isin(own, np.concatenate(codes))
+    meta = {name: value for name, value in votes.meta.items() if name != "path"}
+    return dataclasses.replace(votes, comparisons=_rows(table, keep), ratings=_rows(ratings, left), meta=meta)
+
+
+def _rows(table: pa.Table, keep: Bool[np.ndarray, " R"]) -> pa.Table:
+    return table.filter(pa.array(keep))
+
+
+def _run(
+    method: Fit, votes: Preferences, base: str, seed: int, workdir: Any, folder: str, options: dict[str, Any]
+) -> PersonalReward:
+    known = inspect.signature(method).parameters
+    anything = any(one.kind is one.VAR_KEYWORD for one in known.values())
+    wanted = {"seed": seed, "workdir": None if workdir is None else Path(workdir) / folder, **options}
+    return method(votes, base=base, **{name: value for name, value in wanted.items() if anything or name in known})
+
+
+def _judge(name: str, margin: Float[np.ndarray, " P"], seconds: float) -> Trial:
+    scale, loss = best_scale(margin)
+    return Trial(name, loss, float(np.mean((margin > 0) + 0.5 * (margin == 0))), scale, seconds)
+
+
+def best_scale(margin: Float[np.ndarray, " P"]) -> tuple[float, float]:
+    """The factor at or above 0 of the lowest log-loss, and that log-loss: log 2 at most, where the factor is 0.
+
+    Factors end where margins of typical size mean certainty, so that a method that is right every time has one too.
+
+    Example:
+      >>> scale, loss = best_scale(np.array([1.0, 1.0, 1.0, -1.0]))
+      >>> round(scale, 3), round(loss, 4)  # the logit of 3/4, and its entropy
+      (1.099, 0.5623)
+    """
+    size = float(np.abs(margin).mean())
+    if size == 0:
+        return 0.0, float(np.log(2))
+    loss = functools.partial(_log_loss, margin / size)
+    found = optimize.minimize_scalar(loss, bounds=(0.0, 30.0), method="bounded", options={"xatol": 1e-6})
+    best = min((float(found.x), 0.0), key=loss)
+    return best / size, loss(best)
+
+
+def _log_loss(margin: Float[np.ndarray, " P"], scale: float) -> float:
+    return float(np.mean(np.logaddexp(0, -scale * margin)))
+
+
+def sentences(chosen: Chosen) -> Sequence[str]:
+    """What was tried and chosen, for a report."""
+    told = [
+        f"{trial.method}: {trial.accuracy:.1%} right, log-loss {trial.log_loss:.4f} (fitted in {trial.seconds:.0f} s)"
+        for trial in chosen.trials
+    ]
+    return [
+        f"chosen: {chosen.trials[0].method}, of the lowest log-loss on {chosen.votes} votes of {chosen.users} users "
+        "that were held out from the training votes; no test vote was read",
+        *told,
+    ]
