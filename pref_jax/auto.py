@@ -23,10 +23,8 @@ from jaxtyping import Bool, Float
 from scipy import optimize
 
 from pref_jax.comparisons import Comparisons
+from pref_jax.data.choosing import choosing_rows
 from pref_jax.data.preferences import Preferences
-from pref_jax.data.schema import prompt_ids
-from pref_jax.data.sources.common.split_rule import GIVEN_VALIDATION
-from pref_jax.data.splits import hold_out_new
 from pref_jax.errors import UserError
 from pref_jax.eval.held_out import margins
 from pref_jax.personal import PersonalReward
@@ -115,21 +113,14 @@ def hold_out_judges(votes: Preferences, seed: int) -> tuple[Preferences, Compari
     Raises:
       UserError: if none can be held out.
     """
-    known = votes.pairs(("train", "validation"), seen=True, ties=True)
-    given = votes.meta.get("assigned", {}).get(GIVEN_VALIDATION, 0) > 0
-    if given:
-        held = np.isin(known.row, votes.pairs("validation", seen=True, ties=True).row)
-    else:
-        prompt = prompt_ids(votes.responses["prompt"])[known.chosen]
-        sides = np.sort(np.stack([known.chosen, known.rejected]), axis=0)
-        pair = np.unique(sides, axis=1, return_inverse=True)[1].reshape(-1)
-        unit = pair if votes.meta.get("assigned", {}).get("split_by") == "pair" else prompt
-        held = hold_out_new(unit, pair, known.user, JUDGED, np.random.default_rng([seed, 7]))
-    judging = known.take(held & ~known.tie)
+    new = "pair" if votes.meta.get("assigned", {}).get("split_by") == "pair" else "prompt"
+    rows = choosing_rows(votes, JUDGED, np.random.default_rng([seed, 7]), new=new)
+    known = votes.pairs(("train", "validation"), seen=True)
+    judging = known.take(np.isin(known.row, rows))
     if not len(judging.user):
         fix = "give more votes, or name a method"
         raise UserError(f"{NAME}: no vote can be held out to judge the methods by; {fix}")
-    part = _without(votes, known.row[held])
+    part = _without(votes, rows)
     return part, judging._replace(row=None)
 
 

@@ -23,7 +23,7 @@ ARROWS = {
 # Reading order of each package: its folders, and the files that build on them. Each imports only what stands before it.
 # Every other file beside the folders is common ground, which imports nothing but common ground.
 ORDER = {
-    "pref_jax": ("data", "lm", "train", "eval", "personal", "fitting", "baselines", "serve", "cli"),
+    "pref_jax": ("data", "lm", "train", "eval", "personal", "fitting", "baselines", "auto", "serve", "cli"),
     "copl_jax": ("graph", "reward", "io", "fitted", "model"),
     "lore_jax": ("weights", "deep", "fitting", "online", "fitted", "model"),
 }

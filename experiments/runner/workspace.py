@@ -43,11 +43,9 @@ from pref_jax.baselines.settings import BaselinesConfig
 from pref_jax.baselines.shared import SharedConfig
 from pref_jax.comparisons import Comparisons, Ratings
 from pref_jax.data import preferences
+from pref_jax.data.choosing import choosing_rows, validation_is_given
 from pref_jax.data.label_masking import mask_labels
 from pref_jax.data.preferences import Preferences
-from pref_jax.data.schema import prompt_ids
-from pref_jax.data.sources.common.split_rule import GIVEN_VALIDATION
-from pref_jax.data.splits import hold_out_new
 from pref_jax.data.text.same_tokens import without
 from pref_jax.digests import check_inputs
 from pref_jax.errors import UserError
@@ -219,38 +217,23 @@ class Workspace:
         among them unless `graph.ties` is False.
         """
         pairs = self.data.pairs(split, seen=True, ties=self.graph.ties)
-        if split == "validation" and self.validation_is_given:
+        if split == "validation" and validation_is_given(self.data):
             return pairs
         return pairs.take(~self.held_out(pairs, self.config.reward.holdout_fraction))
 
     def votes_by_prompt(self, fraction: float, *, ties: bool = False) -> tuple[Comparisons, Comparisons]:
         """The seen users' votes to learn from, and those to choose by: given ones, or on a `fraction` of the prompts.
 
-        Test prompts are new to a model, so what it is chosen by must be new too: on prompts it has seen, remembering
-        their responses looks like understanding them. Methods of a run that hold out the same part hold out the same
-        prompts. `ties` as of `Preferences.pairs`; what is chosen by is decided.
+        Methods of a run that hold out the same part hold out the same prompts. `ties` as of `Preferences.pairs`; what
+        is chosen by is decided.
         """
         pairs = self.data.pairs(("train", "validation"), seen=True, ties=ties)
         held = self.held_out(pairs, fraction)
         return pairs.take(~held), pairs.take(held & ~pairs.tie)
 
     def held_out(self, pairs: Comparisons, fraction: float) -> np.ndarray:
-        """bool [P]: which pairs are held out, to choose by: all of them, or none, of one prompt.
-
-        Where validation votes were given with the votes, these; otherwise the votes on a fraction of the prompts that
-        seen users voted on, at least one. Where all is on one prompt, they are drawn by pairs of responses, and of
-        one pair by votes of users who have others; where that leaves none, none. A `fraction` of 0 holds nothing out.
-        """
-        if fraction <= 0:
-            return np.zeros(len(pairs.row), bool)
-        if self.validation_is_given:
-            return np.isin(pairs.row, self.data.pairs("validation", seen=True, ties=True).row)
-        known = self.data.pairs(("train", "validation"), seen=True, ties=True)
-        prompt = prompt_ids(self.data.responses["prompt"])[known.chosen]
-        sides = np.sort(np.stack([known.chosen, known.rejected]), axis=0)
-        pair = np.unique(sides, axis=1, return_inverse=True)[1].reshape(-1)
-        held = hold_out_new(prompt, pair, known.user, fraction, np.random.default_rng([self.seed, 5]))
-        return np.isin(pairs.row, known.row[held])
+        """bool [P]: which pairs are held out, to choose by; see `pref_jax.data.choosing`."""
+        return np.isin(pairs.row, choosing_rows(self.data, fraction, np.random.default_rng([self.seed, 5])))
 
     def held_out_ratings(self, ratings: Ratings, fraction: float) -> np.ndarray:
         """bool [R]: which ratings of seen users are held out: those of which held-out pairs were made.
@@ -263,11 +246,6 @@ class Workspace:
         held, count = pairs.take(self.held_out(pairs, fraction)), self.data.num_responses
         codes = [held.user.astype(np.int64) * count + side for side in (held.chosen, held.rejected)]
         return np.isin(ratings.user.astype(np.int64) * count + ratings.response, np.concatenate(codes))
-
-    @property
-    def validation_is_given(self) -> bool:
-        """Whether votes to choose by came with the data, rather than were drawn."""
-        return self.data.meta.get("assigned", {}).get(GIVEN_VALIDATION, 0) > 0
 
     @property
     def context_pairs(self) -> float:
