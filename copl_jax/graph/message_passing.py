@@ -8,12 +8,18 @@ With A± the normalised adjacency of each sign and z± = A± e (`graph.aggregate
     attention  e' = LeakyReLU(W_self e + m+ - m-), m± weighs neighbours by a softmax     GAT (arXiv 1710.10903), by sign
                (where edges have weights, these multiply the exponentials)
     normed     e' = g y / |y| with y the `gcf` layer's, begun near y = e / 2 + z+ - z-   ours
+    linear     e' = z+ - z-, and the sum of the table and all layers is read out         ours
 
 Linear maps have biases but for `gcf_paper`'s. LeakyReLU has slope 0.2.
 
 What `normed` is for: noisy votes. Without a norm, nodes with many agreeing neighbours outgrow the others within four
 layers, and training fits single votes by length; with unit rows it has directions alone to fit by, and at the start,
 being near the identity, already sums up neighbourhoods instead of mixing them at random.
+
+What `linear` is for: votes of people, many or few. A Gaussian prior of the table T (`GCFConfig.priors`) makes the sum of
+its powers, (1 + A + A² ..) T with A = A+ - A-, a Gaussian prior of embeddings under which nodes of like votes are alike.
+A node's own row of T reaches its embedding directly, so that many votes can override the neighbours, and by the prior
+few do not. The layers of before have no such path: what a node is passes through all mixtures.
 
 Axes: V nodes, S directed edges, D features, K layers.
 """
@@ -41,12 +47,14 @@ class Layer(NamedTuple):
     Attributes:
       init: (key, K, D, dtype) -> parameters of all layers, leaves leading with K.
       apply: (one layer's parameters, embeddings [V D], graph, keeps) -> embeddings [V D].
-      readout: whether a node's embedding is what the last layer gives or the mean of the table and all layers.
+      readout: whether a node's embedding is what the last layer gives, or the mean or sum of the table and all layers.
+      scale: standard deviation of the table's normal entries in the beginning; None: Xavier-uniform.
     """
 
     init: Callable[[Key[Array, ""], int, int, Any], Maps]
     apply: Callable[[Maps, Float[Array, "V D"], SignedGraph, Keeps], Float[Array, "V D"]]
-    readout: Literal["last", "mean"] = "last"
+    readout: Literal["last", "mean", "sum"] = "last"
+    scale: float | None = None
 
 
 def _uniform(key: Array, names: Sequence[str], num_layers: int, dim: int, dtype: Any, *, bias: bool = True) -> Maps:
@@ -167,10 +175,17 @@ def _normed(maps: Maps, nodes: Array, graph: SignedGraph, keeps: Keeps) -> Float
     return maps["gain"] * out * jax.lax.rsqrt(jnp.sum(out**2, axis=-1, keepdims=True) + 1e-6)
 
 
+def _linear(maps: Maps, nodes: Array, graph: SignedGraph, keeps: Keeps) -> Float[Array, "V D"]:
+    del maps
+    positive, negative = _sums(nodes, graph, keeps)
+    return positive - negative
+
+
 LAYERS: dict[str, Layer] = {
     "gcf": Layer(_init_gcf, _gcf),
     "gcf_paper": Layer(_init_gcf_paper, _gcf_paper),
     "lightgcn": Layer(lambda *_: {}, _lightgcn, readout="mean"),
     "attention": Layer(_init_attention, _attention),
     "normed": Layer(_init_normed, _normed),
+    "linear": Layer(lambda *_: {}, _linear, readout="sum", scale=0.1),
 }
