@@ -66,6 +66,4 @@ def build(
     """`signed_graph.build` of votes of every kind; of plain preferences the same to the bit."""
     rows = edge_votes(votes, scale, edges=edges)
     weight = None if (rows.weight == 1).all() else rows.weight
-    return signed_graph.build(
-        *rows[:3], num_users=num_users, num_responses=num_responses, weight=weight, edges=edges
-    )
+    return signed_graph.build(*rows[:3], num_users=num_users, num_responses=num_responses, weight=weight, edges=edges)

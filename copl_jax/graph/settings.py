@@ -67,6 +67,10 @@ class GCFConfig:
                 raise UserError(f"GCFConfig.{name} is {getattr(self, name)!r}; write one of {', '.join(known)}")
         if not all(0 < prior < float("inf") for prior in self.priors):
             raise UserError(f"GCFConfig.priors is {self.priors}; give finite numbers above 0, or () for none")
+        if self.priors and self.layer != "linear":
+            raise UserError(f"GCFConfig.priors are for the layer linear, not {self.layer}; leave them out")
+        if self.bias and not self.priors:
+            raise UserError("GCFConfig.bias is True without priors, which it needs too; give some, or leave it out")
         if self.dim < 1 or self.num_layers < 0:
             raise UserError(f"GCFConfig.dim is {self.dim}, num_layers {self.num_layers}; give at least 1 and 0")
         if not 0 <= self.edge_dropout < 1:

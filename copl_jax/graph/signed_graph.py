@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, Int32, Key
+from jaxtyping import Array, Bool, Float, Float64, Int, Int32, Key
 
 from pref_jax import sharding
 from pref_jax.comparisons import Comparisons
@@ -82,6 +82,20 @@ def unique_edges(
     return (code // max(num_responses, 1)).astype(np.int32), (code % max(num_responses, 1)).astype(np.int32)
 
 
+def merged_weights(
+    user: Int[np.ndarray, " P"],
+    response: Int[np.ndarray, " P"],
+    weight: Float[np.ndarray, " P"] | None,
+    num_responses: int,
+    edges: str,
+) -> Float64[np.ndarray, " Q"]:
+    """What the weights (None: all are 1) of each of `unique_edges` come to, see `build`."""
+    code, edge = np.unique(user.astype(np.int64) * num_responses + response, return_inverse=True)
+    found = np.zeros(len(code))
+    MERGE[edges].at(found, edge, 1.0 if weight is None else weight)
+    return found
+
+
 def build(
     user: Int[np.ndarray, " P"],
     chosen: Int[np.ndarray, " P"],
@@ -122,10 +136,10 @@ def build(
     signs = []
     for side, response in enumerate((chosen, rejected)):
         ends = unique_edges(user, response, num_responses)
-        each = None if weight is None else weight[:, side]
-        if each is not None or (edges == "counted" and len(ends[0]) < len(user)):
-            each = _merged(user, response, each, num_responses, MERGE[edges])
-        signs.append(_directed(*ends, each, num_users, num_nodes, dtype))
+        own = None
+        if weight is not None or (edges == "counted" and len(ends[0]) < len(user)):
+            own = merged_weights(user, response, None if weight is None else weight[:, side], num_responses, edges)
+        signs.append(_directed(*ends, own, num_users, num_nodes, dtype))
     n_node = bucket(num_users + num_responses + 1)
     # From 64 groups of edges on, buckets are multiples of 8 groups and more: that many devices can share them.
     n_edge = bucket(max(int(graph.n_edge[0]) for graph in signs), smallest=64 * GROUP_SIZE)
@@ -228,14 +242,6 @@ def _aggregate_backward(saved, cotangent):
 
 
 _aggregate.defvjp(_aggregate_forward, _aggregate_backward)
-
-
-def _merged(user, response, weight: np.ndarray | None, num_responses: int, merge: np.ufunc) -> np.ndarray:
-    """float64 [Q]: what the weights (None: all are 1) of each of `unique_edges` come to."""
-    code, edge = np.unique(user.astype(np.int64) * num_responses + response, return_inverse=True)
-    found = np.zeros(len(code))
-    merge.at(found, edge, 1.0 if weight is None else weight)
-    return found
 
 
 def _directed(user, response, own: np.ndarray | None, num_users: int, num_nodes: int, dtype) -> jraph.GraphsTuple:

@@ -1,0 +1,216 @@
+"""New users of the layer `linear`: their embeddings given those of responses, solved and not trained.
+
+Under the layer a user's embedding is the own row of the table plus what the responses voted on pass on,
+
+    e_u = t_u + m_u,    m_u = sum over chosen r of a_ur s_r - sum over rejected r of a_ur s_r,
+
+with s_r the sum of r's embeddings before each layer. Given the responses, the votes' likelihood and t_u ~ N(0, 1/λ) make
+the posterior of e_u log-concave; its mode is found by Newton's method,
+
+    e_u = argmin over e of sum over u's votes of loss(e·(e_p - e_n) + b_p - b_n) + λ/2 |e - m_u|².
+
+A user of few votes is what the neighbours' votes say, one of many votes what the own ones do, as among seen users.
+
+Axes: M users to solve, N responses, P pairs, D features, B users and J pairs each of a block, E thresholds.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+from scipy import sparse
+
+from copl_jax.graph.edge_weights import edge_votes
+from copl_jax.graph.signed_graph import SignedGraph, bucket, merged_weights, unique_edges
+from pref_jax.comparisons import Comparisons
+from pref_jax.files import read_json, write_json
+from pref_jax.graded import FittedScale, Graded, grade, losses
+from pref_jax.likelihood import Scale
+from pref_jax.ragged import group_by, padded
+
+_CELLS = 1 << 14  # pairs of a block of users, padding included
+_STEPS = 30  # Newton steps; each one that would raise the objective is halved
+
+
+class ResponseTable(NamedTuple):
+    """What users are solved from.
+
+    Attributes:
+      embeddings: float [N D].
+      bias: float [N].
+      messages: float [N D], s.
+      degrees: float [N 2], the sums of the weights of a response's positive and negative edges.
+      prior: λ.
+      edges: "distinct" or "counted", see `signed_graph.build`.
+    """
+
+    embeddings: Float[np.ndarray, "N D"]
+    bias: Float[np.ndarray, " N"]
+    messages: Float[np.ndarray, "N D"]
+    degrees: Float[np.ndarray, "N 2"]
+    prior: float
+    edges: str
+
+
+# The arrays of a table beside the embeddings, as a saved model keeps them.
+COLUMNS = ("bias", "messages", "degrees")
+
+
+def save_table(folder: Path, table: ResponseTable) -> None:
+    """Writes what `load_table` reads: the columns as .npy, the numbers as `table.json`."""
+    for name in ("embeddings", *COLUMNS):
+        np.save(folder / f"{name}.npy", getattr(table, name))
+    write_json(folder / "table.json", {"prior": table.prior, "edges": table.edges})
+
+
+def load_table(folder: Path) -> ResponseTable | None:
+    """The folder's table; None if it has none."""
+    if not (folder / "table.json").exists():
+        return None
+    columns = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("embeddings", *COLUMNS))
+    return ResponseTable(*columns, **read_json(folder / "table.json"))
+
+
+def response_degrees(graph: SignedGraph) -> Float[np.ndarray, "N 2"]:
+    """The sums of the weights of each response's positive and negative edges."""
+    rows = slice(int(graph.num_users), int(graph.num_users) + int(graph.num_responses))
+    found = []
+    for sign in (graph.positive, graph.negative):
+        edges: Any = sign.edges
+        real = np.asarray(edges["weight"]) > 0
+        weight = np.where(real, np.exp(edges["log_weight"]) if "log_weight" in edges else 1.0, 0.0)
+        found.append(np.bincount(np.asarray(sign.receivers), weight, int(sum(sign.n_node)))[rows])
+    return np.stack(found, axis=1)
+
+
+def solve_users(
+    table: ResponseTable, votes: Comparisons, users: Int[np.ndarray, " M"], *, scale: FittedScale | None = None
+) -> Float[np.ndarray, "M D"]:
+    """Embeddings of users by their votes, not scaled to length 1; 0 for users without votes.
+
+    Nothing is trained and nothing remembered: when a user has voted again, call it with all of the votes.
+
+    Args:
+      table: of the graph's responses.
+      votes: pairs of rows of the table; those of users not in `users` are left out.
+      users: numbers of users, distinct.
+      scale: how ties, strengths and choices are read; None: all pairs are preferences.
+
+    Raises:
+      UserError: if a row is out of range.
+    """
+    place = np.full(int(max(users.max(initial=-1), votes.user.max(initial=-1))) + 1, -1)
+    place[users] = np.arange(len(users))
+    own = votes.take(place[votes.user] >= 0)
+    own = own._replace(user=place[own.user])
+    means = prior_means(table, own, len(users), scale)
+    graded = grade(own, None if scale is None else scale.scale)
+    groups = group_by(own.user, len(users))
+    found = means.copy()
+    widths = np.array([bucket(int(count), smallest=4) for count in groups.counts])
+    for width in np.unique(widths[groups.counts > 0]):
+        rows = np.flatnonzero((widths == width) & (groups.counts > 0))
+        size = max(1, _CELLS // int(width))
+        for first in range(0, len(rows), size):
+            some = rows[first : first + size]
+            index, real = padded(groups.starts[some], groups.counts[some], int(width))
+            solved = _solve_block(table, own, graded, scale, means[some], groups.order[index], real, size)
+            found[some] = solved[: len(some)]
+    return found
+
+
+def prior_means(
+    table: ResponseTable, votes: Comparisons, num_users: int, scale: FittedScale | None
+) -> Float[np.ndarray, "M D"]:
+    """m of each user, as a graph with these users in it would have it, but for the responses' own degrees."""
+    plain = Comparisons(*votes[:3])
+    rows = (
+        edge_votes(plain, Scale(), edges=table.edges)
+        if scale is None
+        else edge_votes(votes, scale.scale, edges=table.edges)
+    )
+    means = np.zeros((num_users, table.messages.shape[1]))
+    count = len(table.messages)
+    for side, (response, sign) in enumerate(((rows.chosen, 1), (rows.rejected, -1))):
+        user, to = unique_edges(rows.user, response, count)
+        weight = merged_weights(rows.user, response, rows.weight[:, side], count, table.edges)
+        # A response that the graph has no such edge of gets the one of this user.
+        degree = np.maximum(table.degrees[to, side], weight)
+        weight = weight / np.sqrt(np.bincount(user, weight, num_users)[user] * degree)
+        means += sign * (sparse.csr_matrix((weight, (user, to)), (num_users, count)) @ table.messages)
+    return means.astype(table.messages.dtype)
+
+
+def _solve_block(
+    table: ResponseTable,
+    votes: Comparisons,
+    graded: Graded | None,
+    scale: FittedScale | None,
+    means: np.ndarray,
+    index: np.ndarray,
+    real: np.ndarray,
+    size: int,
+) -> np.ndarray:
+    """`_solve` of some users' votes by number, padded to `size` users."""
+
+    def fill(rows: np.ndarray) -> np.ndarray:
+        return np.pad(rows, ((0, size - len(rows)), (0, 0)))
+
+    index, real, dtype = fill(index), fill(real), means.dtype
+    own, ends, ties = None, np.zeros(0, dtype), False
+    if graded is not None and scale is not None:
+        own, ends, ties = jax.tree.map(lambda column: column[index], graded), scale.thresholds, scale.scale.ties
+    chosen, rejected = votes.chosen[index], votes.rejected[index]
+    differences = table.embeddings[chosen] - table.embeddings[rejected]
+    offsets = table.bias[chosen] - table.bias[rejected]
+    prior = np.asarray(table.prior, dtype)
+    return np.asarray(_solve(fill(means), differences, offsets, real, own, ends.astype(dtype), prior, ties=ties))
+
+
+@functools.partial(jax.jit, static_argnames="ties")
+def _solve(
+    means: Float[Array, "B D"],
+    differences: Float[Array, "B J D"],
+    offsets: Float[Array, "B J"],
+    real: Bool[Array, "B J"],
+    graded: Graded | None,
+    ends: Float[Array, " E"],
+    prior: Float[Array, ""],
+    *,
+    ties: bool,
+) -> Float[Array, "B D"]:
+    """The modes, by Newton steps whose length is halved where a step does not lower the objective."""
+
+    def votes(margin: Array) -> Array:
+        each = -jax.nn.log_sigmoid(margin) if graded is None else losses(margin, graded, ends, ties=ties)
+        return jnp.where(real, each, 0)
+
+    def slopes(margin: Array) -> Array:
+        return jax.grad(lambda margin: jnp.sum(votes(margin)))(margin)
+
+    def margins(users: Array) -> Array:
+        return jnp.einsum("bjd,bd->bj", differences, users) + offsets
+
+    def objective(users: Array) -> Array:
+        return jnp.sum(votes(margins(users)), axis=1) + prior / 2 * jnp.sum((users - means) ** 2, axis=1)
+
+    def step(_, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        users, value, length = carry
+        margin = margins(users)
+        slope, curvature = jax.jvp(slopes, (margin,), (jnp.ones_like(margin),))
+        gradient = jnp.einsum("bj,bjd->bd", slope, differences) + prior * (users - means)
+        hessian = jnp.einsum("bj,bjd,bje->bde", curvature, differences, differences)
+        factor = jnp.linalg.cholesky(hessian + prior * jnp.eye(users.shape[1], dtype=users.dtype)[None])
+        move = jax.scipy.linalg.cho_solve((factor, True), gradient[:, :, None])[:, :, 0]
+        tried = users - length[:, None] * move
+        new = objective(tried)
+        better = new <= value
+        length = jnp.where(better, jnp.minimum(2 * length, 1), length / 2)
+        return jnp.where(better[:, None], tried, users), jnp.where(better, new, value), length
+
+    start = (means, objective(means), jnp.ones(len(means), means.dtype))
+    return jax.lax.fori_loop(0, _STEPS, step, start)[0]
