@@ -235,8 +235,8 @@ class CoPL(PersonalReward):
         wanted = ("users", "responses", "digests", "graph", *VOTES, *(() if about is None else COLUMNS))
         if missing := [name for name in wanted if name not in tensors]:
             raise UserError(
-                f"{saved.folder / personal.TENSORS}: lacks {', '.join(missing)}; it is damaged or of another version of "
-                "CoPL: fit and save the model again"
+                f"{saved.folder / personal.TENSORS}: lacks {', '.join(missing)}; it is damaged or of another version "
+                "of CoPL; fit and save the model again"
             )
         columns: dict[str, Any] = {name: tensors[name] for name in VOTES}
         rows = {name: columns[name].astype(np.int64) for name in ("user", "chosen", "rejected")}

@@ -75,11 +75,12 @@ def propagate(
         nodes = sharding.constrain(layer.apply(maps, nodes, graph, keeps), SHARDED)
         return (nodes, None if total is None else total + nodes), None
 
-    first = (table, None if layer.readout == "last" else table)
+    readout = config.readout or layer.readout
+    first = (table, None if readout == "last" else table)
     nodes, total = jax.lax.scan(step, first, (params["layers"], keys), length=config.num_layers)[0]
     if total is None:
         return nodes
-    return total / (config.num_layers + 1) if layer.readout == "mean" else total
+    return total / (config.num_layers + 1) if readout == "mean" else total
 
 
 def loss(

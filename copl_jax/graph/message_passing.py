@@ -16,10 +16,10 @@ What `normed` is for: noisy votes. Without a norm, nodes with many agreeing neig
 layers, and training fits single votes by length; with unit rows it has directions alone to fit by, and at the start,
 being near the identity, already sums up neighbourhoods instead of mixing them at random.
 
-What `linear` is for: votes of people, many or few. A Gaussian prior of the table T (`GCFConfig.priors`) makes the sum of
-its powers, (1 + A + A² ..) T with A = A+ - A-, a Gaussian prior of embeddings under which nodes of like votes are alike.
-A node's own row of T reaches its embedding directly, so that many votes can override the neighbours, and by the prior
-few do not. The layers of before have no such path: what a node is passes through all mixtures.
+What `linear` is for: votes of people, many or few. A Gaussian prior of the table T (`GCFConfig.priors`) is one of the
+embeddings (1 + A + A² ..) T too, with A = A+ - A-, under which nodes of like votes are alike. A node's own row of T
+reaches its embedding directly: many votes override the neighbours, and by the prior few do not. The other layers have
+no such path, as whatever a node is passes through all mixtures.
 
 Axes: V nodes, S directed edges, D features, K layers.
 """

@@ -7,7 +7,7 @@ from pref_jax.errors import UserError
 
 # Message functions, see `copl_jax.graph.message_passing`.
 LAYERS = ("gcf", "gcf_paper", "lightgcn", "attention", "normed", "linear")
-EDGES, SELECT = ("distinct", "counted"), ("accuracy", "loss")
+CHOICES = {"edges": ("distinct", "counted"), "select": ("accuracy", "loss"), "readout": ("", "last", "mean", "sum")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,8 @@ class GCFConfig:
       layer: the message function, one of `LAYERS`.
       dim: D.
       num_layers: K.
+      readout: a node's embedding is what the "last" layer gives, or the "mean" or "sum" of the table and all layers; ""
+        as the layer is made for.
       edges: what several votes of a user on one response weigh: "distinct" as one, "counted" as many, which is how the
         authors' code has it.
       bias: a number per response is added to its products with users, begun at its Bradley-Terry value, so that
@@ -42,6 +44,7 @@ class GCFConfig:
     layer: str = "gcf"
     dim: int = 512
     num_layers: int = 4
+    readout: str = ""
     edges: str = "distinct"
     bias: bool = False
     priors: tuple[float, ...] = ()
@@ -62,13 +65,13 @@ class GCFConfig:
         """Raises UserError if fields contradict each other."""
         if self.layer not in LAYERS:
             raise UserError(f"GCFConfig.layer is {self.layer!r}; write one of {', '.join(LAYERS)}")
-        for name, known in (("edges", EDGES), ("select", SELECT)):
+        for name, known in CHOICES.items():
             if getattr(self, name) not in known:
-                raise UserError(f"GCFConfig.{name} is {getattr(self, name)!r}; write one of {', '.join(known)}")
+                raise UserError(f"GCFConfig.{name} is {getattr(self, name)!r}; write one of {known}")
         if not all(0 < prior < float("inf") for prior in self.priors):
             raise UserError(f"GCFConfig.priors is {self.priors}; give finite numbers above 0, or () for none")
-        if self.priors and self.layer != "linear":
-            raise UserError(f"GCFConfig.priors are for the layer linear, not {self.layer}; leave them out")
+        if self.priors and (self.layer, self.readout or "sum") != ("linear", "sum"):
+            raise UserError(f"GCFConfig.priors need layer linear and readout sum, not {self.layer}, {self.readout!r}")
         if self.bias and not self.priors:
             raise UserError("GCFConfig.bias is True without priors, which it needs too; give some, or leave it out")
         if self.dim < 1 or self.num_layers < 0:
@@ -109,9 +112,9 @@ def linear_config(**changes: Any) -> GCFConfig:
     """
     own = {
         "layer": "linear",
-        "num_layers": 2,
+        "num_layers": 3,
         "bias": True,
-        "priors": (1.0, 3.0, 10.0, 30.0, 100.0),
+        "priors": (1.0, 2.5, 6.0, 15.0, 40.0),
         "edge_dropout": 0.0,
         "regularisation": 0.0,
         "weight_decay": 0.0,

@@ -125,7 +125,8 @@ def build(
       dtype: of the weights.
 
     Raises:
-      UserError: if the arrays differ in length, an index is out of range, a weight is not above 0 or `edges` is unknown.
+      UserError: if the arrays differ in length, an index is out of range, a weight is not above 0, or `edges` is
+        unknown.
     """
     _check(user, chosen, rejected, num_users=num_users, num_responses=num_responses)
     if weight is not None and (np.shape(weight) != (len(user), 2) or not np.all((weight > 0) & (weight < np.inf))):

@@ -4,36 +4,30 @@ Under the layer a user's embedding is the own row of the table plus what the res
 
     e_u = t_u + m_u,    m_u = sum over chosen r of a_ur s_r - sum over rejected r of a_ur s_r,
 
-with s_r the sum of r's embeddings before each layer. Given the responses, the votes' likelihood and t_u ~ N(0, 1/λ) make
-the posterior of e_u log-concave; its mode is found by Newton's method,
+with s_r the sum of r's embeddings before each layer. Given the responses, the votes' likelihood and t_u ~ N(0, 1/λ)
+make the posterior of e_u log-concave; its mode (`pref_jax.user_modes`) is
 
     e_u = argmin over e of sum over u's votes of loss(e·(e_p - e_n) + b_p - b_n) + λ/2 |e - m_u|².
 
 A user of few votes is what the neighbours' votes say, one of many votes what the own ones do, as among seen users.
 
-Axes: M users to solve, N responses, P pairs, D features, B users and J pairs each of a block, E thresholds.
+Axes: M users to solve, N responses, D features.
 """
 
-import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Float, Int
 from scipy import sparse
 
 from copl_jax.graph.edge_weights import edge_votes
-from copl_jax.graph.signed_graph import SignedGraph, bucket, merged_weights, unique_edges
+from copl_jax.graph.signed_graph import SignedGraph, merged_weights, unique_edges
 from pref_jax.comparisons import Comparisons
 from pref_jax.files import read_json, write_json
-from pref_jax.graded import FittedScale, Graded, grade, losses
+from pref_jax.graded import FittedScale
 from pref_jax.likelihood import Scale
-from pref_jax.ragged import group_by, padded
-
-_CELLS = 1 << 14  # pairs of a block of users, padding included
-_STEPS = 30  # Newton steps; each one that would raise the objective is halved
+from pref_jax.user_modes import solve_modes
 
 
 class ResponseTable(NamedTuple):
@@ -107,32 +101,16 @@ def solve_users(
     place[users] = np.arange(len(users))
     own = votes.take(place[votes.user] >= 0)
     own = own._replace(user=place[own.user])
-    means = prior_means(table, own, len(users), scale)
-    graded = grade(own, None if scale is None else scale.scale)
-    groups = group_by(own.user, len(users))
-    found = means.copy()
-    widths = np.array([bucket(int(count), smallest=4) for count in groups.counts])
-    for width in np.unique(widths[groups.counts > 0]):
-        rows = np.flatnonzero((widths == width) & (groups.counts > 0))
-        size = max(1, _CELLS // int(width))
-        for first in range(0, len(rows), size):
-            some = rows[first : first + size]
-            index, real = padded(groups.starts[some], groups.counts[some], int(width))
-            solved = _solve_block(table, own, graded, scale, means[some], groups.order[index], real, size)
-            found[some] = solved[: len(some)]
-    return found
+    tables: Any = {"embeddings": table.embeddings, "bias": table.bias, "precision": table.prior}
+    return solve_modes(prior_means(table, own, len(users), scale), own, **tables, scale=scale)
 
 
 def prior_means(
     table: ResponseTable, votes: Comparisons, num_users: int, scale: FittedScale | None
 ) -> Float[np.ndarray, "M D"]:
     """m of each user, as a graph with these users in it would have it, but for the responses' own degrees."""
-    plain = Comparisons(*votes[:3])
-    rows = (
-        edge_votes(plain, Scale(), edges=table.edges)
-        if scale is None
-        else edge_votes(votes, scale.scale, edges=table.edges)
-    )
+    read, given = (Scale(), Comparisons(*votes[:3])) if scale is None else (scale.scale, votes)
+    rows = edge_votes(given, read, edges=table.edges)
     means = np.zeros((num_users, table.messages.shape[1]))
     count = len(table.messages)
     for side, (response, sign) in enumerate(((rows.chosen, 1), (rows.rejected, -1))):
@@ -143,74 +121,3 @@ def prior_means(
         weight = weight / np.sqrt(np.bincount(user, weight, num_users)[user] * degree)
         means += sign * (sparse.csr_matrix((weight, (user, to)), (num_users, count)) @ table.messages)
     return means.astype(table.messages.dtype)
-
-
-def _solve_block(
-    table: ResponseTable,
-    votes: Comparisons,
-    graded: Graded | None,
-    scale: FittedScale | None,
-    means: np.ndarray,
-    index: np.ndarray,
-    real: np.ndarray,
-    size: int,
-) -> np.ndarray:
-    """`_solve` of some users' votes by number, padded to `size` users."""
-
-    def fill(rows: np.ndarray) -> np.ndarray:
-        return np.pad(rows, ((0, size - len(rows)), (0, 0)))
-
-    index, real, dtype = fill(index), fill(real), means.dtype
-    own, ends, ties = None, np.zeros(0, dtype), False
-    if graded is not None and scale is not None:
-        own, ends, ties = jax.tree.map(lambda column: column[index], graded), scale.thresholds, scale.scale.ties
-    chosen, rejected = votes.chosen[index], votes.rejected[index]
-    differences = table.embeddings[chosen] - table.embeddings[rejected]
-    offsets = table.bias[chosen] - table.bias[rejected]
-    prior = np.asarray(table.prior, dtype)
-    return np.asarray(_solve(fill(means), differences, offsets, real, own, ends.astype(dtype), prior, ties=ties))
-
-
-@functools.partial(jax.jit, static_argnames="ties")
-def _solve(
-    means: Float[Array, "B D"],
-    differences: Float[Array, "B J D"],
-    offsets: Float[Array, "B J"],
-    real: Bool[Array, "B J"],
-    graded: Graded | None,
-    ends: Float[Array, " E"],
-    prior: Float[Array, ""],
-    *,
-    ties: bool,
-) -> Float[Array, "B D"]:
-    """The modes, by Newton steps whose length is halved where a step does not lower the objective."""
-
-    def votes(margin: Array) -> Array:
-        each = -jax.nn.log_sigmoid(margin) if graded is None else losses(margin, graded, ends, ties=ties)
-        return jnp.where(real, each, 0)
-
-    def slopes(margin: Array) -> Array:
-        return jax.grad(lambda margin: jnp.sum(votes(margin)))(margin)
-
-    def margins(users: Array) -> Array:
-        return jnp.einsum("bjd,bd->bj", differences, users) + offsets
-
-    def objective(users: Array) -> Array:
-        return jnp.sum(votes(margins(users)), axis=1) + prior / 2 * jnp.sum((users - means) ** 2, axis=1)
-
-    def step(_, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        users, value, length = carry
-        margin = margins(users)
-        slope, curvature = jax.jvp(slopes, (margin,), (jnp.ones_like(margin),))
-        gradient = jnp.einsum("bj,bjd->bd", slope, differences) + prior * (users - means)
-        hessian = jnp.einsum("bj,bjd,bje->bde", curvature, differences, differences)
-        factor = jnp.linalg.cholesky(hessian + prior * jnp.eye(users.shape[1], dtype=users.dtype)[None])
-        move = jax.scipy.linalg.cho_solve((factor, True), gradient[:, :, None])[:, :, 0]
-        tried = users - length[:, None] * move
-        new = objective(tried)
-        better = new <= value
-        length = jnp.where(better, jnp.minimum(2 * length, 1), length / 2)
-        return jnp.where(better[:, None], tried, users), jnp.where(better, new, value), length
-
-    start = (means, objective(means), jnp.ones(len(means), means.dtype))
-    return jax.lax.fori_loop(0, _STEPS, step, start)[0]

@@ -168,7 +168,7 @@ def _result(
     nodes = np.asarray(_propagate(config, params, placed))
     bias = np.asarray(params[gcf.BIAS])[rows] if config.bias else np.zeros(responses, nodes.dtype)
     table = None
-    if prior and config.layer == "linear":
+    if prior:
         # What a response passes on: the sum over all layers but the last.
         before = dataclasses.replace(config, num_layers=max(config.num_layers - 1, 0))
         messages = np.asarray(_propagate(before, params, placed))[rows] if config.num_layers else 0 * nodes[rows]
