@@ -17,6 +17,7 @@ from copl_jax.graph.message_passing import LAYERS
 from copl_jax.graph.settings import GCFConfig
 from copl_jax.graph.signed_graph import SHARDED, Batch, SignedGraph, edge_dropout
 from pref_jax import sharding
+from pref_jax.calibrated import calibrated_loss
 from pref_jax.graded import GAPS, Gaps, losses_by_gaps
 
 Params = dict[str, Any]
@@ -100,7 +101,8 @@ def loss(
     adds (prior.table |T|² + prior.bias |b|²) / 2 for the table T, each node once, over the number of pairs.
 
     Returns:
-      The loss, and {"nll", "accuracy"}, means over real pairs, of accuracy decided ones; equal rewards count as wrong.
+      The loss, and {"nll", "accuracy", "calibrated"}, means over real pairs, the latter two over decided ones; equal
+      rewards count as wrong. "calibrated" is `pref_jax.calibrated.calibrated_loss`.
     """
     nodes = propagate(config, params, graph, key)
     users, chosen, rejected = nodes[batch.user], nodes[batch.chosen], nodes[batch.rejected]
@@ -122,4 +124,5 @@ def loss(
         squares = prior.table * jnp.sum(params["nodes"] ** 2)
         squares += prior.bias * jnp.sum(params[BIAS] ** 2) if BIAS in params else 0
         total += squares / (2 * count)
-    return total, {"nll": nll, "accuracy": jnp.sum(asked * (margin > 0)) / among}
+    accuracy = jnp.sum(asked * (margin > 0)) / among
+    return total, {"nll": nll, "accuracy": accuracy, "calibrated": calibrated_loss(margin, asked)}

@@ -8,7 +8,7 @@ With A± the normalised adjacency of each sign and z± = A± e (`graph.aggregate
     attention  e' = LeakyReLU(W_self e + m+ - m-), m± weighs neighbours by a softmax     GAT (arXiv 1710.10903), by sign
                (where edges have weights, these multiply the exponentials)
     normed     e' = g y / |y| with y the `gcf` layer's, begun near y = e / 2 + z+ - z-   ours
-    linear     e' = z+ - z-, and the sum of the table and all layers is read out         ours
+    linear     e' = d (z+ - z-) with d = 0.6, the sum of table and layers is read out    ours
 
 Linear maps have biases but for `gcf_paper`'s. LeakyReLU has slope 0.2.
 
@@ -17,7 +17,7 @@ layers, and training fits single votes by length; with unit rows it has directio
 being near the identity, already sums up neighbourhoods instead of mixing them at random.
 
 What `linear` is for: votes of people, many or few. A Gaussian prior of the table T (`GCFConfig.priors`) is one of the
-embeddings (1 + A + A² ..) T too, with A = A+ - A-, under which nodes of like votes are alike. A node's own row of T
+embeddings (1 + A + A² ..) T too, with A = d (A+ - A-), under which nodes of like votes are alike. A node's own row of T
 reaches its embedding directly: many votes override the neighbours, and by the prior few do not. The other layers have
 no such path, as whatever a node is passes through all mixtures.
 
@@ -37,6 +37,8 @@ from jaxtyping import Array, Float, Key
 from copl_jax.graph.signed_graph import SignedGraph, aggregate
 
 Maps = dict[str, Any]
+# Of the layer `linear`: what comes from one step further away counts so much.
+DECAY = 0.6
 # For each sign: None, or float [S], 0 where an edge is left out and 1 / (1 - rate) where it stays.
 Keeps = Sequence[Float[Array, " S"] | None]
 
@@ -178,7 +180,7 @@ def _normed(maps: Maps, nodes: Array, graph: SignedGraph, keeps: Keeps) -> Float
 def _linear(maps: Maps, nodes: Array, graph: SignedGraph, keeps: Keeps) -> Float[Array, "V D"]:
     del maps
     positive, negative = _sums(nodes, graph, keeps)
-    return positive - negative
+    return DECAY * (positive - negative)
 
 
 LAYERS: dict[str, Layer] = {

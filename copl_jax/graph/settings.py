@@ -36,7 +36,8 @@ class GCFConfig:
       epochs: passes over the pairs; with batch_size None an epoch is one step.
       evaluate_every: epochs between two looks at the validation pairs; divides `epochs`.
       patience: evaluations without a better one after which training ends; None: never.
-      select: what of the validation votes names the best evaluation: "accuracy" or "loss".
+      select: what of the validation votes names the best evaluation: "accuracy", or "loss" at the scale of margins that
+        suits them best, so that priors may shrink margins.
       ties: ties are edges and votes of the loss (`copl_jax.graph.edge_weights`); False leaves them out.
       strengths: what those of preferences are for: levels, weight, margin, ignore (`pref_jax.likelihood.StrengthUse`).
     """

@@ -2,10 +2,10 @@
 
 Under the layer a user's embedding is the own row of the table plus what the responses voted on pass on,
 
-    e_u = t_u + m_u,    m_u = sum over chosen r of a_ur s_r - sum over rejected r of a_ur s_r,
+    e_u = t_u + m_u,    m_u = d (sum over chosen r of a_ur s_r - sum over rejected r of a_ur s_r),
 
-with s_r the sum of r's embeddings before each layer. Given the responses, the votes' likelihood and t_u ~ N(0, 1/λ)
-make the posterior of e_u log-concave; its mode (`pref_jax.user_modes`) is
+with s_r the sum of r's embeddings before each layer and d the layer's decay. Given the responses, the votes' likelihood
+and t_u ~ N(0, 1/λ) make the posterior of e_u log-concave; its mode (`pref_jax.user_modes`) is
 
     e_u = argmin over e of sum over u's votes of loss(e·(e_p - e_n) + b_p - b_n) + λ/2 |e - m_u|².
 
@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from scipy import sparse
 
 from copl_jax.graph.edge_weights import edge_votes
+from copl_jax.graph.message_passing import DECAY
 from copl_jax.graph.signed_graph import SignedGraph, merged_weights, unique_edges
 from pref_jax.comparisons import Comparisons
 from pref_jax.files import read_json, write_json
@@ -120,4 +121,4 @@ def prior_means(
         degree = np.maximum(table.degrees[to, side], weight)
         weight = weight / np.sqrt(np.bincount(user, weight, num_users)[user] * degree)
         means += sign * (sparse.csr_matrix((weight, (user, to)), (num_users, count)) @ table.messages)
-    return means.astype(table.messages.dtype)
+    return (DECAY * means).astype(table.messages.dtype)

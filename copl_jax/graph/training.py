@@ -380,14 +380,15 @@ def _round(
     carry = (run.params, run.opt_state, run.step, zero)
     params, opt_state, count, nll = jax.lax.fori_loop(0, config.evaluate_every, epoch, carry)
     parts = gcf.loss(config, params, graph, validation)[1]
-    now = {"params": params, "accuracy": parts["accuracy"], "loss": parts["nll"], "step": count}
-    sane = jnp.isfinite(nll) & jnp.isfinite(parts["nll"])  # what has diverged is never the best
+    loss = parts["calibrated" if config.select == "loss" else "nll"]
+    now = {"params": params, "accuracy": parts["accuracy"], "loss": loss, "step": count}
+    sane = jnp.isfinite(nll) & jnp.isfinite(loss)  # what has diverged is never the best
     better = sane & _better(config, now, run.best, jnp.any(validation.real))
     best = jax.tree.map(lambda a, b: jnp.where(better, a, b), now, run.best)
     scores = {
         "step": count,
         "train_loss": nll / (steps_per_epoch * config.evaluate_every),
-        "validation_loss": parts["nll"],
+        "validation_loss": loss,
         "validation_accuracy": parts["accuracy"],
     }
     return _pinned(_Run(params, opt_state, count, best, jnp.where(better, 0, run.bad + 1))), scores

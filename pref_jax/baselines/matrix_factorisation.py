@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 
+from pref_jax.calibrated import calibrated_loss
 from pref_jax.comparisons import Comparisons, decided
 from pref_jax.item_values import choose_item_values
 from pref_jax.user_modes import solve_modes
@@ -26,7 +27,7 @@ PRIORS, FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0), (16, 64)
 
 
 class Factors(NamedTuple):
-    """A fit; `loss` is its mean one of the validation votes.
+    """A fit; `loss` is the calibrated one of the validation votes.
 
     Attributes:
       users: float32 [U D].
@@ -57,7 +58,7 @@ def fit(
     priors: tuple[float, ...] = PRIORS,
     factors: tuple[int, ...] = FACTORS,
 ) -> Factors:
-    """The fit of lowest validation loss among numbers of factors, priors, and times to stop.
+    """The fit of lowest calibrated validation loss among numbers of factors, priors, and times to stop.
 
     Begins at the items' Bradley-Terry values; full-batch Adam. Ties are left out.
 
@@ -95,14 +96,15 @@ def _train(
     start = [0.1 * jax.random.normal(k, (rows, size)) for k, rows in zip(keys, (num_users, len(bias)), strict=True)]
     optimizer = optax.adam(optax.cosine_decay_schedule(_RATE, _STEPS))
 
-    def nll(params, votes):
+    def margins(params, votes):
         x, y, b = params
         user, chosen, rejected = votes
-        return -jax.nn.log_sigmoid(jnp.sum(x[user] * (y[chosen] - y[rejected]), -1) + b[chosen] - b[rejected])
+        return jnp.sum(x[user] * (y[chosen] - y[rejected]), -1) + b[chosen] - b[rejected]
 
     def objective(params):
         x, y, b = params
-        return jnp.sum(nll(params, train)) + (prior * (jnp.sum(x**2) + jnp.sum(y**2)) + precision * jnp.sum(b**2)) / 2
+        nll = -jnp.sum(jax.nn.log_sigmoid(margins(params, train)))
+        return nll + (prior * (jnp.sum(x**2) + jnp.sum(y**2)) + precision * jnp.sum(b**2)) / 2
 
     def step(_, carry):
         updates, state = optimizer.update(jax.grad(objective)(carry[0]), carry[1])
@@ -111,7 +113,8 @@ def _train(
     def look(carry, _):
         params, state, best, lowest = carry
         params, state = jax.lax.fori_loop(0, _STEPS // _LOOKS, step, (params, state))
-        loss = jnp.mean(nll(params, validation)) if validation.shape[1] else -jnp.inf
+        told = margins(params, validation)
+        loss = calibrated_loss(told, jnp.ones_like(told)) if validation.shape[1] else -jnp.inf
         best = jax.tree.map(lambda new, old: jnp.where(loss <= lowest, new, old), params, best)
         return (params, state, best, jnp.minimum(loss, lowest)), None
 
