@@ -8,7 +8,7 @@ With A± the normalised adjacency of each sign and z± = A± e (`graph.aggregate
     attention  e' = LeakyReLU(W_self e + m+ - m-), m± weighs neighbours by a softmax     GAT (arXiv 1710.10903), by sign
                (where edges have weights, these multiply the exponentials)
     normed     e' = g y / |y| with y the `gcf` layer's, begun near y = e / 2 + z+ - z-   ours
-    linear     e' = d (z+ - z-) with d = 0.6, the sum of table and layers is read out    ours
+    linear     e' = d (z+ - z-) with d = 0.4, the sum of table and layers is read out    ours
 
 Linear maps have biases but for `gcf_paper`'s. LeakyReLU has slope 0.2.
 
@@ -38,7 +38,7 @@ from copl_jax.graph.signed_graph import SignedGraph, aggregate
 
 Maps = dict[str, Any]
 # Of the layer `linear`: what comes from one step further away counts so much.
-DECAY = 0.6
+DECAY = 0.4
 # For each sign: None, or float [S], 0 where an edge is left out and 1 / (1 - rate) where it stays.
 Keeps = Sequence[Float[Array, " S"] | None]
 

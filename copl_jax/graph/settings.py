@@ -113,9 +113,9 @@ def linear_config(**changes: Any) -> GCFConfig:
     """
     own = {
         "layer": "linear",
-        "num_layers": 3,
+        "num_layers": 2,
         "bias": True,
-        "priors": (1.0, 2.5, 6.0, 15.0, 40.0),
+        "priors": (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
         "edge_dropout": 0.0,
         "regularisation": 0.0,
         "weight_decay": 0.0,

@@ -58,7 +58,7 @@ def reference_layer(kind, own, other, signs, maps):
     if kind == "lightgcn":
         return positive
     if kind == "linear":
-        return 0.6 * (positive - negative)
+        return 0.4 * (positive - negative)
     if kind == "attention":
         both = zip(signs, ("positive", "negative"), strict=True)
         messages = [attend(own, other, counts, maps[name]) for (_, counts), name in both]
