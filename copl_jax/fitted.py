@@ -231,7 +231,7 @@ class CoPL(PersonalReward):
         config, dim = checkpoint.parse(saved.model, text.config, where=str(saved.folder / personal.ABOUT))
         params = {name.removeprefix("params/"): leaf for name, leaf in tensors.items() if name.startswith("params/")}
         tree = checkpoint.as_params(params, config, dim, where=str(saved.folder / personal.TENSORS))
-        about = saved.model.get("table")
+        about: dict[str, Any] | None = saved.model.get("table")
         wanted = ("users", "responses", "digests", "graph", *VOTES, *(() if about is None else COLUMNS))
         if missing := [name for name in wanted if name not in tensors]:
             raise UserError(
@@ -240,12 +240,16 @@ class CoPL(PersonalReward):
             )
         columns: dict[str, Any] = {name: tensors[name] for name in VOTES}
         rows = {name: columns[name].astype(np.int64) for name in ("user", "chosen", "rejected")}
+        table = None
+        if about is not None:
+            columns_of_table: list[Any] = [tensors[name] for name in ("responses", *COLUMNS)]
+            table = ResponseTable(*columns_of_table, prior=about["prior"], edges=about["edges"])
         known = Known(
             saved.users,
             *(tensors[name] for name in ("users", "responses", "digests")),
             pairs=every_kind(Comparisons(**columns | rows)),
             graph=tensors["graph"].astype(bool),
-            table=about and ResponseTable(tensors["responses"], *(tensors[name] for name in COLUMNS), **about),
+            table=table,
         )
         params = jax.device_put(tree, replicated(text.mesh))
         return cls(text=text, config=config, params=params, known=known, facts=saved.model["facts"])

@@ -71,11 +71,12 @@ def _ratings(config: Config) -> np.ndarray:
 
 def _item_values(world: WarmWorld, seed: int) -> Margins:
     values, _ = choose_item_values(world.train, world.validation, world.num_responses)
-    return tuple(values[part.chosen] - values[part.rejected] for part in (world.test, world.unseen_test))
+    seen, unseen = (values[part.chosen] - values[part.rejected] for part in (world.test, world.unseen_test))
+    return seen, unseen
 
 
 def _factors(world: WarmWorld, seed: int) -> Margins:
-    sizes = {"num_users": world.num_seen, "num_responses": world.num_responses}
+    sizes: Any = {"num_users": world.num_seen, "num_responses": world.num_responses}
     found = matrix_factorisation.fit(world.train, world.validation, **sizes, key=jax.random.key(seed))
     new = found.new_users(world.context, world.num_unseen)
     return (

@@ -8,12 +8,13 @@ Axis letters: P votes.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 _OCTAVES, _STEPS = (-5.0, 3.0), 33
 
 
-def calibrated_loss(margin: Float[Array, " P"], weight: Float[Array, " P"]) -> Float[Array, ""]:
+def calibrated_loss(margin: Float[Array, " P"], weight: Float[Array | np.ndarray, " P"]) -> Float[Array, ""]:
     """The least over scales s of the weighted mean of -log sigmoid(s margin); 0 if all weights are 0.
 
     Example:

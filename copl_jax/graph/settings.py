@@ -72,7 +72,10 @@ class GCFConfig:
         if not all(0 < prior < float("inf") for prior in self.priors):
             raise UserError(f"GCFConfig.priors is {self.priors}; give finite numbers above 0, or () for none")
         if self.priors and (self.layer, self.readout or "sum") != ("linear", "sum"):
-            raise UserError(f"GCFConfig.priors need layer linear and readout sum, not {self.layer}, {self.readout!r}")
+            raise UserError(
+                f"GCFConfig.priors need layer linear and readout sum, not {self.layer} and {self.readout!r}; for other "
+                "layers begin with fast_config or paper_config, which have none"
+            )
         if self.bias and not self.priors:
             raise UserError("GCFConfig.bias is True without priors, which it needs too; give some, or leave it out")
         if self.dim < 1 or self.num_layers < 0:

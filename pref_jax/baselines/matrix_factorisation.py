@@ -93,7 +93,7 @@ def _train(
 ) -> tuple[tuple[Array, Array, Array], Array]:
     """The best of `_LOOKS` looks at the validation votes, and its loss there; the last without any."""
     keys = jax.random.split(key)
-    start = [0.1 * jax.random.normal(k, (rows, size)) for k, rows in zip(keys, (num_users, len(bias)), strict=True)]
+    x, y = (0.1 * jax.random.normal(k, (rows, size)) for k, rows in zip(keys, (num_users, len(bias)), strict=True))
     optimizer = optax.adam(optax.cosine_decay_schedule(_RATE, _STEPS))
 
     def margins(params, votes):
@@ -118,7 +118,7 @@ def _train(
         best = jax.tree.map(lambda new, old: jnp.where(loss <= lowest, new, old), params, best)
         return (params, state, best, jnp.minimum(loss, lowest)), None
 
-    params = (*start, bias)
-    carry = (params, optimizer.init(params), params, jnp.inf)
+    params = (x, y, bias)
+    carry: Any = (params, optimizer.init(params), params, jnp.asarray(jnp.inf))
     _, _, best, lowest = jax.lax.scan(look, carry, length=_LOOKS)[0]
     return best, lowest

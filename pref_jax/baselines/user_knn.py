@@ -10,7 +10,7 @@ with b the Bradley-Terry values (Herlocker et al., An Algorithmic Framework for 
 Axis letters: U users, V users asked for, N responses, P pairs.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -56,7 +56,7 @@ def margins(known: Neighbours, own: Comparisons, pairs: Comparisons, *, num_user
       pairs: rows of the same users.
       num_users: V.
     """
-    asked = signed_votes(decided(own), num_users, known.votes.shape[1])
+    asked = signed_votes(decided(own), num_users, len(known.values))
     return _values(known.values, pairs) + known.weight * _told(known.votes, asked, known.nearest, pairs)
 
 
@@ -76,12 +76,15 @@ def _values(values: np.ndarray, pairs: Comparisons) -> np.ndarray:
 def _told(known: sparse.csr_matrix, asked: sparse.csr_matrix, nearest: int, pairs: Comparisons) -> np.ndarray:
     """float64 [P]: the neighbours' part of each pair's margin, but for the weight."""
     found = np.zeros(len(pairs.user))
-    for first in range(0, asked.shape[0], _BLOCK):
-        near = (asked[first : first + _BLOCK] @ known.T).toarray()
+    num_asked: int = asked.indptr.size - 1
+    for first in range(0, num_asked, _BLOCK):
+        similar: Any = asked[first : first + _BLOCK] @ known.T
+        near = similar.toarray()
         if nearest < near.shape[1]:
             np.put_along_axis(near, np.argpartition(-near, nearest, axis=1)[:, nearest:], 0.0, axis=1)
         here = np.flatnonzero((pairs.user >= first) & (pairs.user < first + _BLOCK))
-        told = (sparse.csr_matrix(np.maximum(near, 0)) @ known).toarray()
+        summed: Any = sparse.csr_matrix(np.maximum(near, 0)) @ known
+        told = summed.toarray()
         row = pairs.user[here] - first
         found[here] = told[row, pairs.chosen[here]] - told[row, pairs.rejected[here]]
     return found

@@ -246,7 +246,10 @@ def test_users_of_the_linear_layer_are_solved_also_after_reloading(linear, tmp_p
     own = linear.known.pairs.take(linear.known.pairs.user == 6)
     solved = normalised(solve_users(linear.known.table, own, np.array([6]), scale=linear.scale))
     np.testing.assert_array_equal(linear.known.users[6], solved[0])
-    assert linear.add_votes("nobody", []).how == "no votes yet: the mean of the graph's users"
+    strange = [{"prompt": "Question 99?", "chosen": "Never seen.", "rejected": "Nor this."}]
+    assert linear.add_votes("nobody", strange).how.startswith(
+        "no votes yet: the mean of the graph's users; 1 votes are"
+    )
     np.testing.assert_allclose(linear.known.users[7], linear.known.users[:6].mean(axis=0), rtol=1e-5, atol=1e-6)
     linear.save(tmp_path / "m")
     again = copl_jax.load(tmp_path / "m")

@@ -113,9 +113,9 @@ def test_means_are_what_the_layers_bring(edges):
 def test_unseen_users_are_solved_as_seen_ones_and_know_their_tastes():
     rng = np.random.default_rng(5)
     _, train, validation, test = two_tastes(rng, num_users=240, pairs_each=9, prompts=60)
-    kept = [part.take(part.user < 200) for part in (train, validation)]
+    learn, choose = (part.take(part.user < 200) for part in (train, validation))
     config = linear_config(dim=16)
-    found = training.fit(config, build(kept[0], 200, 120), *kept, jax.random.key(0))
+    found = training.fit(config, build(learn, 200, 120), learn, choose, jax.random.key(0))
     assert found.table is not None
     users = solve_users(found.table, train, np.arange(240))
     assert (users != 0).any(axis=1).all()
@@ -235,7 +235,8 @@ def test_the_calibrated_loss_is_the_least_over_scales():
     def loss(scale):
         return (weight * np.logaddexp(0, -scale * margin)).sum() / weight.sum()
 
-    best = optimize.minimize_scalar(loss, bounds=(0.03, 8), method="bounded").fun
+    found: Any = optimize.minimize_scalar(loss, bounds=(0.03, 8), method="bounded")
+    best = found.fun
     for factor in (1, 0.3, 3):  # whatever the size of margins
         np.testing.assert_allclose(calibrated_loss(jnp.asarray(factor * margin), jnp.asarray(weight)), best, rtol=2e-3)
     assert calibrated_loss(jnp.asarray(margin), 0 * jnp.asarray(weight)) == 0
