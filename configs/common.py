@@ -54,7 +54,7 @@ def backbone(name: str, *, max_length: int, batch_size: int) -> Any:
     )
 
 
-def graph(recipe: Callable[..., GCFConfig] = recipes.fast_config, **changes: Any) -> Any:
+def graph(recipe: Callable[..., GCFConfig] = recipes.linear_config, **changes: Any) -> Any:
     """User embeddings: copl_jax/graph/gcf.py, by a recipe of copl_jax/graph/training.py. `changes` replace fields."""
     return ConfigDict(dataclasses.asdict(recipe(**{"dim": 64, **changes})))
 
@@ -221,7 +221,7 @@ def small(dataset: str, methods: tuple[str, ...], source: Any) -> Any:
     config.refresh_seen = (
         True  # seen users embedded again from their answers, as unseen ones: copl_jax/graph/cold_start.py
     )
-    config.graph = graph(patience=None)  # on few validation pairs accuracy may pause and rise again
+    config.graph = graph()
     # Chosen on worlds of other seeds (10, 11). At 2e-3 one training of ten did not recover from a bad step, and with
     # twice the steps CoPL learns the training prompts' words.
     config.reward = reward(batch_size=64, eval_batch_size=256, num_steps=100, lr=1.5e-3, holdout_fraction=0.0)
@@ -242,7 +242,7 @@ def shrink(config: Any) -> None:
     config.pretrain.update({"dialogues": 64, "glossaries": 32, "batch_size": 8, "checkpoint_every": 4})
     config.pretrain.lm.update({"vocab_size": 512, "hidden_size": 16, "intermediate_size": 32, "num_layers": 2})
     config.pretrain.optimizer.num_steps = 8
-    config.graph.update({"dim": 8, "num_layers": 2, "epochs": 4})
+    config.graph.update({"dim": 8, "num_layers": 2, "epochs": 4, "evaluate_every": 2})
     config.reward.update({"batch_size": 8, "eval_batch_size": 64, "checkpoint_every": 4, "log_every": 2})
     config.reward.experts.update({"num_experts": 2, "rank": 2})
     config.reward.gate.hidden = 8

@@ -95,8 +95,6 @@ def _embedded(name: str, *, smoke: bool) -> Any:
     config.left_out = _told(left_out)
     _smaller(config)
     config.baselines.context = setting["pairs_per_user"]  # what LoRe and CoPL read of an unseen user, too
-    if setting["pairs_per_user"] == 16:
-        config.graph.epochs = 80
     if smoke:
         common.shrink(config)
         config.source.pairs_per_user = min(config.source.pairs_per_user, 4)

@@ -5,7 +5,7 @@ command   python -m experiments.copl --config=configs/copl.py:cpu --workdir=runs
           python -m experiments.copl --config=configs/copl.py:gemma_2b,h200,uf_p_2 --workdir=runs/gemma_2b
           --stage=graph, reward, adapt or report runs one stage alone
 variants  gemma_2b (also without a word), gemma_7b: google/gemma-2b-it, google/gemma-7b-it; the paper's sizes and its
-          recipe of the reward model, the graph by the fast recipe or, with the word reference, by the paper's
+          recipe of the reward model, the graph by the default one or, with the word reference, by the paper's
           after a comma: tpu_v5e_8 (what gemma_* takes without a word), h200, or
           cpu (also without any word): a Gemma of 0.8 M parameters, pretrained on the synthetic world, with one
           key-value head as gemma_2b or all as gemma_7b
@@ -74,7 +74,7 @@ ACCUMULATE = {
 
 def get_config(variant: str = "") -> ConfigDict:
     model, hardware, reference, votes, smoke = common.choose(variant, *VARIANTS)
-    recipe, votes = recipes.paper_config if reference else recipes.fast_config, votes or "uf_p_2"
+    recipe, votes = recipes.paper_config if reference else recipes.linear_config, votes or "uf_p_2"
     if smoke or hardware == "cpu" or not (model or hardware):
         config = _small(model or "gemma_2b", votes, recipe)
         if hardware in MESHES:
@@ -95,7 +95,7 @@ def _small(model: str, votes: str, recipe: Callable[..., GCFConfig]) -> Any:
     name = NAMES.get(source.tastes, "PersonalLLM")
     config = common.small(f"synthetic {name}, Gemma", _methods(source.tastes != "dirichlet"), source)
     config.refresh_seen = recipe is not recipes.paper_config
-    config.graph = common.graph(recipe, patience=None)
+    config.graph = common.graph(recipe)
     heads = 1 if model == "gemma_2b" else config.pretrain.lm.num_heads
     config.pretrain.lm.update({"family": "gemma", "activation": "gelu_pytorch_tanh", "num_kv_heads": heads})
     return config

@@ -19,8 +19,9 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float32, UInt8
 
-from copl_jax.graph.cold_start import cold_start
+from copl_jax.graph.embedding import embed_new_users
 from copl_jax.graph.signed_graph import bucket
+from copl_jax.graph.solved_users import COLUMNS, ResponseTable
 from copl_jax.graph.training import normalised
 from copl_jax.io import checkpoint, peft
 from copl_jax.reward.reward_model import RewardConfig
@@ -59,6 +60,7 @@ class Known(NamedTuple):
       digests: uint8 [N 16] of the responses' prompts and texts.
       pairs: what users compared; rows of users and of responses, with tie, strength and choice.
       graph: bool [U], who was in the graph, and so can be a new user's neighbour.
+      table: what users are solved from; None where new ones are made of neighbours.
     """
 
     ids: list[str]
@@ -67,6 +69,7 @@ class Known(NamedTuple):
     digests: UInt8[np.ndarray, "N 16"]
     pairs: Comparisons
     graph: Bool[np.ndarray, " U"]
+    table: ResponseTable | None = None
 
 
 class CoPL(PersonalReward):
@@ -128,7 +131,7 @@ class CoPL(PersonalReward):
         return np.pad(table, ((0, bucket(len(table)) - len(table)), (0, 0)))
 
     def add_votes(self, user: str, votes: Any) -> Added:
-        """Embeds the user from all votes on responses that the graph knows: those of neighbours who chose the same.
+        """Embeds the user from all votes on responses that the graph knows.
 
         Votes on other responses are counted in what it returns and teach nothing: the graph has no place for them.
         Where none is known, a new user gets the mean of the graph's users. Ties are read where training had some.
@@ -160,9 +163,10 @@ class CoPL(PersonalReward):
             # Neighbours chose the same, so all other votes can be left out.
             same = np.zeros(len(known.responses), bool)
             same[own.chosen[~own.tie]] = True
-            found = cold_start(
+            found = embed_new_users(
                 users=users,
                 responses=known.responses,
+                table=known.table,
                 seen=graph,
                 train_pairs=pairs.take(graph[pairs.user] & same[pairs.chosen]),
                 context=own,
@@ -170,14 +174,18 @@ class CoPL(PersonalReward):
                 scale=self.scale,
             )
             # Those of the graph have length 1, as whose neighbours they are expects.
-            users[row] = (normalised(found.embeddings) if graph[row] else found.embeddings)[0]
-            neighbours = int(found.num_neighbours[0])
-            how = f"embedded from {len(own.user)} votes and {neighbours} users who chose the same"
-            if not neighbours:
-                how = f"no one in the graph chose the same: embedded from {len(own.user)} votes and all its users"
+            users[row] = (normalised(found.users) if graph[row] else found.users)[0]
+            how = f"embedded from {len(own.user)} votes"
+            if found.neighbours is not None:
+                neighbours = int(found.neighbours[0])
+                how += f" and {neighbours} users who chose the same"
+                if not neighbours:
+                    how = f"no one in the graph chose the same: embedded from {len(own.user)} votes and all its users"
+            elif found.no_votes[0]:
+                how = "no votes yet: the mean of the graph's users"
         if unread:
             how += f"{'; ' if how else ''}{unread} votes are on responses that training never saw and taught nothing"
-        self.known = Known(ids, users, known.responses, known.digests, pairs, graph)
+        self.known = known._replace(ids=ids, users=users, pairs=pairs, graph=graph)
         self._row[user] = row
         return Added(user, len(own.user), how)
 
@@ -192,13 +200,11 @@ class CoPL(PersonalReward):
         if not known.graph[stay].any():
             raise UserError(f"remove_user: {user!r} is the last user of the graph; delete the model instead")
         pairs = known.pairs.take(known.pairs.user != row)
-        self.known = Known(
-            [name for name in known.ids if name != user],
-            known.users[stay],
-            known.responses,
-            known.digests,
-            pairs._replace(user=pairs.user - (pairs.user > row)),
-            known.graph[stay],
+        self.known = known._replace(
+            ids=[name for name in known.ids if name != user],
+            users=known.users[stay],
+            pairs=pairs._replace(user=pairs.user - (pairs.user > row)),
+            graph=known.graph[stay],
         )
         self._row = {name: row for row, name in enumerate(self.known.ids)}
 
@@ -210,6 +216,9 @@ class CoPL(PersonalReward):
         tensors = {f"params/{path}": leaf for path, leaf in parameter_files.as_tensors(self.params).items()}
         tensors |= {"users": known.users, "responses": known.responses, "digests": known.digests}
         tensors |= {name: np.asarray(getattr(known.pairs, name), kind) for name, kind in VOTES.items()}
+        if known.table is not None:
+            model["table"] = {"prior": known.table.prior, "edges": known.table.edges}
+            tensors |= {name: getattr(known.table, name) for name in COLUMNS}
         votes = np.bincount(known.pairs.user, minlength=len(known.ids))
         return model, {**tensors, "graph": known.graph.astype(np.uint8)}, votes.tolist()
 
@@ -222,16 +231,25 @@ class CoPL(PersonalReward):
         config, dim = checkpoint.parse(saved.model, text.config, where=str(saved.folder / personal.ABOUT))
         params = {name.removeprefix("params/"): leaf for name, leaf in tensors.items() if name.startswith("params/")}
         tree = checkpoint.as_params(params, config, dim, where=str(saved.folder / personal.TENSORS))
+        about: dict[str, Any] | None = saved.model.get("table")
+        wanted = ("users", "responses", "digests", "graph", *VOTES, *(() if about is None else COLUMNS))
+        if missing := [name for name in wanted if name not in tensors]:
+            raise UserError(
+                f"{saved.folder / personal.TENSORS}: lacks {', '.join(missing)}; it is damaged or of another version "
+                "of CoPL; fit and save the model again"
+            )
         columns: dict[str, Any] = {name: tensors[name] for name in VOTES}
         rows = {name: columns[name].astype(np.int64) for name in ("user", "chosen", "rejected")}
-        pairs = every_kind(Comparisons(**columns | rows))
+        table = None
+        if about is not None:
+            columns_of_table: list[Any] = [tensors[name] for name in ("responses", *COLUMNS)]
+            table = ResponseTable(*columns_of_table, prior=about["prior"], edges=about["edges"])
         known = Known(
             saved.users,
-            tensors["users"],
-            tensors["responses"],
-            tensors["digests"],
-            pairs,
-            tensors["graph"].astype(bool),
+            *(tensors[name] for name in ("users", "responses", "digests")),
+            pairs=every_kind(Comparisons(**columns | rows)),
+            graph=tensors["graph"].astype(bool),
+            table=table,
         )
         params = jax.device_put(tree, replicated(text.mesh))
         return cls(text=text, config=config, params=params, known=known, facts=saved.model["facts"])

@@ -8,7 +8,7 @@ import numpy as np
 
 from copl_jax.fitted import CoPL, Known, digests, every_kind
 from copl_jax.graph.embedding import embed_users
-from copl_jax.graph.settings import GCFConfig, fast_config
+from copl_jax.graph.settings import GCFConfig, linear_config
 from copl_jax.reward.training import RewardSettings, fit_reward
 from pref_jax import fitting, personal
 from pref_jax.data.preferences import Preferences
@@ -30,7 +30,7 @@ class CoPLConfig:
       reembed: seen users are embedded from their own votes, as new users are; it helps people of few votes.
     """
 
-    graph: GCFConfig = dataclasses.field(default_factory=lambda: fast_config(dim=64))
+    graph: GCFConfig = dataclasses.field(default_factory=lambda: linear_config(dim=64))
     reward: RewardSettings | None = None
     reembed: bool = True
 
@@ -106,6 +106,7 @@ def _fit(votes: Preferences, texts: Texts, config: CoPLConfig, seed: int, folder
         digests=digests(votes.responses),
         pairs=every_kind(everyone._replace(user=(np.cumsum(seen) - 1)[everyone.user])),
         graph=np.ones(int(seen.sum()), bool),
+        table=embedded.table,
     )
     facts = {name: embedded.facts[name] for name in ("validation_accuracy", "best_step", "config")}
     facts |= {**trained.facts, "scale": embedded.scale.about(), "reward_scale": trained.facts.get("scale")}

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from copl_jax.graph.cold_start import cold_start
-from copl_jax.graph.embedding import embed_users
+from copl_jax.graph.embedding import embed_new_users, embed_users
+from copl_jax.graph.solved_users import load_table, save_table
 from copl_jax.io import checkpoint
 from copl_jax.reward.reward_model import RewardConfig
 from copl_jax.reward.training import fit_reward, gate_facts, score_pairs
@@ -89,6 +89,8 @@ def embed(work: Workspace) -> None:
         )
         np.save(part / "users.npy", found.users[work.data.seen])
         np.save(part / "responses.npy", found.responses)
+        if found.table is not None:
+            save_table(part, found.table)
         write_json(part / "graph.json", found.facts)
 
     stage(work.folder / "graph", make)
@@ -119,27 +121,27 @@ def fit_and_keep(work: Workspace, method: str, table: np.ndarray) -> None:
 
 
 def adapt(work: Workspace) -> None:
-    """Writes `adapted/`: embeddings of the unseen users, in the order of their rows, from their neighbours."""
+    """Writes `adapted/`: embeddings of the unseen users, in the order of their rows, from their own votes."""
     data, responses, users = work.data, work.responses, work.users(adapted=False)
 
     def make(part: Path) -> None:
         log(f"seed {work.seed}: unseen users")
         start = time.perf_counter()
-        found = cold_start(
+        found = embed_new_users(
             users=users,
             responses=responses,
+            table=load_table(work.folder / "graph"),
             seen=data.seen,
             train_pairs=data.pairs("train", seen=True),
             context=data.pairs("train", seen=False, ties=work.graph.ties),
             unseen=np.flatnonzero(~data.seen),
             scale=read_scale(read_json(work.folder / "graph" / "graph.json").get("scale")),
         )
-        np.save(part / "users.npy", found.embeddings)
-        facts = {
-            "without_neighbours": int(found.used_all_users.sum()),
-            "neighbours": found.num_neighbours.tolist(),
-            "seconds": time.perf_counter() - start,
-        }
+        np.save(part / "users.npy", found.users)
+        facts = {"without_votes": int(found.no_votes.sum()), "seconds": time.perf_counter() - start}
+        if found.neighbours is not None:
+            facts |= {"without_neighbours": int((found.neighbours == 0).sum())}
+            facts |= {"neighbours": found.neighbours.tolist()}
         write_json(part / "adapted.json", facts)
 
     stage(work.folder / "adapted", make)

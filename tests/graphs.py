@@ -13,10 +13,11 @@ def as_pairs(user, chosen, rejected) -> Comparisons:
     return Comparisons(user, chosen, rejected, np.full(len(user), -1, np.int8), np.arange(len(user)))
 
 
-def build(pairs: Comparisons, num_users: int, num_responses: int, dtype: Any = np.float32) -> Any:
-    return signed_graph.build(
-        pairs.user, pairs.chosen, pairs.rejected, num_users=num_users, num_responses=num_responses, dtype=dtype
-    )
+def build(
+    pairs: Comparisons, num_users: int, num_responses: int, dtype: Any = np.float32, edges: str = "distinct"
+) -> Any:
+    sizes: Any = {"num_users": num_users, "num_responses": num_responses}
+    return signed_graph.build(*pairs[:3], **sizes, dtype=dtype, edges=edges)
 
 
 def random_pairs(rng, count, num_users, num_responses) -> Comparisons:

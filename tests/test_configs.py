@@ -286,7 +286,9 @@ def test_the_papers_sets(votes, name, pairs):
 def test_the_papers_recipe():
     """Those of the CoPL paper, arXiv 2503.01658."""
     config: Any = copl.get_config("gemma_2b")
-    assert (config.graph.dim, config.graph.num_layers) == (512, 4)
+    graph: Any = copl.get_config("gemma_2b,reference").graph
+    assert (graph.layer, graph.dim, graph.num_layers) == ("gcf", 512, 4)
+    assert (graph.learning_rate, graph.batch_size, graph.epochs) == (1e-4, 1024, 100)
     experts = freeze(ExpertsConfig, config.reward.experts, "reward.experts")
     assert (experts.num_experts, experts.rank, experts.scale, experts.dropout) == (8, 8, 2.0, 0.1)
     assert experts.targets == ("q_proj", "v_proj")

@@ -4,8 +4,9 @@
     a tie             a positive and a negative edge of 1/2 to either response
     a choice of k+1   1 for the chosen response, 1/k for each of the k others: a long ranking weighs no more than a pair
 
-An edge weighs as much as the strongest of the user's votes that made it, so that repeating a vote changes nothing. With
-plain preferences all weights are 1.
+A "distinct" edge weighs as much as the strongest of the user's votes that made it, so that repeating a vote changes
+nothing; a "counted" one as much as all of them together, where a choice counts once for the chosen response as well.
+With plain preferences, none of them repeated, all weights are 1.
 
 Axis letters: P pairs, R rows.
 """
@@ -34,8 +35,8 @@ class EdgeVotes(NamedTuple):
     weight: Float32[np.ndarray, "R 2"]
 
 
-def edge_votes(votes: Comparisons, scale: Scale) -> EdgeVotes:
-    """The rows of votes, whose strengths are read as `scale` says.
+def edge_votes(votes: Comparisons, scale: Scale, *, edges: str = "distinct") -> EdgeVotes:
+    """The rows of votes, whose strengths are read as `scale` says, for `edges` as in `signed_graph.build`.
 
     Example:
       >>> votes = Comparisons(np.zeros(1, int), np.zeros(1, int), np.ones(1, int), tie=np.array([True]))
@@ -47,7 +48,8 @@ def edge_votes(votes: Comparisons, scale: Scale) -> EdgeVotes:
     if votes.strength is not None and scale.use != "ignore":
         ratio = np.clip(np.asarray(votes.strength, np.float64) / scale.mean, 1 / MOST, MOST)
         weight *= np.where(np.isfinite(ratio), ratio, 1)[:, None]
-    weight[:, 1] /= choice_sizes(votes)
+    sides = slice(None) if edges == "counted" else slice(1, 2)
+    weight[:, sides] /= choice_sizes(votes)[:, None]
     tie = np.zeros(count, bool) if votes.tie is None else np.asarray(votes.tie, bool)
     weight[tie] = 0.5
     return EdgeVotes(
@@ -58,8 +60,10 @@ def edge_votes(votes: Comparisons, scale: Scale) -> EdgeVotes:
     )
 
 
-def build(votes: Comparisons, scale: Scale, *, num_users: int, num_responses: int) -> SignedGraph:
+def build(
+    votes: Comparisons, scale: Scale, *, num_users: int, num_responses: int, edges: str = "distinct"
+) -> SignedGraph:
     """`signed_graph.build` of votes of every kind; of plain preferences the same to the bit."""
-    rows = edge_votes(votes, scale)
+    rows = edge_votes(votes, scale, edges=edges)
     weight = None if (rows.weight == 1).all() else rows.weight
-    return signed_graph.build(*rows[:3], num_users=num_users, num_responses=num_responses, weight=weight)
+    return signed_graph.build(*rows[:3], num_users=num_users, num_responses=num_responses, weight=weight, edges=edges)

@@ -7,7 +7,7 @@ Axes: P pairs (padded), U users, N responses, V nodes (users, responses, padding
 K layers.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,19 @@ from copl_jax.graph.message_passing import LAYERS
 from copl_jax.graph.settings import GCFConfig
 from copl_jax.graph.signed_graph import SHARDED, Batch, SignedGraph, edge_dropout
 from pref_jax import sharding
+from pref_jax.calibrated import calibrated_loss
 from pref_jax.graded import GAPS, Gaps, losses_by_gaps
 
 Params = dict[str, Any]
+# The parameter of `GCFConfig.bias`, of all nodes, read for responses alone.
+BIAS = "bias"
+
+
+class Prior(NamedTuple):
+    """Precisions of the Gaussian priors of the table's entries and of the bias, as scalars."""
+
+    table: Any
+    bias: Any
 
 
 def init(
@@ -28,18 +38,24 @@ def init(
     """Fresh parameters.
 
     Returns:
-      {"nodes": [V D], "layers": as from `layers.Layer.init`}, and with gaps "gaps". The users' and the responses' rows
-      are Xavier-uniform as two tables, padding is 0.
+      {"nodes": [V D], "layers": as from `layers.Layer.init`}, with gaps "gaps", and with `config.bias` "bias": [V]. The
+      users' and the responses' rows are Xavier-uniform as two tables, or normal if the layer has a scale; padding is 0,
+      as is the bias.
     """
     nodes_key, layers_key = jax.random.split(key)
     num_nodes = len(jax.tree.leaves(graph.positive.nodes)[0])
     row = jnp.arange(num_nodes)
     end_of_responses = graph.num_users + graph.num_responses
     table_rows = jnp.where(row < graph.num_users, graph.num_users, graph.num_responses)
-    limit = jnp.where(row < end_of_responses, jnp.sqrt(6 / (table_rows + config.dim)), 0).astype(dtype)
-    nodes = limit[:, None] * jax.random.uniform(nodes_key, (num_nodes, config.dim), dtype, -1, 1)
-    layers = LAYERS[config.layer].init(layers_key, config.num_layers, config.dim, dtype)
+    layer, real = LAYERS[config.layer], row < end_of_responses
+    limit = jnp.where(real, layer.scale or jnp.sqrt(6 / (table_rows + config.dim)), 0).astype(dtype)
+    if layer.scale is None:
+        nodes = limit[:, None] * jax.random.uniform(nodes_key, (num_nodes, config.dim), dtype, -1, 1)
+    else:
+        nodes = limit[:, None] * jax.random.normal(nodes_key, (num_nodes, config.dim), dtype)
+    layers = layer.init(layers_key, config.num_layers, config.dim, dtype)
     own = {GAPS: {name: jnp.asarray(gap, dtype) for name, gap in gaps.items()}} if gaps else {}
+    own |= {BIAS: jnp.zeros((num_nodes,), dtype)} if config.bias else {}
     return {"nodes": nodes, "layers": layers, **own}
 
 
@@ -60,26 +76,39 @@ def propagate(
         nodes = sharding.constrain(layer.apply(maps, nodes, graph, keeps), SHARDED)
         return (nodes, None if total is None else total + nodes), None
 
-    first = (table, table if layer.readout == "mean" else None)
+    readout = config.readout or layer.readout
+    first = (table, None if readout == "last" else table)
     nodes, total = jax.lax.scan(step, first, (params["layers"], keys), length=config.num_layers)[0]
-    return nodes if total is None else total / (config.num_layers + 1)
+    if total is None:
+        return nodes
+    return total / (config.num_layers + 1) if readout == "mean" else total
 
 
 def loss(
-    config: GCFConfig, params: Params, graph: SignedGraph, batch: Batch, key: Key[Array, ""] | None = None
+    config: GCFConfig,
+    params: Params,
+    graph: SignedGraph,
+    batch: Batch,
+    key: Key[Array, ""] | None = None,
+    *,
+    prior: Prior | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Bradley-Terry loss of a batch, and its parts.
 
     mean of -log sigmoid(e_u·e_p - e_u·e_n) + regularisation * sum of (|e_u|² + |e_p|² + |e_n|²), over real pairs;
     0 if there is none. Embeddings are propagated ones, not normalised. Where the batch has `graded`, the first term is
-    the mean of `pref_jax.graded.losses`.
+    the mean of `pref_jax.graded.losses`. With a bias b, b_p - b_n is added to the difference of the products. A prior
+    adds (prior.table |T|² + prior.bias |b|²) / 2 for the table T, each node once, over the number of pairs.
 
     Returns:
-      The loss, and {"nll", "accuracy"}, means over real pairs, of accuracy decided ones; equal rewards count as wrong.
+      The loss, and {"nll", "accuracy", "calibrated"}, means over real pairs, the latter two over decided ones; equal
+      rewards count as wrong. "calibrated" is `pref_jax.calibrated.calibrated_loss`.
     """
     nodes = propagate(config, params, graph, key)
     users, chosen, rejected = nodes[batch.user], nodes[batch.chosen], nodes[batch.rejected]
     margin = jnp.sum(users * (chosen - rejected), axis=-1)
+    if BIAS in params:
+        margin += params[BIAS][batch.chosen] - params[BIAS][batch.rejected]
     real = batch.real.astype(margin.dtype)
     count = jnp.maximum(jnp.sum(real), 1)
     asked, among = real, count
@@ -91,4 +120,9 @@ def loss(
         among = jnp.maximum(jnp.sum(asked), 1)
     norms = jnp.sum(users**2, axis=-1) + jnp.sum(chosen**2, axis=-1) + jnp.sum(rejected**2, axis=-1)
     total = nll + config.regularisation * jnp.sum(real * norms)
-    return total, {"nll": nll, "accuracy": jnp.sum(asked * (margin > 0)) / among}
+    if prior is not None:
+        squares = prior.table * jnp.sum(params["nodes"] ** 2)
+        squares += prior.bias * jnp.sum(params[BIAS] ** 2) if BIAS in params else 0
+        total += squares / (2 * count)
+    accuracy = jnp.sum(asked * (margin > 0)) / among
+    return total, {"nll": nll, "accuracy": accuracy, "calibrated": calibrated_loss(margin, asked)}

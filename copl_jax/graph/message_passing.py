@@ -8,12 +8,18 @@ With A± the normalised adjacency of each sign and z± = A± e (`graph.aggregate
     attention  e' = LeakyReLU(W_self e + m+ - m-), m± weighs neighbours by a softmax     GAT (arXiv 1710.10903), by sign
                (where edges have weights, these multiply the exponentials)
     normed     e' = g y / |y| with y the `gcf` layer's, begun near y = e / 2 + z+ - z-   ours
+    linear     e' = d (z+ - z-) with d = 0.4, the sum of table and layers is read out    ours
 
 Linear maps have biases but for `gcf_paper`'s. LeakyReLU has slope 0.2.
 
 What `normed` is for: noisy votes. Without a norm, nodes with many agreeing neighbours outgrow the others within four
 layers, and training fits single votes by length; with unit rows it has directions alone to fit by, and at the start,
 being near the identity, already sums up neighbourhoods instead of mixing them at random.
+
+What `linear` is for: votes of people, many or few. A Gaussian prior of the table T (`GCFConfig.priors`) is one of the
+embeddings (1 + A + A² ..) T too, with A = d (A+ - A-), under which nodes of like votes are alike. A node's own row of T
+reaches its embedding directly: many votes override the neighbours, and by the prior few do not. The other layers have
+no such path, as whatever a node is passes through all mixtures.
 
 Axes: V nodes, S directed edges, D features, K layers.
 """
@@ -31,6 +37,8 @@ from jaxtyping import Array, Float, Key
 from copl_jax.graph.signed_graph import SignedGraph, aggregate
 
 Maps = dict[str, Any]
+# Of the layer `linear`: what comes from one step further away counts so much.
+DECAY = 0.4
 # For each sign: None, or float [S], 0 where an edge is left out and 1 / (1 - rate) where it stays.
 Keeps = Sequence[Float[Array, " S"] | None]
 
@@ -41,12 +49,14 @@ class Layer(NamedTuple):
     Attributes:
       init: (key, K, D, dtype) -> parameters of all layers, leaves leading with K.
       apply: (one layer's parameters, embeddings [V D], graph, keeps) -> embeddings [V D].
-      readout: whether a node's embedding is what the last layer gives or the mean of the table and all layers.
+      readout: whether a node's embedding is what the last layer gives, or the mean or sum of the table and all layers.
+      scale: standard deviation of the table's normal entries in the beginning; None: Xavier-uniform.
     """
 
     init: Callable[[Key[Array, ""], int, int, Any], Maps]
     apply: Callable[[Maps, Float[Array, "V D"], SignedGraph, Keeps], Float[Array, "V D"]]
-    readout: Literal["last", "mean"] = "last"
+    readout: Literal["last", "mean", "sum"] = "last"
+    scale: float | None = None
 
 
 def _uniform(key: Array, names: Sequence[str], num_layers: int, dim: int, dtype: Any, *, bias: bool = True) -> Maps:
@@ -167,10 +177,17 @@ def _normed(maps: Maps, nodes: Array, graph: SignedGraph, keeps: Keeps) -> Float
     return maps["gain"] * out * jax.lax.rsqrt(jnp.sum(out**2, axis=-1, keepdims=True) + 1e-6)
 
 
+def _linear(maps: Maps, nodes: Array, graph: SignedGraph, keeps: Keeps) -> Float[Array, "V D"]:
+    del maps
+    positive, negative = _sums(nodes, graph, keeps)
+    return DECAY * (positive - negative)
+
+
 LAYERS: dict[str, Layer] = {
     "gcf": Layer(_init_gcf, _gcf),
     "gcf_paper": Layer(_init_gcf_paper, _gcf_paper),
     "lightgcn": Layer(lambda *_: {}, _lightgcn, readout="mean"),
     "attention": Layer(_init_attention, _attention),
     "normed": Layer(_init_normed, _normed),
+    "linear": Layer(lambda *_: {}, _linear, readout="sum", scale=0.1),
 }

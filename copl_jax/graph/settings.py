@@ -6,17 +6,27 @@ from typing import Any
 from pref_jax.errors import UserError
 
 # Message functions, see `copl_jax.graph.message_passing`.
-LAYERS = ("gcf", "gcf_paper", "lightgcn", "attention", "normed")
+LAYERS = ("gcf", "gcf_paper", "lightgcn", "attention", "normed", "linear")
+CHOICES = {"edges": ("distinct", "counted"), "select": ("accuracy", "loss"), "readout": ("", "last", "mean", "sum")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GCFConfig:
-    """Model and recipe; the defaults are the paper's. `fast_config` gives the recipe to use.
+    """Model and recipe; the defaults are the paper's. `linear_config` gives what to use.
 
     Attributes:
       layer: the message function, one of `LAYERS`.
       dim: D.
       num_layers: K.
+      readout: a node's embedding is what the "last" layer gives, or the "mean" or "sum" of the table and all layers; ""
+        as the layer is made for.
+      edges: what several votes of a user on one response weigh: "distinct" as one, "counted" as many, which is how the
+        authors' code has it.
+      bias: a number per response is added to its products with users, begun at its Bradley-Terry value, so that
+        popularity takes up no dimension.
+      priors: precisions of a Gaussian prior of every entry of the table, each of which is tried; the lowest loss of the
+        validation votes chooses. Strong priors leave what users are to their neighbours' votes, weak ones to their own.
+        (): no prior.
       edge_dropout: probability that an edge is left out, drawn again for each sign, direction, layer and step.
       regularisation: factor of the squared norms of the scored embeddings, summed over the batch.
       learning_rate: AdamW's peak; linear warm-up, then cosine to 0.
@@ -26,6 +36,8 @@ class GCFConfig:
       epochs: passes over the pairs; with batch_size None an epoch is one step.
       evaluate_every: epochs between two looks at the validation pairs; divides `epochs`.
       patience: evaluations without a better one after which training ends; None: never.
+      select: what of the validation votes names the best evaluation: "accuracy", or "loss" at the scale of margins that
+        suits them best, so that priors may shrink margins.
       ties: ties are edges and votes of the loss (`copl_jax.graph.edge_weights`); False leaves them out.
       strengths: what those of preferences are for: levels, weight, margin, ignore (`pref_jax.likelihood.StrengthUse`).
     """
@@ -33,6 +45,10 @@ class GCFConfig:
     layer: str = "gcf"
     dim: int = 512
     num_layers: int = 4
+    readout: str = ""
+    edges: str = "distinct"
+    bias: bool = False
+    priors: tuple[float, ...] = ()
     edge_dropout: float = 0.1
     regularisation: float = 1e-6
     learning_rate: float = 1e-4
@@ -42,6 +58,7 @@ class GCFConfig:
     epochs: int = 100
     evaluate_every: int = 1
     patience: int | None = None
+    select: str = "accuracy"
     ties: bool = True
     strengths: str = "levels"
 
@@ -49,6 +66,18 @@ class GCFConfig:
         """Raises UserError if fields contradict each other."""
         if self.layer not in LAYERS:
             raise UserError(f"GCFConfig.layer is {self.layer!r}; write one of {', '.join(LAYERS)}")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"GCFConfig.{name} is {getattr(self, name)!r}; write one of {known}")
+        if not all(0 < prior < float("inf") for prior in self.priors):
+            raise UserError(f"GCFConfig.priors is {self.priors}; give finite numbers above 0, or () for none")
+        if self.priors and (self.layer, self.readout or "sum") != ("linear", "sum"):
+            raise UserError(
+                f"GCFConfig.priors need layer linear and readout sum, not {self.layer} and {self.readout!r}; for other "
+                "layers begin with fast_config or paper_config, which have none"
+            )
+        if self.bias and not self.priors:
+            raise UserError("GCFConfig.bias is True without priors, which it needs too; give some, or leave it out")
         if self.dim < 1 or self.num_layers < 0:
             raise UserError(f"GCFConfig.dim is {self.dim}, num_layers {self.num_layers}; give at least 1 and 0")
         if not 0 <= self.edge_dropout < 1:
@@ -77,3 +106,27 @@ def fast_config(**changes: Any) -> GCFConfig:
     """
     quick = {"learning_rate": 1e-2, "batch_size": None, "epochs": 40, "evaluate_every": 2, "patience": 8}
     return paper_config(**{**quick, **changes})
+
+
+def linear_config(**changes: Any) -> GCFConfig:
+    """The recipe to use: the layer `linear`, a bias per response, and a prior that validation votes choose.
+
+    People of many votes get an embedding of their own by it, and people of few one by their neighbours' votes, whatever
+    share of the votes is wrong. `changes` replace fields.
+    """
+    own = {
+        "layer": "linear",
+        "num_layers": 2,
+        "bias": True,
+        "priors": (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
+        "edge_dropout": 0.0,
+        "regularisation": 0.0,
+        "weight_decay": 0.0,
+        "learning_rate": 3e-2,
+        "warmup": 0.05,
+        "epochs": 200,
+        "evaluate_every": 5,
+        "patience": 8,
+        "select": "loss",
+    }
+    return fast_config(**{**own, **changes})

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, Int32, Key
+from jaxtyping import Array, Bool, Float, Float64, Int, Int32, Key
 
 from pref_jax import sharding
 from pref_jax.comparisons import Comparisons
@@ -30,6 +30,8 @@ from pref_jax.ragged import expand, starts
 GROUP_SIZE = 4
 # Groups of FAN_IN edges that are summed at a time: their sums, some megabytes, stay in the cache until they are added.
 BLOCK = 32768
+# What the weights of one edge's votes come to.
+MERGE: dict[str, np.ufunc] = {"distinct": np.maximum, "counted": np.add}
 # How rows (of edges, or of nodes) lie on a mesh: cut over all its devices, or a whole copy on each.
 SHARDED, REPLICATED = PartitionSpec(AXES), PartitionSpec()
 
@@ -80,6 +82,20 @@ def unique_edges(
     return (code // max(num_responses, 1)).astype(np.int32), (code % max(num_responses, 1)).astype(np.int32)
 
 
+def merged_weights(
+    user: Int[np.ndarray, " P"],
+    response: Int[np.ndarray, " P"],
+    weight: Float[np.ndarray, " P"] | None,
+    num_responses: int,
+    edges: str,
+) -> Float64[np.ndarray, " Q"]:
+    """What the weights (None: all are 1) of each of `unique_edges` come to, see `build`."""
+    code, edge = np.unique(user.astype(np.int64) * num_responses + response, return_inverse=True)
+    found = np.zeros(len(code))
+    MERGE[edges].at(found, edge, 1.0 if weight is None else weight)
+    return found
+
+
 def build(
     user: Int[np.ndarray, " P"],
     chosen: Int[np.ndarray, " P"],
@@ -88,6 +104,7 @@ def build(
     num_users: int,
     num_responses: int,
     weight: Float[np.ndarray, "P 2"] | None = None,
+    edges: str = "distinct",
     dtype: type[np.floating] = np.float32,
 ) -> SignedGraph:
     """Builds the graph of the pairs on the host (CoPL, arXiv 2503.01658, section on graph construction).
@@ -102,21 +119,28 @@ def build(
       rejected: row of the other response.
       num_users: U, isolated ones included.
       num_responses: N, isolated ones included.
-      weight: of each pair's positive and negative edge, above 0; w is the largest of an edge's. None: all are 1.
+      weight: of each pair's positive and negative edge, above 0. None: all are 1.
+      edges: what w is where several of a user's pairs make one edge: "distinct" the largest of their weights,
+        "counted" the sum, so that a response chosen three times has w = 3, as in the authors' code.
       dtype: of the weights.
 
     Raises:
-      UserError: if the arrays differ in length, an index is out of range or a weight is not above 0.
+      UserError: if the arrays differ in length, an index is out of range, a weight is not above 0, or `edges` is
+        unknown.
     """
     _check(user, chosen, rejected, num_users=num_users, num_responses=num_responses)
     if weight is not None and (np.shape(weight) != (len(user), 2) or not np.all((weight > 0) & (weight < np.inf))):
         raise UserError(f"graph: weights of shape {np.shape(weight)}; give two finite numbers above 0 for every pair")
+    if edges not in MERGE:
+        raise UserError(f"graph: edges is {edges!r}; write one of {', '.join(MERGE)}")
     num_nodes = num_users + num_responses
     signs = []
     for side, response in enumerate((chosen, rejected)):
-        edges = unique_edges(user, response, num_responses)
-        own = None if weight is None else _largest(user, response, weight[:, side], num_responses)
-        signs.append(_directed(*edges, own, num_users, num_nodes, dtype))
+        ends = unique_edges(user, response, num_responses)
+        own = None
+        if weight is not None or (edges == "counted" and len(ends[0]) < len(user)):
+            own = merged_weights(user, response, None if weight is None else weight[:, side], num_responses, edges)
+        signs.append(_directed(*ends, own, num_users, num_nodes, dtype))
     n_node = bucket(num_users + num_responses + 1)
     # From 64 groups of edges on, buckets are multiples of 8 groups and more: that many devices can share them.
     n_edge = bucket(max(int(graph.n_edge[0]) for graph in signs), smallest=64 * GROUP_SIZE)
@@ -219,14 +243,6 @@ def _aggregate_backward(saved, cotangent):
 
 
 _aggregate.defvjp(_aggregate_forward, _aggregate_backward)
-
-
-def _largest(user, response, weight, num_responses: int) -> np.ndarray:
-    """float64 [Q]: the largest weight of each of `unique_edges`."""
-    code, edge = np.unique(user.astype(np.int64) * num_responses + response, return_inverse=True)
-    found = np.zeros(len(code))
-    np.maximum.at(found, edge, weight)
-    return found
 
 
 def _directed(user, response, own: np.ndarray | None, num_users: int, num_nodes: int, dtype) -> jraph.GraphsTuple:

@@ -8,6 +8,7 @@ Axes: P pairs (padded), U users, N responses, V nodes (users, responses, padding
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import hashlib
 import time
@@ -26,10 +27,12 @@ from copl_jax.graph import gcf
 from copl_jax.graph.gcf import Params
 from copl_jax.graph.settings import GCFConfig
 from copl_jax.graph.signed_graph import REPLICATED, SHARDED, Batch, SignedGraph, batch_of
+from copl_jax.graph.solved_users import ResponseTable, response_degrees
 from pref_jax import sharding
 from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
 from pref_jax.graded import GAPS, LR_MULT, Gaps, Graded, begin_gaps, grade
+from pref_jax.item_values import choose_item_values
 from pref_jax.likelihood import Scale
 from pref_jax.train.checkpoint import Checkpoints
 from pref_jax.train.state import TrainState
@@ -43,20 +46,41 @@ class GCFResult(NamedTuple):
 
     Attributes:
       users: float [U D], rows of length 1; what gates and unseen users' adaptation take.
-      responses: float [N D], as they come out of the last layer.
+      responses: float [N D], as they are read out.
+      raw_users: float [U D], likewise, not scaled: what the graph's own rewards are products of.
+      bias: float [N], to be added to products; 0 without `config.bias`.
+      table: what new users are solved from; None but for the layer `linear` with a prior.
       history: "step", "train_loss", "validation_loss", "validation_accuracy" and "seconds" (since the fit began,
         interruptions left out), one entry an evaluation.
       best_step: steps taken when the checkpoint was written.
       best_accuracy: its validation accuracy, in [0, 1]; 0 without validation pairs.
+      best_loss: its loss of the validation pairs.
+      priors: the validation loss of each prior that was tried.
       params: the checkpoint, see `gcf.init`.
     """
 
     users: np.ndarray
     responses: np.ndarray
+    raw_users: np.ndarray
+    bias: np.ndarray
+    table: ResponseTable | None
     history: dict[str, np.ndarray]
     best_step: int
     best_accuracy: float
+    best_loss: float
+    priors: dict[float, float]
     params: Params
+
+
+class _Task(NamedTuple):
+    """What all priors' fits share. `data`: the graph, training and validation pairs, placed; `size`: training pairs."""
+
+    config: GCFConfig
+    data: tuple[Any, ...]
+    size: int
+    key: Array
+    made_from: str
+    checkpoint_every: int
 
 
 class _Run(NamedTuple):
@@ -85,9 +109,12 @@ def fit(
 ) -> GCFResult:
     """Trains the embeddings and returns the best checkpoint's.
 
-    The best is the one of highest validation accuracy, of lowest validation loss among equals; the last one if there
-    are no validation pairs. On a mesh, edges, pairs and the table's rows (with the optimizer's moments) are cut over
-    all devices.
+    The best is the one of highest validation accuracy, of lowest validation loss among equals, or by `config.select`
+    that of lowest loss; the last one if there are no validation pairs. On a mesh, edges, pairs and the table's rows
+    (with the optimizer's moments) are cut over all devices.
+
+    With `config.priors` there is a fit for each, the strongest first, until two in a row are no better than the best;
+    without validation pairs for the middle one alone.
 
     Args:
       config: model and recipe; each distinct one compiles once for each bucket of sizes.
@@ -110,27 +137,87 @@ def fit(
     graded = [grade(part, scale) for part in (train, validation)]
     batches = (batch_of(part, graph, own) for part, own in zip((train, validation), graded, strict=True))
     data = tuple(_place(part, mesh) for part in (graph, *batches))
-    size = len(train.user)
-    batch_size = size if config.batch_size is None else min(config.batch_size, size)
-    steps_per_epoch = np.int32(max(1, size // batch_size))
-    start_key, run_key = jax.random.split(key)
+    made_from = _digest(config, key, dtype, train, validation, *graded)
+    task = _Task(config, data, len(train.user), key, made_from, checkpoint_every)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-        run = _place(_begin(config, data[0], start_key, dtype, begin_gaps(graded[0], scale)), mesh)
-        made_from = _digest(config, key, dtype, train, validation, *graded)
-        run, history = _rounds(config, data, run, run_key, steps_per_epoch, folder, checkpoint_every, made_from)
+        start = _begin(config, data[0], jax.random.split(key)[0], dtype, begin_gaps(graded[0], scale))
+        bias, precision = _item_bias(config, train, validation, graph, dtype)
+        start = start if bias is None else start._replace(params=start.params | {gcf.BIAS: bias})
+        tried: dict[float, tuple[_Run, History]] = {}
+        for prior in _order(config, bool(len(validation.user))):
+            where = folder if folder is None or prior is None else Path(folder) / f"prior_{prior:g}"
+            own = None if prior is None else gcf.Prior(*(np.asarray(one, dtype) for one in (prior, precision)))
+            tried[prior or 0.0] = _rounds(task, _place(jax.tree.map(jnp.copy, start), mesh), own, where)
+            if _worse(_losses_of(tried)):
+                break
+        losses = _losses_of(tried)
+        chosen = min(losses, key=lambda prior: losses[prior])
+        run, history = tried[chosen]
         if history["step"] and not int(run.best["step"]):
             fix = "lower its learning_rate" + ("" if folder is None else f" and delete {folder}")
             raise UserError(f"recipe.fit: the graph's training diverged, no loss was finite; {fix}")
-        nodes = np.asarray(_propagate(config, run.best["params"], data[0]))
-    num_users, num_responses = int(graph.num_users), int(graph.num_responses)
+        return _result(config, graph, data[0], run, history, chosen, losses)
+
+
+def _result(
+    config: GCFConfig, graph: SignedGraph, placed: SignedGraph, run: _Run, history: History, prior: float, losses: Any
+) -> GCFResult:
+    """The best checkpoint's tables on the host."""
+    users, responses = int(graph.num_users), int(graph.num_responses)
+    params, rows = run.best["params"], slice(users, users + responses)
+    nodes = np.asarray(_propagate(config, params, placed))
+    bias = np.asarray(params[gcf.BIAS])[rows] if config.bias else np.zeros(responses, nodes.dtype)
+    table = None
+    if prior:
+        # What a response passes on: the sum over all layers but the last.
+        before = dataclasses.replace(config, num_layers=max(config.num_layers - 1, 0))
+        messages = np.asarray(_propagate(before, params, placed))[rows] if config.num_layers else 0 * nodes[rows]
+        table = ResponseTable(nodes[rows], bias, messages, response_degrees(graph), prior, config.edges)
     return GCFResult(
-        users=normalised(nodes[:num_users]),
-        responses=nodes[num_users : num_users + num_responses],
+        users=normalised(nodes[:users]),
+        responses=nodes[rows],
+        raw_users=nodes[:users],
+        bias=bias,
+        table=table,
         history={name: np.asarray(values) for name, values in history.items()},
         best_step=int(run.best["step"]),
         best_accuracy=float(run.best["accuracy"]),
-        params=run.best["params"],
+        best_loss=float(run.best["loss"]),
+        priors=losses if prior else {},
+        params=params,
     )
+
+
+def _item_bias(
+    config: GCFConfig, train: Comparisons, validation: Comparisons, graph: SignedGraph, dtype: Any
+) -> tuple[np.ndarray | None, float]:
+    """The bias [V] to begin with, and the precision of its prior, which validation votes choose."""
+    if not config.bias:
+        return None, 0.0
+    values, precision = choose_item_values(train, validation, int(graph.num_responses))
+    degrees: Any = graph.positive.nodes
+    bias = np.zeros(len(degrees["degree"]), dtype)
+    bias[int(graph.num_users) :][: len(values)] = values
+    return bias, precision
+
+
+def _order(config: GCFConfig, validated: bool) -> list[float | None]:
+    """Priors in the order in which they are tried; None: without one."""
+    priors = sorted(config.priors, reverse=True)
+    return (list(priors) if validated else [priors[len(priors) // 2]]) if priors else [None]
+
+
+def _losses_of(tried: dict[float, tuple[_Run, History]]) -> dict[float, float]:
+    """The validation loss of each prior's best evaluation; infinite where none was finite."""
+    return {
+        prior: float(run.best["loss"]) if int(run.best["step"]) else float("inf") for prior, (run, _) in tried.items()
+    }
+
+
+def _worse(losses: dict[float, float]) -> bool:
+    """Whether the last two priors were no better than the best before them."""
+    found = list(losses.values())
+    return len(found) > 2 and min(found[-2:]) >= min(found[:-2])
 
 
 def normalised(rows: Float[np.ndarray, "M D"]) -> Float[np.ndarray, "M D"]:
@@ -139,17 +226,13 @@ def normalised(rows: Float[np.ndarray, "M D"]) -> Float[np.ndarray, "M D"]:
     return rows / np.where(length > 0, length, 1)
 
 
-def _rounds(
-    config: GCFConfig,
-    data: tuple[SignedGraph, Batch, Batch],
-    run: _Run,
-    key: Array,
-    steps_per_epoch: np.int32,
-    folder: str | Path | None,
-    checkpoint_every: int,
-    made_from: str,
-) -> tuple[_Run, History]:
+def _rounds(task: _Task, run: _Run, prior: gcf.Prior | None, folder: str | Path | None) -> tuple[_Run, History]:
     """All rounds that are left, from the newest checkpoint if there is one."""
+    config, data, key = task.config, task.data, jax.random.split(task.key)[1]
+    batch_size = task.size if config.batch_size is None else min(config.batch_size, task.size)
+    steps_per_epoch = np.int32(max(1, task.size // batch_size))
+    if prior is not None:  # a batch bears its share of it
+        prior = gcf.Prior(*(one * np.asarray(batch_size / task.size, one.dtype) for one in prior))
     total = config.epochs // config.evaluate_every
     history: History = {
         name: [] for name in ("step", "train_loss", "validation_loss", "validation_accuracy", "seconds")
@@ -157,22 +240,22 @@ def _rounds(
     checkpoints = None if folder is None else Checkpoints(folder)
     try:
         if checkpoints is not None:
-            run, history = _restored(checkpoints, run, history, key, made_from, folder)
+            run, history = _restored(checkpoints, run, history, key, task.made_from, folder)
         start = time.perf_counter() - (history["seconds"][-1] if history["seconds"] else 0.0)
         first = len(history["step"])
         bar = tqdm(range(first, total), desc=_NAME, initial=first, total=total, disable=None)
         for done in bar:
             if _stalled(config, run):
                 break
-            run, scores = _round(config, *data, run, key, steps_per_epoch)
+            run, scores = _round(config, *data, run, key, steps_per_epoch, prior)
             for name, value in jax.device_get(scores).items():
                 history[name].append(value.item())
             history["seconds"].append(time.perf_counter() - start)
             bar.set_postfix(accuracy=f"{history['validation_accuracy'][-1]:.3f}")
             last = done + 1 == total or _stalled(config, run)
-            if checkpoints is not None and (last or (done + 1) % checkpoint_every == 0):
+            if checkpoints is not None and (last or (done + 1) % task.checkpoint_every == 0):
                 # A copy: it is written in the background while the lists grow on.
-                metadata = {"name": _NAME, "made_from": made_from, "history": copy.deepcopy(history)}
+                metadata = {"name": _NAME, "made_from": task.made_from, "history": copy.deepcopy(history)}
                 checkpoints.save(_state(run, done + 1, key), metadata)
     finally:
         if checkpoints is not None:
@@ -264,12 +347,13 @@ def _round(
     run: _Run,
     key: Array,
     steps_per_epoch: Array,
+    prior: gcf.Prior | None,
 ) -> tuple[_Run, dict[str, Array]]:
     """`evaluate_every` epochs, then a look at the validation pairs."""
 
     def step(batch: Batch, carry: tuple[Params, Any, Array, Array]) -> tuple[Params, Any, Array, Array]:
         params, opt_state, count, nll = carry
-        gradient = jax.grad(functools.partial(gcf.loss, config), has_aux=True)
+        gradient = jax.grad(functools.partial(gcf.loss, config, prior=prior), has_aux=True)
         grads, parts = gradient(params, graph, batch, jax.random.fold_in(key, 2 * count))
         updates: Any
         updates, opt_state = _optimizer(config).update(grads, opt_state, params)
@@ -296,22 +380,25 @@ def _round(
     carry = (run.params, run.opt_state, run.step, zero)
     params, opt_state, count, nll = jax.lax.fori_loop(0, config.evaluate_every, epoch, carry)
     parts = gcf.loss(config, params, graph, validation)[1]
-    now = {"params": params, "accuracy": parts["accuracy"], "loss": parts["nll"], "step": count}
-    sane = jnp.isfinite(nll) & jnp.isfinite(parts["nll"])  # what has diverged is never the best
-    better = sane & _better(now, run.best, jnp.any(validation.real))
+    loss = parts["calibrated" if config.select == "loss" else "nll"]
+    now = {"params": params, "accuracy": parts["accuracy"], "loss": loss, "step": count}
+    sane = jnp.isfinite(nll) & jnp.isfinite(loss)  # what has diverged is never the best
+    better = sane & _better(config, now, run.best, jnp.any(validation.real))
     best = jax.tree.map(lambda a, b: jnp.where(better, a, b), now, run.best)
     scores = {
         "step": count,
         "train_loss": nll / (steps_per_epoch * config.evaluate_every),
-        "validation_loss": parts["nll"],
+        "validation_loss": loss,
         "validation_accuracy": parts["accuracy"],
     }
     return _pinned(_Run(params, opt_state, count, best, jnp.where(better, 0, run.bad + 1))), scores
 
 
-def _better(now: dict[str, Any], best: dict[str, Any], any_validation: Array) -> Array:
-    tie = (now["accuracy"] == best["accuracy"]) & (now["loss"] < best["loss"])
-    return (now["accuracy"] > best["accuracy"]) | tie | ~any_validation
+def _better(config: GCFConfig, now: dict[str, Any], best: dict[str, Any], any_validation: Array) -> Array:
+    less = now["loss"] < best["loss"]
+    if config.select == "loss":
+        return less | (best["step"] == 0) | ~any_validation
+    return (now["accuracy"] > best["accuracy"]) | ((now["accuracy"] == best["accuracy"]) & less) | ~any_validation
 
 
 def _optimizer(config: GCFConfig) -> optax.GradientTransformation:

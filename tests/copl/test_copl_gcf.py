@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from graphs import as_pairs, build, random_pairs
+from scipy import sparse
 
 from copl_jax.graph import gcf, signed_graph, training
 from copl_jax.graph.message_passing import LAYERS
+from copl_jax.graph.settings import linear_config
 from pref_jax.errors import UserError
 from pref_jax.mesh import make_mesh
 
@@ -18,11 +20,13 @@ init = jax.jit(gcf.init, static_argnums=(0, 3))
 propagate = jax.jit(gcf.propagate, static_argnums=0)
 
 
-def dense(user, response, num_users, num_responses):
-    adjacency = np.zeros((num_users, num_responses))
-    adjacency[user, response] = 1
+def dense(user, response, num_users, num_responses, edges="distinct"):
+    """A sign's matrix, normalised and not; "counted" as the authors' code has it, where `coo_matrix` sums repeats."""
+    adjacency = sparse.coo_matrix((np.ones(len(user)), (user, response)), (num_users, num_responses)).toarray()
+    if edges == "distinct":
+        adjacency = np.minimum(adjacency, 1)
     scale = np.sqrt(np.maximum(np.outer(adjacency.sum(1), adjacency.sum(0)), 1))
-    return adjacency / scale
+    return adjacency / scale, adjacency
 
 
 def leaky(x):
@@ -30,28 +34,34 @@ def leaky(x):
 
 
 def attend(own, other, adjacency, maps):
-    """GAT's message, one node after another: softmax over neighbours of LeakyReLU(q·h_i + k·h_j), times h_j."""
+    """GAT's message, one node after another: softmax over neighbours of LeakyReLU(q·h_i + k·h_j), times h_j.
+
+    `adjacency` is not normalised: an edge of weight w counts as w edges."""
     mine, theirs = (rows @ maps["kernel"] + maps["bias"] for rows in (own, other))
     out = np.zeros_like(mine)
     for i, row in enumerate(adjacency):
         near = np.flatnonzero(row)
         if len(near):
             score = np.exp(leaky(mine[i] @ maps["query"] + theirs[near] @ maps["key"]))
+            score *= row[near]
             out[i] = (score / score.sum()) @ theirs[near]
     return out
 
 
 def reference_layer(kind, own, other, signs, maps):
     """One layer for one side (users or responses) by dense matrices; formulas of `layers`."""
-    positive, negative = (a @ other for a in signs)
+    positive, negative = (a @ other for a, _ in signs)
 
     def linear(name, x):
         return x @ maps[name]["kernel"] + maps[name].get("bias", 0)
 
     if kind == "lightgcn":
         return positive
+    if kind == "linear":
+        return 0.4 * (positive - negative)
     if kind == "attention":
-        messages = [attend(own, other, a, maps[name]) for a, name in zip(signs, ("positive", "negative"), strict=True)]
+        both = zip(signs, ("positive", "negative"), strict=True)
+        messages = [attend(own, other, counts, maps[name]) for (_, counts), name in both]
         return leaky(linear("self", own) + messages[0] - messages[1])
     if kind == "gcf_paper":
         out = linear("self", own) + linear("positive_plain", positive) + linear("positive_gated", positive * own)
@@ -61,11 +71,12 @@ def reference_layer(kind, own, other, signs, maps):
     return out if kind == "gcf" else maps["gain"] * out / np.sqrt((out**2).sum(1, keepdims=True) + 1e-6)
 
 
-def reference_loss(config, params, pairs, num_users, num_responses):
+def reference_loss(config, params, pairs, num_users, num_responses, prior=None):
     """The formulas of arXiv 2503.01658 with dense matrices, users and responses apart; params as from `gcf.init`."""
     users, responses = np.split(params["nodes"][: num_users + num_responses], [num_users])
-    signs = [dense(pairs.user, side, num_users, num_responses) for side in (pairs.chosen, pairs.rejected)]
-    back = [a.T for a in signs]
+    sides = (pairs.chosen, pairs.rejected)
+    signs = [dense(pairs.user, side, num_users, num_responses, config.edges) for side in sides]
+    back = [(a.T, counts.T) for a, counts in signs]
     states = [(users, responses)]
     for k in range(config.num_layers):
         maps = jax.tree.map(lambda leaf, k=k: leaf[k], params["layers"])
@@ -76,30 +87,35 @@ def reference_loss(config, params, pairs, num_users, num_responses):
         states.append((users, responses))
     if config.layer == "lightgcn":
         users, responses = (np.mean(side, axis=0) for side in zip(*states, strict=True))
+    if config.layer == "linear":
+        users, responses = (np.sum(side, axis=0) for side in zip(*states, strict=True))
     e_u, e_p, e_n = users[pairs.user], responses[pairs.chosen], responses[pairs.rejected]
     margin = (e_u * e_p).sum(1) - (e_u * e_n).sum(1)
+    if config.bias:
+        bias = params["bias"][num_users:]
+        margin = margin + bias[pairs.chosen] - bias[pairs.rejected]
     norms = (e_u**2).sum() + (e_p**2).sum() + (e_n**2).sum()
     total = np.log1p(np.exp(-margin)).mean() + config.regularisation * norms
+    if prior is not None:
+        squares = prior.table * (params["nodes"] ** 2).sum() + prior.bias * (params["bias"] ** 2).sum()
+        total += squares / 2 / len(margin)
     return total, (margin > 0).mean(), np.concatenate([users, responses])
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_forward_loss_and_gradients(layer):
-    rng = np.random.default_rng(7)
-    num_users, num_responses = 9, 14
-    pairs = random_pairs(rng, 40, num_users - 1, num_responses - 2)  # the last ones stay isolated
-    config = gcf.GCFConfig(layer=layer, dim=6, num_layers=3, regularisation=1e-3)
+def check_against_dense(rng, config, pairs, num_users, num_responses, prior=None):
+    """Embeddings, loss, accuracy and gradients in float64, and those of the dense formulas."""
     with jax.enable_x64(True):
-        made = build(pairs, num_users, num_responses, np.float64)
+        made = build(pairs, num_users, num_responses, np.float64, config.edges)
         params = init(config, jax.random.key(0), made, jnp.float64)
         # Larger embeddings than at the start, so that the products z * e matter.
         params["nodes"] = params["nodes"] * 3
+        if config.bias:
+            params["bias"] = jnp.asarray(rng.standard_normal(params["bias"].shape))
         batch = signed_graph.batch_of(pairs, made)
-        (value, parts), grads = jax.jit(jax.value_and_grad(functools.partial(gcf.loss, config), has_aux=True))(
-            params, made, batch
-        )
+        loss = functools.partial(gcf.loss, config, prior=prior)
+        (value, parts), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, made, batch)
         host = jax.tree.map(np.array, params)
-        expected, accuracy, nodes = reference_loss(config, host, pairs, num_users, num_responses)
+        expected, accuracy, nodes = reference_loss(config, host, pairs, num_users, num_responses, prior)
         np.testing.assert_allclose(value, expected, rtol=1e-10)
         np.testing.assert_allclose(parts["accuracy"], accuracy, rtol=1e-12)
         got = propagate(config, params, made)[: num_users + num_responses]
@@ -112,10 +128,44 @@ def test_forward_loss_and_gradients(layer):
                 moved = jax.tree_util.tree_map_with_path(
                     lambda p, leaf: leaf + step * direction if p == path else leaf, host
                 )
-                return reference_loss(config, moved, pairs, num_users, num_responses)[0]
+                return reference_loss(config, moved, pairs, num_users, num_responses, prior)[0]
 
             slope = (shifted(1e-6) - shifted(-1e-6)) / 2e-6
             np.testing.assert_allclose(np.sum(grad * direction), slope, rtol=1e-6, atol=1e-9, err_msg=str(path))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_forward_loss_and_gradients(layer):
+    rng = np.random.default_rng(7)
+    pairs = random_pairs(rng, 40, 8, 12)  # the last rows stay isolated
+    config = gcf.GCFConfig(layer=layer, dim=6, num_layers=3, regularisation=1e-3)
+    check_against_dense(rng, config, pairs, 9, 14)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_votes_that_are_repeated_count_as_often(layer):
+    rng = np.random.default_rng(17)
+    pairs = random_pairs(rng, 200, 4, 6)  # four times and more for each of the edges there can be
+    counts = np.unique(pairs.user * 6 + pairs.chosen, return_counts=True)[1]
+    assert counts.max() > counts.min() > 1
+    config = gcf.GCFConfig(layer=layer, dim=6, num_layers=3, regularisation=1e-3, edges="counted")
+    check_against_dense(rng, config, pairs, 5, 7)
+
+
+def test_counted_edges_without_repeats_are_distinct_to_the_bit():
+    pairs = as_pairs([0, 0, 1, 2], [0, 1, 0, 3], [2, 3, 1, 0])
+    made = [build(pairs, 3, 4, edges=edges) for edges in ("distinct", "counted")]
+    jax.tree.map(np.testing.assert_array_equal, *made)
+    with pytest.raises(UserError, match="edges is 'twice'"):
+        build(pairs, 3, 4, edges="twice")
+
+
+@pytest.mark.parametrize("num_layers", [0, 2])
+def test_bias_and_prior(num_layers):
+    rng = np.random.default_rng(18)
+    pairs = random_pairs(rng, 60, 8, 12)
+    config = linear_config(dim=6, num_layers=num_layers, regularisation=1e-3)
+    check_against_dense(rng, config, pairs, 9, 14, gcf.Prior(3.0, 0.7))
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -227,6 +277,11 @@ def test_no_device_holds_all_edges():
         {"dim": 0},
         {"patience": 0},
         {"batch_size": 0},
+        {"edges": "twice"},
+        {"select": "best"},
+        {"priors": (1.0,)},
+        {"priors": (0.0,), "layer": "linear"},
+        {"bias": True, "layer": "linear"},
     ],
 )
 def test_contradictory_configs(wrong):

@@ -16,7 +16,9 @@ import pref_jax
 from copl_jax import model as front_door
 from copl_jax.fitted import CoPL, digests
 from copl_jax.graph.cold_start import cold_start
-from copl_jax.graph.settings import fast_config
+from copl_jax.graph.settings import fast_config, linear_config
+from copl_jax.graph.solved_users import solve_users
+from copl_jax.graph.training import normalised
 from copl_jax.reward import training
 from copl_jax.reward.lora_experts import ExpertsConfig
 from copl_jax.reward.routing import GateConfig
@@ -27,6 +29,7 @@ from pref_jax.data.preferences import build
 from pref_jax.data.votes import vote_rows
 from pref_jax.errors import UserError
 from pref_jax.lm.text_model import TextModel, open_text
+from pref_jax.personal import Saved
 from pref_jax.train.method import TrainingConfig
 from pref_jax.train.state import OptimizerConfig
 
@@ -69,6 +72,22 @@ def workdir(text, tmp_path_factory) -> Path:
     (folder / "votes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
     copl_jax.fit(folder / "votes.jsonl", text=text, config=CONFIG, workdir=folder / "work")
     return folder
+
+
+LINEAR = dataclasses.replace(CONFIG, graph=linear_config(dim=8, epochs=20, priors=(3.0, 1.0)))
+
+
+@pytest.fixture(scope="module")
+def linear_workdir(text, tmp_path_factory) -> Path:
+    """The folder of a finished fit with the default layer."""
+    folder = tmp_path_factory.mktemp("linear")
+    copl_jax.fit(rows(), text=text, config=LINEAR, workdir=folder)
+    return folder
+
+
+@pytest.fixture
+def linear(linear_workdir, text) -> CoPL:
+    return copl_jax.fit(rows(), text=text, config=LINEAR, workdir=linear_workdir)
 
 
 @pytest.fixture
@@ -218,6 +237,43 @@ def test_a_reloaded_model_is_the_same_to_the_bit(model, text, tmp_path):
     for user in ("bo", "u3", "cy"):
         assert again.add_votes(user, more) == model.add_votes(user, more)
         assert scored(again, user) == scored(model, user)
+
+
+def test_users_of_the_linear_layer_are_solved_also_after_reloading(linear, tmp_path):
+    assert linear.known.table is not None
+    added = linear.add_votes("bo", [vote(number, likes_short=True) for number in range(3)])
+    assert added.how == "embedded from 3 votes"
+    own = linear.known.pairs.take(linear.known.pairs.user == 6)
+    solved = normalised(solve_users(linear.known.table, own, np.array([6]), scale=linear.scale))
+    np.testing.assert_array_equal(linear.known.users[6], solved[0])
+    strange = [{"prompt": "Question 99?", "chosen": "Never seen.", "rejected": "Nor this."}]
+    assert linear.add_votes("nobody", strange).how.startswith(
+        "no votes yet: the mean of the graph's users; 1 votes are"
+    )
+    np.testing.assert_allclose(linear.known.users[7], linear.known.users[:6].mean(axis=0), rtol=1e-5, atol=1e-6)
+    linear.save(tmp_path / "m")
+    again = copl_jax.load(tmp_path / "m")
+    for user in (None, *linear.users):
+        assert scored(again, user) == scored(linear, user)
+    more = [vote(number, likes_short=False) for number in range(5)]
+    for user in ("bo", "u3", "cy"):
+        assert again.add_votes(user, more) == linear.add_votes(user, more)
+        assert scored(again, user) == scored(linear, user)
+
+
+def test_a_folder_that_lacks_columns_is_told(linear, tmp_path):
+    _, tensors, votes = linear.state()
+    with pytest.raises(UserError, match="lacks tie, messages; it is damaged or of another version"):
+        CoPL.restore(
+            Saved(
+                folder=tmp_path / "m",
+                text=linear.text,
+                users=linear.users,
+                tensors={name: leaf for name, leaf in tensors.items() if name not in ("tie", "messages")},
+                model=linear.state()[0],
+                votes=np.array(votes),
+            )
+        )
 
 
 def test_nothing_of_a_removed_user_is_left(model, tmp_path):

@@ -1,0 +1,124 @@
+"""New users of the layer `linear`: their embeddings given those of responses, solved and not trained.
+
+Under the layer a user's embedding is the own row of the table plus what the responses voted on pass on,
+
+    e_u = t_u + m_u,    m_u = d (sum over chosen r of a_ur s_r - sum over rejected r of a_ur s_r),
+
+with s_r the sum of r's embeddings before each layer and d the layer's decay. Given the responses, the votes' likelihood
+and t_u ~ N(0, 1/λ) make the posterior of e_u log-concave; its mode (`pref_jax.user_modes`) is
+
+    e_u = argmin over e of sum over u's votes of loss(e·(e_p - e_n) + b_p - b_n) + λ/2 |e - m_u|².
+
+A user of few votes is what the neighbours' votes say, one of many votes what the own ones do, as among seen users.
+
+Axes: M users to solve, N responses, D features.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import sparse
+
+from copl_jax.graph.edge_weights import edge_votes
+from copl_jax.graph.message_passing import DECAY
+from copl_jax.graph.signed_graph import SignedGraph, merged_weights, unique_edges
+from pref_jax.comparisons import Comparisons
+from pref_jax.files import read_json, write_json
+from pref_jax.graded import FittedScale
+from pref_jax.likelihood import Scale
+from pref_jax.user_modes import solve_modes
+
+
+class ResponseTable(NamedTuple):
+    """What users are solved from.
+
+    Attributes:
+      embeddings: float [N D].
+      bias: float [N].
+      messages: float [N D], s.
+      degrees: float [N 2], the sums of the weights of a response's positive and negative edges.
+      prior: λ.
+      edges: "distinct" or "counted", see `signed_graph.build`.
+    """
+
+    embeddings: Float[np.ndarray, "N D"]
+    bias: Float[np.ndarray, " N"]
+    messages: Float[np.ndarray, "N D"]
+    degrees: Float[np.ndarray, "N 2"]
+    prior: float
+    edges: str
+
+
+# The arrays of a table beside the embeddings, as a saved model keeps them.
+COLUMNS = ("bias", "messages", "degrees")
+
+
+def save_table(folder: Path, table: ResponseTable) -> None:
+    """Writes what `load_table` reads: the columns as .npy, the numbers as `table.json`."""
+    for name in ("embeddings", *COLUMNS):
+        np.save(folder / f"{name}.npy", getattr(table, name))
+    write_json(folder / "table.json", {"prior": table.prior, "edges": table.edges})
+
+
+def load_table(folder: Path) -> ResponseTable | None:
+    """The folder's table; None if it has none."""
+    if not (folder / "table.json").exists():
+        return None
+    columns = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("embeddings", *COLUMNS))
+    return ResponseTable(*columns, **read_json(folder / "table.json"))
+
+
+def response_degrees(graph: SignedGraph) -> Float[np.ndarray, "N 2"]:
+    """The sums of the weights of each response's positive and negative edges."""
+    rows = slice(int(graph.num_users), int(graph.num_users) + int(graph.num_responses))
+    found = []
+    for sign in (graph.positive, graph.negative):
+        edges: Any = sign.edges
+        real = np.asarray(edges["weight"]) > 0
+        weight = np.where(real, np.exp(edges["log_weight"]) if "log_weight" in edges else 1.0, 0.0)
+        found.append(np.bincount(np.asarray(sign.receivers), weight, int(sum(sign.n_node)))[rows])
+    return np.stack(found, axis=1)
+
+
+def solve_users(
+    table: ResponseTable, votes: Comparisons, users: Int[np.ndarray, " M"], *, scale: FittedScale | None = None
+) -> Float[np.ndarray, "M D"]:
+    """Embeddings of users by their votes, not scaled to length 1; 0 for users without votes.
+
+    Nothing is trained and nothing remembered: when a user has voted again, call it with all of the votes.
+
+    Args:
+      table: of the graph's responses.
+      votes: pairs of rows of the table; those of users not in `users` are left out.
+      users: numbers of users, distinct.
+      scale: how ties, strengths and choices are read; None: all pairs are preferences.
+
+    Raises:
+      UserError: if a row is out of range.
+    """
+    place = np.full(int(max(users.max(initial=-1), votes.user.max(initial=-1))) + 1, -1)
+    place[users] = np.arange(len(users))
+    own = votes.take(place[votes.user] >= 0)
+    own = own._replace(user=place[own.user])
+    tables: Any = {"embeddings": table.embeddings, "bias": table.bias, "precision": table.prior}
+    return solve_modes(prior_means(table, own, len(users), scale), own, **tables, scale=scale)
+
+
+def prior_means(
+    table: ResponseTable, votes: Comparisons, num_users: int, scale: FittedScale | None
+) -> Float[np.ndarray, "M D"]:
+    """m of each user, as a graph with these users in it would have it, but for the responses' own degrees."""
+    read, given = (Scale(), Comparisons(*votes[:3])) if scale is None else (scale.scale, votes)
+    rows = edge_votes(given, read, edges=table.edges)
+    means = np.zeros((num_users, table.messages.shape[1]))
+    count = len(table.messages)
+    for side, (response, sign) in enumerate(((rows.chosen, 1), (rows.rejected, -1))):
+        user, to = unique_edges(rows.user, response, count)
+        weight = merged_weights(rows.user, response, rows.weight[:, side], count, table.edges)
+        # A response that the graph has no such edge of gets the one of this user.
+        degree = np.maximum(table.degrees[to, side], weight)
+        weight = weight / np.sqrt(np.bincount(user, weight, num_users)[user] * degree)
+        means += sign * (sparse.csr_matrix((weight, (user, to)), (num_users, count)) @ table.messages)
+    return (DECAY * means).astype(table.messages.dtype)
