@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 
 from copl_jax.graph.embedding import embed_new_users
 from copl_jax.graph.signed_graph import bucket
-from copl_jax.graph.solved_users import COLUMNS, ResponseTable
+from copl_jax.graph.solved_users import COLUMNS, ResponseTable, columns, from_columns, with_texts
 from copl_jax.graph.training import normalised
 from copl_jax.io import checkpoint, peft
 from copl_jax.reward.reward_model import RewardConfig
@@ -60,7 +60,8 @@ class Known(NamedTuple):
       digests: uint8 [N 16] of the responses' prompts and texts.
       pairs: what users compared; rows of users and of responses, with tie, strength and choice.
       graph: bool [U], who was in the graph, and so can be a new user's neighbour.
-      table: what users are solved from; None where new ones are made of neighbours.
+      table: what users are solved from, its embeddings those of the responses; None where new ones are made of
+        neighbours.
     """
 
     ids: list[str]
@@ -133,16 +134,31 @@ class CoPL(PersonalReward):
     def add_votes(self, user: str, votes: Any) -> Added:
         """Embeds the user from all votes on responses that the graph knows.
 
-        Votes on other responses are counted in what it returns and teach nothing: the graph has no place for them.
+        Where the graph's nodes have texts (`GCFConfig.nodes`), it knows all responses: new ones are embedded by their
+        texts, and kept as numbers and digests. Otherwise votes on them are counted in what it returns and teach
+        nothing: the graph has no place for them.
         Where none is known, a new user gets the mean of the graph's users. Ties are read where training had some.
         """
         given = vote_rows(votes, user, ties=self.scale is not None and self.scale.scale.ties)
-        rows = [self._response.get(digest.tobytes(), -1) for digest in digests(given.responses)]
-        chosen, rejected = np.array(rows, np.int64).reshape(2, -1)
+        chosen, rejected = self._place(given.responses).reshape(2, -1)
         there = (chosen >= 0) & (rejected >= 0)
         found = given.comparisons._replace(chosen=chosen, rejected=rejected).take(there)
         added = self.learn(user, found, unread=int((~there).sum()))
         return added._replace(how="; ".join(filter(None, [added.how, given.unused])))
+
+    def _place(self, responses: pa.Table) -> Int64[np.ndarray, " R"]:
+        """Rows of responses, new ones added by their texts; -1 for new ones where the graph knows no texts."""
+        found = digests(responses)
+        known, keys = self.known, [digest.tobytes() for digest in found]
+        new = {key: row for row, key in enumerate(keys) if key not in self._response}
+        if new and known.table is not None and known.table.text is not None:
+            rows = list(new.values())
+            features = self.base.states(self.base.tokenize(responses.take(rows)))
+            table = with_texts(known.table, features)
+            every = np.concatenate([known.digests, found[rows]])
+            self.known = known._replace(table=table, responses=table.embeddings, digests=every)
+            self._response |= {key: len(known.digests) + place for place, key in enumerate(new)}
+        return np.array([self._response.get(key, -1) for key in keys], np.int64)
 
     def learn(self, user: str, votes: Comparisons, *, unread: int) -> Added:
         """`add_votes` on rows of responses; `unread` more votes are on responses that the graph does not know.
@@ -200,13 +216,15 @@ class CoPL(PersonalReward):
         if not known.graph[stay].any():
             raise UserError(f"remove_user: {user!r} is the last user of the graph; delete the model instead")
         pairs = known.pairs.take(known.pairs.user != row)
-        self.known = known._replace(
+        known = known._replace(
             ids=[name for name in known.ids if name != user],
             users=known.users[stay],
             pairs=pairs._replace(user=pairs.user - (pairs.user > row)),
             graph=known.graph[stay],
         )
+        self.known = without_lone_texts(known)
         self._row = {name: row for row, name in enumerate(self.known.ids)}
+        self._response = {digest.tobytes(): row for row, digest in enumerate(self.known.digests)}
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], list[int]]:
         """Experts, gates and head; embeddings, digests and comparisons."""
@@ -218,7 +236,7 @@ class CoPL(PersonalReward):
         tensors |= {name: np.asarray(getattr(known.pairs, name), kind) for name, kind in VOTES.items()}
         if known.table is not None:
             model["table"] = {"prior": known.table.prior, "edges": known.table.edges}
-            tensors |= {name: getattr(known.table, name) for name in COLUMNS}
+            tensors |= columns(known.table)
         votes = np.bincount(known.pairs.user, minlength=len(known.ids))
         return model, {**tensors, "graph": known.graph.astype(np.uint8)}, votes.tolist()
 
@@ -238,16 +256,13 @@ class CoPL(PersonalReward):
                 f"{saved.folder / personal.TENSORS}: lacks {', '.join(missing)}; it is damaged or of another version "
                 "of CoPL; fit and save the model again"
             )
-        columns: dict[str, Any] = {name: tensors[name] for name in VOTES}
-        rows = {name: columns[name].astype(np.int64) for name in ("user", "chosen", "rejected")}
-        table = None
-        if about is not None:
-            columns_of_table: list[Any] = [tensors[name] for name in ("responses", *COLUMNS)]
-            table = ResponseTable(*columns_of_table, prior=about["prior"], edges=about["edges"])
+        votes: dict[str, Any] = {name: tensors[name] for name in VOTES}
+        rows = {name: votes[name].astype(np.int64) for name in ("user", "chosen", "rejected")}
+        table = None if about is None else from_columns(tensors["responses"], tensors, about)
         known = Known(
             saved.users,
             *(tensors[name] for name in ("users", "responses", "digests")),
-            pairs=every_kind(Comparisons(**columns | rows)),
+            pairs=every_kind(Comparisons(**votes | rows)),
             graph=tensors["graph"].astype(bool),
             table=table,
         )
@@ -271,6 +286,21 @@ class CoPL(PersonalReward):
         if self.config.lm.pooling == "last":
             check_padding(self.config.lm, self.base.tokenizer, folder)
         peft.save_peft(folder, self.config, self.params, row, base_name=self.base.name)
+
+
+def without_lone_texts(known: Known) -> Known:
+    """What is known without responses that nobody voted on in the graph and nobody's votes name any longer."""
+    table = known.table
+    if table is None or table.text is None:
+        return known
+    named = np.zeros(len(known.digests), bool)
+    named[np.concatenate([known.pairs.chosen, known.pairs.rejected])] = True
+    stay = named | table.degrees.any(axis=1)
+    place = np.cumsum(stay) - 1
+    rows: Any = {name: getattr(table, name)[stay] for name in ("embeddings", *COLUMNS)}
+    pairs = known.pairs._replace(chosen=place[known.pairs.chosen], rejected=place[known.pairs.rejected])
+    table = table._replace(**rows)
+    return known._replace(table=table, responses=table.embeddings, digests=known.digests[stay], pairs=pairs)
 
 
 def every_kind(votes: Comparisons) -> Comparisons:

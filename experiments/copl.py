@@ -22,6 +22,7 @@ from copl_jax.graph.solved_users import load_table, save_table
 from copl_jax.io import checkpoint
 from copl_jax.reward.reward_model import RewardConfig
 from copl_jax.reward.training import fit_reward, gate_facts, score_pairs
+from experiments.embed import embed as embed_texts
 from experiments.prepare import prepare_votes
 from experiments.reporting.summary import summarise
 from experiments.runner.cli import Config, launch
@@ -86,6 +87,7 @@ def embed(work: Workspace) -> None:
             folder=work.folder / "graph_training",
             mesh=work.mesh,
             reembed=work.config.refresh_seen,
+            features=None if work.graph.nodes == "table" else work.features,
         )
         np.save(part / "users.npy", found.users[work.data.seen])
         np.save(part / "responses.npy", found.responses)
@@ -93,6 +95,8 @@ def embed(work: Workspace) -> None:
             save_table(part, found.table)
         write_json(part / "graph.json", found.facts)
 
+    if work.graph.nodes != "table":
+        embed_texts(work)
     stage(work.folder / "graph", make)
 
 

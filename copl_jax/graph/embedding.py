@@ -52,6 +52,7 @@ def embed_users(
     folder: Path,
     mesh: Mesh | None = None,
     reembed: bool = False,
+    features: Float[np.ndarray, "N F"] | None = None,
 ) -> Embedded:
     """Trains the graph of `train`, stopped by `validation`; a killed training is resumed from `folder`.
 
@@ -65,6 +66,7 @@ def embed_users(
       folder: gets `checkpoints/`.
       mesh: the devices; None or one device: JAX's default device.
       reembed: seen users are embedded from their own votes, as unseen users are (`embed_new_users`).
+      features: of the responses' texts, where `config.nodes` asks for them.
 
     Raises:
       UserError: see `training.fit`.
@@ -75,7 +77,9 @@ def embed_users(
     graph = edge_weights.build(train, scale, edges=config.edges, **sizes)
     several = mesh if mesh is not None and mesh.size > 1 else None
     key, checkpoints = jax.random.key(seed), folder / "checkpoints"
-    found = training.fit(config, graph, train, validation, key, scale=scale, mesh=several, folder=checkpoints)
+    found = training.fit(
+        config, graph, train, validation, key, scale=scale, features=features, mesh=several, folder=checkpoints
+    )
     own = found.users if found.table is None else found.raw_users
     # Training's thresholds are for users' embeddings before they were scaled to length 1.
     fitted = fit_thresholds(margins(own, found.responses, train, found.bias), train, scale)

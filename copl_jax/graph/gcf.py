@@ -23,6 +23,8 @@ from pref_jax.graded import GAPS, Gaps, losses_by_gaps
 Params = dict[str, Any]
 # The parameter of `GCFConfig.bias`, of all nodes, read for responses alone.
 BIAS = "bias"
+# Those of `GCFConfig.nodes`: {"map": [F D], "bias": [F]}, of features of texts.
+TEXT = "text"
 
 
 class Prior(NamedTuple):
@@ -38,7 +40,8 @@ def init(
     """Fresh parameters.
 
     Returns:
-      {"nodes": [V D], "layers": as from `layers.Layer.init`}, with gaps "gaps", and with `config.bias` "bias": [V]. The
+      {"nodes": [V D], "layers": as from `layers.Layer.init`}, with gaps "gaps", with `config.bias` "bias": [V], and
+      with features of the graph's nodes "text": {"map": [F D], "bias": [F]}, the map begun like the table. The
       users' and the responses' rows are Xavier-uniform as two tables, or normal if the layer has a scale; padding is 0,
       as is the bias.
     """
@@ -56,14 +59,40 @@ def init(
     layers = layer.init(layers_key, config.num_layers, config.dim, dtype)
     own = {GAPS: {name: jnp.asarray(gap, dtype) for name, gap in gaps.items()}} if gaps else {}
     own |= {BIAS: jnp.zeros((num_nodes,), dtype)} if config.bias else {}
+    if graph.features is not None:
+        size = graph.features.shape[1]
+        text_map = 0.1 * jax.random.normal(jax.random.fold_in(nodes_key, 1), (size, config.dim), dtype)
+        own |= {TEXT: {"map": text_map, "bias": jnp.zeros((size,), dtype)}}
     return {"nodes": nodes, "layers": layers, **own}
+
+
+def node_table(config: GCFConfig, params: Params, graph: SignedGraph) -> Float[Array, "V D"]:
+    """The rows that the first layer gets, see `GCFConfig.nodes`."""
+    if graph.features is None:
+        return params["nodes"]
+    return _own(config, params["nodes"], graph) + graph.features @ params[TEXT]["map"]
+
+
+def biases(config: GCFConfig, params: Params, graph: SignedGraph) -> Float[Array, " V"]:
+    """What is added to the products of each response with users."""
+    if graph.features is None:
+        return params[BIAS]
+    return _own(config, params[BIAS], graph) + graph.features @ params[TEXT]["bias"]
+
+
+def _own(config: GCFConfig, rows: Float[Array, "V ..."], graph: SignedGraph) -> Float[Array, "V ..."]:
+    """The nodes' own rows: none of responses that are texts alone."""
+    if config.nodes == "both":
+        return rows
+    of_user = jnp.arange(len(rows)) < graph.num_users
+    return jnp.where(of_user.reshape(-1, *(1,) * (rows.ndim - 1)), rows, 0)
 
 
 def propagate(
     config: GCFConfig, params: Params, graph: SignedGraph, key: Key[Array, ""] | None = None
 ) -> Float[Array, "V D"]:
     """Embeddings of all nodes after the last layer, not normalised. A `key` turns edge dropout on (training)."""
-    layer, table = LAYERS[config.layer], params["nodes"]
+    layer, table = LAYERS[config.layer], node_table(config, params, graph)
     keys = None if key is None or not config.edge_dropout else jax.random.split(key, (config.num_layers, 2))
     signs = (graph.positive, graph.negative)
 
@@ -98,7 +127,8 @@ def loss(
     mean of -log sigmoid(e_u·e_p - e_u·e_n) + regularisation * sum of (|e_u|² + |e_p|² + |e_n|²), over real pairs;
     0 if there is none. Embeddings are propagated ones, not normalised. Where the batch has `graded`, the first term is
     the mean of `pref_jax.graded.losses`. With a bias b, b_p - b_n is added to the difference of the products. A prior
-    adds (prior.table |T|² + prior.bias |b|²) / 2 for the table T, each node once, over the number of pairs.
+    adds (prior.table |T|² + prior.bias |b|²) / 2 for the table T, each node once, over the number of pairs; the map of
+    texts stands with the table and their bias with the bias.
 
     Returns:
       The loss, and {"nll", "accuracy", "calibrated"}, means over real pairs, the latter two over decided ones; equal
@@ -108,7 +138,8 @@ def loss(
     users, chosen, rejected = nodes[batch.user], nodes[batch.chosen], nodes[batch.rejected]
     margin = jnp.sum(users * (chosen - rejected), axis=-1)
     if BIAS in params:
-        margin += params[BIAS][batch.chosen] - params[BIAS][batch.rejected]
+        bias = biases(config, params, graph)
+        margin += bias[batch.chosen] - bias[batch.rejected]
     real = batch.real.astype(margin.dtype)
     count = jnp.maximum(jnp.sum(real), 1)
     asked, among = real, count
@@ -121,8 +152,9 @@ def loss(
     norms = jnp.sum(users**2, axis=-1) + jnp.sum(chosen**2, axis=-1) + jnp.sum(rejected**2, axis=-1)
     total = nll + config.regularisation * jnp.sum(real * norms)
     if prior is not None:
-        squares = prior.table * jnp.sum(params["nodes"] ** 2)
-        squares += prior.bias * jnp.sum(params[BIAS] ** 2) if BIAS in params else 0
+        text = params.get(TEXT, {"map": 0.0, "bias": 0.0})
+        squares = prior.table * (jnp.sum(params["nodes"] ** 2) + jnp.sum(text["map"] ** 2))
+        squares += prior.bias * (jnp.sum(params[BIAS] ** 2) + jnp.sum(text["bias"] ** 2)) if BIAS in params else 0
         total += squares / (2 * count)
     accuracy = jnp.sum(asked * (margin > 0)) / among
     return total, {"nll": nll, "accuracy": accuracy, "calibrated": calibrated_loss(margin, asked)}

@@ -7,7 +7,12 @@ from pref_jax.errors import UserError
 
 # Message functions, see `copl_jax.graph.message_passing`.
 LAYERS = ("gcf", "gcf_paper", "lightgcn", "attention", "normed", "linear")
-CHOICES = {"edges": ("distinct", "counted"), "select": ("accuracy", "loss"), "readout": ("", "last", "mean", "sum")}
+CHOICES = {
+    "edges": ("distinct", "counted"),
+    "select": ("accuracy", "loss"),
+    "readout": ("", "last", "mean", "sum"),
+    "nodes": ("table", "text", "both"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +32,8 @@ class GCFConfig:
       priors: precisions of a Gaussian prior of every entry of the table, each of which is tried; the lowest loss of the
         validation votes chooses. Strong priors leave what users are to their neighbours' votes, weak ones to their own.
         (): no prior.
+      nodes: what a response's row of the table is: "table" its own, "text" a linear map of features of its text, "both"
+        their sum, so that a response nobody voted on has an embedding too. Texts need `priors`.
       edge_dropout: probability that an edge is left out, drawn again for each sign, direction, layer and step.
       regularisation: factor of the squared norms of the scored embeddings, summed over the batch.
       learning_rate: AdamW's peak; linear warm-up, then cosine to 0.
@@ -49,6 +56,7 @@ class GCFConfig:
     edges: str = "distinct"
     bias: bool = False
     priors: tuple[float, ...] = ()
+    nodes: str = "table"
     edge_dropout: float = 0.1
     regularisation: float = 1e-6
     learning_rate: float = 1e-4
@@ -78,6 +86,8 @@ class GCFConfig:
             )
         if self.bias and not self.priors:
             raise UserError("GCFConfig.bias is True without priors, which it needs too; give some, or leave it out")
+        if self.nodes != "table" and not self.priors:
+            raise UserError(f"GCFConfig.nodes is {self.nodes!r}, which needs priors; see linear_config")
         if self.dim < 1 or self.num_layers < 0:
             raise UserError(f"GCFConfig.dim is {self.dim}, num_layers {self.num_layers}; give at least 1 and 0")
         if not 0 <= self.edge_dropout < 1:

@@ -46,12 +46,14 @@ class SignedGraph(NamedTuple):
       negative: who rejected what, likewise.
       num_users: int32 [], U.
       num_responses: int32 [], N.
+      features: float [V F] of the responses' texts, 0 for other nodes; None where nodes have none.
     """
 
     positive: jraph.GraphsTuple
     negative: jraph.GraphsTuple
     num_users: Int32[np.ndarray, ""] | Int[Array, ""]
     num_responses: Int32[np.ndarray, ""] | Int[Array, ""]
+    features: Float[np.ndarray, "V F"] | Float[Array, "V F"] | None = None
 
 
 class Batch(NamedTuple):

@@ -14,6 +14,7 @@ A user of few votes is what the neighbours' votes say, one of many votes what th
 Axes: M users to solve, N responses, D features.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,9 @@ from scipy import sparse
 from copl_jax.graph.edge_weights import edge_votes
 from copl_jax.graph.message_passing import DECAY
 from copl_jax.graph.signed_graph import SignedGraph, merged_weights, unique_edges
+from copl_jax.graph.text_nodes import TextMap, embed_texts
 from pref_jax.comparisons import Comparisons
+from pref_jax.errors import UserError
 from pref_jax.files import read_json, write_json
 from pref_jax.graded import FittedScale
 from pref_jax.likelihood import Scale
@@ -41,6 +44,7 @@ class ResponseTable(NamedTuple):
       degrees: float [N 2], the sums of the weights of a response's positive and negative edges.
       prior: λ.
       edges: "distinct" or "counted", see `signed_graph.build`.
+      text: what embeds responses by their texts; None where nodes have none.
     """
 
     embeddings: Float[np.ndarray, "N D"]
@@ -49,16 +53,44 @@ class ResponseTable(NamedTuple):
     degrees: Float[np.ndarray, "N 2"]
     prior: float
     edges: str
+    text: TextMap | None = None
 
 
-# The arrays of a table beside the embeddings, as a saved model keeps them.
+# The arrays of a table beside the embeddings, as a saved model keeps them, and those of its map of texts.
 COLUMNS = ("bias", "messages", "degrees")
+TEXT_COLUMNS = tuple(f"text_{name}" for name in TextMap._fields)
+
+
+def columns(table: ResponseTable) -> dict[str, np.ndarray]:
+    """The arrays of a table beside the embeddings by name, see `ResponseTable`."""
+    text = {} if table.text is None else dict(zip(TEXT_COLUMNS, table.text, strict=True))
+    return {name: getattr(table, name) for name in COLUMNS} | text
+
+
+def from_columns(embeddings: np.ndarray, found: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> ResponseTable:
+    """The table of what `columns` gave, its prior and its edges."""
+    text = TextMap(*(found[name] for name in TEXT_COLUMNS)) if TEXT_COLUMNS[0] in found else None
+    return ResponseTable(embeddings, *(found[name] for name in COLUMNS), **about, text=text)
+
+
+def with_texts(table: ResponseTable, features: Float[np.ndarray, "M F"]) -> ResponseTable:
+    """The table with M more responses, which nobody in the graph voted on, at its end.
+
+    Raises:
+      UserError: if the table knows no texts.
+    """
+    if table.text is None:
+        raise UserError("with_texts: the graph's nodes have no texts; fit it with nodes='text' or 'both'")
+    embeddings, bias = embed_texts(table.text, features)
+    rows: tuple[np.ndarray, ...] = (embeddings, bias, embeddings, np.zeros((len(features), 2), table.degrees.dtype))
+    more = (np.concatenate(pair) for pair in zip(table[:4], rows, strict=True))
+    return ResponseTable(*more, prior=table.prior, edges=table.edges, text=table.text)
 
 
 def save_table(folder: Path, table: ResponseTable) -> None:
     """Writes what `load_table` reads: the columns as .npy, the numbers as `table.json`."""
-    for name in ("embeddings", *COLUMNS):
-        np.save(folder / f"{name}.npy", getattr(table, name))
+    for name, values in {"embeddings": table.embeddings, **columns(table)}.items():
+        np.save(folder / f"{name}.npy", values)
     write_json(folder / "table.json", {"prior": table.prior, "edges": table.edges})
 
 
@@ -66,8 +98,9 @@ def load_table(folder: Path) -> ResponseTable | None:
     """The folder's table; None if it has none."""
     if not (folder / "table.json").exists():
         return None
-    columns = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("embeddings", *COLUMNS))
-    return ResponseTable(*columns, **read_json(folder / "table.json"))
+    names = (name for name in ("embeddings", *COLUMNS, *TEXT_COLUMNS) if (folder / f"{name}.npy").exists())
+    found = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in names}
+    return from_columns(found["embeddings"], found, read_json(folder / "table.json"))
 
 
 def response_degrees(graph: SignedGraph) -> Float[np.ndarray, "N 2"]:

@@ -28,6 +28,7 @@ from copl_jax.graph.gcf import Params
 from copl_jax.graph.settings import GCFConfig
 from copl_jax.graph.signed_graph import REPLICATED, SHARDED, Batch, SignedGraph, batch_of
 from copl_jax.graph.solved_users import ResponseTable, response_degrees
+from copl_jax.graph.text_nodes import TextMap, describe
 from pref_jax import sharding
 from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
@@ -38,6 +39,8 @@ from pref_jax.train.checkpoint import Checkpoints
 from pref_jax.train.state import TrainState
 
 _NAME = "graph"
+# Parameters that are the same on every device: small and few, and not of nodes.
+_COPIED = ("layers", GAPS, gcf.TEXT)
 History = dict[str, list[Any]]  # of ints and floats, one entry an evaluation
 
 
@@ -102,6 +105,7 @@ def fit(
     key: Key[Array, ""],
     *,
     scale: Scale | None = None,
+    features: Float[np.ndarray, "N F"] | None = None,
     dtype: Any = jnp.float32,
     mesh: Mesh | None = None,
     folder: str | Path | None = None,
@@ -123,6 +127,7 @@ def fit(
       validation: held-out pairs of the same users.
       key: randomness of initialisation, dropout and batches.
       scale: how ties, strengths and choices are read, its thresholds trained too; None: all pairs are preferences.
+      features: of the responses' texts, where `config.nodes` asks for them; not read otherwise.
       dtype: of parameters and arithmetic.
       mesh: the devices; JAX's default device alone if None.
       folder: gets checkpoints, and a fit killed before goes on from the newest; None for none.
@@ -134,10 +139,12 @@ def fit(
     """
     if not len(train.user):
         raise UserError("recipe.fit: there are no training pairs; check the split")
+    graph, text = _described(config, graph, features)
     graded = [grade(part, scale) for part in (train, validation)]
     batches = (batch_of(part, graph, own) for part, own in zip((train, validation), graded, strict=True))
     data = tuple(_place(part, mesh) for part in (graph, *batches))
-    made_from = _digest(config, key, dtype, train, validation, *graded)
+    read = None if graph.features is None else (graph.features,)
+    made_from = _digest(config, key, dtype, train, validation, *graded, read)
     task = _Task(config, data, len(train.user), key, made_from, checkpoint_every)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         start = _begin(config, data[0], jax.random.split(key)[0], dtype, begin_gaps(graded[0], scale))
@@ -156,23 +163,47 @@ def fit(
         if history["step"] and not int(run.best["step"]):
             fix = "lower its learning_rate" + ("" if folder is None else f" and delete {folder}")
             raise UserError(f"recipe.fit: the graph's training diverged, no loss was finite; {fix}")
-        return _result(config, graph, data[0], run, history, chosen, losses)
+        return _result(config, graph, data[0], run, history, chosen, losses, text)
+
+
+def _described(
+    config: GCFConfig, graph: SignedGraph, features: np.ndarray | None
+) -> tuple[SignedGraph, TextMap | None]:
+    """The graph with features of its responses, if the config asks for them."""
+    if config.nodes == "table":
+        return graph, None
+    if features is None or len(features) != int(graph.num_responses):
+        found = "none" if features is None else len(features)
+        raise UserError(
+            f"graph: nodes are {config.nodes!r}, which takes features of all {int(graph.num_responses)} responses, and "
+            f"rows of features given: {found}; give one for each, or nodes='table'"
+        )
+    return describe(graph, features)
 
 
 def _result(
-    config: GCFConfig, graph: SignedGraph, placed: SignedGraph, run: _Run, history: History, prior: float, losses: Any
+    config: GCFConfig,
+    graph: SignedGraph,
+    placed: SignedGraph,
+    run: _Run,
+    history: History,
+    prior: float,
+    losses: Any,
+    text: TextMap | None,
 ) -> GCFResult:
     """The best checkpoint's tables on the host."""
     users, responses = int(graph.num_users), int(graph.num_responses)
     params, rows = run.best["params"], slice(users, users + responses)
     nodes = np.asarray(_propagate(config, params, placed))
-    bias = np.asarray(params[gcf.BIAS])[rows] if config.bias else np.zeros(responses, nodes.dtype)
+    bias = np.asarray(gcf.biases(config, params, placed))[rows] if config.bias else np.zeros(responses, nodes.dtype)
+    if text is not None:
+        text = text._replace(**{name: np.asarray(leaf) for name, leaf in params[gcf.TEXT].items()})
     table = None
     if prior:
         # What a response passes on: the sum over all layers but the last.
         before = dataclasses.replace(config, num_layers=max(config.num_layers - 1, 0))
         messages = np.asarray(_propagate(before, params, placed))[rows] if config.num_layers else 0 * nodes[rows]
-        table = ResponseTable(nodes[rows], bias, messages, response_degrees(graph), prior, config.edges)
+        table = ResponseTable(nodes[rows], bias, messages, response_degrees(graph), prior, config.edges, text)
     return GCFResult(
         users=normalised(nodes[:users]),
         responses=nodes[rows],
@@ -274,7 +305,7 @@ def _state(run: _Run, rounds: int, key: Array) -> TrainState:
     return TrainState(step=jnp.asarray(rounds, jnp.int32), params=run.params, opt_state=rest, key=key)
 
 
-def _digest(config: GCFConfig, key: Array, dtype: Any, *pairs: Comparisons | Graded | None) -> str:
+def _digest(config: GCFConfig, key: Array, dtype: Any, *pairs: Comparisons | Graded | tuple[Any, ...] | None) -> str:
     """What a fit is made from, in short."""
     found = hashlib.sha256(repr((config, np.asarray(jax.random.key_data(key)).tolist(), jnp.dtype(dtype))).encode())
     for part in pairs:
@@ -306,7 +337,7 @@ def _restored(
 def _spec(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
     """Leading axes (edges, pairs, nodes) are cut over all devices; other parameters, small and few, are copied."""
     name = jax.tree_util.keystr(path)
-    return SHARDED if jnp.ndim(leaf) > 0 and not ("layers" in name or GAPS in name) else REPLICATED
+    return SHARDED if jnp.ndim(leaf) > 0 and not any(own in name for own in _COPIED) else REPLICATED
 
 
 def _place(tree: Any, mesh: Mesh | None) -> Any:
@@ -359,6 +390,10 @@ def _round(
         updates, opt_state = _optimizer(config).update(grads, opt_state, params)
         if GAPS in updates:
             updates[GAPS] = jax.tree.map(lambda u: LR_MULT * u, updates[GAPS])
+        if gcf.TEXT in updates:
+            # All F rows of the map move an embedding together, as far as one row of the table by this.
+            shrink = updates[gcf.TEXT]["bias"].size ** -0.5
+            updates[gcf.TEXT] = jax.tree.map(lambda u: shrink * u, updates[gcf.TEXT])
         rate = _learning_rate(config, count, steps_per_epoch * config.epochs)
         params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, params, updates)
         return params, opt_state, count + 1, nll + parts["nll"]

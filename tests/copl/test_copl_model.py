@@ -420,3 +420,29 @@ def test_ties_strengths_and_choices_are_learned_from_kept_and_told(text, tmp_pat
     assert decided.facts["reward_scale"] is None
     shared = shared_reward.fit(votes, text=text, config=shared_reward.FitConfig(training=recipe))
     assert np.isfinite(shared.score(None, PROMPT, CANDIDATES)).all()
+
+
+def test_where_nodes_have_texts_votes_on_new_texts_are_read_kept_and_forgotten(text, tmp_path):
+    graph = linear_config(dim=8, epochs=20, nodes="both")
+    model = copl_jax.fit(rows(), text=text, config=dataclasses.replace(CONFIG, graph=graph))
+    before, alone = scored(model, "u1"), scored(model, None)
+    new = [vote(number, True) for number in range(40, 44)]
+    added = model.add_votes("new", new)
+    assert (added.votes, added.how) == (4, "embedded from 4 votes")
+    assert len(model.known.responses) == len(model.known.digests) == model.known.table.bias.size
+    # The same votes at once or in parts, or again by somebody else, find the same rows.
+    count = len(model.known.digests)
+    for part in (new[:2], new[2:]):
+        model.add_votes("parts", part)
+    assert len(model.known.digests) == count
+    assert scored(model, "parts") == scored(model, "new") != alone
+    folder = model.save(tmp_path / "saved")
+    loaded = CoPL.restore(pref_jax.personal.read(folder, text=text))
+    assert [scored(loaded, user) for user in ("new", "u1", None)] == [scored(model, "new"), before, alone]
+    loaded.remove_user("new")
+    assert len(loaded.known.digests) == count
+    loaded.remove_user("parts")
+    assert len(loaded.known.digests) == count - 8
+    assert scored(loaded, "u1") == before
+    assert loaded.add_votes("new", new).votes == 4
+    assert scored(loaded, "new") == scored(model, "new")
