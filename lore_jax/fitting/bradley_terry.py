@@ -1,6 +1,7 @@
 """Bradley-Terry directions on features, one for all users or one per group; and what all fits share.
 
-Axis letters: U users, n votes per user (padded), N responses, D features, K basis, G groups.
+Axis letters: U users, L lanes (`lore_jax.lanes`), n votes per lane (padded), N responses, D features, K basis, G
+groups.
 """
 
 from dataclasses import dataclass, replace
@@ -181,7 +182,7 @@ def shared_program(features, table: Table, mask, strength, scales: Scales, *, li
 
 
 def scores(loss: np.ndarray, logits: np.ndarray, mask: np.ndarray, table: Table) -> dict[str, float | None]:
-    """Mean log-loss of the masked votes [U n], and accuracy of the decided ones, None without any.
+    """Mean log-loss of the masked votes [L n], and accuracy of the decided ones, None without any.
 
     A tied prediction is half right.
     """
@@ -199,7 +200,7 @@ def shared_search(features, table: Table, members: np.ndarray, config: LoReConfi
 
     Where none of these is a validation vote, `VARIANCE` alone.
     """
-    known, seen = (np.asarray(part) & members[:, None] for part in (table.train, table.validation))
+    known, seen = (np.asarray(part) & table.of_users(members) for part in (table.train, table.validation))
     candidates, lost = [], []
     for variance in config.shared_variances if seen.any() else (VARIANCE,):
         strength = np.float32(features.shape[1] / variance)
@@ -219,7 +220,7 @@ def shared_search(features, table: Table, members: np.ndarray, config: LoReConfi
 def choosable(table: Table, config: LoReConfig) -> LoReConfig:
     """The config; or one of the shared reward alone, which is told, without a vote to choose by or a second user."""
     train, validation = np.asarray(table.train), np.asarray(table.validation)
-    if validation.any() and (train | validation).any(1).sum() > 1:
+    if validation.any() and (table.per_user(train | validation) > 0).sum() > 1:
         return config
     lacking = "there is one user" if validation.any() else f"no vote is held out (prior variance {VARIANCE:g})"
     log(f"LoRe: nothing to choose by, as {lacking}: the shared reward is fitted")
@@ -263,14 +264,14 @@ def per_group(
     group = np.asarray(group)
     num_users, num_groups = len(group), int(group.max(initial=0)) + 1
     table, standardiser, phi, reading, table_of_all = prepare(features, train, validation, num_users, config, ratings)
-    padded = np.concatenate([group, np.full(table.train.shape[0] - num_users, -1)])
+    padded = np.concatenate([group, np.full(table.num_users - num_users, -1)])
     directions, taken, everything, history, scales = [], [], [], jnp.zeros(0), reading.scales
     for index in range(num_groups):
         members = padded == index
         candidates, best, _ = shared_search(phi, table, members, config, reading.scales)
         everything += [{**candidate, "group": index} for candidate in candidates]
         taken.append(candidates[best])
-        final = np.asarray(table.train | table.validation if config.refit else table.train) & members[:, None]
+        final = np.asarray(table.train | table.validation if config.refit else table.train) & table.of_users(members)
         strength = np.float32(phi.shape[1] / candidates[best]["variance"])
         votes = table_of_all if config.refit else table
         direction, _, history, scales = shared_program(

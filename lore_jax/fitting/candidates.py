@@ -1,7 +1,7 @@
 """The personal candidates of `lore_jax.fitting.model_selection.fit`: priors over users' tastes, each fitted to the
 same votes from the same start.
 
-Axis letters: U users, n votes per user (padded), N responses, D features, K basis.
+Axis letters: U users, L lanes (`lore_jax.lanes`), n votes per lane (padded), N responses, D features, K basis.
 
 Strengths, ranks and masks are arguments of the programs, and arrays are as wide as the widest candidate of a kind, so
 that one program per kind serves all of its candidates.
@@ -26,6 +26,7 @@ from lore_jax.fitting.gaussian_mixture import Clusters
 from lore_jax.fitting.lbfgs import minimise
 from lore_jax.fitting.priors import FitProblem
 from lore_jax.fitting.reading import Scales, losses, row_arguments, row_losses, scales_of
+from lore_jax.lanes import fold_max, spread
 from lore_jax.weights.objective import Prior, together
 from lore_jax.weights.precision import full_matmul_precision
 from lore_jax.weights.solve import solve_weights
@@ -39,7 +40,7 @@ Tell = Callable[[str], None]
 class Initialization(NamedTuple):
     """What every candidate begins from.
 
-    Features [N D], the table, which votes count [U n], the L2 strength of the shared direction, that direction [D],
+    Features [N D], the table, which votes count [L n], the L2 strength of the shared direction, that direction [D],
     the directions in which users disagree with it [D K], the history of the shared fit, and its scales.
     """
 
@@ -54,7 +55,7 @@ class Initialization(NamedTuple):
 
 
 class CandidateFit(NamedTuple):
-    """One candidate's fit: basis, weights, prior, logits and losses of every row [U n], history, scales, clusters."""
+    """One candidate's fit: basis, weights, prior, logits and losses of every row [L n], history, scales, clusters."""
 
     basis: Array
     weights: Array
@@ -69,15 +70,15 @@ class CandidateFit(NamedTuple):
 
 def infer_weights(
     kind: str,
-    z: Float[Array, "U n K"],
-    mask: Bool[Array, "U n"] | Float[Array, "U n"],
+    z: Float[Array, "L n K"],
+    mask: Bool[Array, "L n"] | Float[Array, "L n"],
     prior: Prior,
     found: Clusters | None,
     **extras: Any,
 ) -> tuple[Float[Array, "U K"], Float[Array, "U K K"] | None]:
     """Weights of users from their votes in `mask`, as a kind of fit infers them, and their covariance where it has one.
 
-    `extras` are those of `solve_weights`: offset, choice, squared.
+    `extras` are those of `solve_weights`: user, offset, choice, squared.
     """
     if kind == "mixture":
         return solve_weights(z, mask, prior, likelihood="mixture", **extras).weights, None
@@ -89,20 +90,20 @@ def infer_weights(
     return solve_weights(z, mask, prior, **extras)
 
 
-def _mixture_losses(table: Table, z: Float[Array, "U n K"], weights: Array, scales: Scales) -> Float[Array, "U n"]:
+def _mixture_losses(table: Table, z: Float[Array, "L n K"], weights: Array, scales: Scales) -> Float[Array, "L n"]:
     """-log of the votes' probabilities, mixed by the users' weights; a vote's stands in its first row."""
-    every, share = jnp.ones(z.shape[:2], bool), jnp.log(weights + 1e-30)[:, None]
+    every, share = jnp.ones(z.shape[:2], bool), jnp.log(spread(weights, table.owner) + 1e-30)[:, None]
     if table.extras is None:
         return -jax.nn.logsumexp(jax.nn.log_sigmoid(z) + share, axis=-1)
     extras = table.extras
     rows = jax.vmap(lambda own: row_losses(extras, every, scales, own), in_axes=-1, out_axes=-1)(z)
     whole = -jax.nn.logsumexp(share - together(rows, extras.vote), axis=-1)
-    return jnp.where(extras.vote == jnp.arange(z.shape[1])[None], whole, 0)
+    return jnp.where(extras.vote == jnp.arange(extras.vote.size).reshape(extras.vote.shape), whole, 0)
 
 
 def _predictive_losses(
     kind: str, table: Table, z: Array, weights: Array, covariance: Array | None, scales: Scales
-) -> Float[Array, "U n"]:
+) -> Float[Array, "L n"]:
     """The log-loss of all rows: that of the predictive probability.
 
     Where a posterior covariance is known it moderates the probability (MacKay 1992), which changes no order of two
@@ -110,9 +111,10 @@ def _predictive_losses(
     """
     if kind == "mixture":
         return _mixture_losses(table, z, weights, scales)
-    variance = None if covariance is None else jnp.einsum("unk,ukl,unl->un", z, covariance, z)
+    owner = table.owner
+    variance = None if covariance is None else jnp.einsum("unk,ukl,unl->un", z, spread(covariance, owner), z)
     every = jnp.ones(z.shape[:2], bool)
-    return losses(table.extras, every, scales, jnp.einsum("unk,uk->un", z, weights), variance)
+    return losses(table.extras, every, scales, jnp.einsum("unk,uk->un", z, spread(weights, owner)), variance)
 
 
 def _size(shared: Array) -> Array:
@@ -126,12 +128,12 @@ def _size(shared: Array) -> Array:
 @partial(jax.jit, static_argnames=("kind",))
 @full_matmul_precision
 def infer_program(kind: str, features, table: Table, mask, basis, prior: Prior, found: Clusters | None, scales: Scales):
-    """`infer_weights` on a basis [D K]: (weights [U K], log-losses [U n], logits [U n])."""
+    """`infer_weights` on a basis [D K]: (weights [U K], log-losses [L n], logits [L n])."""
     z = priors.votes(features, table, basis)
-    rows = row_arguments(table.extras, mask, scales)
+    rows = row_arguments(table.extras, mask, scales, table.owner)
     weights, covariance = infer_weights(kind, z, prior=prior, found=found, **rows)
     loss = _predictive_losses(kind, table, z, weights, covariance, scales)
-    return weights, loss, jnp.einsum("unk,uk->un", z, weights)
+    return weights, loss, jnp.einsum("unk,uk->un", z, spread(weights, table.owner))
 
 
 _minimising = partial(jax.jit, static_argnames=("steps", "line_search"))
@@ -188,8 +190,8 @@ def _simplex_program(
         priors.simplex_weights(params, task.used),
         scales_of(params),
     )
-    logits = jnp.einsum("unk,uk->un", task.votes(basis), weights)
-    real = task.mask.any(1)
+    logits = jnp.einsum("unk,uk->un", task.votes(basis), spread(weights, task.table.owner))
+    real = fold_max(task.mask.any(1), task.table.owner)
     mean = jnp.sum(jnp.where(real[:, None], weights, 0), 0) / jnp.maximum(real.sum(), 1)
     precision = 1e-3 * jnp.eye(len(task.used))
     every = jnp.ones(task.mask.shape, bool)
@@ -201,13 +203,13 @@ def _simplex_program(
 @full_matmul_precision
 def _clusters_program(features, table: Table, mask, basis, weights, scales: Scales, *, count):
     """(prior, clusters, history) of weights on a basis."""
-    real = mask.any(1)
+    real = fold_max(mask.any(1), table.owner)
     ones, number = real[:, None].astype(weights.dtype), jnp.maximum(real.sum(), 1)
     mean = jnp.sum(ones * weights, 0) / number
     away = ones * (weights - mean[None])
     precision = jnp.linalg.inv(away.T @ away / number + 0.01 * jnp.eye(len(mean)))
     z = priors.votes(features, table, basis)
-    rows = row_arguments(table.extras, mask, scales)
+    rows = row_arguments(table.extras, mask, scales, table.owner)
     users = gaussian_mixture.laplace_likelihood(z, prior=Prior(mean, precision), **rows)
     found, history = gaussian_mixture.fit_em(weights, users, real, count=count)
     return gaussian_mixture.moments(found), found, -history
@@ -224,7 +226,7 @@ def _widest(config: LoReConfig) -> int:
 def initialize(
     features: Float[Array, "N D"],
     table: Table,
-    mask: Bool[Array, "U n"],
+    mask: Bool[Array, "L n"],
     strength: Float[Array, ""],
     config: LoReConfig,
     scales: Scales,

@@ -1,6 +1,7 @@
 """Joint fit of a basis and of the seen users' weights; weights of unseen users from a few votes.
 
-Axis letters: U users, M unseen users, n votes per user (padded), N responses, D features, K basis, P pairs, G groups.
+Axis letters: U users, L lanes (`lore_jax.lanes`), M unseen users, n votes per lane (padded), N
+responses, D features, K basis, P pairs, G groups.
 
 - `fit`: learns a prior over users' tastes around the shared reward (`lore_jax.fitting.priors`,
   `lore_jax.fitting.gaussian_mixture`) and lets validation votes decide its form, rank and shrinkage, "no
@@ -65,7 +66,8 @@ class _Leaderboard:
     def add(self, outcome: CandidateFit, **what: Any) -> None:
         """A personal fit: its scores, and its gain in log-loss over the shared reward with users as clusters."""
         loss, logits = np.asarray(outcome.loss), np.asarray(outcome.logits)
-        gains = ((self._baseline - loss) * self._held).sum(1)[self._held.any(1)]
+        held = self._table.per_user(self._held) > 0
+        gains = self._table.per_user((self._baseline - loss) * self._held)[held]
         error = float(np.sqrt(len(gains)) * gains.std(ddof=1)) if len(gains) > 1 else None
         self.fits[len(self.rows)] = outcome
         told = scores(loss, logits, self._held, self._table)
@@ -78,7 +80,7 @@ class _Leaderboard:
         return [firsts[kind] for kind in kinds if kind in firsts]
 
     def score_few_shot(self, start: Initialization, some: np.ndarray, index: int) -> None:
-        """Notes the log-loss for users known by `some` of their votes [U n]."""
+        """Notes the log-loss for users known by `some` of their votes [L n]."""
         if index == self.best:
             loss = self.rows[index]["log_loss"]
         else:
@@ -109,22 +111,12 @@ def _choose(start: Initialization, tried: _Leaderboard, config: LoReConfig) -> i
     last = tried.best_per_kind(PERSONAL, able if config.allow_shared else tried.fits)
     if config.allow_shared or not last:
         last.append(tried.best)
-    some = _some(start.table, np.asarray(start.mask), config.few_shot_context, config.seed)
+    some = start.table.some(np.asarray(start.mask), config.few_shot_context, np.random.default_rng(config.seed))
     for index in last:
         tried.score_few_shot(start, some, index)
     if len(last) == 1:
         return last[0]
     return min(last, key=lambda index: tried.rows[index]["log_loss"] + tried.rows[index]["few_log_loss"])
-
-
-def _some(table: Table, mask: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """At most `count` votes of each user out of those in `mask` [U n], drawn by chance, with all of their rows."""
-    firsts = table.votes(mask)
-    order = np.where(firsts, np.random.default_rng(seed).random(mask.shape), 2)
-    drawn = firsts & (order.argsort(1).argsort(1) < count)
-    if table.extras is None:
-        return drawn
-    return mask & np.take_along_axis(drawn, np.asarray(table.extras.vote), 1)
 
 
 @contextlib.contextmanager
@@ -185,7 +177,7 @@ def fit(
     with _progress(config) as tell:
         compile_ahead(phi, table, config, reading.scales, tell)
         tell("shared reward")
-        rows, best, baseline = shared_search(phi, table, np.ones(table.train.shape[0], bool), config, reading.scales)
+        rows, best, baseline = shared_search(phi, table, np.ones(table.num_users, bool), config, reading.scales)
         strength = jnp.asarray(np.float32(phi.shape[1] / rows[best]["variance"]))
         start = initialize(phi, table, table.train, strength, config, reading.scales)
         tried = _Leaderboard(rows, best, baseline, table)

@@ -178,7 +178,7 @@ def solve_weights(
     *,
     likelihood: str = "logistic",
     constraint: str | None = None,
-    user: Int[Array, " P"] | None = None,
+    user: Int[Array, " users"] | None = None,
     num_users: int | None = None,
     offset: Float[Array, "*pairs"] | None = None,
     choice: Int[Array, "*pairs"] | None = None,
@@ -187,19 +187,19 @@ def solve_weights(
     """Weights of every user, each from their own pairs and the prior alone; see the module for what is minimised.
 
     Args:
-      z: differences of basis rewards, chosen minus rejected: a padded table [U n K], or [P K] with `user`, for users
-        too uneven to pad.
-      mask: true where a pair is real, [U n] or [P], or weights of pairs, 0 where one is not; None for all. Pairs that
-        are not real may hold anything.
+      z: differences of basis rewards, chosen minus rejected: a padded table [U n K]; a table [L n K] of lanes
+        (`lore_jax.lanes`), with `user` of those beyond one per user; or [P K] with `user`.
+      mask: true where a pair is real, [U n], [L n] or [P], or weights of pairs, 0 where one is not; None for all.
+        Pairs that are not real may hold anything.
       prior: mean [K] and precision [K K]. For "mixture" the mean holds the basis rewards' probabilities, and the
         precision is not read.
       likelihood: one of `LIKELIHOODS`; static, as is `constraint`.
       constraint: "simplex" for w >= 0, sum w = 1; "mixture" lies there anyway.
-      user: user of each flat pair, in [0, num_users), in any order.
-      num_users: with `user`, the number of users.
+      user: user of each further lane, ascending; or of each flat pair, in [0, num_users), in any order.
+      num_users: of flat pairs, the number of users.
       offset: shaped as `mask`, added to margins.
-      choice: likewise; pairs of one user and one number, in 0 .. n - 1 (or P - 1), are one choice out of several
-        responses and of one weight; -1 for a pair alone.
+      choice: likewise; pairs of one user and one number, in 0 .. n - 1, are one choice out of several responses and of
+        one weight; with `user` those of one number, in 0 .. L n - 1 (or P - 1); -1 for a pair alone.
       squared: likewise; true where a pair loses weight / 2 (z.w + offset)^2.
     Returns: weights [U K] and covariance [U K K]; for weights on the simplex the covariance is None.
     Raises: UserError for an unknown likelihood or constraint, if the shapes fit neither form, or for an offset, choice
