@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from lore_jax.comparisons import Table, make_table
 from lore_jax.fitting import priors
+from lore_jax.fitting.design import width
 from lore_jax.fitting.gaussian_mixture import Clusters
 from lore_jax.fitting.lbfgs import LineSearch, minimise
 from lore_jax.fitting.reading import Reading, Scales, begin, losses, scales_of
@@ -42,6 +43,7 @@ class Fit(NamedTuple):
     history: [steps] values of the objective. chosen: the candidate taken. candidates: all, with validation scores.
     clusters: the population of weights, for "clusters".
     reading: how votes are read that are more than preferences; None for "group", where each group has its own.
+    free: [N K], basis rewards of the fit's responses beside those of their features; None for features alone.
     """
 
     kind: str
@@ -55,6 +57,7 @@ class Fit(NamedTuple):
     candidates: tuple[dict[str, Any], ...]
     clusters: Clusters | None = None
     reading: Reading | None = Reading()
+    free: Array | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +74,13 @@ class LoReConfig:
 
     shared_variances: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
     variances: tuple[float, ...] = (0.3, 3.0, 30.0)
+    # What rewards are made of, one of `lore_jax.fitting.design.FEATURES`: "text", features alone; "response", a free
+    # value per response; "both"; or "auto", whichever gives the shared reward the lowest validation log-loss.
+    features: str = "text"
     # Of "gaussian" candidates, and of "mixture" and "simplex" ones.
     ranks: tuple[int, ...] = (1, 4)
+    # The rank of "gaussian" candidates is doubled up to this while the validation log-loss falls by `min_gain_se`.
+    max_rank: int = 64
     components: tuple[int, ...] = (2, 3, 4, 5, 6)
     # Whether a "simplex" candidate is tried beside every "mixture".
     simplex: bool = True
@@ -203,7 +211,7 @@ def shared_search(features, table: Table, members: np.ndarray, config: LoReConfi
     known, seen = (np.asarray(part) & table.of_users(members) for part in (table.train, table.validation))
     candidates, lost = [], []
     for variance in config.shared_variances if seen.any() else (VARIANCE,):
-        strength = np.float32(features.shape[1] / variance)
+        strength = np.float32(width(features) / variance)
         options = {"line_search": config.line_search}
         _, logits, _, found = shared_program(features, table, known, strength, scales, **options)
         logits = np.asarray(logits)

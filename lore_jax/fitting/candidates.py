@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float
 from lore_jax.comparisons import Table
 from lore_jax.fitting import gaussian_mixture, priors
 from lore_jax.fitting.bradley_terry import LoReConfig, shared_program
+from lore_jax.fitting.design import Features, width
 from lore_jax.fitting.gaussian_mixture import Clusters
 from lore_jax.fitting.lbfgs import minimise
 from lore_jax.fitting.priors import FitProblem
@@ -40,11 +41,11 @@ Tell = Callable[[str], None]
 class Initialization(NamedTuple):
     """What every candidate begins from.
 
-    Features [N D], the table, which votes count [L n], the L2 strength of the shared direction, that direction [D],
-    the directions in which users disagree with it [D K], the history of the shared fit, and its scales.
+    Features [N D] or a design, the table, which votes count [L n], the L2 strength of the shared direction, that
+    direction [D], the directions in which users disagree with it [D K], the history of the shared fit, and its scales.
     """
 
-    features: Array
+    features: Any
     table: Table
     mask: Array
     strength: Array
@@ -117,12 +118,12 @@ def _predictive_losses(
     return losses(table.extras, every, scales, jnp.einsum("unk,uk->un", z, spread(weights, owner)), variance)
 
 
-def _size(shared: Array) -> Array:
+def _size(shared: Any) -> Any:
     """How far from the shared direction the personal ones begin: its length.
 
     Where opposite tastes cancel out it is 0, a saddle point that no descent leaves: hence the least value.
     """
-    return jnp.maximum(jnp.linalg.norm(shared), 0.01)
+    return (shared**2).sum().clip(1e-4) ** 0.5
 
 
 @partial(jax.jit, static_argnames=("kind",))
@@ -141,9 +142,8 @@ _minimising = partial(jax.jit, static_argnames=("steps", "line_search"))
 
 @_minimising
 @full_matmul_precision
-def _gaussian_program(task: FitProblem, shared, directions, scales: Scales, tolerance, *, steps, line_search):
+def _gaussian_program(task: FitProblem, shared, spread, scales: Scales, tolerance, *, steps, line_search):
     """(basis, prior, history, scales)."""
-    spread = 0.5 * _size(shared) * jnp.where(task.used[None], directions, 0)
     start = {"shared": shared, "spread": spread, **scales}
     objective = partial(priors.gaussian_objective, task)
     params, _, history = minimise(objective, start, steps=steps, tolerance=tolerance, line_search=line_search)
@@ -224,7 +224,7 @@ def _widest(config: LoReConfig) -> int:
 
 
 def initialize(
-    features: Float[Array, "N D"],
+    features: Features,
     table: Table,
     mask: Bool[Array, "L n"],
     strength: Float[Array, ""],
@@ -263,17 +263,50 @@ def _personal(
     """A gaussian, mixture or simplex candidate; a simplex one begins at the mixture's fit, which may be given."""
     gaussian = kind == "gaussian"
     size = max(config.ranks if gaussian else config.components)
-    # Made by NumPy: JAX would compile a small program for each of these operations.
-    strengths = jnp.asarray(np.array([start.strength, start.features.shape[1] / variance], np.float32))
-    used = jnp.asarray(np.arange(size) < rank)
-    task = FitProblem(start.features, start.table, start.mask, strengths, used)
-    tolerance, options = np.float32(config.tolerance), {"steps": config.steps, "line_search": config.line_search}
+    task = _problem(start, size, rank, variance)
+    tolerance, options = _options(config)
     if kind == "simplex":
         begun = mixture or _personal(start, "mixture", rank, variance, config)
         return _simplex_program(task, begun.basis, begun.mean, begun.weights, begun.scales, tolerance, **options)
-    program = _gaussian_program if gaussian else _mixture_program
-    directions = start.directions[:, : size if gaussian else max(size - 1, 1)]
-    return _inferred(kind, start, *program(task, start.shared, directions, start.scales, tolerance, **options))
+    if gaussian:
+        shared, directions = np.asarray(start.shared), np.asarray(start.directions)[:, :size]
+        begin = 0.5 * _size(shared) * np.where(np.arange(size) < rank, directions, 0)
+        program = _gaussian_program
+    else:
+        begin, program = start.directions[:, : max(size - 1, 1)], _mixture_program
+    return _inferred(kind, start, *program(task, start.shared, begin, start.scales, tolerance, **options))
+
+
+def _problem(start: Initialization, size: int, rank: int, variance: float) -> FitProblem:
+    # Made by NumPy: JAX would compile a small program for each of these operations.
+    strengths = jnp.asarray(np.array([start.strength, width(start.features) / variance], np.float32))
+    return FitProblem(start.features, start.table, start.mask, strengths, jnp.asarray(np.arange(size) < rank))
+
+
+def _options(config: LoReConfig) -> tuple[np.float32, dict[str, Any]]:
+    return np.float32(config.tolerance), {"steps": config.steps, "line_search": config.line_search}
+
+
+def grown(start: Initialization, found: CandidateFit, rank: int, variance: float, config: LoReConfig) -> CandidateFit:
+    """A gaussian candidate that begins at another's fit of a lower rank, or the same one on fewer votes.
+
+    Further directions are those in which users still disagree with it, as long as the shortest that it has.
+    """
+    basis = np.asarray(found.basis)
+    used = int((basis[:, 1:] != 0).any(0).sum())
+    spread = np.zeros((len(basis), rank), np.float32)
+    spread[:, :used] = basis[:, 1 : used + 1]
+    if rank > used:
+        key, least = jax.random.key(config.seed), np.sqrt((spread[:, :used] ** 2).sum(0)).min(initial=1.0)
+        more = rank - used, key
+        directions = _spectral(
+            start.features, start.table, start.mask, basis[:, 0], *more, scales=found.scales, logits=found.logits
+        )
+        spread[:, used:] = max(least, 0.01) * np.asarray(directions)
+    tolerance, options = _options(config)
+    task = _problem(start, rank, rank, variance)
+    program = _gaussian_program(task, basis[:, 0], spread, found.scales, tolerance, **options)
+    return _inferred("gaussian", start, *program)
 
 
 def num_candidates(config: LoReConfig) -> int:
@@ -307,8 +340,10 @@ def clustered(start: Initialization, begun: CandidateFit, config: LoReConfig) ->
     return _inferred("clusters", start, begun.basis, prior, history, begun.scales, found)
 
 
-def refit(start: Initialization, chosen: dict[str, Any], config: LoReConfig) -> CandidateFit:
-    """The chosen candidate from another start."""
+def refit(start: Initialization, chosen: dict[str, Any], found: CandidateFit, config: LoReConfig) -> CandidateFit:
+    """The chosen candidate from another start; one whose rank has grown, from its own fit."""
+    if chosen["kind"] == "gaussian" and chosen["rank"] > max(config.ranks):
+        return grown(start, found, chosen["rank"], chosen["variance"], config)
     kind = chosen.get("basis", chosen["kind"])
     outcome = _personal(start, kind, chosen["rank"], chosen["variance"], config)
     return clustered(start, outcome, config) if chosen["kind"] == "clusters" else outcome
@@ -317,9 +352,9 @@ def refit(start: Initialization, chosen: dict[str, Any], config: LoReConfig) -> 
 # --- compiling ahead ---
 
 
-def _lowered(features: Array, table: Table, config: LoReConfig, scales: Scales) -> Iterator[tuple[str, Any]]:
+def _lowered(features: Features, table: Table, config: LoReConfig, scales: Scales) -> Iterator[tuple[str, Any]]:
     """Every program of a search on these shapes, traced but not compiled; the slowest to compile first."""
-    width, inputs = features.shape[1], (features, table, table.train, scales)
+    length, inputs = features.shape[1], (features, table, table.train, scales)
     features, table, mask, scales = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
     options = {"steps": config.steps, "line_search": config.line_search}
 
@@ -327,7 +362,7 @@ def _lowered(features: Array, table: Table, config: LoReConfig, scales: Scales) 
         return jax.ShapeDtypeStruct(shape, dtype)
 
     def problem(size: int) -> tuple[FitProblem, Any]:
-        return FitProblem(features, table, mask, array(2), array(size, dtype=bool)), array(width)
+        return FitProblem(features, table, mask, array(2), array(size, dtype=bool)), array(length)
 
     def inferring(kind: str, basis: Any, prior: Any, found: Any = None) -> Any:
         return infer_program.lower(kind, features, table, mask, basis, prior, found, scales)
@@ -341,7 +376,7 @@ def _lowered(features: Array, table: Table, config: LoReConfig, scales: Scales) 
     if config.ranks:
         size = max(config.ranks)
         task, shared = problem(size)
-        program = _gaussian_program.lower(task, shared, array(width, size), scales, array(), **options)
+        program = _gaussian_program.lower(task, shared, array(length, size), scales, array(), **options)
         yield "gaussian", program
         basis, prior = program.out_info[:2]
         known = inferring("gaussian", basis, prior)
@@ -351,7 +386,7 @@ def _lowered(features: Array, table: Table, config: LoReConfig, scales: Scales) 
     if config.components:
         size = max(config.components)
         task, shared = problem(size)
-        program = _mixture_program.lower(task, shared, array(width, max(size - 1, 1)), scales, array(), **options)
+        program = _mixture_program.lower(task, shared, array(length, max(size - 1, 1)), scales, array(), **options)
         yield "mixture", program
         basis, prior = program.out_info[:2]
         known = inferring("mixture", basis, prior)
@@ -363,10 +398,10 @@ def _lowered(features: Array, table: Table, config: LoReConfig, scales: Scales) 
             if config.clusters:
                 yield from clusters(basis, weights)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    yield "directions", _spectral.lower(features, table, mask, array(width), _widest(config), key, scales=scales)
+    yield "directions", _spectral.lower(features, table, mask, array(length), _widest(config), key, scales=scales)
 
 
-def compile_ahead(features: Array, table: Table, config: LoReConfig, scales: Scales, tell: Tell) -> None:
+def compile_ahead(features: Features, table: Table, config: LoReConfig, scales: Scales, tell: Tell) -> None:
     """Compiles the programs of a search side by side, one per core; JAX's own cache hands them out afterwards.
 
     One after the other takes about as long as their sum, for most of a compilation runs on one core.

@@ -19,7 +19,7 @@ stand among every objective's parameters as "gaps" and "log_scale".
 All hold "no personalisation" at the origin (spread = 0, delta = 0), and the strengths shrink towards it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from lore_jax.comparisons import Table
+from lore_jax.fitting.design import Features
 from lore_jax.fitting.reading import Scales, as_rows, pull, row_arguments, row_losses, scales_of, total_constants
 from lore_jax.lanes import fold, spread
 from lore_jax.weights import objective, solve
@@ -35,7 +36,7 @@ from lore_jax.weights import objective, solve
 PINNED_PRECISION = 1e4
 
 
-def votes(features: Float[Array, "N D"], table: Table, directions: Float[Array, "D K"]) -> Float[Array, "L n K"]:
+def votes(features: Features, table: Table, directions: Float[Array, "D K"]) -> Float[Array, "L n K"]:
     """Differences of basis rewards of every vote."""
     rewards = features @ directions
     return rewards[table.chosen] - rewards[table.rejected]
@@ -44,11 +45,12 @@ def votes(features: Float[Array, "N D"], table: Table, directions: Float[Array, 
 class FitProblem(NamedTuple):
     """What a personal population is fitted to.
 
-    Features [N D], the table, which votes count [L n], the L2 strengths [2] of the shared direction and of the personal
-    ones, and which of those [K] are in use: the others count as zero, so that one program serves all ranks.
+    Features [N D] or a `lore_jax.fitting.design.Design`, the table, which votes count [L n], the
+    L2 strengths [2] of the shared direction and of the personal ones, and which of those [K] are in use: the others
+    count as zero, so that one program serves all ranks.
     """
 
-    features: Array
+    features: Any
     table: Table
     mask: Array
     strengths: Array
@@ -74,7 +76,7 @@ class FitProblem(NamedTuple):
 
 
 def shared_objective(
-    features: Float[Array, "N D"],
+    features: Features,
     table: Table,
     mask: Bool[Array, "L n"],
     strength: Array,
@@ -165,7 +167,7 @@ def simplex_objective(task: FitProblem, params: dict[str, Array]) -> Float[Array
 
 
 def spectral_directions(
-    features: Float[Array, "N D"],
+    features: Features,
     table: Table,
     mask: Bool[Array, "L n"],
     shared: Float[Array, " D"],
@@ -173,14 +175,16 @@ def spectral_directions(
     key: Array,
     steps: int = 30,
     scales: Scales | None = None,
+    logits: Float[Array, "L n"] | None = None,
 ) -> Float[Array, "D K"]:
-    """Orthonormal directions in which users disagree most with the shared reward, strongest first.
+    """Orthonormal directions in which users disagree most with the shared reward, or `logits`, strongest first.
 
     With residuals e = sigmoid(-logit) they are the top eigenvectors of
     sum_u (sum_i e_i d_i)(sum_i e_i d_i)ᵀ - sum_i e_i^2 d_i d_iᵀ: the score test's statistic for random effects
     (only products of different votes of one user count). Found by subspace iteration, never forming the D x D matrix.
     """
-    logits, extras = votes(features, table, shared[:, None])[..., 0], table.extras
+    logits = votes(features, table, shared[:, None])[..., 0] if logits is None else logits
+    extras = table.extras
     if extras is None:
         residual = jnp.where(mask, jax.nn.sigmoid(-logits), 0)
     else:
