@@ -80,7 +80,7 @@ class LoReConfig:
     # Of "gaussian" candidates, and of "mixture" and "simplex" ones.
     ranks: tuple[int, ...] = (1, 4)
     # The rank of "gaussian" candidates is doubled up to this while the validation log-loss falls by `min_gain_se`.
-    max_rank: int = 64
+    max_rank: int = 32
     components: tuple[int, ...] = (2, 3, 4, 5, 6)
     # Whether a "simplex" candidate is tried beside every "mixture".
     simplex: bool = True

@@ -7,6 +7,7 @@ Strengths, ranks and masks are arguments of the programs, and arrays are as wide
 that one program per kind serves all of its candidates.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -290,7 +291,8 @@ def _options(config: LoReConfig) -> tuple[np.float32, dict[str, Any]]:
 def grown(start: Initialization, found: CandidateFit, rank: int, variance: float, config: LoReConfig) -> CandidateFit:
     """A gaussian candidate that begins at another's fit of a lower rank, or the same one on fewer votes.
 
-    Further directions are those in which users still disagree with it, as long as the shortest that it has.
+    Further directions are those in which users still disagree with it, as long as the shortest that it has. It takes
+    half of the steps.
     """
     basis = np.asarray(found.basis)
     used = int((basis[:, 1:] != 0).any(0).sum())
@@ -303,7 +305,7 @@ def grown(start: Initialization, found: CandidateFit, rank: int, variance: float
             start.features, start.table, start.mask, basis[:, 0], *more, scales=found.scales, logits=found.logits
         )
         spread[:, used:] = max(least, 0.01) * np.asarray(directions)
-    tolerance, options = _options(config)
+    tolerance, options = _options(dataclasses.replace(config, steps=-(-config.steps // 2)))
     task = _problem(start, rank, rank, variance)
     program = _gaussian_program(task, basis[:, 0], spread, found.scales, tolerance, **options)
     return _inferred("gaussian", start, *program)
