@@ -20,6 +20,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config: Any = crowdrag.get_config(variant)
     config.dataset = "UKPConvArg1"
     config.source = common.rows("ukp_convarg", max_votes_per_user=None)
-    config.lore.update({"components": (4, 6), "simplex": False, "clusters": 0, "line_search": "bisection"})
+    config.lore.update(common.QUICK_LORE)
     config.backbone.max_length = 256 if "linear" in variant else 128
     return config
