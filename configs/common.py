@@ -276,6 +276,8 @@ def published(**changes: Any) -> Any:
     return ConfigDict(dataclasses.asdict(PublishedConfig(**changes)))
 
 
+# LoRe's quick search: lore_jax/fitting/bradley_terry.py, `LoReConfig.quick`.
+QUICK_LORE = {"components": (4, 6), "simplex": False, "clusters": 0, "line_search": "bisection"}
 LORE_VARIANTS = (("cpu", *MESHES), ("three_seeds",), ("smoke",))
 LORE_METHODS = ("pretrained head", "shared (features)", "per-user model", "LoRe (published)", "LoRe")
 

@@ -22,4 +22,5 @@ def get_config(variant: str = "") -> ConfigDict:
     linear = ("shared (features)", "LoRe")
     config.methods = linear if kind == "linear" else ("shared reward", "CoPL", "CoPL + shrinkage", *linear)
     config.source = common.votes()
+    config.lore.update(common.QUICK_LORE)
     return config

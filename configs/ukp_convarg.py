@@ -19,8 +19,7 @@ VARIANTS = crowdrag.VARIANTS
 def get_config(variant: str = "") -> ConfigDict:
     config: Any = crowdrag.get_config(variant)
     config.dataset = "UKPConvArg1"
-    # The busiest workers have a hundred times the votes of most others, and LoRe's tables are as wide as the busiest.
-    config.source = common.rows("ukp_convarg", max_votes_per_user=64)
-    config.lore.update({"components": (4, 6), "simplex": False, "clusters": 0, "line_search": "bisection"})
+    config.source = common.rows("ukp_convarg", max_votes_per_user=None)
+    config.lore.update(common.QUICK_LORE)
     config.backbone.max_length = 256 if "linear" in variant else 128
     return config

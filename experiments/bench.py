@@ -27,6 +27,7 @@ from experiments.benchmarks import (
     online,
     prefix,
     prepare,
+    ragged,
     solver,
 )
 from experiments.benchmarks.measure import Benchmark, Result, merged, read, table
@@ -42,6 +43,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "first_call": first_call.first_call,
     "start_up": first_call.start_up,
     "lore_solve": solver.lore_solve,
+    "heavy_tail": ragged.heavy_tail,
     "lore_online": online.lore_online,
     "lore_active": asking.lore_active,
     "adapt": adapt.adapt_unseen,

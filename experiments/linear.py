@@ -189,7 +189,7 @@ def single(task: Task, variances: tuple[float, ...] = OWN_VARIANCES) -> Model:
     phi = standardise(fit_standardiser(task.features[rows]), jnp.asarray(task.features, jnp.float32))
 
     def solved(votes: Comparisons, users: int, variance: float) -> jax.Array:
-        table = make_table(votes, None, users, len(phi))
+        table = make_table(votes, None, users, len(phi), split=False)
         return _own_rewards(phi, table, jnp.float32(phi.shape[1] / variance))[:users]
 
     def loss(variance: float) -> float:

@@ -3,27 +3,28 @@
 A vote of any kind is a row or two (`pref_jax.likelihood`); a rating is one row, which compares its response with the
 average one.
 
-Axis letters: U users, n rows per user (padded), P votes (flat), R rows (flat), N responses.
+Axis letters: U users, L lanes (`lore_jax.lanes`), n rows per lane (padded), P votes (flat), R rows (flat), N responses.
 """
 
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, Shaped
 
+from lore_jax.lanes import lay_out
 from lore_jax.ratings import PRECISION
 from pref_jax import likelihood
 from pref_jax.comparisons import Ratings, Votes, check_comparisons, decided
 from pref_jax.likelihood import Scale
-from pref_jax.ragged import group_by
+from pref_jax.ragged import group_by, ranges
 
 
 class Extras(NamedTuple):
-    """What rows of votes are beyond preferences, each [U n]; None where the data has none of it.
+    """What rows of votes are beyond preferences, each [L n]; None where the data has none of it.
 
     Attributes:
-      vote: int32 place, among the user's rows, of the first row of the same vote or choice.
+      vote: int32 place, in the flattened table, of the first row of the same vote or choice.
       bound, interval: int8, as of `pref_jax.likelihood.Rows`.
       weight, margin: float32, likewise.
       choice: int32, `vote` where the row is of a choice, -1 elsewhere.
@@ -42,39 +43,58 @@ class Extras(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A row per user: rows in responses `chosen`, `rejected` [U n]; masks `train`, `validation` [U n], or padding.
+    """Users' lanes: rows in responses `chosen`, `rejected` [L n]; masks `train`, `validation` [L n], or padding; the
+    users `owner` of further lanes.
 
     `extras` is None where all votes are preferences alone.
     """
 
-    chosen: Int[Array, "U n"]
-    rejected: Int[Array, "U n"]
-    train: Bool[Array, "U n"]
-    validation: Bool[Array, "U n"]
+    chosen: Int[Array, "L n"]
+    rejected: Int[Array, "L n"]
+    train: Bool[Array, "L n"]
+    validation: Bool[Array, "L n"]
+    owner: Int[Array, " E"]
     extras: Extras | None = None
 
-    def votes(self, mask: Bool[np.ndarray, "U n"]) -> Bool[np.ndarray, "U n"]:
+    @property
+    def num_users(self) -> int:
+        """U, padded."""
+        return len(self.train) - len(self.owner)
+
+    def per_user(self, values: Shaped[np.ndarray, "L n"]) -> Shaped[np.ndarray, " U"]:
+        """Sums over each user's rows, on the host."""
+        sums = np.asarray(values).sum(1)
+        found = sums[: self.num_users].copy()
+        np.add.at(found, np.asarray(self.owner), sums[self.num_users :])
+        return found
+
+    def of_users(self, members: Shaped[np.ndarray, " U"]) -> Shaped[np.ndarray, "L 1"]:
+        """Each user's value at each of the user's lanes, on the host."""
+        return np.concatenate([members, members[np.asarray(self.owner)]])[:, None]
+
+    def votes(self, mask: Bool[np.ndarray, "L n"]) -> Bool[np.ndarray, "L n"]:
         """The first rows of the votes in a mask."""
         if self.extras is None:
             return mask
-        return mask & (np.asarray(self.extras.vote) == np.arange(mask.shape[1])[None])
+        return mask & (np.asarray(self.extras.vote) == np.arange(mask.size).reshape(mask.shape))
 
-    def decided(self, mask: Bool[np.ndarray, "U n"]) -> Bool[np.ndarray, "U n"]:
+    def some(self, mask: Bool[np.ndarray, "L n"], count: int, rng: np.random.Generator) -> Bool[np.ndarray, "L n"]:
+        """At most `count` votes of each user out of those in a mask, drawn by chance, with all of their rows."""
+        chances, firsts = rng.random(mask.shape), np.flatnonzero(self.votes(mask))
+        user = np.repeat(self.of_users(np.arange(self.num_users)), mask.shape[1], 1).ravel()[firsts]
+        firsts = firsts[np.lexsort((chances.ravel()[firsts], user))]
+        drawn = np.zeros(mask.size, bool)
+        drawn[firsts[ranges(np.bincount(user, minlength=1)) < count]] = True
+        if self.extras is None:
+            return drawn.reshape(mask.shape)
+        return mask & drawn[np.asarray(self.extras.vote)]
+
+    def decided(self, mask: Bool[np.ndarray, "L n"]) -> Bool[np.ndarray, "L n"]:
         """Of the rows in a mask those that say which response was preferred, one of each such pair."""
         if self.extras is None:
             return mask
         mask = mask if self.extras.bound is None else mask & (np.asarray(self.extras.bound) >= 0)
         return mask if self.extras.target is None else mask & np.isnan(np.asarray(self.extras.target))
-
-
-def bucket(size: int) -> int:
-    """Next of 4, 6, 8, 12, 16, 24 ...: few shapes to compile, at most half of padding."""
-    power = 4
-    while power < size:
-        if power * 3 // 2 >= size:
-            return power * 3 // 2
-        power *= 2
-    return power
 
 
 def flat_rows(votes: Votes, scale: Scale | None) -> likelihood.Rows:
@@ -123,8 +143,9 @@ def make_table(
     *,
     scale: Scale | None = None,
     ratings: tuple[Ratings, Ratings | None] | None = None,
+    split: bool = True,
 ) -> Table:
-    """Votes in one padded row per user, validation after training; users and row length padded to buckets.
+    """Votes by user, validation after training; users, lanes and their length padded to buckets.
 
     Args:
       train: votes, as are those of `validation`.
@@ -133,6 +154,7 @@ def make_table(
       num_responses: N. The average response, with which ratings are compared, is row N.
       scale: how votes are read; None: as preferences alone, ties left out.
       ratings: standardised ones, of training and validation.
+      split: whether users of many votes have several lanes; otherwise a table is as wide as the busiest user's votes.
 
     Raises: UserError for indices out of range or arrays of different lengths.
     """
@@ -148,27 +170,30 @@ def make_table(
     rows = likelihood.Rows(*joined)
     target = np.concatenate(targets)
     groups = group_by(rows.user, num_users)
-    shape = (bucket(num_users), bucket(int(groups.counts.max(initial=0))))
-    place = rows.user[groups.order], groups.places
+    lanes = lay_out(groups.counts, split=split)
+    place = lanes.lane, lanes.place
 
     def padded(values: np.ndarray, dtype: Any, padding: Any = 0) -> Array:
-        array = np.full(shape, padding, dtype)
+        array = np.full(lanes.shape, padding, dtype)
         array[place] = values[groups.order]
         return jnp.asarray(array)
 
     columns = [(rows.chosen, np.int32), (rows.rejected, np.int32), (held == 0, bool), (held == 1, bool)]
     chosen, rejected, first, second = (padded(values, dtype) for values, dtype in columns)
-    wanted = _wanted(rows, target, scale)
+    wanted, owner = _wanted(rows, target, scale), jnp.asarray(lanes.owner)
     if not wanted:
-        return Table(chosen, rejected, first, second)
+        return Table(chosen, rejected, first, second, owner)
     where = np.empty(len(rows.user), np.int64)
-    where[groups.order] = groups.places
+    where[groups.order] = lanes.lane * lanes.shape[1] + lanes.place
     starts = np.cumsum([0, *(len(part.user) for part in parts)])
     vote = where[np.concatenate([first_rows(part) + start for part, start in zip(parts, starts, strict=False)])]
     wanted["choice"] = wanted["choice"] and (np.where(rows.choice < 0, -1, vote), np.int32, -1)
     found = {name: column and padded(*column) for name, column in wanted.items()}
     ties = jnp.asarray(scale is not None and scale.ties)
-    return Table(chosen, rejected, first, second, Extras(padded(vote, np.int32), **found, ties=ties))
+    # Padding is a vote of its own.
+    votes = np.arange(np.prod(lanes.shape), dtype=np.int32).reshape(lanes.shape)
+    votes[place] = vote[groups.order]
+    return Table(chosen, rejected, first, second, owner, Extras(jnp.asarray(votes), **found, ties=ties))
 
 
 def _wanted(rows: likelihood.Rows, target: np.ndarray, scale: Scale | None) -> dict[str, Any]:

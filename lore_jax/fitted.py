@@ -23,11 +23,13 @@ from lore_jax.fitting.bradley_terry import Fit
 from lore_jax.fitting.candidates import infer_weights
 from lore_jax.fitting.gaussian_mixture import Clusters
 from lore_jax.fitting.reading import Reading, Scales, parse, plain
+from lore_jax.known_responses import KnownResponses, marks
 from lore_jax.user_votes import UserVotes, per_user
 from lore_jax.weights.objective import Prior
 from lore_jax.weights.precision import full_matmul_precision
 from pref_jax import ragged
 from pref_jax.comparisons import Comparisons, Ratings
+from pref_jax.data.text.token_table import TokenTable
 from pref_jax.data.votes import vote_rows
 from pref_jax.errors import UserError
 from pref_jax.lm.text_model import TextModel
@@ -87,6 +89,7 @@ class LoRe(PersonalReward):
         text: TextModel | None = None,
         facts: dict[str, Any],
         columns: tuple[str, ...] = (),
+        known: KnownResponses | None = None,
     ):
         """A model of parts that fit together; see `fit`.
 
@@ -98,10 +101,11 @@ class LoRe(PersonalReward):
           text: the base.
           facts: JSON values.
           columns: what the rows hold beside differences, as of `lore_jax.fitting.kept_rows`.
+          known: responses with a reward beside that of their features.
         """
         assert fit.reading is not None, "only fits per group have none"
         self._reading, self._columns = fit.reading, columns
-        self.text, self.facts = text, facts
+        self.text, self.facts, self._known = text, facts, known
         self._fit, self._rows = fit, {user: row for row, user in enumerate(users)}
         # One row more: nobody's weights, the prior's mean, which row -1 so finds.
         self._weights = np.concatenate([np.asarray(fit.weights), np.asarray(fit.mean)[None]]).astype(np.float32)
@@ -119,6 +123,7 @@ class LoRe(PersonalReward):
     def __repr__(self) -> str:
         facts, chosen = self.facts, self.facts["chosen"]
         where = f"{self._fit.basis.shape[0]} features" if self.text is None else f"base {self.text.name}"
+        where = where if self._known is None else f"{where} and {len(self._known.free)} free parts of responses"
         head = f"LoRe: {self._fit.kind}, rank {self._fit.basis.shape[1]}, {len(self._rows)} users, {where}"
         held = facts["validation_votes"]
         if not held:
@@ -156,9 +161,17 @@ class LoRe(PersonalReward):
 
     def _read(self, rows: Any) -> Float64[np.ndarray, "N K"]:
         """z of texts (a table of responses) or features."""
-        if self.text is not None:
-            rows = self.text.states(self.text.tokenize(rows))
-        return basis_rewards(self._fit, np.asarray(rows, np.float32))
+        if self.text is None:
+            return self._basis_rewards(np.asarray(rows, np.float32))
+        tokens = self.text.tokenize(rows)
+        return self._basis_rewards(self.text.states(tokens), tokens)
+
+    def _basis_rewards(
+        self, features: Float32[np.ndarray, "N D"], tokens: TokenTable | None = None
+    ) -> Float64[np.ndarray, "N K"]:
+        """z of features, with the free parts of responses that the fit knew."""
+        z = basis_rewards(self._fit, features)
+        return z if self._known is None else self._known.add_to(z, marks(features if tokens is None else tokens))
 
     def _covariances(self, rows: Int[np.ndarray, " M"]) -> Float[np.ndarray, "M K K"]:
         """Posterior covariances of users' weights; -1: the prior's."""
@@ -311,6 +324,8 @@ class LoRe(PersonalReward):
         leaves |= {f"clusters_{name}": leaf for name, leaf in (fit.clusters._asdict() if fit.clusters else {}).items()}
         numbers = {name: np.asarray(leaf, np.float32) for name, leaf in leaves.items()}
         tensors: dict[str, np.ndarray] = {**numbers, "weights": self._weights[:-1], "z": z}
+        if self._known is not None:
+            tensors |= {"free": self._known.free, "marks": self._known.marks}
         sizes = {"fit": fit.kind, "features": fit.basis.shape[0], "rank": fit.basis.shape[1]}
         votes = counts.tolist()
         if self._columns:
@@ -323,7 +338,11 @@ class LoRe(PersonalReward):
         """The model of a saved folder."""
         apart = ("fit", "features", "rank", "reading", "columns")
         facts = {name: value for name, value in saved.model.items() if name not in apart}
-        own = {name: jnp.asarray(leaf) for name, leaf in saved.tensors.items() if name not in ("z", "weights", "rows")}
+        own = {
+            name: jnp.asarray(leaf)
+            for name, leaf in saved.tensors.items()
+            if name not in ("z", "weights", "rows", "marks")
+        }
         clusters = Clusters(*(own[f"clusters_{n}"] for n in Clusters._fields)) if "clusters_mean" in own else None
         fit = Fit(
             kind=saved.model["fit"],
@@ -337,10 +356,13 @@ class LoRe(PersonalReward):
             candidates=tuple(facts["candidates"]),
             clusters=clusters,
             reading=parse(saved.model["reading"]) if "reading" in saved.model else Reading(),
+            free=own.get("free"),
         )
         z, counts = saved.tensors["z"], saved.tensors.get("rows", saved.votes)
         columns = tuple(saved.model.get("columns", ()))
-        return cls(fit=fit, users=saved.users, z=z, counts=counts, text=saved.text, facts=facts, columns=columns)
+        known = KnownResponses(saved.tensors["marks"], saved.tensors["free"]) if fit.free is not None else None
+        more: dict[str, Any] = {"text": saved.text, "facts": facts, "columns": columns, "known": known}
+        return cls(fit=fit, users=saved.users, z=z, counts=counts, **more)
 
     def export(self, folder: str | Path, *, user: str | None = None) -> None:
         """Writes the transformer with the basis as its K labels, or one user's reward as its one label.
@@ -352,10 +374,12 @@ class LoRe(PersonalReward):
           user: whose reward; None: the K basis rewards, of which a user's weights make a reward.
 
         Raises:
-          UserError: for models of features, or an unknown user.
+          UserError: for models of features, or with free parts of responses; for an unknown user.
         """
         if self.text is None:
             raise UserError("export: this model was fitted to features and knows no transformer; fit with base=")
+        if self._known is not None:
+            raise UserError("export: a classifier has no place for free parts of responses; fit with features='text'")
         from pref_jax.lm.classifier import fold_standardiser, save_classifier
 
         self._check_users([user])

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 
 from lore_jax.fitted import LoRe, basis_rewards
 from lore_jax.fitting import kept_rows, model_selection
 from lore_jax.fitting.bradley_terry import LoReConfig
+from lore_jax.known_responses import KnownResponses, marks
 from pref_jax import compile_cache, fitting, personal, ragged
 from pref_jax.comparisons import Comparisons, Ratings, check_comparisons, check_ratings, concatenate
 from pref_jax.data.preferences import Preferences
@@ -40,6 +41,7 @@ def fit(
     text: TextModel | None = None,
     user_ids: Sequence[str] | None = None,
     config: LoReConfig | None = None,
+    features: str | None = None,
     seed: int = 0,
     workdir: str | Path | None = None,
     ratings: Ratings | None = None,
@@ -59,6 +61,9 @@ def fit(
       text: the same, already opened.
       user_ids: with features and users as row numbers: their names; "0", "1" .. if not given.
       config: what is tried; None for a quick search.
+      features: in place of the config's: "text", by which new responses are scored; "response", a free value of each
+        response that was voted on, where the same ones come again, such as items of a catalogue; "both"; or "auto",
+        whichever suits held-out votes on responses of the fit.
       seed: of what is held out and, without `config`, of the fit.
       workdir: keeps features (a killed call resumes) and the model, which the same call returns.
       ratings: with features: of single responses, by users as the comparisons name them.
@@ -76,6 +81,7 @@ def fit(
     """
     compile_cache.enable()
     config = config or LoReConfig.quick(seed=seed)
+    config = config if features is None else dataclasses.replace(config, features=features)
     if comparisons is not None:
         if base or text or workdir or options:
             raise UserError("fit: features take no base, text, workdir or text options; leave them out")
@@ -167,7 +173,7 @@ def _fit_votes(votes: Preferences, text: TextModel, config: LoReConfig, seed: in
     known = [part._replace(user=number[part.user]) for part in rated[:2]]
     held = np.arange(fitted) >= len(train.user)
     seen_ids = [ids[u] for u in np.flatnonzero(seen)]
-    model = _fit(features, ours, held, seen_ids, config, seed, (known[0], known[1]) if use else None, text=text)
+    model = _fit(features, ours, held, seen_ids, config, seed, (known[0], known[1]) if use else None, text, tokens)
     model.facts |= {"made_by": mark, **left_out(votes)}
     late = np.concatenate([context.user, rated[2].user])
     if len(late):
@@ -175,7 +181,7 @@ def _fit_votes(votes: Preferences, text: TextModel, config: LoReConfig, seed: in
         _, first, which = np.unique(late, return_index=True, return_inverse=True)
         names, place = [ids[user] for user in late[np.sort(first)]], np.argsort(np.argsort(first))[which]
         count = len(context.user)
-        z = basis_rewards(model._fit, features)
+        z = model._basis_rewards(features, tokens)
         context, rating = context._replace(user=place[:count]), rated[2]._replace(user=place[count:])
         model._add(names, z, context, rating, strict=False)
     if workdir is not None:
@@ -207,11 +213,15 @@ def _fit(
     seed: int,
     ratings: tuple[Ratings, Ratings] | None = None,
     text: TextModel | None = None,
+    tokens: TokenTable | None = None,
 ) -> LoRe:
     """The model of seen users' votes, of which those in `held` [P] choose; if there are none, some are held out.
 
-    `ratings` are those to fit and those that choose.
+    `ratings` are those to fit and those that choose; `tokens` those that features were made from.
     """
+    own = None
+    if config.features != "text":
+        own, features, votes, ratings = _merged(features, votes, ratings, tokens)
     if not held.any() and len(held):
         everyone, least = np.ones(len(users), bool), 1 / len(held)
         rng = np.random.default_rng(seed)
@@ -231,10 +241,28 @@ def _fit(
     }
     columns = kept_rows.columns_for(found.reading, votes)
     every = None if ratings is None else Ratings(*map(np.concatenate, zip(*ratings, strict=True)))
-    owner, rows = kept_rows.pack(found.reading, basis_rewards(found, features), votes, every, columns)
+    known, z = None, basis_rewards(found, features)
+    if own is not None and found.free is not None:
+        known = KnownResponses(own, np.asarray(found.free))
+        z = z + known.free
+    owner, rows = kept_rows.pack(found.reading, z, votes, every, columns)
     groups = ragged.group_by(owner, len(users))
     counts, rows = groups.counts, rows[groups.order]
-    return LoRe(fit=found, users=users, z=rows, counts=counts, text=text, facts=facts, columns=columns)
+    more: dict[str, Any] = {"text": text, "facts": facts, "columns": columns, "known": known}
+    return LoRe(fit=found, users=users, z=rows, counts=counts, **more)
+
+
+def _merged(
+    features: np.ndarray, votes: Comparisons, ratings: tuple[Ratings, Ratings] | None, tokens: TokenTable | None
+) -> tuple[UInt8[np.ndarray, "N 16"], np.ndarray, Comparisons, tuple[Ratings, Ratings] | None]:
+    """Digests of the distinct responses, their features, votes and ratings of them: equal texts are one response."""
+    found = np.unique(marks(features if tokens is None else tokens), axis=0, return_index=True, return_inverse=True)
+    own, first, number = found[0], found[1], found[2].reshape(-1)
+    votes = votes._replace(chosen=number[votes.chosen], rejected=number[votes.rejected])
+    if ratings is not None:
+        known, held = (part._replace(response=number[part.response]) for part in ratings)
+        ratings = known, held
+    return own, features[first], votes, ratings
 
 
 def _held_ratings(ratings: Ratings, num_users: int, seed: int) -> tuple[Ratings, Ratings]:

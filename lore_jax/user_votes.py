@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float32, Int, Int64
 
-from lore_jax.comparisons import bucket
+from lore_jax.lanes import bucket
 from pref_jax import ragged
 
 # Users at a time: it bounds the memory.

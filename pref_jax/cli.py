@@ -120,6 +120,9 @@ def train(
     max_length: Annotated[int | None, _option(min=1, help="Tokens of a text; by default what the base reads.")] = None,
     pooling: Annotated[str | None, _option(help="last or mean; by default the base's own.")] = None,
     chat_template: Annotated[Path | None, _option(help="A Jinja file.")] = None,
+    features: Annotated[
+        str | None, _option(help="lore: what rewards are made of: text (by default), response, both or auto.")
+    ] = None,
     columns: Columns = "",
     on_bad_row: OnBadRow = "error",
 ) -> None:
@@ -139,7 +142,7 @@ def train(
     opened = open_votes(votes, test_fraction=test_fraction, seed=seed or 0, **own)
     table = opened.tables
     log(f"{votes}: {table.comparisons.num_rows} votes of {table.num_users} users on {table.num_responses} responses")
-    given = {"seed": seed, "workdir": workdir, "max_length": max_length, "pooling": pooling}
+    given = {"seed": seed, "workdir": workdir, "max_length": max_length, "pooling": pooling, "features": features}
     given["chat_template"] = None if chat_template is None else str(chat_template)
     options = {name: value for name, value in given.items() if value is not None}
     model, told = _fit(point, table, _base(base), options)

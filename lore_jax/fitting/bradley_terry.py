@@ -1,6 +1,7 @@
 """Bradley-Terry directions on features, one for all users or one per group; and what all fits share.
 
-Axis letters: U users, n votes per user (padded), N responses, D features, K basis, G groups.
+Axis letters: U users, L lanes (`lore_jax.lanes`), n votes per lane (padded), N responses, D features, K basis, G
+groups.
 """
 
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from lore_jax.comparisons import Table, make_table
 from lore_jax.fitting import priors
+from lore_jax.fitting.design import width
 from lore_jax.fitting.gaussian_mixture import Clusters
 from lore_jax.fitting.lbfgs import LineSearch, minimise
 from lore_jax.fitting.reading import Reading, Scales, begin, losses, scales_of
@@ -41,6 +43,7 @@ class Fit(NamedTuple):
     history: [steps] values of the objective. chosen: the candidate taken. candidates: all, with validation scores.
     clusters: the population of weights, for "clusters".
     reading: how votes are read that are more than preferences; None for "group", where each group has its own.
+    free: [N K], basis rewards of the fit's responses beside those of their features; None for features alone.
     """
 
     kind: str
@@ -54,6 +57,7 @@ class Fit(NamedTuple):
     candidates: tuple[dict[str, Any], ...]
     clusters: Clusters | None = None
     reading: Reading | None = Reading()
+    free: Array | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +74,13 @@ class LoReConfig:
 
     shared_variances: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
     variances: tuple[float, ...] = (0.3, 3.0, 30.0)
+    # What rewards are made of, one of `lore_jax.fitting.design.FEATURES`: "text", features alone; "response", a free
+    # value per response; "both"; or "auto", whichever gives the shared reward the lowest validation log-loss.
+    features: str = "text"
     # Of "gaussian" candidates, and of "mixture" and "simplex" ones.
     ranks: tuple[int, ...] = (1, 4)
+    # The rank of "gaussian" candidates is doubled up to this while the validation log-loss falls by `min_gain_se`.
+    max_rank: int = 32
     components: tuple[int, ...] = (2, 3, 4, 5, 6)
     # Whether a "simplex" candidate is tried beside every "mixture".
     simplex: bool = True
@@ -181,7 +190,7 @@ def shared_program(features, table: Table, mask, strength, scales: Scales, *, li
 
 
 def scores(loss: np.ndarray, logits: np.ndarray, mask: np.ndarray, table: Table) -> dict[str, float | None]:
-    """Mean log-loss of the masked votes [U n], and accuracy of the decided ones, None without any.
+    """Mean log-loss of the masked votes [L n], and accuracy of the decided ones, None without any.
 
     A tied prediction is half right.
     """
@@ -199,10 +208,10 @@ def shared_search(features, table: Table, members: np.ndarray, config: LoReConfi
 
     Where none of these is a validation vote, `VARIANCE` alone.
     """
-    known, seen = (np.asarray(part) & members[:, None] for part in (table.train, table.validation))
+    known, seen = (np.asarray(part) & table.of_users(members) for part in (table.train, table.validation))
     candidates, lost = [], []
     for variance in config.shared_variances if seen.any() else (VARIANCE,):
-        strength = np.float32(features.shape[1] / variance)
+        strength = np.float32(width(features) / variance)
         options = {"line_search": config.line_search}
         _, logits, _, found = shared_program(features, table, known, strength, scales, **options)
         logits = np.asarray(logits)
@@ -219,7 +228,7 @@ def shared_search(features, table: Table, members: np.ndarray, config: LoReConfi
 def choosable(table: Table, config: LoReConfig) -> LoReConfig:
     """The config; or one of the shared reward alone, which is told, without a vote to choose by or a second user."""
     train, validation = np.asarray(table.train), np.asarray(table.validation)
-    if validation.any() and (train | validation).any(1).sum() > 1:
+    if validation.any() and (table.per_user(train | validation) > 0).sum() > 1:
         return config
     lacking = "there is one user" if validation.any() else f"no vote is held out (prior variance {VARIANCE:g})"
     log(f"LoRe: nothing to choose by, as {lacking}: the shared reward is fitted")
@@ -263,14 +272,14 @@ def per_group(
     group = np.asarray(group)
     num_users, num_groups = len(group), int(group.max(initial=0)) + 1
     table, standardiser, phi, reading, table_of_all = prepare(features, train, validation, num_users, config, ratings)
-    padded = np.concatenate([group, np.full(table.train.shape[0] - num_users, -1)])
+    padded = np.concatenate([group, np.full(table.num_users - num_users, -1)])
     directions, taken, everything, history, scales = [], [], [], jnp.zeros(0), reading.scales
     for index in range(num_groups):
         members = padded == index
         candidates, best, _ = shared_search(phi, table, members, config, reading.scales)
         everything += [{**candidate, "group": index} for candidate in candidates]
         taken.append(candidates[best])
-        final = np.asarray(table.train | table.validation if config.refit else table.train) & members[:, None]
+        final = np.asarray(table.train | table.validation if config.refit else table.train) & table.of_users(members)
         strength = np.float32(phi.shape[1] / candidates[best]["variance"])
         votes = table_of_all if config.refit else table
         direction, _, history, scales = shared_program(

@@ -1,12 +1,13 @@
 """The personal candidates of `lore_jax.fitting.model_selection.fit`: priors over users' tastes, each fitted to the
 same votes from the same start.
 
-Axis letters: U users, n votes per user (padded), N responses, D features, K basis.
+Axis letters: U users, L lanes (`lore_jax.lanes`), n votes per lane (padded), N responses, D features, K basis.
 
 Strengths, ranks and masks are arguments of the programs, and arrays are as wide as the widest candidate of a kind, so
 that one program per kind serves all of its candidates.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -22,10 +23,12 @@ from jaxtyping import Array, Bool, Float
 from lore_jax.comparisons import Table
 from lore_jax.fitting import gaussian_mixture, priors
 from lore_jax.fitting.bradley_terry import LoReConfig, shared_program
+from lore_jax.fitting.design import Features, width
 from lore_jax.fitting.gaussian_mixture import Clusters
 from lore_jax.fitting.lbfgs import minimise
 from lore_jax.fitting.priors import FitProblem
 from lore_jax.fitting.reading import Scales, losses, row_arguments, row_losses, scales_of
+from lore_jax.lanes import fold_max, spread
 from lore_jax.weights.objective import Prior, together
 from lore_jax.weights.precision import full_matmul_precision
 from lore_jax.weights.solve import solve_weights
@@ -39,11 +42,11 @@ Tell = Callable[[str], None]
 class Initialization(NamedTuple):
     """What every candidate begins from.
 
-    Features [N D], the table, which votes count [U n], the L2 strength of the shared direction, that direction [D],
-    the directions in which users disagree with it [D K], the history of the shared fit, and its scales.
+    Features [N D] or a design, the table, which votes count [L n], the L2 strength of the shared direction, that
+    direction [D], the directions in which users disagree with it [D K], the history of the shared fit, and its scales.
     """
 
-    features: Array
+    features: Any
     table: Table
     mask: Array
     strength: Array
@@ -54,7 +57,7 @@ class Initialization(NamedTuple):
 
 
 class CandidateFit(NamedTuple):
-    """One candidate's fit: basis, weights, prior, logits and losses of every row [U n], history, scales, clusters."""
+    """One candidate's fit: basis, weights, prior, logits and losses of every row [L n], history, scales, clusters."""
 
     basis: Array
     weights: Array
@@ -69,15 +72,15 @@ class CandidateFit(NamedTuple):
 
 def infer_weights(
     kind: str,
-    z: Float[Array, "U n K"],
-    mask: Bool[Array, "U n"] | Float[Array, "U n"],
+    z: Float[Array, "L n K"],
+    mask: Bool[Array, "L n"] | Float[Array, "L n"],
     prior: Prior,
     found: Clusters | None,
     **extras: Any,
 ) -> tuple[Float[Array, "U K"], Float[Array, "U K K"] | None]:
     """Weights of users from their votes in `mask`, as a kind of fit infers them, and their covariance where it has one.
 
-    `extras` are those of `solve_weights`: offset, choice, squared.
+    `extras` are those of `solve_weights`: user, offset, choice, squared.
     """
     if kind == "mixture":
         return solve_weights(z, mask, prior, likelihood="mixture", **extras).weights, None
@@ -89,20 +92,20 @@ def infer_weights(
     return solve_weights(z, mask, prior, **extras)
 
 
-def _mixture_losses(table: Table, z: Float[Array, "U n K"], weights: Array, scales: Scales) -> Float[Array, "U n"]:
+def _mixture_losses(table: Table, z: Float[Array, "L n K"], weights: Array, scales: Scales) -> Float[Array, "L n"]:
     """-log of the votes' probabilities, mixed by the users' weights; a vote's stands in its first row."""
-    every, share = jnp.ones(z.shape[:2], bool), jnp.log(weights + 1e-30)[:, None]
+    every, share = jnp.ones(z.shape[:2], bool), jnp.log(spread(weights, table.owner) + 1e-30)[:, None]
     if table.extras is None:
         return -jax.nn.logsumexp(jax.nn.log_sigmoid(z) + share, axis=-1)
     extras = table.extras
     rows = jax.vmap(lambda own: row_losses(extras, every, scales, own), in_axes=-1, out_axes=-1)(z)
     whole = -jax.nn.logsumexp(share - together(rows, extras.vote), axis=-1)
-    return jnp.where(extras.vote == jnp.arange(z.shape[1])[None], whole, 0)
+    return jnp.where(extras.vote == jnp.arange(extras.vote.size).reshape(extras.vote.shape), whole, 0)
 
 
 def _predictive_losses(
     kind: str, table: Table, z: Array, weights: Array, covariance: Array | None, scales: Scales
-) -> Float[Array, "U n"]:
+) -> Float[Array, "L n"]:
     """The log-loss of all rows: that of the predictive probability.
 
     Where a posterior covariance is known it moderates the probability (MacKay 1992), which changes no order of two
@@ -110,28 +113,29 @@ def _predictive_losses(
     """
     if kind == "mixture":
         return _mixture_losses(table, z, weights, scales)
-    variance = None if covariance is None else jnp.einsum("unk,ukl,unl->un", z, covariance, z)
+    owner = table.owner
+    variance = None if covariance is None else jnp.einsum("unk,ukl,unl->un", z, spread(covariance, owner), z)
     every = jnp.ones(z.shape[:2], bool)
-    return losses(table.extras, every, scales, jnp.einsum("unk,uk->un", z, weights), variance)
+    return losses(table.extras, every, scales, jnp.einsum("unk,uk->un", z, spread(weights, owner)), variance)
 
 
-def _size(shared: Array) -> Array:
+def _size(shared: Any) -> Any:
     """How far from the shared direction the personal ones begin: its length.
 
     Where opposite tastes cancel out it is 0, a saddle point that no descent leaves: hence the least value.
     """
-    return jnp.maximum(jnp.linalg.norm(shared), 0.01)
+    return (shared**2).sum().clip(1e-4) ** 0.5
 
 
 @partial(jax.jit, static_argnames=("kind",))
 @full_matmul_precision
 def infer_program(kind: str, features, table: Table, mask, basis, prior: Prior, found: Clusters | None, scales: Scales):
-    """`infer_weights` on a basis [D K]: (weights [U K], log-losses [U n], logits [U n])."""
+    """`infer_weights` on a basis [D K]: (weights [U K], log-losses [L n], logits [L n])."""
     z = priors.votes(features, table, basis)
-    rows = row_arguments(table.extras, mask, scales)
+    rows = row_arguments(table.extras, mask, scales, table.owner)
     weights, covariance = infer_weights(kind, z, prior=prior, found=found, **rows)
     loss = _predictive_losses(kind, table, z, weights, covariance, scales)
-    return weights, loss, jnp.einsum("unk,uk->un", z, weights)
+    return weights, loss, jnp.einsum("unk,uk->un", z, spread(weights, table.owner))
 
 
 _minimising = partial(jax.jit, static_argnames=("steps", "line_search"))
@@ -139,9 +143,8 @@ _minimising = partial(jax.jit, static_argnames=("steps", "line_search"))
 
 @_minimising
 @full_matmul_precision
-def _gaussian_program(task: FitProblem, shared, directions, scales: Scales, tolerance, *, steps, line_search):
+def _gaussian_program(task: FitProblem, shared, spread, scales: Scales, tolerance, *, steps, line_search):
     """(basis, prior, history, scales)."""
-    spread = 0.5 * _size(shared) * jnp.where(task.used[None], directions, 0)
     start = {"shared": shared, "spread": spread, **scales}
     objective = partial(priors.gaussian_objective, task)
     params, _, history = minimise(objective, start, steps=steps, tolerance=tolerance, line_search=line_search)
@@ -188,8 +191,8 @@ def _simplex_program(
         priors.simplex_weights(params, task.used),
         scales_of(params),
     )
-    logits = jnp.einsum("unk,uk->un", task.votes(basis), weights)
-    real = task.mask.any(1)
+    logits = jnp.einsum("unk,uk->un", task.votes(basis), spread(weights, task.table.owner))
+    real = fold_max(task.mask.any(1), task.table.owner)
     mean = jnp.sum(jnp.where(real[:, None], weights, 0), 0) / jnp.maximum(real.sum(), 1)
     precision = 1e-3 * jnp.eye(len(task.used))
     every = jnp.ones(task.mask.shape, bool)
@@ -201,13 +204,13 @@ def _simplex_program(
 @full_matmul_precision
 def _clusters_program(features, table: Table, mask, basis, weights, scales: Scales, *, count):
     """(prior, clusters, history) of weights on a basis."""
-    real = mask.any(1)
+    real = fold_max(mask.any(1), table.owner)
     ones, number = real[:, None].astype(weights.dtype), jnp.maximum(real.sum(), 1)
     mean = jnp.sum(ones * weights, 0) / number
     away = ones * (weights - mean[None])
     precision = jnp.linalg.inv(away.T @ away / number + 0.01 * jnp.eye(len(mean)))
     z = priors.votes(features, table, basis)
-    rows = row_arguments(table.extras, mask, scales)
+    rows = row_arguments(table.extras, mask, scales, table.owner)
     users = gaussian_mixture.laplace_likelihood(z, prior=Prior(mean, precision), **rows)
     found, history = gaussian_mixture.fit_em(weights, users, real, count=count)
     return gaussian_mixture.moments(found), found, -history
@@ -222,9 +225,9 @@ def _widest(config: LoReConfig) -> int:
 
 
 def initialize(
-    features: Float[Array, "N D"],
+    features: Features,
     table: Table,
-    mask: Bool[Array, "U n"],
+    mask: Bool[Array, "L n"],
     strength: Float[Array, ""],
     config: LoReConfig,
     scales: Scales,
@@ -261,17 +264,51 @@ def _personal(
     """A gaussian, mixture or simplex candidate; a simplex one begins at the mixture's fit, which may be given."""
     gaussian = kind == "gaussian"
     size = max(config.ranks if gaussian else config.components)
-    # Made by NumPy: JAX would compile a small program for each of these operations.
-    strengths = jnp.asarray(np.array([start.strength, start.features.shape[1] / variance], np.float32))
-    used = jnp.asarray(np.arange(size) < rank)
-    task = FitProblem(start.features, start.table, start.mask, strengths, used)
-    tolerance, options = np.float32(config.tolerance), {"steps": config.steps, "line_search": config.line_search}
+    task = _problem(start, size, rank, variance)
+    tolerance, options = _options(config)
     if kind == "simplex":
         begun = mixture or _personal(start, "mixture", rank, variance, config)
         return _simplex_program(task, begun.basis, begun.mean, begun.weights, begun.scales, tolerance, **options)
-    program = _gaussian_program if gaussian else _mixture_program
-    directions = start.directions[:, : size if gaussian else max(size - 1, 1)]
-    return _inferred(kind, start, *program(task, start.shared, directions, start.scales, tolerance, **options))
+    if gaussian:
+        shared, directions = np.asarray(start.shared), np.asarray(start.directions)[:, :size]
+        begin = 0.5 * _size(shared) * np.where(np.arange(size) < rank, directions, 0)
+        program = _gaussian_program
+    else:
+        begin, program = start.directions[:, : max(size - 1, 1)], _mixture_program
+    return _inferred(kind, start, *program(task, start.shared, begin, start.scales, tolerance, **options))
+
+
+def _problem(start: Initialization, size: int, rank: int, variance: float) -> FitProblem:
+    # Made by NumPy: JAX would compile a small program for each of these operations.
+    strengths = jnp.asarray(np.array([start.strength, width(start.features) / variance], np.float32))
+    return FitProblem(start.features, start.table, start.mask, strengths, jnp.asarray(np.arange(size) < rank))
+
+
+def _options(config: LoReConfig) -> tuple[np.float32, dict[str, Any]]:
+    return np.float32(config.tolerance), {"steps": config.steps, "line_search": config.line_search}
+
+
+def grown(start: Initialization, found: CandidateFit, rank: int, variance: float, config: LoReConfig) -> CandidateFit:
+    """A gaussian candidate that begins at another's fit of a lower rank, or the same one on fewer votes.
+
+    Further directions are those in which users still disagree with it, as long as the shortest that it has. It takes
+    half of the steps.
+    """
+    basis = np.asarray(found.basis)
+    used = int((basis[:, 1:] != 0).any(0).sum())
+    spread = np.zeros((len(basis), rank), np.float32)
+    spread[:, :used] = basis[:, 1 : used + 1]
+    if rank > used:
+        key, least = jax.random.key(config.seed), np.sqrt((spread[:, :used] ** 2).sum(0)).min(initial=1.0)
+        more = rank - used, key
+        directions = _spectral(
+            start.features, start.table, start.mask, basis[:, 0], *more, scales=found.scales, logits=found.logits
+        )
+        spread[:, used:] = max(least, 0.01) * np.asarray(directions)
+    tolerance, options = _options(dataclasses.replace(config, steps=-(-config.steps // 2)))
+    task = _problem(start, rank, rank, variance)
+    program = _gaussian_program(task, basis[:, 0], spread, found.scales, tolerance, **options)
+    return _inferred("gaussian", start, *program)
 
 
 def num_candidates(config: LoReConfig) -> int:
@@ -305,8 +342,10 @@ def clustered(start: Initialization, begun: CandidateFit, config: LoReConfig) ->
     return _inferred("clusters", start, begun.basis, prior, history, begun.scales, found)
 
 
-def refit(start: Initialization, chosen: dict[str, Any], config: LoReConfig) -> CandidateFit:
-    """The chosen candidate from another start."""
+def refit(start: Initialization, chosen: dict[str, Any], found: CandidateFit, config: LoReConfig) -> CandidateFit:
+    """The chosen candidate from another start; one whose rank has grown, from its own fit."""
+    if chosen["kind"] == "gaussian" and chosen["rank"] > max(config.ranks):
+        return grown(start, found, chosen["rank"], chosen["variance"], config)
     kind = chosen.get("basis", chosen["kind"])
     outcome = _personal(start, kind, chosen["rank"], chosen["variance"], config)
     return clustered(start, outcome, config) if chosen["kind"] == "clusters" else outcome
@@ -315,9 +354,9 @@ def refit(start: Initialization, chosen: dict[str, Any], config: LoReConfig) -> 
 # --- compiling ahead ---
 
 
-def _lowered(features: Array, table: Table, config: LoReConfig, scales: Scales) -> Iterator[tuple[str, Any]]:
+def _lowered(features: Features, table: Table, config: LoReConfig, scales: Scales) -> Iterator[tuple[str, Any]]:
     """Every program of a search on these shapes, traced but not compiled; the slowest to compile first."""
-    width, inputs = features.shape[1], (features, table, table.train, scales)
+    length, inputs = features.shape[1], (features, table, table.train, scales)
     features, table, mask, scales = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
     options = {"steps": config.steps, "line_search": config.line_search}
 
@@ -325,7 +364,7 @@ def _lowered(features: Array, table: Table, config: LoReConfig, scales: Scales) 
         return jax.ShapeDtypeStruct(shape, dtype)
 
     def problem(size: int) -> tuple[FitProblem, Any]:
-        return FitProblem(features, table, mask, array(2), array(size, dtype=bool)), array(width)
+        return FitProblem(features, table, mask, array(2), array(size, dtype=bool)), array(length)
 
     def inferring(kind: str, basis: Any, prior: Any, found: Any = None) -> Any:
         return infer_program.lower(kind, features, table, mask, basis, prior, found, scales)
@@ -339,7 +378,7 @@ def _lowered(features: Array, table: Table, config: LoReConfig, scales: Scales) 
     if config.ranks:
         size = max(config.ranks)
         task, shared = problem(size)
-        program = _gaussian_program.lower(task, shared, array(width, size), scales, array(), **options)
+        program = _gaussian_program.lower(task, shared, array(length, size), scales, array(), **options)
         yield "gaussian", program
         basis, prior = program.out_info[:2]
         known = inferring("gaussian", basis, prior)
@@ -349,7 +388,7 @@ def _lowered(features: Array, table: Table, config: LoReConfig, scales: Scales) 
     if config.components:
         size = max(config.components)
         task, shared = problem(size)
-        program = _mixture_program.lower(task, shared, array(width, max(size - 1, 1)), scales, array(), **options)
+        program = _mixture_program.lower(task, shared, array(length, max(size - 1, 1)), scales, array(), **options)
         yield "mixture", program
         basis, prior = program.out_info[:2]
         known = inferring("mixture", basis, prior)
@@ -361,10 +400,10 @@ def _lowered(features: Array, table: Table, config: LoReConfig, scales: Scales) 
             if config.clusters:
                 yield from clusters(basis, weights)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    yield "directions", _spectral.lower(features, table, mask, array(width), _widest(config), key, scales=scales)
+    yield "directions", _spectral.lower(features, table, mask, array(length), _widest(config), key, scales=scales)
 
 
-def compile_ahead(features: Array, table: Table, config: LoReConfig, scales: Scales, tell: Tell) -> None:
+def compile_ahead(features: Features, table: Table, config: LoReConfig, scales: Scales, tell: Tell) -> None:
     """Compiles the programs of a search side by side, one per core; JAX's own cache hands them out afterwards.
 
     One after the other takes about as long as their sum, for most of a compilation runs on one core.

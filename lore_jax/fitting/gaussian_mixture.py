@@ -6,7 +6,7 @@ Few answers then say to which cluster a user belongs, more of them where in the 
 seen users by expectation and maximisation, each user's votes a Gaussian likelihood (Laplace's, at the MAP), so that
 users of whom little is known widen no cluster ("extreme deconvolution", Bovy, Hogg and Roweis, arXiv 0905.2979).
 
-Axis letters: U users, n pairs per user (padded), K basis, C clusters.
+Axis letters: U users, L lanes, n pairs per lane (padded), K basis, C clusters.
 """
 
 from typing import Any, NamedTuple
@@ -43,13 +43,13 @@ class LaplaceLikelihood(NamedTuple):
 
 @full_matmul_precision
 def laplace_likelihood(
-    z: Float[Array, "U n K"], mask: Bool[Array, "U n"] | Float[Array, "U n"], prior: Prior, **extras: Any
+    z: Float[Array, "L n K"], mask: Bool[Array, "L n"] | Float[Array, "L n"], prior: Prior, **extras: Any
 ) -> LaplaceLikelihood:
     """The votes' log-likelihood to second order about the MAP under `prior`: [U K] and [U K K]; zeros without votes.
 
     A prior that holds a user where the votes are as good as impossible leaves them a slope without curvature, which
     rises far beyond the votes' own likelihood: the prior should be as wide as users differ. `extras` are those of
-    `solve_weights`: offset, choice, squared.
+    `solve_weights`: user, offset, choice, squared.
     """
     problem, users = objective.problem(z, mask, prior, **extras)
     weights = solve.logistic_weights(problem, users)
@@ -152,11 +152,11 @@ def moments(clusters: Clusters) -> Prior:
 
 @full_matmul_precision
 def posterior(
-    z: Float[Array, "U n K"], mask: Bool[Array, "U n"] | Float[Array, "U n"], clusters: Clusters, **extras: Any
+    z: Float[Array, "L n K"], mask: Bool[Array, "L n"] | Float[Array, "L n"], clusters: Clusters, **extras: Any
 ) -> solve.Posterior:
     """Mean and covariance of each user's weights: in every cluster Laplace's, at the exact MAP, weighed by evidence.
 
-    Without votes the mean is the population's. `extras` are those of `solve_weights`: offset, choice, squared.
+    Without votes the mean is the population's. `extras` are those of `solve_weights`: user, offset, choice, squared.
     """
 
     def within(own):
@@ -167,7 +167,8 @@ def posterior(
         volume = jnp.linalg.slogdet(precision)[1] - factor.log_determinant()
         evidence = 0.5 * volume - objective.logistic_objective(problem, found)
         # Without votes it is 0 but for rounding.
-        return found, factor.inverse(), jnp.where(mask.any(1), evidence, 0)
+        known = problem.rows.total(problem.rows.weight, users) > 0
+        return found, factor.inverse(), jnp.where(known, evidence, 0)
 
     found, covariance, evidence = lax.map(within, (clusters.mean, clusters.precision))
     share = jax.nn.softmax(clusters.log_share[:, None] + evidence, 0)

@@ -1,6 +1,6 @@
 """What the seen users teach about tastes: likelihoods of three populations, and a spectral start.
 
-Axis letters: U users, n pairs per user (padded), N responses, D features, K basis.
+Axis letters: U users, L lanes (`lore_jax.lanes`), n pairs per lane (padded), N responses, D features, K basis.
 
 A user's taste is a direction in feature space. The first two populations integrate the users out, so that a handful of
 pairs per user cannot overfit as it does when W and V are both point estimates:
@@ -19,7 +19,7 @@ stand among every objective's parameters as "gaps" and "log_scale".
 All hold "no personalisation" at the origin (spread = 0, delta = 0), and the strengths shrink towards it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,14 +27,16 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from lore_jax.comparisons import Table
+from lore_jax.fitting.design import Features
 from lore_jax.fitting.reading import Scales, as_rows, pull, row_arguments, row_losses, scales_of, total_constants
+from lore_jax.lanes import fold, spread
 from lore_jax.weights import objective, solve
 
 # The shared direction's own weight is held at 1 by this precision (a finite one, so that every solver takes it).
 PINNED_PRECISION = 1e4
 
 
-def votes(features: Float[Array, "N D"], table: Table, directions: Float[Array, "D K"]) -> Float[Array, "U n K"]:
+def votes(features: Features, table: Table, directions: Float[Array, "D K"]) -> Float[Array, "L n K"]:
     """Differences of basis rewards of every vote."""
     rewards = features @ directions
     return rewards[table.chosen] - rewards[table.rejected]
@@ -43,23 +45,24 @@ def votes(features: Float[Array, "N D"], table: Table, directions: Float[Array, 
 class FitProblem(NamedTuple):
     """What a personal population is fitted to.
 
-    Features [N D], the table, which votes count [U n], the L2 strengths [2] of the shared direction and of the personal
-    ones, and which of those [K] are in use: the others count as zero, so that one program serves all ranks.
+    Features [N D] or a `lore_jax.fitting.design.Design`, the table, which votes count [L n], the
+    L2 strengths [2] of the shared direction and of the personal ones, and which of those [K] are in use: the others
+    count as zero, so that one program serves all ranks.
     """
 
-    features: Array
+    features: Any
     table: Table
     mask: Array
     strengths: Array
     used: Array
 
-    def votes(self, directions: Float[Array, "D K"]) -> Float[Array, "U n K"]:
+    def votes(self, directions: Float[Array, "D K"]) -> Float[Array, "L n K"]:
         """As the function of this name."""
         return votes(self.features, self.table, directions)
 
     def problem(self, basis: Float[Array, "D K"], prior: objective.Prior, params: dict[str, Array]):
         """The users' problem on a basis, and how many users there are."""
-        rows = row_arguments(self.table.extras, self.mask, scales_of(params))
+        rows = row_arguments(self.table.extras, self.mask, scales_of(params), self.table.owner)
         return objective.problem(self.votes(basis), prior=prior, **rows)
 
     def complete(self, lost: Float[Array, ""], params: dict[str, Array]) -> Float[Array, ""]:
@@ -73,9 +76,9 @@ class FitProblem(NamedTuple):
 
 
 def shared_objective(
-    features: Float[Array, "N D"],
+    features: Features,
     table: Table,
-    mask: Bool[Array, "U n"],
+    mask: Bool[Array, "L n"],
     strength: Array,
     direction: Float[Array, " D"],
     scales: Scales | None = None,
@@ -130,10 +133,11 @@ def mixture_objective(task: FitProblem, params: dict[str, Array]) -> Float[Array
     """
     if task.table.extras is None:
         loss = jax.nn.softplus(-task.votes(mixture_basis(params)))
-        loglik = -jnp.sum(jnp.where(task.mask[..., None], loss, 0), 1)
+        loglik = -fold(jnp.sum(jnp.where(task.mask[..., None], loss, 0), 1), task.table.owner)
     else:
         prior = objective.Prior(params["logits"], jnp.eye(len(task.used)))
-        loglik = -jnp.sum(solve.component_losses(task.problem(mixture_basis(params), prior, params)[0].rows), 1)
+        problem, users = task.problem(mixture_basis(params), prior, params)
+        loglik = -problem.rows.total(solve.component_losses(problem.rows), users)
     evidence = jax.nn.logsumexp(loglik + mixture_log_prior(params, task.used)[None], axis=-1)
     penalty = task.penalty(params["shared"], params["delta"])
     # A faint pull to equal shares keeps the logits of emptied components finite.
@@ -151,7 +155,7 @@ def simplex_objective(task: FitProblem, params: dict[str, Array]) -> Float[Array
     Args: params `shared [D]`, `delta [D K]`, `tastes [U K]`, logits of the weights.
     """
     weights = simplex_weights(params, task.used)
-    logits = jnp.einsum("unk,uk->un", task.votes(mixture_basis(params)), weights)
+    logits = jnp.einsum("unk,uk->un", task.votes(mixture_basis(params)), spread(weights, task.table.owner))
     # A faint pull to equal weights, which keeps the logits of a user who cares for one direction alone finite.
     faint = 0.003 * jnp.sum(jnp.where(task.used[None], params["tastes"], 0) ** 2)
     if task.table.extras is None:
@@ -163,22 +167,24 @@ def simplex_objective(task: FitProblem, params: dict[str, Array]) -> Float[Array
 
 
 def spectral_directions(
-    features: Float[Array, "N D"],
+    features: Features,
     table: Table,
-    mask: Bool[Array, "U n"],
+    mask: Bool[Array, "L n"],
     shared: Float[Array, " D"],
     rank: int,
     key: Array,
     steps: int = 30,
     scales: Scales | None = None,
+    logits: Float[Array, "L n"] | None = None,
 ) -> Float[Array, "D K"]:
-    """Orthonormal directions in which users disagree most with the shared reward, strongest first.
+    """Orthonormal directions in which users disagree most with the shared reward, or `logits`, strongest first.
 
     With residuals e = sigmoid(-logit) they are the top eigenvectors of
     sum_u (sum_i e_i d_i)(sum_i e_i d_i)ᵀ - sum_i e_i^2 d_i d_iᵀ: the score test's statistic for random effects
     (only products of different votes of one user count). Found by subspace iteration, never forming the D x D matrix.
     """
-    logits, extras = votes(features, table, shared[:, None])[..., 0], table.extras
+    logits = votes(features, table, shared[:, None])[..., 0] if logits is None else logits
+    extras = table.extras
     if extras is None:
         residual = jnp.where(mask, jax.nn.sigmoid(-logits), 0)
     else:
@@ -189,7 +195,7 @@ def spectral_directions(
         pulled = votes(features, table, block) * residual[..., None]
         # Rows of one vote pull as one.
         own = pulled if extras is None else objective.together(pulled, extras.vote)
-        return 0.5 * (jnp.sum(pulled.sum(1) ** 2) - jnp.sum(pulled * own))
+        return 0.5 * (jnp.sum(fold(pulled.sum(1), table.owner) ** 2) - jnp.sum(pulled * own))
 
     apply = jax.grad(quadratic)
 

@@ -4,7 +4,7 @@ A row's margin gets its threshold as an offset (`pref_jax.likelihood`), a rating
 (`lore_jax.ratings`). Both sets of numbers are parameters of every objective ("scales"), found together with the
 directions. Where all votes are preferences there are none, and every program is that of Bradley-Terry.
 
-Axis letters: U users, n rows per user (padded), K basis, T thresholds, P pairs.
+Axis letters: U users, L lanes, n rows per lane (padded), K basis, T thresholds, P pairs.
 """
 
 import math
@@ -74,11 +74,14 @@ def scales_of(params: dict[str, Array]) -> Scales:
     return {name: params[name] for name in ("gaps", "log_scale") if name in params}
 
 
-def row_arguments(extras: Extras | None, mask: Any, scales: Scales) -> dict[str, Any]:
-    """Keyword arguments of `solve_weights` by which it reads a table's rows: mask, offset, choice, squared."""
+def row_arguments(extras: Extras | None, mask: Any, scales: Scales, owner: Array | None = None) -> dict[str, Any]:
+    """Keyword arguments of `solve_weights` by which it reads a table's rows: mask, offset, choice, squared, and `owner`
+    as user.
+    """
+    found = {} if owner is None else {"user": owner}
     if extras is None:
-        return {"mask": mask}
-    found = {"mask": mask if extras.weight is None else mask * extras.weight}
+        return {"mask": mask, **found}
+    found["mask"] = mask if extras.weight is None else mask * extras.weight
     offset = extras.margin
     if extras.bound is not None:
         own = offsets(thresholds(scales["gaps"]), extras.bound)
@@ -96,7 +99,7 @@ def row_arguments(extras: Extras | None, mask: Any, scales: Scales) -> dict[str,
 
 
 def _constants(extras: Extras, rows: Rows, scales: Scales, mask: Any) -> Any:
-    """What rows lose whatever the margins: intervals their log width, ratings a density's normaliser. [U n] or 0."""
+    """What rows lose whatever the margins: intervals their log width, ratings a density's normaliser. [L n] or 0."""
     lost: Any = 0.0
     if extras.interval is not None:
         lost = -rows.weight * log_widths(thresholds(scales["gaps"]), ties=extras.ties)[extras.interval]
@@ -106,7 +109,7 @@ def _constants(extras: Extras, rows: Rows, scales: Scales, mask: Any) -> Any:
 
 
 def as_rows(extras: Extras | None, mask: Any, scales: Scales, dtype: Any) -> Rows:
-    """The table's rows without z, for losses and forces of margins [U n] to which offsets are added already."""
+    """The table's rows without z, for losses and forces of margins [L n] to which offsets are added already."""
     own = row_arguments(extras, mask, scales)
     weight, offset = own.pop("mask").astype(dtype), own.pop("offset", None)
     return Rows(jnp.zeros((*weight.shape, 0), dtype), weight, None, offset, **own)
@@ -124,8 +127,8 @@ def pull(scales: Scales) -> Any:
     return sum(PULL * jnp.sum(value**2) for value in scales.values())
 
 
-def row_losses(extras: Extras, mask: Bool[Any, "U n"], scales: Scales, margins: Float[Array, "U n"]) -> Array:
-    """-log likelihood of the masked rows [U n] at margins without offsets; what a choice loses is spread over its rows.
+def row_losses(extras: Extras, mask: Bool[Any, "L n"], scales: Scales, margins: Float[Array, "L n"]) -> Array:
+    """-log likelihood of the masked rows [L n] at margins without offsets; what a choice loses is spread over its rows.
 
     Only sums over whole votes are log-likelihoods.
     """
@@ -135,8 +138,8 @@ def row_losses(extras: Extras, mask: Bool[Any, "U n"], scales: Scales, margins: 
 
 
 def predictive_losses(
-    extras: Extras, mask: Bool[Any, "U n"], scales: Scales, margins: Float[Array, "U n"], variance: Float[Array, "U n"]
-) -> Float[Array, "U n"]:
+    extras: Extras, mask: Bool[Any, "L n"], scales: Scales, margins: Float[Array, "L n"], variance: Float[Array, "L n"]
+) -> Float[Array, "L n"]:
     """As `row_losses`, of margins known up to a variance.
 
     A logistic answer is moderated (MacKay 1992): margins and thresholds shrink by k = 1 / sqrt(1 + pi/8 variance), and
@@ -187,8 +190,8 @@ def parse(saved: dict[str, Any]) -> Reading:
 
 
 def losses(
-    extras: Extras | None, mask: Any, scales: Scales, margins: Float[Array, "U n"], variance: Any = None
-) -> Float[Array, "U n"]:
+    extras: Extras | None, mask: Any, scales: Scales, margins: Float[Array, "L n"], variance: Any = None
+) -> Float[Array, "L n"]:
     """The rows' log-losses, of preferences alone those of Bradley-Terry for all rows, the mask's or not."""
     if extras is not None:
         return predictive_losses(

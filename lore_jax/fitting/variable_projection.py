@@ -1,6 +1,7 @@
 """The fast joint fit: the minimum of the published recipe's loss, with the weights eliminated.
 
-Axis letters: U users, n votes per user (padded), P votes (flat), N responses, D features, K basis.
+Axis letters: U users, L lanes (`lore_jax.lanes`), n votes per lane
+(padded), P votes (flat), N responses, D features, K basis.
 
 The loss (LoRe's joint one, arXiv 2504.14439, with the factor 1/100 of its code) is, with w_u on the simplex and
 d = phi_chosen - phi_rejected,  F(W, V) = sum_u mean_i softplus(-w_uᵀ Vᵀ d_ui / 100).  Two facts make it cheap:
@@ -29,6 +30,7 @@ from jaxtyping import Array, Float
 from lore_jax.fitting import priors
 from lore_jax.fitting.bradley_terry import Fit
 from lore_jax.fitting.layout import Data, Layout, layout
+from lore_jax.lanes import fold, fold_max, spread
 from lore_jax.weights import newton
 from lore_jax.weights.objective import Problem, Rows
 from lore_jax.weights.precision import full_matmul_precision
@@ -44,7 +46,7 @@ SAMPLE = 4096
 
 
 class Solved(NamedTuple):
-    """The problem given [c, B]: weights a [K-1 U], the value with the ridge, the loss F without, force [n U] =
+    """The problem given [c, B]: weights a [K-1 U], the value with the ridge, the loss F without, force [n L] =
     -dF/dmargin.
     """
 
@@ -79,16 +81,17 @@ class _Search(NamedTuple):
     trial: Array
 
 
-def _eliminate(z: Float[Array, "n K U"], share: Float[Array, "n U"], start: Array, ridge: float) -> Solved:
+def _eliminate(z: Float[Array, "n K L"], votes: Layout, start: Array, ridge: float) -> Solved:
     """Minimum over a [K-1 U] of  sum_ui share softplus(-(z_0 + z_1.a)) + ridge/2 |a|^2, exactly."""
+    share = votes.share
     offset, free = z[:, 0], z[:, 1:]
     size = free.shape[1]
     weights = start
     if size > 0:
         mean, precision = jnp.zeros(size, z.dtype), ridge * jnp.eye(size, dtype=z.dtype)
-        pairs = Rows(jnp.moveaxis(free, 2, 0), share.T, None, offset.T)
+        pairs = Rows(jnp.moveaxis(free, 2, 0), share.T, votes.owner, offset.T)
         weights = newton.newton(newton.logistic_model(Problem(pairs, mean, precision)), start)
-    loss, force, _ = newton.logistic_terms(offset + jnp.sum(free * weights[None], 1))
+    loss, force, _ = newton.logistic_terms(offset + jnp.sum(free * spread(weights, votes.owner, axis=1)[None], 1))
     total = jnp.sum(share * loss)
     return Solved(weights, total + 0.5 * ridge * jnp.sum(weights**2), total, share * force)
 
@@ -97,12 +100,12 @@ def _with_one(weights: Array) -> Array:
     return jnp.concatenate([jnp.ones((1, weights.shape[1]), weights.dtype), weights])
 
 
-def _search(z: Array, change: Array, share: Array, here: Solved, slope: Array, ridge: float) -> tuple[Array, Solved]:
+def _search(z: Array, change: Array, votes: Layout, here: Solved, slope: Array, ridge: float) -> tuple[Array, Solved]:
     """A step length by the weak Wolfe conditions (Lewis & Overton 2013), 0 if none is found, and what it leads to."""
 
     def body(now: _Search) -> _Search:
-        there = _eliminate(z + now.next * change, share, here.weights, ridge)
-        steep = -jnp.sum(there.force * jnp.sum(change * _with_one(there.weights)[None], 1))
+        there = _eliminate(z + now.next * change, votes, here.weights, ridge)
+        steep = -jnp.sum(there.force * jnp.sum(change * spread(_with_one(there.weights), votes.owner, axis=1)[None], 1))
         low_enough = there.value <= here.value + 1e-4 * now.next * slope
         low = jnp.where(low_enough, now.next, now.low)
         high = jnp.where(low_enough, now.high, now.next)
@@ -132,7 +135,7 @@ def spectral_start(features: Array, votes: Layout, rank: int, key: Array) -> Flo
 
     begin = jnp.zeros((votes.place.shape[1], features.shape[1]), features.dtype)
     pulls, _ = lax.scan(add, begin, (votes.place, votes.share))
-    voted = votes.share.sum(0)[:, None] > 0
+    pulls, voted = fold(pulls, votes.owner), fold_max(votes.share.sum(0)[:, None] > 0, votes.owner)
     mean = pulls.sum(0, keepdims=True) / jnp.maximum(voted.sum(), 1)
     pulls = jnp.where(voted, pulls - mean, 0)
 
@@ -177,7 +180,7 @@ def _program(features, votes: Layout, key, goal, tolerance, *, rank: int, steps:
         toward, memory = solver.update(now.gradient, now.memory, now.matrix)
         slope = -jnp.sum(toward * now.gradient)
         change = -data.responses(toward)
-        length, there = _search(now.z, change, votes.share, now.here, slope, ridge)
+        length, there = _search(now.z, change, votes, now.here, slope, ridge)
         gain = now.here.value - there.value
         stalled = jnp.where(gain <= tolerance * there.value, now.stalled + 1, 0)
         # Without a step the next direction would be the same.
@@ -189,7 +192,7 @@ def _program(features, votes: Layout, key, goal, tolerance, *, rank: int, steps:
     def going(now: _State) -> Array:
         return (now.step < steps) & (now.stalled < STALLED) & (now.here.loss > goal)
 
-    here = _eliminate(z, votes.share, jnp.zeros((rank - 1, z.shape[2])), ridge)
+    here = _eliminate(z, votes, jnp.zeros((rank - 1, z.shape[2] - len(votes.owner))), ridge)
     history = jnp.full((steps,), here.loss)
     begin = _State(start, z, here, gradient(here), solver.init(start), jnp.array(0), jnp.array(0), history)
     last = lax.while_loop(going, body, begin)

@@ -96,7 +96,7 @@ def beliefs(found: Learned) -> GaussianPosterior:
     answers than others stays at the last one.
     """
     count = int((~found.data.seen).sum())
-    table = make_table(_context(found.data), None, count, found.data.num_responses)
+    table = make_table(_context(found.data), None, count, found.data.num_responses, split=False)
     answers = int(table.train.sum(1).max(initial=0))
     z = differences(jnp.asarray(found.rewards), table.chosen, table.rejected)[:count, :answers]
     return _observed(prior(found), z, table.train[:count, :answers])

@@ -1,6 +1,7 @@
 """Newton's method for many small logistic problems at once.
 
-Axis letters: U users (last: vector instructions go across them), n pairs per user (padded), K basis.
+Axis letters: U users and L lanes (last: vector instructions go across them), E further lanes (`lore_jax.lanes`), n
+pairs per lane (padded), K basis.
 
 Every user has a step length and a convergence test of their own, and stays put once converged: no user's answer depends
 on the users solved with them.
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from lore_jax.lanes import fold, fold_max, spread
 from lore_jax.weights.batched_cholesky import UNROLLED, cholesky, factor_entries, solve_entries
 from lore_jax.weights.objective import Problem, logistic_gradient, logistic_hessian, logistic_objective
 
@@ -128,18 +130,22 @@ def unrolled_logistic(
     precision: Array,
     offset: Array | None = None,
     squared: Array | None = None,
+    owner: Array | None = None,
 ) -> Model:
     """The logistic problem of few unknowns, written out: sum_i weight_i softplus(-(offset_i + z_i.w)) + the prior's.
 
-    Args: z [n K U], weight [n U], mean [K], precision [K K], offset [n U] (None: zero), squared [n U] (None: nowhere).
+    Args: z [n K L], weight [n L], mean [K], precision [K K], offset [n L] (None: zero), squared [n L] (None: nowhere),
+      owner [E] of further lanes.
     """
     pairs, size = z.shape[:2]
 
     def over_pairs(term: Callable[[Any], Array]) -> Array:
         """Sum of term(i) over pairs i; term also takes a slice of all, with the pairs' axis first."""
-        return _sum(term(i) for i in range(pairs)) if 0 < pairs <= WRITTEN_OUT else term(slice(None)).sum(0)
+        sums = _sum(term(i) for i in range(pairs)) if 0 < pairs <= WRITTEN_OUT else term(slice(None)).sum(0)
+        return fold(sums, owner, axis=-1)
 
     def along(weights: Array) -> Array:
+        weights = spread(weights, owner, axis=-1)
         return _sum(z[:, k] * weights[k][None] for k in range(size))
 
     def local(weights: Array) -> Local:
@@ -163,7 +169,7 @@ def unrolled_logistic(
 
     def change(move: Array) -> Array:
         bent = weight > 0 if squared is None else (weight > 0) & ~squared
-        return jnp.max(jnp.abs(along(move)) * bent, 0, initial=0.0)
+        return fold_max(jnp.max(jnp.abs(along(move)) * bent, 0, initial=0.0), owner)
 
     return Model(local, aim, change)
 
@@ -192,9 +198,9 @@ def rows(problem: Problem) -> Model:
 def logistic_model(problem: Problem) -> Model:
     """The faster form for the problem's shape."""
     pairs, mean = problem.rows, problem.mean
-    if pairs.user is not None or len(mean) > UNROLLED or pairs.choice is not None:
+    if pairs.z.ndim == 2 or len(mean) > UNROLLED or pairs.choice is not None:
         return rows(problem)
     offset, squared = (None if part is None else part.T for part in (pairs.offset, pairs.squared))
     # Transposed once and kept: otherwise every loop that reads the pairs transposes them again.
     z = lax.optimization_barrier(jnp.transpose(pairs.z, (1, 2, 0)))
-    return unrolled_logistic(z, pairs.weight.T, mean, problem.precision, offset, squared)
+    return unrolled_logistic(z, pairs.weight.T, mean, problem.precision, offset, squared, pairs.user)

@@ -1,6 +1,7 @@
 """What the few-shot solvers minimise: pairs, prior, value, gradient and Hessian.
 
-Axis letters: U users, n pairs per user (padded), P pairs (flat), K basis.
+Axis letters: U users, L lanes (`lore_jax.lanes`; where users have one each, U), E further lanes, n pairs per lane
+(padded), P pairs (flat), K basis.
 
 A row of margin m (offset included) loses weight * softplus(-m), a Bradley-Terry preference; with `squared`
 weight / 2 * m^2; and the rows of one `choice` together weight * log(1 + sum_j exp(-m_j)), one response taken out of
@@ -20,24 +21,22 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from lore_jax.lanes import fold, fold_max, spread
 from pref_jax.errors import UserError
 
 
 def together(values: Array, group: Array, reduce: Callable[..., Array] = jax.ops.segment_sum) -> Array:
-    """For each row what `reduce` makes of the rows of its group: values [U n ...] or [P ...] -> the same shape.
+    """For each row what `reduce` makes of the rows of its group: values [L n ...] or [P ...] -> the same shape.
 
     Args:
       values: numbers of rows.
-      group: int [U n] or [P], in 0 .. n - 1 (or P - 1); rows of one user with one number are a group, and -1 is a row
-        alone.
+      group: int [L n] or [P], in 0 .. L n - 1 (or P - 1); rows of one number are a group, and -1 is a row alone.
       reduce: `jax.ops.segment_sum` or one like it.
     """
     if not group.size:
         return values
-    size = group.shape[-1]
-    place = jnp.arange(size, dtype=group.dtype)
-    number = jnp.where(group < 0, size + place, group)
-    number = number + 2 * size * jnp.arange(group.size // size, dtype=group.dtype).reshape(*group.shape[:-1], 1)
+    alone = group.size + jnp.arange(group.size, dtype=group.dtype).reshape(group.shape)
+    number = jnp.where(group < 0, alone, group)
     flat = values.reshape(group.size, *values.shape[group.ndim :])
     return reduce(flat, number.reshape(-1), 2 * group.size)[number]
 
@@ -52,10 +51,11 @@ class _Choices(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Pairs of many users: `z [U n K]`, `weight [U n]`, `user` None; or flat: `z [P K]`, `weight [P]`, `user [P]`.
+    """Pairs of many users: `z [L n K]`, `weight [L n]`, `user [E]` of further lanes, or None for none; or flat:
+    `z [P K]`, `weight [P]`, `user [P]`.
 
     `offset`, shaped as `weight`, is a part of the margins that no weight moves; None for none. `choice`, int: rows of
-    one number, in 0 .. n - 1 (or P - 1), are one choice and of one weight; -1 is a row alone; None: all are.
+    one number, in 0 .. L n - 1 (or P - 1), are one choice and of one weight; -1 is a row alone; None: all are.
     `squared`, bool: rows that lose half the squared margin; None: none.
     """
 
@@ -67,9 +67,9 @@ class Rows(NamedTuple):
     squared: Array | None = None
 
     def margins(self, weights: Array) -> Array:
-        """z.w (+ offset) for every pair, [U n] or [P], from weights [U K]."""
-        if self.user is None:
-            margins = jnp.einsum("unk,uk->un", self.z, weights)
+        """z.w (+ offset) for every pair, [L n] or [P], from weights [U K]."""
+        if self.z.ndim == 3 or self.user is None:
+            margins = jnp.einsum("unk,uk->un", self.z, spread(weights, self.user))
         else:
             margins = jnp.einsum("pk,pk->p", self.z, weights[self.user])
         return margins if self.offset is None else margins + self.offset
@@ -116,28 +116,28 @@ class Rows(NamedTuple):
         return _Choices(loss / size, odds / (none + sums), none / (none + sums), size)
 
     def total(self, values: Array, num_users: int) -> Array:
-        """Sum over each user's pairs: [U n ...] or [P ...] -> [U ...]."""
-        if self.user is None:
-            return values.sum(1)
+        """Sum over each user's pairs: [L n ...] or [P ...] -> [U ...]."""
+        if self.z.ndim == 3 or self.user is None:
+            return fold(values.sum(1), self.user)
         return jax.ops.segment_sum(values, self.user, num_users)
 
     def largest(self, values: Array, num_users: int) -> Array:
-        """Largest non-negative value among each user's pairs, 0 for none: [U n] or [P] -> [U]."""
-        if self.user is None:
-            return values.max(1, initial=0.0)
+        """Largest non-negative value among each user's pairs, 0 for none: [L n] or [P] -> [U]."""
+        if self.z.ndim == 3 or self.user is None:
+            return fold_max(values.max(1, initial=0.0), self.user)
         return jax.ops.segment_max(values, self.user, num_users).clip(0)
 
     def gram(self, curvature: Array, num_users: int) -> Array:
         """Sum over each user's pairs of curvature * z zᵀ: [U K K]."""
-        if self.user is None:
-            return jnp.einsum("unk,unl->ukl", self.z * curvature[..., None], self.z)
+        if self.z.ndim == 3 or self.user is None:
+            return fold(jnp.einsum("unk,unl->ukl", self.z * curvature[..., None], self.z), self.user)
         outer = self.z[:, :, None] * (self.z * curvature[:, None])[:, None, :]
         return jax.ops.segment_sum(outer, self.user, num_users)
 
     def pull(self, force: Array, num_users: int) -> Array:
         """Sum over each user's pairs of force * z: [U K]."""
-        if self.user is None:
-            return jnp.einsum("unk,un->uk", self.z, force)
+        if self.z.ndim == 3 or self.user is None:
+            return fold(jnp.einsum("unk,un->uk", self.z, force), self.user)
         return jax.ops.segment_sum(self.z * force[:, None], self.user, num_users)
 
 
@@ -168,10 +168,10 @@ def problem(
 
     `extras`: offset, choice and squared of `Rows`.
     """
-    if (user is None) != (z.ndim == 3) or (user is not None and num_users is None):
+    if z.ndim != 3 and (z.ndim != 2 or user is None or num_users is None):
         raise UserError(
             f"weights: pairs of shape {z.shape} with user={'given' if user is not None else None}; "
-            "give z [U n K] alone, or z [P K] with user [P] and num_users"
+            "give z [U n K] alone, z [L n K] with user [E] of further rows, or z [P K] with user [P] and num_users"
         )
     weight = jnp.ones(z.shape[:-1], z.dtype) if mask is None else mask.astype(z.dtype)
     # Padding may hold anything, NaN included: only a zero in z itself keeps it out of every sum.
@@ -179,8 +179,13 @@ def problem(
     mean, precision = jnp.asarray(prior.mean, z.dtype), jnp.asarray(prior.precision, z.dtype)
     if extras.get("offset") is not None:
         extras["offset"] = jnp.where(weight > 0, extras["offset"], 0).astype(z.dtype)
+    choice = extras.get("choice")
+    if choice is not None and user is None:
+        first = choice.shape[1] * jnp.arange(len(choice), dtype=choice.dtype)[:, None]
+        extras["choice"] = jnp.where(choice < 0, -1, choice + first)
     rows = Rows(z, weight, user, **extras)
-    return Problem(rows, mean, precision), z.shape[0] if user is None else int(num_users or 0)
+    further = 0 if user is None else len(user)
+    return Problem(rows, mean, precision), len(z) - further if z.ndim == 3 else int(num_users or 0)
 
 
 def _pulled(problem: Problem, weights: Array) -> Array:

@@ -20,11 +20,12 @@ rankings and ratings become such rows: `lore_jax.fitting.reading`). What is said
 them.
 
 Users without pairs get the prior's mean, exactly (over the simplex, a mean outside of it is projected in the prior's
-metric). All are differentiable in z, mean and precision by the implicit function theorem (`lax.custom_root`; "ridge"
-and "mixture" directly); over the simplex wherever the support is locally constant.
+metric). All are differentiable in z, mean and precision by the implicit function theorem ("ridge" and "mixture"
+directly); over the simplex wherever the support is locally constant.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -67,10 +68,6 @@ def _blocks(linear: Callable[[Array], Array], num_users: int, size: int, dtype) 
     return jnp.moveaxis(jax.vmap(linear)(probes), 0, -1)
 
 
-def _hessian_solve(linear: Callable[[Array], Array], right: Array) -> Array:
-    return cholesky(_blocks(linear, right.shape[0], right.shape[1], right.dtype)).divide(right)
-
-
 def _projected_solve(linear: Callable[[Array], Array], right: Array) -> Array:
     blocks = _blocks(linear, right.shape[0], right.shape[1], right.dtype)
     # Singular to the float's precision (collinear huge features): no direction moves the solution.
@@ -102,18 +99,24 @@ def _better_start(model: Model, mean: Array, num_users: int) -> Array:
     return jnp.where((model.local(prior).value <= model.local(zero).value)[None], prior, zero)
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _minimum(problem: Problem, num_users: int) -> Array:
+    model = logistic_model(problem)
+    return newton(model, _better_start(model, problem.mean, num_users)).T
+
+
+@_minimum.defjvp
+def _moved_minimum(num_users: int, given: tuple[Problem], change: tuple[Problem]) -> tuple[Array, Array]:
+    """By the implicit function theorem: the Hessian times the change is minus the gradient's change at the minimum."""
+    found = _minimum(given[0], num_users)
+    _, slope = jax.jvp(lambda problem: logistic_gradient(problem, found), given, change)
+    return found, -cholesky(logistic_hessian(given[0], found)).divide(slope)
+
+
 @full_matmul_precision
 def logistic_weights(problem: Problem, num_users: int) -> Array:
     """MAP weights [U K], differentiable implicitly."""
-
-    model = logistic_model(problem)
-
-    def solve(_, start: Array) -> Array:
-        return newton(model, start.T).T
-
-    start = lax.stop_gradient(_better_start(model, problem.mean, num_users).T)
-    weights = lax.custom_root(lambda w: logistic_gradient(problem, w), start, solve, _hessian_solve)
-    return _or_prior(problem, weights, problem.mean)
+    return _or_prior(problem, _minimum(problem, num_users), problem.mean)
 
 
 def _logistic(problem: Problem, num_users: int) -> Posterior:
@@ -178,7 +181,7 @@ def solve_weights(
     *,
     likelihood: str = "logistic",
     constraint: str | None = None,
-    user: Int[Array, " P"] | None = None,
+    user: Int[Array, " users"] | None = None,
     num_users: int | None = None,
     offset: Float[Array, "*pairs"] | None = None,
     choice: Int[Array, "*pairs"] | None = None,
@@ -187,19 +190,19 @@ def solve_weights(
     """Weights of every user, each from their own pairs and the prior alone; see the module for what is minimised.
 
     Args:
-      z: differences of basis rewards, chosen minus rejected: a padded table [U n K], or [P K] with `user`, for users
-        too uneven to pad.
-      mask: true where a pair is real, [U n] or [P], or weights of pairs, 0 where one is not; None for all. Pairs that
-        are not real may hold anything.
+      z: differences of basis rewards, chosen minus rejected: a padded table [U n K]; a table [L n K] of lanes
+        (`lore_jax.lanes`), with `user` of those beyond one per user; or [P K] with `user`.
+      mask: true where a pair is real, [U n], [L n] or [P], or weights of pairs, 0 where one is not; None for all.
+        Pairs that are not real may hold anything.
       prior: mean [K] and precision [K K]. For "mixture" the mean holds the basis rewards' probabilities, and the
         precision is not read.
       likelihood: one of `LIKELIHOODS`; static, as is `constraint`.
       constraint: "simplex" for w >= 0, sum w = 1; "mixture" lies there anyway.
-      user: user of each flat pair, in [0, num_users), in any order.
-      num_users: with `user`, the number of users.
+      user: user of each further lane, ascending; or of each flat pair, in [0, num_users), in any order.
+      num_users: of flat pairs, the number of users.
       offset: shaped as `mask`, added to margins.
-      choice: likewise; pairs of one user and one number, in 0 .. n - 1 (or P - 1), are one choice out of several
-        responses and of one weight; -1 for a pair alone.
+      choice: likewise; pairs of one user and one number, in 0 .. n - 1, are one choice out of several responses and of
+        one weight; with `user` those of one number, in 0 .. L n - 1 (or P - 1); -1 for a pair alone.
       squared: likewise; true where a pair loses weight / 2 (z.w + offset)^2.
     Returns: weights [U K] and covariance [U K K]; for weights on the simplex the covariance is None.
     Raises: UserError for an unknown likelihood or constraint, if the shapes fit neither form, or for an offset, choice

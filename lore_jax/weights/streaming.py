@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from lore_jax.comparisons import bucket
+from lore_jax.lanes import bucket
 from lore_jax.weights.objective import Prior
 from lore_jax.weights.solve import solve_weights
 from pref_jax.comparisons import Comparisons, Votes

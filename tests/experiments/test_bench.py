@@ -21,6 +21,7 @@ from experiments.benchmarks import (
     online,
     prefix,
     prepare,
+    ragged,
     reference,
     solver,
 )
@@ -37,6 +38,7 @@ RUNS = {
     "first_call": lambda: first_call.first_call(sizes=(), searches=("quick", "quick")),
     "start_up": lambda: first_call.start_up(rounds=1),
     "lore_solve": lambda: solver.lore_solve(users=20, sample=2, scales=(30,), streamed=(40,)),
+    "heavy_tail": lambda: ragged.heavy_tail((400, 800), users=50, most=300, steps=2),
     "lore_online": lambda: online.lore_online(users=12, rank=2, trials=2, drifting=5, change=4, after=5),
     "lore_active": lambda: asking.lore_active(users=8, pairs=30, rank=2, trials=2, sample=3, each=4),
     "adapt": lambda: adapt.adapt_unseen((40, 60), dim=8, sample=10),

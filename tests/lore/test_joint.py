@@ -104,7 +104,7 @@ def test_reduced_value_and_gradient_equal_numpy():
         data = Data(jnp.asarray(difference), jnp.ones(4), layout(votes, 7))
         data = data._replace(votes=data.votes._replace(share=data.votes.share.astype(float)))
         z = data.responses(jnp.asarray(matrix))
-        solved = variable_projection._eliminate(z, data.votes.share, jnp.zeros((2, 7)), ridge)
+        solved = variable_projection._eliminate(z, data.votes, jnp.zeros((2, 7)), ridge)
         gradient = -data.pull(solved.force, variable_projection._with_one(solved.weights))
     np.testing.assert_allclose(solved.value, reduced(matrix), rtol=1e-6)
     for _ in range(3):

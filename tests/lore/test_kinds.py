@@ -10,6 +10,7 @@ from mixed_votes import BASIS, GAPS, LOG_SCALE, USERS, Crowd
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
+from lore_jax import lanes
 from lore_jax.fitting.reading import pull, row_arguments, total_constants
 from lore_jax.ratings import PRECISION
 from lore_jax.weights import objective
@@ -41,8 +42,10 @@ def slope_of(value, step=1e-4):
     return lambda at: np.array([(value(at + e) - value(at - e)) / (2 * step) for e in eye])
 
 
-@pytest.mark.parametrize(("ranked", "rated"), [(True, True), (False, True)])
-def test_mixed_votes_equal_scipy(ranked, rated):
+@pytest.mark.parametrize(("ranked", "rated", "further"), [(True, True, 16), (False, True, 16), (True, True, 0)])
+def test_mixed_votes_equal_scipy(monkeypatch, ranked, rated, further):
+    # Where further lanes cost nothing, most users have several, and choices lie across them.
+    monkeypatch.setattr(lanes, "FURTHER", further)
     crowd, (mean, precision) = Crowd(ranked=ranked, rated=rated), prior_of()
     with jax.enable_x64(True):
         ends = np.asarray(thresholds(jnp.asarray(GAPS)))
@@ -109,13 +112,13 @@ def test_flat_rows_equal_padded_ones():
     with jax.enable_x64(True):
         prior, rows = Prior(jnp.asarray(mean), jnp.asarray(precision)), crowd.rows()
         padded = SOLVE["logistic"](prior=prior, **rows)
-        users, width = rows["mask"].shape
-        choice = np.asarray(rows["choice"])
-        parts = {name: np.asarray(x).reshape(users * width, *x.shape[2:]) for name, x in rows.items()}
-        parts["choice"] = np.where(choice < 0, -1, choice + width * np.arange(users)[:, None]).reshape(-1)
-        order = np.random.default_rng(0).permutation(users * width)
+        owner, (count, width) = np.asarray(rows.pop("user")), rows["mask"].shape
+        assert owner.size, "some users have two lanes"
+        users = count - len(owner)
+        parts = {name: np.asarray(x).reshape(count * width, *x.shape[2:]) for name, x in rows.items()}
+        order = np.random.default_rng(0).permutation(count * width)
         flat: dict[str, Any] = {name: jnp.asarray(x[order]) for name, x in parts.items()}
-        user = jnp.asarray(np.repeat(np.arange(users), width)[order])
+        user = jnp.asarray(np.repeat(np.append(np.arange(users), owner), width)[order])
         found = solve_weights(prior=prior, user=user, num_users=users, **flat)
     np.testing.assert_allclose(found.weights, padded.weights, atol=1e-9)
     np.testing.assert_allclose(found.covariance, padded.covariance, rtol=1e-6, atol=1e-12)
@@ -131,7 +134,7 @@ def test_derivatives_by_thresholds_and_scale_equal_differences():
         @jax.jit
         def run(numbers):
             scales = {"gaps": numbers[:3], "log_scale": numbers[3]}
-            rows = row_arguments(crowd.table.extras, crowd.table.train, scales)
+            rows = row_arguments(crowd.table.extras, crowd.table.train, scales, crowd.table.owner)
             return jnp.sum(solve_weights(jnp.asarray(crowd.z), prior=prior, **rows).weights[:USERS] * sent)
 
         at = jnp.asarray([*GAPS, LOG_SCALE])
@@ -151,7 +154,7 @@ def test_the_objective_is_convex_in_weights_thresholds_and_scale():
             extras, dtype = crowd.table.extras, jnp.float64
             gaps = jnp.log(jnp.expm1(jnp.diff(ends, prepend=0.0) - 1e-4))
             scales = {"gaps": gaps, "log_scale": jnp.log(scale)}
-            rows = row_arguments(extras, crowd.table.train, scales)
+            rows = row_arguments(extras, crowd.table.train, scales, crowd.table.owner)
             problem, users = objective.problem(jnp.asarray(crowd.z), prior=prior, **rows)
             lost = objective.logistic_objective(problem, jnp.broadcast_to(w, (users, BASIS)))
             more: Any = total_constants(extras, crowd.table.train, scales, dtype)

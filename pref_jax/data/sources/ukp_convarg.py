@@ -38,8 +38,6 @@ from pref_jax.progress import log
 REPOSITORY = "https://github.com/UKPLab/acl2016-convincing-arguments"
 FOLDERS = ("", "UKPConvArg1-full-XML", "data/UKPConvArg1-full-XML")
 FILES = 32
-# The fit of LoRe lays out as many places for every user as the busiest one has votes.
-MOST_VOTES = 1024
 SIGNS = {"a1": 1, "a2": -1, "equal": 0}
 PROMPT = "Debate: {title}\nArgue for this side: {side}"
 OWN_RULE = (
@@ -65,7 +63,7 @@ class Judgement(NamedTuple):
 
 @flat_options(split=RowSplitOptions())
 def read(
-    path: str | Path, *, max_votes_per_user: int | None = MOST_VOTES, split: RowSplitOptions, seed: int = 0
+    path: str | Path, *, max_votes_per_user: int | None = None, split: RowSplitOptions, seed: int = 0
 ) -> Preferences:
     """Reads the corpus: all files that are there.
 
