@@ -20,8 +20,11 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(q|k|v|gate|up)_proj/b$", PartitionSpec(None, None, "tensor")),
     (r"(o|down)_proj/a$", PartitionSpec(None, "tensor", None)),
     (r"(o|down)_proj/b$", PartitionSpec(None, None, "fsdp")),
+    (r"experts/(gate|up|gate_up)$", PartitionSpec(None, "tensor", "fsdp", None)),
+    (r"experts/down$", PartitionSpec(None, "tensor", None, "fsdp")),
     (r"\bembed/embedding$", PartitionSpec("tensor", "fsdp")),
     (r"\bpositions/embedding$", PartitionSpec(None, "fsdp")),
+    (r"\bhead/dense/kernel$", PartitionSpec("fsdp", "tensor")),
     (r"lm_head/kernel$", PartitionSpec("fsdp", "tensor")),
     (r"", PartitionSpec()),  # norms, remaining biases, scalars: a copy on each device
 )

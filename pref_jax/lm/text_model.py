@@ -66,7 +66,7 @@ class TextSettings:
     dtype: str = "float32"
 
     def __post_init__(self):
-        if self.pooling not in ("", "last", "mean"):
+        if self.pooling not in ("", "last", "first", "mean"):
             raise UserError(f"pooling is {self.pooling!r}; give last, mean, or nothing for the model's own")
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"dtype is {self.dtype!r}; give float32 or bfloat16")
