@@ -10,7 +10,7 @@ import tiny
 
 from pref_jax.errors import UserError
 from pref_jax.lm import attention, backbone, lora
-from pref_jax.lm.config import TRAITS, LMConfig, RopeScaling
+from pref_jax.lm.config import TRAITS, Disentangled, LMConfig, RopeScaling
 
 LLAMA = tiny.llama(vocab_size=31, num_layers=3)
 BERT = tiny.bert(vocab_size=31, num_layers=3, max_positions=12)
@@ -294,7 +294,7 @@ def test_mistakes_are_told_with_their_mend():
     with pytest.raises(UserError, match="3 does not divide 4 heads"):
         LMConfig(**{**vars(LLAMA), "num_kv_heads": 3})
     wrong = {"sliding_layers": (True, False), "num_labels": 1, "num_kv_heads": 4, "family": "modernbert"}
-    with pytest.raises(UserError, match=r"(?s)3 faults.*num_labels.*"):
+    with pytest.raises(UserError, match=r"(?s)2 faults.*sliding_layers.*window"):
         LMConfig(**{**vars(LLAMA), **wrong})
 
 
@@ -418,7 +418,8 @@ def test_patterns_name_each_kind_of_layer_once():
 def test_every_family_makes_finite_states_and_gradients():
     tokens, mask = some_rows()
     for name in TRAITS:
-        config = LMConfig(**{**vars(LLAMA), "family": name, "num_kv_heads": 4, "attention_bias": None})
+        own = {"disentangled": Disentangled(max_distance=8)} if TRAITS[name].kind == "deberta" else {}
+        config = LMConfig(**{**vars(LLAMA), "family": name, "num_kv_heads": 4, "attention_bias": None, **own})
         params = params_of(config)
         adapters = _fresh(config)
 
