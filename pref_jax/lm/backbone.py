@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int32, Key
 
 from pref_jax import sharding
 from pref_jax.errors import Faults, UserError
-from pref_jax.lm import attention, bert, deberta, decoder, lora
+from pref_jax.lm import attention, bert, deberta, decoder, delta, lora
 from pref_jax.lm.attention import AttentionFn, Mask, Rows
 from pref_jax.lm.config import LMConfig
 
@@ -38,7 +38,7 @@ REMAT: dict[str, Any] = {
 
 def family(config: LMConfig) -> ModuleType:
     """The module that defines `Frame` and `Block` of `config.family`."""
-    return {"bert": bert, "deberta": deberta, "decoder": decoder}[config.traits.kind]
+    return {"bert": bert, "deberta": deberta, "decoder": decoder, "delta": delta}[config.traits.kind]
 
 
 def init(config: LMConfig, key: Key[Array, ""], dtype: Any = jnp.float32) -> dict[str, Any]:

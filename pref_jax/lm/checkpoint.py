@@ -175,7 +175,7 @@ def _match(
         ends = np.cumsum([shape[0] for shape in shapes]).tolist()
         for place in np.ndindex(wanted[row.paths[0]][:stacked]):
             key = head or pattern if pattern == "score.weight" else pattern.format(*place)
-            absent = stacked > 0 and place[0] < row.first_layer
+            absent = stacked > 0 and not row.at(config, place[0])
             found = None if absent else bare.get(key)
             _check(key, found, whole, faults, optional=absent)
             used.add(key)
@@ -227,7 +227,7 @@ def _read(sources: list[_Part | None], leaf: jax.ShapeDtypeStruct, place: Shardi
 
 
 def _fill(row: np.ndarray, part: _Part | None, bounds: Sequence[tuple[int, int]]) -> None:
-    """Reads `bounds` of one layer of a parameter into `row`; without a tensor, ones: only norms can lack one."""
+    """Reads `bounds` of one layer of a parameter into `row`; without a tensor, ones, which nothing reads."""
     if part is None:
         row[...] = 1
         return
@@ -265,7 +265,7 @@ def _plan(
         places = arrays[0].shape[: pattern.count("{}")]
         size = sum(array.nbytes for array in arrays) // math.prod(places)
         for place in np.ndindex(places):
-            if place and place[0] < row.first_layer:
+            if place and not row.at(config, place[0]):
                 continue
             make = functools.partial(_theirs, arrays, place, row.transpose)
             if shards[-1] and sum(size for size, _ in shards[-1].values()) + size > max_bytes:

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal, NamedTuple
 
 from pref_jax.errors import Faults
-from pref_jax.lm.families import TRAITS, Family, Traits
+from pref_jax.lm.families import TRAITS, UNCLASSIFIED, Family, Traits
 
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 
@@ -87,6 +87,23 @@ class Disentangled:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DeltaNet:
+    """Sizes of the gated delta nets that stand in place of attention in some layers; `delta` has the formulas.
+
+    Attributes:
+      key_heads, value_heads: consecutive value heads share a key head.
+      key_dim, value_dim: widths of a head.
+      kernel: so many tokens are mixed before.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Multipliers:
     """Granite's: of embedded tokens, of what is added to the residual, of attention scores (None: as usual), and what
     next-token logits are divided by.
@@ -133,7 +150,9 @@ class LMConfig:
       local_rope_scaling: stretching in sliding layers with a base of their own, if any.
       window: reach of sliding layers, see `Pattern.window`.
       sliding_layers: one flag a layer; empty: no layer slides.
-      still_layers: one flag a layer, true where nothing is rotated; empty: all rotate.
+      still_layers: one flag a layer, true where nothing is rotated; empty: all rotate. With `delta`, these layers have
+        a delta net in place of attention.
+      delta: the delta nets' sizes (`qwen3_5_text`).
       rotary_dim: how many of a head's features are rotated, the first ones; 0 stands for `head_dim`.
       bidirectional: tokens of a decoder see those behind them too.
       experts: of the MLP, if it has any.
@@ -178,6 +197,7 @@ class LMConfig:
     window: int | None = None
     sliding_layers: tuple[bool, ...] = ()
     still_layers: tuple[bool, ...] = ()
+    delta: DeltaNet | None = None
     rotary_dim: int = 0
     bidirectional: bool = False
     experts: Experts | None = None
@@ -231,6 +251,11 @@ class LMConfig:
         return float(self.query_scalar or self.head_dim) ** -0.5 if own is None else own
 
     @property
+    def shares_prefix(self) -> bool:
+        """Texts that begin alike can be read from one row."""
+        return self.traits.causal and self.delta is None
+
+    @property
     def rotated(self) -> int:
         """How many of a head's features are rotated."""
         return self.rotary_dim or self.head_dim
@@ -249,6 +274,12 @@ class LMConfig:
     def reads_score(self) -> bool:
         """Pooled states are what the model's own `score` reads."""
         return bool(self.num_labels) and self.pooling == (self.head_pooling if self.dense_head else "last")
+
+    @property
+    def as_classifier(self) -> bool:
+        """transformers has a sequence classifier whose last linear reads what is pooled here."""
+        last = TRAITS[self.family].causal and self.pooling == "last" and self.family not in UNCLASSIFIED
+        return last or (self.dense_head and self.reads_score)
 
     @property
     def patterns(self) -> tuple[Pattern, ...]:
@@ -295,7 +326,7 @@ def _check_choices(config: LMConfig, faults: Faults) -> None:
     if config.dense_head and config.head_activation not in (*ACTIVATIONS, "tanh"):
         known = ", ".join((*ACTIVATIONS, "tanh"))
         faults.add("head_activation", f"{config.head_activation!r} is unknown", f"use one of {known}")
-    if own.kind == "decoder" and (config.rotated % 2 or config.rotated > config.head_dim):
+    if own.kind in ("decoder", "delta") and (config.rotated % 2 or config.rotated > config.head_dim):
         had = f"{config.rotated} of a head's {config.head_dim} features are to turn in pairs"
         faults.add("head_dim", had, "use an even number of them")
     for scaling in (config.rope_scaling, config.local_rope_scaling):
@@ -304,8 +335,13 @@ def _check_choices(config: LMConfig, faults: Faults) -> None:
             faults.add("rope_scaling.short_factor", had, "give one for each")
     if not own.causal and config.num_kv_heads != config.num_heads:
         faults.add("num_kv_heads", f"the {config.family} family has no grouped queries", "leave it out")
-    if (own.kind == "deberta") != (config.disentangled is not None):
-        faults.add("disentangled", "belongs to deberta-v2, and to it alone", "give it there and nowhere else")
+    for name, kind in (("disentangled", "deberta"), ("delta", "delta")):
+        if (own.kind == kind) != (getattr(config, name) is not None):
+            families = ", ".join(family for family, traits in TRAITS.items() if traits.kind == kind)
+            faults.add(name, f"belongs to {families}, and to it alone", "give it there and nowhere else")
+    if config.delta is not None and config.delta.value_heads % config.delta.key_heads:
+        had = f"{config.delta.key_heads} key heads do not divide {config.delta.value_heads} value heads"
+        faults.add("delta", had, "use a divisor")
     if config.experts is not None and not 1 <= config.experts.per_token <= config.experts.count:
         had = f"{config.experts.per_token} of {config.experts.count} a token"
         faults.add("experts", had, "give from 1 to all of them")

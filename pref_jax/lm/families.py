@@ -4,30 +4,19 @@ import difflib
 from typing import Any, Literal, NamedTuple
 
 Family = Literal[
-    "llama", "mistral", "ministral", "ministral3", "qwen2", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text",
-    "smollm3", "olmo2", "olmo3", "phi3", "granite", "gpt_oss",
+    "llama", "mistral", "ministral", "ministral3", "qwen2", "qwen3", "qwen3_moe", "qwen3_5_text",
+    "gemma", "gemma2", "gemma3_text", "smollm3", "olmo2", "olmo3", "phi3", "granite", "gpt_oss",
     "bert", "roberta", "xlm-roberta", "deberta-v2", "modernbert",
 ]  # fmt: skip
 _STEMS = {
-    "qwen3_moe": "Qwen3Moe", "gemma3_text": "Gemma3", "smollm3": "SmolLM3", "gpt_oss": "GptOss",
+    "qwen3_moe": "Qwen3Moe", "qwen3_5_text": "Qwen3_5", "gemma3_text": "Gemma3", "smollm3": "SmolLM3",
+    "gpt_oss": "GptOss",
     "xlm-roberta": "XLMRoberta", "deberta-v2": "DebertaV2", "modernbert": "ModernBert",
 }  # fmt: skip
 # Families that are known under another name, or that people are likely to take for one that is here.
-_NEAREST = {
-    "phi": "phi3",
-    "phi4": "phi3",
-    "olmo": "olmo2",
-    "distilbert": "bert",
-    "electra": "bert",
-    "deberta": "deberta-v2",
-}
-_NEAREST |= {
-    "mixtral": "qwen3_moe",
-    "granitemoe": "granite",
-    "camembert": "roberta",
-    "cohere": "llama",
-    "gemma3n": "gemma3_text",
-}
+_NEAREST = {"phi": "phi3", "phi4": "phi3", "olmo": "olmo2", "distilbert": "bert", "electra": "bert"}
+_NEAREST |= {"deberta": "deberta-v2", "mixtral": "qwen3_moe", "granitemoe": "granite", "camembert": "roberta"}
+_NEAREST |= {"cohere": "llama", "gemma3n": "gemma3_text", "gemma4": "gemma3_text", "qwen3_next": "qwen3_5_text"}
 
 
 class Traits(NamedTuple):
@@ -47,7 +36,7 @@ class Traits(NamedTuple):
       sinks: each head attends to a learnt score beside the keys, which takes weight and gives nothing.
     """
 
-    kind: Literal["decoder", "bert", "deberta"] = "decoder"
+    kind: Literal["decoder", "delta", "bert", "deberta"] = "decoder"
     causal: bool = True
     norm_offset: bool = False
     pre_norms: bool = True
@@ -71,6 +60,7 @@ TRAITS: dict[str, Traits] = {
     "qwen2": Traits(attention_bias=True, output_bias=False),
     "qwen3": Traits(qk_norm="head"),
     "qwen3_moe": Traits(qk_norm="head"),
+    "qwen3_5_text": Traits(kind="delta", norm_offset=True, qk_norm="head"),
     "gemma": _GEMMA,
     "gemma2": _GEMMA._replace(post_norms=True),
     "gemma3_text": _GEMMA._replace(post_norms=True, qk_norm="head"),
@@ -86,6 +76,10 @@ TRAITS: dict[str, Traits] = {
     "deberta-v2": _BERT._replace(kind="deberta"),
     "modernbert": Traits(causal=False),
 }
+
+
+# Families without a sequence classifier in transformers.
+UNCLASSIFIED = ("granite",)
 
 
 def stem(family: str) -> str:

@@ -23,6 +23,13 @@ ENCODERS = {
     "deberta-v2": ("pooler.dense", "classifier"),
     "modernbert": ("head.dense", "classifier"),
 }
+
+
+def score_module(config: LMConfig) -> str:
+    """The last linear of this family's sequence classifier in transformers."""
+    return ENCODERS[config.family][1] if config.family in ENCODERS else "score"
+
+
 _LOOSE = re.compile(r"(classifier|score)(\.(dense|out_proj))?\.weight")
 
 

@@ -10,15 +10,18 @@ from typing import Any
 from pref_jax import json_fields
 from pref_jax.errors import Faults
 from pref_jax.lm import families, hf_fields, hf_rope
-from pref_jax.lm.config import Disentangled, Experts, LMConfig, Multipliers
+from pref_jax.lm.config import DeltaNet, Disentangled, Experts, LMConfig, Multipliers
 from pref_jax.lm.families import TRAITS
 from pref_jax.lm.hf_defaults import DEFAULTS, NULLS
-from pref_jax.lm.hf_fields import MULTIPLIERS, SIZES, USED
+from pref_jax.lm.hf_fields import DELTA, MULTIPLIERS, SIZES, USED
 from pref_jax.lm.hf_write import architecture, write
 
 __all__ = ["architecture", "read", "write"]
 
 Raw = Mapping[str, Any]
+
+# Kinds of families with rotary positions.
+_ROTARY = ("decoder", "delta")
 
 
 def read(raw: Any, *, where: str = "config.json") -> LMConfig:
@@ -46,10 +49,10 @@ def read(raw: Any, *, where: str = "config.json") -> LMConfig:
     known = {name: whole[name] for name in whole.keys() & USED.get(family, set())} | {"model_type": family}
     json_fields.check(known, hf_fields.KINDS, faults, where)
     hf_fields.refuse(said, family, faults, where)
-    turned = family and TRAITS[family].kind == "decoder" and json_fields.is_whole(whole.get("max_position_embeddings"))
+    turned = family and TRAITS[family].kind in _ROTARY and json_fields.is_whole(whole.get("max_position_embeddings"))
     rope = hf_rope.read({**DEFAULTS[family], **said, **known}, faults, where) if turned else {}
     faults.raise_if_any("Transformer configuration")
-    fields = _rotary(known) if TRAITS[family].kind == "decoder" else _bert(known)
+    fields = _rotary(known) if TRAITS[family].kind in _ROTARY else _bert(known)
     eos = known.get("eos_token_id")
     return LMConfig(
         **{
@@ -98,6 +101,8 @@ def _rotary(raw: Raw) -> dict[str, Any]:
         "pooling": "mean" if both_ways and not labels else "last",
         **_experts(raw),
     }
+    if family == "qwen3_5_text":
+        fields["delta"] = DeltaNet(**{ours: raw[theirs] for ours, theirs in DELTA.items()})
     if family == "granite":
         own = {ours: float(raw[theirs]) for ours, theirs in MULTIPLIERS.items()}
         fields["multipliers"] = Multipliers(**own)
@@ -205,6 +210,10 @@ def _sliding(raw: Raw) -> tuple[bool, ...]:
 def _still(raw: Raw) -> tuple[bool, ...]:
     """Which layers are not told positions."""
     layers = range(raw["num_hidden_layers"])
+    if raw["model_type"] == "qwen3_5_text":
+        kinds = raw.get("layer_types")
+        every = raw["full_attention_interval"]
+        return tuple(kinds[layer] == "linear_attention" if kinds else bool((layer + 1) % every) for layer in layers)
     if raw["model_type"] != "smollm3":
         return ()
     if raw.get("no_rope_layers"):

@@ -29,6 +29,13 @@ MULTIPLIERS = {
     "attention": "attention_multiplier",
     "logits": "logits_scaling",
 }
+DELTA = {
+    "key_heads": "linear_num_key_heads",
+    "value_heads": "linear_num_value_heads",
+    "key_dim": "linear_key_head_dim",
+    "value_dim": "linear_value_head_dim",
+    "kernel": "linear_conv_kernel_dim",
+}
 _WHOLES: Kind = (
     lambda value: isinstance(value, list) and all(map(json_fields.is_whole, value)),
     "give a list of whole numbers",
@@ -39,7 +46,8 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(("type_vocab_size", "max_relative_positions", "position_buckets"), WHOLE),
     **dict.fromkeys(("sliding_window_pattern", "local_attention", "global_attn_every_n_layers"), COUNT),
     **dict.fromkeys(("num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size"), COUNT),
-    **dict.fromkeys(("no_rope_layer_interval", "decoder_sparse_step"), COUNT),
+    **dict.fromkeys(("no_rope_layer_interval", "decoder_sparse_step", "full_attention_interval"), COUNT),
+    **dict.fromkeys(DELTA.values(), COUNT),
     **dict.fromkeys(("no_rope_layers", "mlp_only_layers"), _WHOLES),
     **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "norm_eps", "query_pre_attn_scalar"), AMOUNT),
     **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "swiglu_limit", "logits_scaling"), AMOUNT),
@@ -76,6 +84,7 @@ USED: dict[str, set[str]] = {
     "qwen3_moe": _QWEN_USED - {"layer_types", "max_window_layers"}
     | {"attention_bias", "num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size"}
     | {"norm_topk_prob", "decoder_sparse_step", "mlp_only_layers"},
+    "qwen3_5_text": _GROUPED | {"hidden_act", "layer_types", "full_attention_interval", *DELTA.values()},
     "gemma": _GROUPED | {"hidden_act", "attention_bias"},
     "gemma2": _GEMMA2_USED,
     "gemma3_text": _GEMMA2_USED | {"sliding_window_pattern", "use_bidirectional_attention"},
@@ -115,12 +124,12 @@ _PARTS = {
     *("conv_kernel_size", "attention_head_size", "pooler_hidden_size", "share_att_key", "position_buckets"),
 }
 # The model that reads text in a model with pictures, where that part does not say.
-_WRAPPERS = {"gemma3": "gemma3_text", "mistral3": "mistral"}
+_WRAPPERS = {"gemma3": "gemma3_text", "mistral3": "mistral", "qwen3_5": "qwen3_5_text"}
 # Fields without effect on states and rewards: of training, of generation, of other heads, of whoever wrote the file.
 _NO_EFFECT = re.compile(
     r"_.*|.*dropout.*|.*_pdrop|output_.*|return_dict.*|use_(cache|return_dict|bfloat16)|(torch_)?dtype|torchscript|"
     r"transformers_version|auto_map|init(ializer)?_.*|classifier_.*|decoder_bias|sparse_pred.*|reference_compile|"
-    r"deterministic_.*|router_.*|legacy|cls_dropout|(cls|sep|unk|mask)_token_id|label2id|problem_type|pretraining_tp|sentence_transformers|"
+    r"deterministic_.*|router_.*|legacy|mtp_.*|attn_output_gate|mamba_ssm_dtype|language_model_only|cls_dropout|(cls|sep|unk|mask)_token_id|label2id|problem_type|pretraining_tp|sentence_transformers|"
     r"reward_offset|summary_.*|finetuning_task|task_specific_params|chunk_size_feed_forward|gradient_checkpointing|"
     r"(attn|experts|cache)_implementation|mm_.*|(boi|eoi|image|video)_.*|vision_config|text_config|model_type|"
     r"name_or_path|tie_encoder_decoder|is_decoder|pruned_heads|directionality|pooler_.*|unsloth_.*|hidden_act(ivation)?|"
@@ -147,13 +156,13 @@ def text_part(raw: Raw, faults: Faults, where: str) -> Raw:
     if not isinstance(kind, str) or kind not in _WRAPPERS or text is None:
         return raw
     text = json_fields.record(text, f"{where}: text_config")
-    family = _WRAPPERS[kind] if kind == "gemma3" else text.get("model_type", _WRAPPERS[kind])
+    family = text.get("model_type", _WRAPPERS[kind]) if kind == "mistral3" else _WRAPPERS[kind]
     own = USED.get(family, set()) | hf_rope.fields(family) | _PARTS
     for name in sorted((raw.keys() & own) - _OUTER - {"pad_token_id"}):
         if raw[name] is not None and raw[name] != text.get(name):
             said = f"{json_fields.brief(raw[name])} stands beside text_config, where transformers does not read it"
             faults.add(f"{where}: {name}", said, "put it into text_config, or leave it out")
-    outer = {"tie_word_embeddings": True} | {name: raw[name] for name in _OUTER if name in raw}
+    outer = {"tie_word_embeddings": kind != "qwen3_5"} | {name: raw[name] for name in _OUTER if name in raw}
     return {**text, **outer, "model_type": family}
 
 
@@ -167,6 +176,10 @@ _ONLY: dict[str, tuple[tuple[str, Any, str], ...]] = {
     "qwen3_moe": (
         ("decoder_sparse_step", 1, "layers without experts are not supported"),
         ("mlp_only_layers", [], "layers without experts are not supported"),
+    ),
+    "qwen3_5_text": (
+        ("attention_bias", False, "biases are not supported"),
+        ("attn_output_gate", True, "attention without its gate is not supported"),
     ),
     "gpt_oss": (("swiglu_alpha", 1.702, "another slope of the gate is not supported"),),
     **dict.fromkeys(
@@ -195,7 +208,8 @@ def refuse(raw: Raw, family: str, faults: Faults, where: str) -> None:
         if found != value:
             faults.add(f"{where}: {name}", f"is {json_fields.brief(found)}: {why}", "use another checkpoint")
     if family in USED and "layer_types" in USED[family] and isinstance(raw.get("layer_types"), list):
-        odd = [kind for kind in raw["layer_types"] if kind not in ("full_attention", "sliding_attention")]
+        known = ("full_attention", "linear_attention" if family == "qwen3_5_text" else "sliding_attention")
+        odd = [kind for kind in raw["layer_types"] if kind not in known]
         if odd:
             what = f"has {json_fields.brief(odd[0])}"
-            faults.add(f"{where}: layer_types", what, "use a checkpoint with full_attention and sliding_attention")
+            faults.add(f"{where}: layer_types", what, f"use a checkpoint with {' and '.join(known)}")

@@ -35,8 +35,10 @@ _NUMBERS = ("rope_theta", "factor", "low_freq_factor", "high_freq_factor", "beta
 _NUMBERS += ("mscale", "mscale_all_dim", "attention_factor", "partial_rotary_factor")
 _FACTORS = ("short_factor", "long_factor")
 _OWN = {"ministral3": {"llama_4_scaling_beta", "max_position_embeddings"}}
+# Pictures have positions in three directions; of a text all three are the same.
+_OWN |= {"qwen3_5_text": {"mrope_section", "mrope_interleaved"}}
 # Families of which part of a head may stay as it is.
-_PARTIAL = ("phi3",)
+_PARTIAL = ("phi3", "qwen3_5_text")
 _KNOWN = {*_NUMBERS, *_FACTORS, "original_max_position_embeddings", "truncate", "rope_type", "type", "finetuned"}
 _KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from pref_jax.lm import families, hf_rope
 from pref_jax.lm.config import LMConfig
-from pref_jax.lm.hf_fields import MULTIPLIERS, SIZES, USED
+from pref_jax.lm.hf_fields import DELTA, MULTIPLIERS, SIZES, USED
 
 # Without these, engines put a softmax or a sigmoid on rewards: transformers' pipelines and vLLM's /classify go by the
 # first, vLLM's /score and cross-encoders of sentence-transformers by the second.
@@ -13,8 +13,8 @@ RAW_SCORES: Mapping[str, Any] = {
     "problem_type": "regression",
     "sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"},
 }
-_TRUNKS = {"gemma3_text": "Gemma3TextModel"}
-_CLASSIFIERS = {"gemma3_text": "Gemma3TextForSequenceClassification"}
+_TRUNKS = {"gemma3_text": "Gemma3TextModel", "qwen3_5_text": "Qwen3_5TextModel"}
+_CLASSIFIERS = {family: name.replace("Model", "ForSequenceClassification") for family, name in _TRUNKS.items()}
 
 
 def write(config: LMConfig) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def write(config: LMConfig) -> dict[str, Any]:
     if config.num_labels:
         names = {str(label): f"LABEL_{label}" for label in range(config.num_labels)}
         common |= {"id2label": names, "label2id": {name: int(label) for label, name in names.items()}, **RAW_SCORES}
-    if config.traits.kind != "decoder":
+    if config.traits.kind in ("bert", "deberta"):
         return common | _write_bert(config)
     return common | _write_rotary(config) | _write_sliding(config) | hf_rope.write(config)
 
@@ -122,6 +122,10 @@ def _write_sliding(config: LMConfig) -> dict[str, Any]:
     kinds = {"layer_types": ["sliding_attention" if near else "full_attention" for near in slides]}
     if config.family == "modernbert":
         return kinds | {"local_attention": 2 * (config.window - 1) if config.window else 128}
+    if config.delta is not None:
+        still = config.still_layers or (False,) * config.num_layers
+        delta = {theirs: getattr(config.delta, ours) for ours, theirs in DELTA.items()}
+        return delta | {"layer_types": ["linear_attention" if one else "full_attention" for one in still]}
     if "sliding_window" not in used:
         return {}
     both = config.bidirectional and config.window

@@ -45,7 +45,7 @@ def pair_states(
       UserError: if the transformer is an encoder and the texts of a pair share a row.
     """
     if "parts" in batch:
-        if not config.traits.causal:
+        if not config.shares_prefix:
             raise UserError(
                 f"reward: a {config.family} model reads a prompt otherwise under each answer, so the texts of a pair "
                 "cannot share a row; give each a row of its own (share_prefix=False in its section of the config)"

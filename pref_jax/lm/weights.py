@@ -6,7 +6,7 @@ model does not have (a bias, an untied head) are passed over.
 """
 
 import re
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pref_jax.lm import heads
 from pref_jax.lm.config import LMConfig
@@ -18,12 +18,19 @@ class Row(NamedTuple):
     Attributes:
       paths: our parameter; several, if theirs is several of ours one after another along its first axis.
       transpose: theirs is [out, in], ours [in, out].
-      first_layer: layers before this one have no such tensor; ours keeps what `backbone.init` gives there.
+      layers: which ones have such a tensor; elsewhere ours holds ones, which nothing reads. `later`: all but the first,
+        `delta` and `attention`: those with a delta net, and the others.
     """
 
     paths: tuple[str, ...]
     transpose: bool = False
-    first_layer: int = 0
+    layers: Literal["all", "later", "delta", "attention"] = "all"
+
+    def at(self, config: LMConfig, layer: int) -> bool:
+        """Whether this layer has such a tensor."""
+        if self.layers in ("delta", "attention"):
+            return config.still_layers[layer] == (self.layers == "delta")
+        return layer > 0 or self.layers == "all"
 
 
 class Layout(NamedTuple):
@@ -111,6 +118,23 @@ QWEN_MOE = LLAMA._replace(
         },
     }
 )
+_DELTA = _LAYER + "linear_attn."
+_QWEN35 = {
+    **_linear(_DELTA + "in_proj_qkv", "delta_qkv_proj"),
+    **_linear(_DELTA + "in_proj_z", "delta_z_proj"),
+    **_linear(_DELTA + "out_proj", "delta_out_proj"),
+    **_linear(_DELTA + "in_proj_a", "delta_a"),
+    **_linear(_DELTA + "in_proj_b", "delta_b"),
+    **_scale(_DELTA + "norm", "delta_norm"),
+    _DELTA + "conv1d.weight": Row(("blocks/delta_conv",)),
+    _DELTA + "dt_bias": Row(("blocks/delta_bias",)),
+    _DELTA + "A_log": Row(("blocks/delta_decay",)),
+}
+QWEN35 = LLAMA._replace(
+    table={key: row._replace(layers="attention") if ".self_attn." in key else row for key, row in LLAMA.table.items()}
+    | {key: row._replace(layers="delta") for key, row in _QWEN35.items()},
+    unused=(*_DECODER_UNUSED, r"visual\..*", r"mtp\..*"),
+)
 _ROUTED = _LAYER + "mlp.experts."
 GPT_OSS = LLAMA._replace(
     table={
@@ -182,7 +206,7 @@ MODERNBERT = Layout(
         "embeddings.tok_embeddings.weight": Row(("embed/embedding",)),
         "embeddings.norm.weight": Row(("embed_norm/scale",)),
         "final_norm.weight": Row(("final_norm/scale",)),
-        _LAYER + "attn_norm.weight": Row(("blocks/input_norm/scale",), first_layer=1),
+        _LAYER + "attn_norm.weight": Row(("blocks/input_norm/scale",), layers="later"),
         **_scale(_LAYER + "mlp_norm", "mlp_norm"),
         **_linear(_LAYER + "attn.Wqkv", "q_proj", "k_proj", "v_proj"),
         **_linear(_LAYER + "attn.Wo", "o_proj"),
@@ -198,7 +222,7 @@ MODERNBERT = Layout(
 
 _LAYOUTS = {"bert": BERT, "roberta": ROBERTA, "xlm-roberta": ROBERTA, "deberta-v2": DEBERTA, "modernbert": MODERNBERT}
 _LAYOUTS |= {"gemma2": GEMMA2, "gemma3_text": GEMMA2, "olmo2": OLMO2, "olmo3": OLMO2, "phi3": PHI3}
-_LAYOUTS |= {"qwen3_moe": QWEN_MOE, "gpt_oss": GPT_OSS}
+_LAYOUTS |= {"qwen3_moe": QWEN_MOE, "gpt_oss": GPT_OSS, "qwen3_5_text": QWEN35}
 
 
 def layout(config: LMConfig) -> Layout:

@@ -118,6 +118,11 @@ CASES: dict[str, dict[str, Any]] = {
     "qwen3_moe": _GROUPED
     | {"model_type": "qwen3_moe", "head_dim": 6, "num_experts": 5, "num_experts_per_tok": 2}
     | {"moe_intermediate_size": 12, "norm_topk_prob": True},
+    "qwen3_5": _GROUPED
+    | {"model_type": "qwen3_5_text", "head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    | {"layer_types": ["linear_attention", "full_attention", "linear_attention"], "linear_key_head_dim": 9}
+    # With less, norms blow up what float32 leaves of a key and a query at right angles.
+    | {"linear_value_head_dim": 6, "rope_theta": 500.0, "rms_norm_eps": 1e-3},
     "gpt_oss": _GROUPED
     | {"model_type": "gpt_oss", "head_dim": 6, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 5}
     | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "truncate": False, "original_max_position_embeddings": 8}},
@@ -187,10 +192,11 @@ def model(case: str, head: Head, seed: int, *, loud: bool = True, labels: int = 
     }
     torch.manual_seed(seed)
     found = kinds[head].from_config(config).eval()
-    # Gemma multiplies by 1 + w, so its norms are drawn around 0.
-    around = 0.0 if family.startswith("gemma") else 1.0
+    # Gemma and Qwen 3.5 multiply by 1 + w, so their norms are drawn around 0.
+    zero = family.startswith("gemma") or family == "qwen3_5_text"
     with torch.no_grad():
         for name, p in found.named_parameters():
+            around = 0.0 if zero and "linear_attn" not in name else 1.0
             centre = around if "norm" in name.lower() and name.endswith("weight") else 0.0
             if loud or p.ndim == 1:
                 p.copy_(centre + 0.3 * torch.randn(p.shape))

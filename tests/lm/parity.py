@@ -46,6 +46,7 @@ NAMES = {
     "phi4_mini": "Phi 4 mini, longrope on part of a head",
     "granite": "Granite",
     "qwen3_moe": "Qwen 3 MoE",
+    "qwen3_5": "Qwen 3.5, delta nets",
     "gpt_oss": "gpt-oss",
     "bert": "BERT",
     "roberta": "RoBERTa",

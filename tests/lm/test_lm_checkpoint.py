@@ -230,7 +230,7 @@ def test_models_that_are_not_understood_are_refused(tmp_path):
 
     told = fault("llama_tied", tmp_path, strange)
     assert "3 faults" in told
-    assert "'gpt_neox' is not supported; use one of llama, mistral, qwen2" in told
+    assert "'gpt_neox' is not supported; nearest to it is gpt_oss; use one of llama, mistral, mini" in told
     assert "hidden_size: is None" in told
 
     def stretched(config, tensors):

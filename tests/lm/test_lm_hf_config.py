@@ -51,7 +51,13 @@ def test_what_the_hub_has_and_we_have_not_is_refused_by_name(name):
 @pytest.mark.parametrize(
     ("family", "near"),
     [
-        *[("qwen3_5", "qwen3"), ("gemma4", "gemma"), ("distilbert", "bert"), ("mixtral", "qwen3_moe"), ("phi", "phi3")],
+        *[
+            ("qwen3_next", "qwen3_5_text"),
+            ("gemma4", "gemma3_text"),
+            ("distilbert", "bert"),
+            ("mixtral", "qwen3_moe"),
+            ("phi", "phi3"),
+        ],
         *[("deberta", "deberta-v2"), ("camembert", "roberta"), ("granitemoe", "granite"), ("llama4", "llama")],
     ],
 )
