@@ -27,7 +27,7 @@ _ROTARY = ("decoder", "delta")
 def read(raw: Any, *, where: str = "config.json") -> LMConfig:
     """Reads the dictionary of a `config.json`.
 
-    Of a model with pictures (`gemma3`, `mistral3`), the part that reads text is taken.
+    Of a model with pictures (`gemma3`, `mistral3`, `qwen3_5`), the part that reads text is taken.
 
     Raises:
       UserError: with every field that is missing, of a wrong type, or that this code cannot honour.

@@ -131,7 +131,7 @@ _NO_EFFECT = re.compile(
     r"transformers_version|auto_map|init(ializer)?_.*|classifier_.*|decoder_bias|sparse_pred.*|reference_compile|"
     r"deterministic_.*|router_.*|legacy|mtp_.*|attn_output_gate|mamba_ssm_dtype|language_model_only|cls_dropout|(cls|sep|unk|mask)_token_id|label2id|problem_type|pretraining_tp|sentence_transformers|"
     r"reward_offset|summary_.*|finetuning_task|task_specific_params|chunk_size_feed_forward|gradient_checkpointing|"
-    r"(attn|experts|cache)_implementation|mm_.*|(boi|eoi|image|video)_.*|vision_config|text_config|model_type|"
+    r"(attn|experts|cache)_implementation|mm_.*|(boi|eoi|image|video|vision)_.*|text_config|model_type|"
     r"name_or_path|tie_encoder_decoder|is_decoder|pruned_heads|directionality|pooler_.*|unsloth_.*|hidden_act(ivation)?|"
     r"(max|min)_(new_)?(length|tokens)|temperature|top_[kp]|typical_p|num_beams?.*|do_sample|repetition_penalty|"
     r"early_stopping|length_penalty|no_repeat_ngram_size|bad_words_ids|prefix|.*rope_interleaved"
@@ -157,6 +157,8 @@ def text_part(raw: Raw, faults: Faults, where: str) -> Raw:
         return raw
     text = json_fields.record(text, f"{where}: text_config")
     family = text.get("model_type", _WRAPPERS[kind]) if kind == "mistral3" else _WRAPPERS[kind]
+    if not isinstance(family, str):
+        return {**text, "model_type": family}
     own = USED.get(family, set()) | hf_rope.fields(family) | _PARTS
     for name in sorted((raw.keys() & own) - _OUTER - {"pad_token_id"}):
         if raw[name] is not None and raw[name] != text.get(name):
