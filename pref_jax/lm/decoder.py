@@ -26,6 +26,7 @@ class Context(NamedTuple):
     cos: Float[Array, "B L 1 R"]
     sin: Float[Array, "B L 1 R"]
     growth: Float[Array, "B L 1 1"] | None
+    recurrence: Any = None  # of Qwen 3.5, see `delta`
 
 
 def linear_shapes(config: LMConfig) -> dict[str, tuple[int, int]]:

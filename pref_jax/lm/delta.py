@@ -23,20 +23,17 @@ from pref_jax.errors import UserError
 from pref_jax.lm import decoder, layers
 from pref_jax.lm.attention import AttentionFn, Rows
 from pref_jax.lm.config import DeltaNet, LMConfig
+from pref_jax.lm.decoder import Context
 
 CHUNK = 64
 
 
-class Context(NamedTuple):
-    """What every layer of one kind needs besides its input."""
+class Recurrence(NamedTuple):
+    """What delta nets need to know about the rows, and whether a layer of this kind is one."""
 
-    allowed: Bool[Array, "B 1 L L"]
-    cos: Float[Array, "B L 1 R"]
-    sin: Float[Array, "B L 1 R"]
-    growth: Float[Array, "B L 1 1"] | None
     text: Int32[Array, "B L"]
     real: Bool[Array, "B L"]
-    recurrent: Bool[Array, ""]
+    here: Bool[Array, ""]
 
 
 def _settings(config: LMConfig) -> DeltaNet:
@@ -147,15 +144,15 @@ class Block(decoder.Block):
         self.delta_decay = nnx.Param(jnp.zeros((own.value_heads,), dtype))
         self.delta_norm = layers.RMSNorm(own.value_dim, eps=config.norm_eps, offset=False, dtype=dtype)
 
-    def _attention(self, h: Array, context: Any, linear: layers.LinearFn, attend: AttentionFn) -> Array:
+    def _attention(self, h: Array, context: Context, linear: layers.LinearFn, attend: AttentionFn) -> Array:
         return jax.lax.cond(
-            context.recurrent,
+            context.recurrence.here,
             lambda h: self._delta(h, context, linear),
             lambda h: self._gated(h, context, linear, attend),
             h,
         )
 
-    def _gated(self, h: Array, context: Any, linear: layers.LinearFn, attend: AttentionFn) -> Array:
+    def _gated(self, h: Array, context: Context, linear: layers.LinearFn, attend: AttentionFn) -> Array:
         both = linear(self, "q_proj", h).reshape(*h.shape[:2], self.config.num_heads, 2, self.config.head_dim)
         gate = jax.nn.sigmoid(both[..., 1, :].reshape(*h.shape[:2], -1))
 
@@ -168,8 +165,8 @@ class Block(decoder.Block):
 
     def _delta(self, h: Array, context: Context, linear: layers.LinearFn) -> Array:
         own = _settings(self.config)
-        h = jnp.where(context.real[:, :, None], h, 0)
-        mixed = convolve(linear(self, "delta_qkv_proj", h), self.delta_conv[...][:, 0], context.text)
+        h = jnp.where(context.recurrence.real[:, :, None], h, 0)
+        mixed = convolve(linear(self, "delta_qkv_proj", h), self.delta_conv[...][:, 0], context.recurrence.text)
         mixed = layers.activation(self.config.activation)(mixed)
         keys = own.key_heads * own.key_dim
         q, k, v = jnp.split(mixed, (keys, 2 * keys), axis=-1)
@@ -179,8 +176,10 @@ class Block(decoder.Block):
         rate = jax.nn.softplus(self.delta_a(h).astype(jnp.float32) + self._row(self.delta_bias))
         g = -jnp.exp(self._row(self.delta_decay)) * rate
         b = jax.nn.sigmoid(self.delta_b(h))
-        real = context.real[:, :, None]
-        out = delta_rule(q * own.key_dim**-0.5, k, v, jnp.where(real, g, 0), jnp.where(real, b, 0), context.text)
+        real = context.recurrence.real[:, :, None]
+        out = delta_rule(
+            q * own.key_dim**-0.5, k, v, jnp.where(real, g, 0), jnp.where(real, b, 0), context.recurrence.text
+        )
         z = linear(self, "delta_z_proj", h).reshape(v.shape)
         out = self.delta_norm(out.astype(h.dtype)).astype(jnp.float32) * jax.nn.silu(z.astype(jnp.float32))
         return linear(self, "delta_out_proj", out.astype(h.dtype).reshape(*h.shape[:2], -1))
@@ -202,5 +201,7 @@ class Frame(decoder.Frame):
             raise UserError(f"a {self.config.family} model reads each text in a row of its own; use share_prefix=False")
         x, contexts = super().enter(tokens, rows)
         real, text = rows.segment > 0, jax.lax.cummax(rows.segment, axis=1)
-        recurrent = (jnp.asarray(pattern.theta is None) for pattern in self.config.patterns)
-        return x, tuple(Context(*own, text, real, kind) for own, kind in zip(contexts, recurrent, strict=True))
+        here = (jnp.asarray(pattern.theta is None) for pattern in self.config.patterns)
+        return x, tuple(
+            own._replace(recurrence=Recurrence(text, real, kind)) for own, kind in zip(contexts, here, strict=True)
+        )
