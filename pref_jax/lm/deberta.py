@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from pref_jax.lm import attention, bert, layers
 from pref_jax.lm.attention import AttentionFn, Rows
-from pref_jax.lm.config import Disentangled, LMConfig
+from pref_jax.lm.config import LMConfig
+from pref_jax.lm.config_parts import Disentangled
 
 linear_shapes = bert.linear_shapes
 

@@ -22,7 +22,8 @@ from jaxtyping import Array, Bool, Float, Int32
 from pref_jax.errors import UserError
 from pref_jax.lm import decoder, layers
 from pref_jax.lm.attention import AttentionFn, Rows
-from pref_jax.lm.config import DeltaNet, LMConfig
+from pref_jax.lm.config import LMConfig
+from pref_jax.lm.config_parts import DeltaNet
 from pref_jax.lm.decoder import Context
 
 CHUNK = 64

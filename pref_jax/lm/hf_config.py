@@ -10,7 +10,8 @@ from typing import Any
 from pref_jax import json_fields
 from pref_jax.errors import Faults
 from pref_jax.lm import families, hf_fields, hf_rope
-from pref_jax.lm.config import DeltaNet, Disentangled, Experts, LMConfig, Multipliers
+from pref_jax.lm.config import LMConfig
+from pref_jax.lm.config_parts import DeltaNet, Disentangled, Experts, Multipliers
 from pref_jax.lm.families import TRAITS
 from pref_jax.lm.hf_defaults import DEFAULTS, NULLS
 from pref_jax.lm.hf_fields import DELTA, MULTIPLIERS, SIZES, USED

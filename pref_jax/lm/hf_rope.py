@@ -10,7 +10,8 @@ from typing import Any
 
 from pref_jax.errors import Faults
 from pref_jax.json_fields import brief, is_number, is_whole
-from pref_jax.lm.config import LMConfig, RopeScaling
+from pref_jax.lm.config import LMConfig
+from pref_jax.lm.config_parts import RopeScaling
 
 Raw = Mapping[str, Any]
 

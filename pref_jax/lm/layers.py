@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int32
 
-from pref_jax.lm.config import Pattern, RopeScaling
+from pref_jax.lm.config_parts import Pattern, RopeScaling
 
 # (block, name of one of its linears, input) -> output, with whatever adapter is attached to that name.
 LinearFn = Callable[[nnx.Module, str, Array], Array]

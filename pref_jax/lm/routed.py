@@ -15,7 +15,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int32
 
 from pref_jax.lm import layers
-from pref_jax.lm.config import Experts, LMConfig
+from pref_jax.lm.config import LMConfig
+from pref_jax.lm.config_parts import Experts
 
 # The slope of gpt-oss's gate.
 _ALPHA = 1.702

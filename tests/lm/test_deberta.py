@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from pref_jax.lm import attention, backbone, deberta, lora
-from pref_jax.lm.config import Disentangled
+from pref_jax.lm.config_parts import Disentangled
 
 
 @pytest.mark.parametrize(("buckets", "longest"), [(256, 512), (0, 512), (6, 32), (32, 128), (4, 9)])
@@ -35,7 +35,8 @@ def test_scores_are_products_with_tokens_and_with_distances(scores):
     tokens = jax.random.randint(jax.random.key(1), (1, 7), 0, 32, jnp.int32)
     seen = []
 
-    def attend(q, k, v, allowed, *, scale, softcap=None, bias):
+    def attend(q, k, v, allowed, *, scale, softcap=None, **more):
+        bias = more["bias"]
         seen.append((q, k, scale, bias))
         return attention.plain(q, k, v, allowed, scale=scale, bias=bias)
 

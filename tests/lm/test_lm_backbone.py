@@ -10,7 +10,9 @@ import tiny
 
 from pref_jax.errors import UserError
 from pref_jax.lm import attention, backbone, lora
-from pref_jax.lm.config import TRAITS, DeltaNet, Disentangled, LMConfig, RopeScaling
+from pref_jax.lm.config import LMConfig
+from pref_jax.lm.config_parts import DeltaNet, Disentangled, RopeScaling
+from pref_jax.lm.families import TRAITS
 
 LLAMA = tiny.llama(vocab_size=31, num_layers=3)
 BERT = tiny.bert(vocab_size=31, num_layers=3, max_positions=12)

@@ -9,7 +9,7 @@ import pytest
 
 from pref_jax.errors import UserError
 from pref_jax.lm import hf_config, hf_fields
-from pref_jax.lm.config import DeltaNet, Disentangled, Experts, RopeScaling
+from pref_jax.lm.config_parts import DeltaNet, Disentangled, Experts, RopeScaling
 
 # What is written in config.json of well-known models, sizes and oddities as there, fields of no effect left out.
 # Of these, what is refused.

@@ -9,7 +9,7 @@ import tiny
 
 from pref_jax.errors import UserError
 from pref_jax.lm import routed
-from pref_jax.lm.config import Experts
+from pref_jax.lm.config_parts import Experts
 
 
 def softmax(x):
