@@ -57,7 +57,7 @@ def train(work: Workspace, config: DeepConfig, part: Path, folder: Path) -> None
     sizes = {name: section[name] for name in ("users_per_batch", "pairs_per_user", "splits")}
     shared = texts.shared_length(learn, settings.share_prefix)
     # A reward model's own head is a better beginning than noise.
-    head = texts.model.params["score"]["kernel"][:, 0] if config.lm.num_labels == 1 else None
+    head = texts.model.params["score"]["kernel"][:, 0] if config.lm.num_labels == 1 and config.lm.reads_score else None
     steps = {"num_steps": settings.optimizer.num_steps, "seed": work.seed}
     trained = methods.train(
         params=deep.init(config, jax.random.key(work.seed), head),

@@ -142,9 +142,9 @@ def make_task(work: Workspace) -> Task:
 def score_head(work: Workspace) -> np.ndarray | None:
     """float32 [D], the reward that the backbone was trained to give; None if it has none that reads the features.
 
-    The features have to be the last layer's last token's, and the backbone a sequence classifier of one label.
+    The features have to be those that the head of a sequence classifier of one label reads, of the last layer.
     """
     lm = work.text.config
-    if lm.num_labels != 1 or work.config.backbone.layer != -1 or lm.pooling != "last":
+    if lm.num_labels != 1 or work.config.backbone.layer != -1 or not lm.reads_score:
         return None
     return np.asarray(checkpoint.tensor(work.text.folder, "score.weight"), np.float32)[0]

@@ -6,8 +6,10 @@ factors stand side by side along the rank, with zeros where a linear is not thei
 
 Models that read the last token are written as sequence classifiers, with the head as `score`. transformers' `score`
 has no bias; ours moves all rewards alike and changes no comparison, so only the file's metadata tells it ("head_bias").
-For models that read the mean of all tokens transformers has no such class: PEFT adapts the bare transformer then, and
-the head goes into a file of its own. Engines without PEFT take `save_merged` instead: a transformer of that user's.
+Encoders that read what their own classifier reads are written so too, with their last linear and its bias. For other
+models, such as those that read the mean of all tokens, transformers has no such class: PEFT adapts the bare transformer
+then, and the head goes into a file of its own. Engines without PEFT take `save_merged` instead: a transformer of that
+user's.
 
 Axes: Z layers, D features in, F features out, R rank.
 """
@@ -24,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from copl_jax.reward import lora_experts, reward_model
 from copl_jax.reward.reward_model import RewardConfig
 from pref_jax.files import atomic_folder, write_json, write_tensors
-from pref_jax.lm import backbone, hub, lora, weights
+from pref_jax.lm import backbone, heads, hub, lora, weights
 from pref_jax.lm.classifier import check_padding, save_classifier, save_tokenizer
 from pref_jax.lm.config import LMConfig
 
@@ -98,26 +100,26 @@ def save_adapters(
     folded = {
         target: {"a": np.asarray(own["a"]), "b": scale * np.asarray(own["b"])} for target, own in adapters.items()
     }
-    classifier = lm.pooling == "last"
-    if classifier and tokenizer is not None:
+    classifier, score = lm.as_classifier, heads.score_module(lm)
+    if classifier and not lm.dense_head and tokenizer is not None:
         check_padding(lm, tokenizer, folder)
     modules = _modules(lm, folded, prefix=classifier)
     tensors = {}
     for name, factors in modules.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = factors["a"].T
         tensors[f"base_model.model.{name}.lora_B.weight"] = factors["b"].T
-    weight = {"score.weight": np.asarray(head["w"])[None]}
+    weight, bias = {"score.weight": np.asarray(head["w"])[None]}, {"score.bias": np.asarray(head["b"])[None]}
     if classifier:
-        tensors |= {f"base_model.model.{name}": leaf for name, leaf in weight.items()}
+        own = weight | bias if lm.dense_head else weight
+        tensors |= {f"base_model.model.{name.replace('score', score)}": leaf for name, leaf in own.items()}
     metadata = {"format": "pt", "head_bias": repr(float(head["b"]))}
     with atomic_folder(folder) as part:
         whole = {name: np.ascontiguousarray(leaf) for name, leaf in tensors.items()}
         write_tensors(part / TENSORS, whole, metadata)
-        write_json(part / CONFIG, _config(modules, classifier, hub.public_name(base_name)))
+        write_json(part / CONFIG, _config(modules, score if classifier else None, hub.public_name(base_name)))
         if tokenizer is not None:
             save_tokenizer(part, tokenizer, lm, max_length=max_length)
         if not classifier:
-            bias = {"score.bias": np.asarray(head["b"])[None]}
             write_tensors(part / HEAD, weight | bias, {"format": "pt"})
 
 
@@ -154,14 +156,19 @@ def save_merged(
     save_classifier(folder, config.lm, merged, head, bias=bias, **options)
 
 
-def _config(modules: Mapping[str, Factors], classifier: bool, base_name: str) -> dict[str, Any]:
-    """`adapter_config.json`; alpha is the rank of every module, so PEFT scales by 1."""
+def _config(modules: Mapping[str, Factors], score: str | None, base_name: str) -> dict[str, Any]:
+    """`adapter_config.json`; alpha is the rank of every module, so PEFT scales by 1.
+
+    `score` is the last linear of a sequence classifier; None: the model is none.
+    """
     ranks = {name: factors["a"].shape[1] for name, factors in modules.items()}
     usual = min(ranks.values())
     other = {name: rank for name, rank in ranks.items() if rank != usual}
+    # PEFT's own sequence classifiers save all of the head, of which RoBERTa's dense layer is a part.
+    task = "FEATURE_EXTRACTION" if score is None else None if "." in score else "SEQ_CLS"
     return {
         "peft_type": "LORA",
-        "task_type": "SEQ_CLS" if classifier else "FEATURE_EXTRACTION",
+        "task_type": task,
         "base_model_name_or_path": base_name,
         "r": usual,
         "lora_alpha": usual,
@@ -172,7 +179,7 @@ def _config(modules: Mapping[str, Factors], classifier: bool, base_name: str) ->
         "fan_in_fan_out": False,
         "inference_mode": True,
         "target_modules": sorted(modules),
-        "modules_to_save": ["score"] if classifier else None,
+        "modules_to_save": [score] if score else None,
     }
 
 
@@ -185,7 +192,7 @@ def _modules(config: LMConfig, folded: Mapping[str, Any], *, prefix: bool) -> di
         if not set(parts) & set(folded):
             continue
         name = key.removesuffix(".weight")
-        for layer in range(config.num_layers):
+        for layer in (layer for layer in range(config.num_layers) if row.at(config, layer)):
             full = weights.full(layout, name) if prefix else name
             own = {part: {k: leaf[layer] for k, leaf in folded[part].items()} for part in parts if part in folded}
             modules[full.format(layer)] = _fused(own, parts, {part: shapes[part][1] for part in parts})

@@ -20,6 +20,8 @@ Queries = Float[Array, "B L N H"]
 Keys = Float[Array, "B S K H"]  # and values
 Allowed = Bool[Array, "B 1 L S"]
 Mixed = Float[Array, "B L D"]
+Sinks = Float[Array, " N"]
+Bias = Float[Array, "B N L S"]
 
 
 class Rows(NamedTuple):
@@ -44,7 +46,10 @@ class AttentionFn(Protocol):
     def __call__(
         self, q: Queries, k: Keys, v: Keys, allowed: Allowed, *, scale: float, softcap: float | None = None
     ) -> Mixed:
-        """softmax(softcap(scale q kᵀ)) v over the allowed keys."""
+        """softmax(softcap(scale q kᵀ)) v over the allowed keys.
+
+        gpt-oss calls it with `sinks` besides, DeBERTa with a `bias`: see `plain`.
+        """
         ...
 
 
@@ -109,17 +114,19 @@ def visible(rows: Rows, *, causal: bool, window: int | None = None) -> Allowed:
     return allowed[:, None]
 
 
-def attend(q: Queries, k: Keys, v: Keys, allowed: Allowed, *, scale: float, softcap: float | None = None) -> Mixed:
+def attend(
+    q: Queries, k: Keys, v: Keys, allowed: Allowed, *, scale: float, softcap: float | None = None, **more: Array
+) -> Mixed:
     """Attention by the best means at hand: cuDNN's flash attention where it can be had, `plain` elsewhere.
 
     It can be had on NVIDIA GPUs, in half precision, for heads of 8, 16, ... 128 features, rows of even length, and
-    without soft-cap. A query that may look nowhere gets some finite vector of no matter.
+    without soft-cap, sinks or bias. A query that may look nowhere gets some finite vector of no matter.
     """
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     fits = q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0
-    if half and fits and softcap is None and _on_cuda():
+    if half and fits and softcap is None and not more and _on_cuda():
         return flash(q, k, v, allowed, scale=scale)
-    return plain(q, k, v, allowed, scale=scale, softcap=softcap)
+    return plain(q, k, v, allowed, scale=scale, softcap=softcap, **more)
 
 
 def _on_cuda() -> bool:
@@ -138,10 +145,25 @@ def flash(q: Queries, k: Keys, v: Keys, allowed: Allowed, *, scale: float, softc
     return mixed.reshape(*q.shape[:2], -1)
 
 
-def plain(q: Queries, k: Keys, v: Keys, allowed: Allowed, *, scale: float, softcap: float | None = None) -> Mixed:
+def plain(
+    q: Queries,
+    k: Keys,
+    v: Keys,
+    allowed: Allowed,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Sinks | None = None,
+    bias: Bias | None = None,
+) -> Mixed:
     """Attention by matrix products, with the softmax in float32; heads are joined again on the way out.
 
     N / K query heads share each key head. A query that may look nowhere gets the plain mean of all values.
+
+    Args:
+      q, k, v, allowed, scale, softcap: as for `AttentionFn`.
+      sinks: the score of a key beside all others, which every head has and whose value is zero.
+      bias: added to the scores.
     """
     b, length, n, h = q.shape
     groups = n // k.shape[2]
@@ -151,10 +173,20 @@ def plain(q: Queries, k: Keys, v: Keys, allowed: Allowed, *, scale: float, softc
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     scores = jnp.einsum("bkglh,bksh->bkgls", q, k, preferred_element_type=jnp.float32)
     scores = layers.softcap(scores, softcap)
+    if bias is not None:
+        scores = scores + bias.reshape(scores.shape)
     scores = scores + jnp.where(allowed, 0.0, -1e30)[:, :, None]
+    highest = scores.max(axis=-1, keepdims=True)
+    if sinks is not None:
+        sink = sinks.astype(jnp.float32).reshape(1, -1, groups, 1, 1)
+        highest = jnp.maximum(highest, sink)
+    highest = jax.lax.stop_gradient(highest)
     # Normalising after the product with v divides H numbers a query instead of S, and halves the backward pass
     # against jax.nn.dot_product_attention on CPU. The shift cancels out, so no gradient goes through it.
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    weights = jnp.exp(scores - highest)
     mixed = jnp.einsum("bkgls,bksh->bkglh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    mixed = (mixed / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
+    total = weights.sum(axis=-1, keepdims=True)
+    if sinks is not None:
+        total = total + jnp.exp(sink - highest)
+    mixed = (mixed / total).astype(v.dtype)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(b, length, n * h)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int32, Key
 
 from pref_jax import sharding
 from pref_jax.errors import Faults, UserError
-from pref_jax.lm import attention, bert, decoder, lora
+from pref_jax.lm import attention, bert, deberta, decoder, delta, lora
 from pref_jax.lm.attention import AttentionFn, Mask, Rows
 from pref_jax.lm.config import LMConfig
 
@@ -38,7 +38,7 @@ REMAT: dict[str, Any] = {
 
 def family(config: LMConfig) -> ModuleType:
     """The module that defines `Frame` and `Block` of `config.family`."""
-    return bert if config.family == "bert" else decoder
+    return {"bert": bert, "deberta": deberta, "decoder": decoder, "delta": delta}[config.traits.kind]
 
 
 def init(config: LMConfig, key: Key[Array, ""], dtype: Any = jnp.float32) -> dict[str, Any]:
@@ -70,7 +70,8 @@ def shapes(config: LMConfig, dtype: Any = jnp.float32) -> dict[str, Any]:
 def linear_shapes(config: LMConfig) -> dict[str, tuple[int, int]]:
     """Name -> (in features, out features) of every linear of a block: where adapters can be attached.
 
-    All families use the names `q_proj, k_proj, v_proj, o_proj, up_proj, down_proj`; all but `bert` have `gate_proj`.
+    All families use the names `q_proj, k_proj, v_proj, o_proj, up_proj, down_proj`, and decoders and ModernBERT have
+    `gate_proj` besides. A routed MLP has none: adapters go to the attention there.
     """
     return family(config).linear_shapes(config)
 
@@ -135,7 +136,11 @@ def hidden_states(
         def linear(block: nnx.Module, name: str, x: Array) -> Array:
             # Tokens of all rows in one axis: on CPU, gradients of products over two leading axes take twice as long.
             y = getattr(block, name)(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
-            return y + apply_adapter(adapter[name], x).astype(y.dtype) if name in adapter else y
+            if name not in adapter:
+                return y
+            # What all rows share comes as one row, but adapters may be bound to each.
+            x = jnp.broadcast_to(x, (len(tokens), *x.shape[1:]))
+            return y + apply_adapter(adapter[name], x).astype(y.dtype)
 
         block = _module(config, family(config).Block, weights)
         return sharding.constrain(block(x, context, linear, attend, number == 0)), None
@@ -144,7 +149,7 @@ def hidden_states(
     body = step if policy is None else jax.checkpoint(step, prevent_cse=False, policy=policy)
     stacked = jax.tree.map(lambda leaf: leaf[:depth], (params["blocks"], adapters))
     x, _ = jax.lax.scan(body, sharding.constrain(x), (*stacked, number, pattern), unroll=unroll)
-    return frame.leave(x) if depth == config.num_layers else x
+    return frame.leave(x, rows) if depth == config.num_layers else x
 
 
 def _check_call(config: LMConfig, adapters: dict[str, Any], length: int, remat: str, depth: int) -> None:
@@ -180,14 +185,16 @@ def scores(config: LMConfig, params: Params, pooled: Float[Array, "*batch D"]) -
     """
     if not config.num_labels:
         raise UserError(f"this {config.family} model has no score head; use a sequence classifier's checkpoint")
-    kernel = params["score"]["kernel"]
-    return jnp.einsum("...d,dc->...c", pooled, kernel, preferred_element_type=jnp.float32)
+    score = params["score"]
+    found = jnp.einsum("...d,dc->...c", pooled, score["kernel"], preferred_element_type=jnp.float32)
+    bias = score.get("bias")
+    return found if bias is None else found + bias.astype(jnp.float32).reshape((1,) * (found.ndim - 1) + (-1,))
 
 
 def pool(
     config: LMConfig, hidden: Float[Array, "B L D"], mask: Mask | Rows, segments: int | None = None
 ) -> Float[Array, "B D"] | Float[Array, "B S D"]:
-    """One float32 vector a text: its last real token, or the mean of its real tokens, as `config.pooling` says.
+    """One float32 vector a text: its last or first real token, or their mean, as `config.pooling` says.
 
     Args:
       config: the transformer.
@@ -204,10 +211,11 @@ def pool(
         own = ((mask.segment if isinstance(mask, Rows) else mask) > 0)[:, None]
     else:
         own = attention.texts(mask, segments)
-    if config.pooling == "last":
-        # argmax finds the first True of the reversed row, which is the last of the row.
+    if config.pooling != "mean":
+        # argmax finds the first True, of the reversed row the last one.
         last = length - 1 - jnp.argmax(own[:, :, ::-1], axis=2)
-        picked = jnp.take_along_axis(hidden, last[:, :, None], axis=1).astype(jnp.float32)
+        place = last if config.pooling == "last" else jnp.argmax(own, axis=2)
+        picked = jnp.take_along_axis(hidden, place[:, :, None], axis=1).astype(jnp.float32)
         found = jnp.where(own.any(axis=2)[:, :, None], picked, 0.0)
     else:
         total = jnp.einsum("bld,bsl->bsd", hidden.astype(jnp.float32), own.astype(jnp.float32))

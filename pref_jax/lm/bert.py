@@ -1,6 +1,6 @@
-"""The BERT family of encoders (Devlin et al. 2018, arXiv 1810.04805) in the layout of Hugging Face checkpoints.
+"""BERT (Devlin et al. 2018, arXiv 1810.04805), RoBERTa (1907.11692) and XLM-R (1911.02116).
 
-Axes: B batch, L length, D features. There is no pooler and no next-token head.
+Axes: B batch, L length, D features. There is no next-token head.
 """
 
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int32
 from pref_jax.lm import attention, layers
 from pref_jax.lm.attention import AttentionFn, Rows
 from pref_jax.lm.config import LMConfig
+from pref_jax.lm.dense_head import DenseHead
 
 
 class Context(NamedTuple):
@@ -34,7 +35,8 @@ def linear_shapes(config: LMConfig) -> dict[str, tuple[int, int]]:
     }
 
 
-def _norm(config: LMConfig, *, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def norm(config: LMConfig, *, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """A norm over all features, with the families' epsilon."""
     return nnx.LayerNorm(config.hidden_size, epsilon=config.norm_eps, param_dtype=dtype, rngs=rngs)
 
 
@@ -54,8 +56,8 @@ class Block(nnx.Module):
 
     def __init__(self, config: LMConfig, *, dtype: Any, rngs: nnx.Rngs):
         self.config = config
-        self.attention_norm = _norm(config, dtype=dtype, rngs=rngs)
-        self.mlp_norm = _norm(config, dtype=dtype, rngs=rngs)
+        self.attention_norm = norm(config, dtype=dtype, rngs=rngs)
+        self.mlp_norm = norm(config, dtype=dtype, rngs=rngs)
         for name, (d, f) in linear_shapes(config).items():
             bias = bool(config.attention_bias) if name[0] in "qkvo" else config.mlp_bias
             setattr(self, name, layers.linear(d, f, bias=bias, dtype=dtype, rngs=rngs))
@@ -63,38 +65,54 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        context: Context,
+        context: Any,
         linear: layers.LinearFn,
         attend: AttentionFn,
         first: Bool[Array, ""],
     ) -> Float[Array, "B L D"]:
         """One block; `linear` calls the named linear with its adapter, `first` is of no matter here."""
-        q, k, v = (linear(self, n, x).reshape(*x.shape[:2], -1, self.config.head_dim) for n in _QKV)
-        mixed = attend(q, k, v, context.allowed, scale=self.config.query_scale)
-        x = self.attention_norm(x + linear(self, "o_proj", mixed))
+        x = self.attention_norm(x + linear(self, "o_proj", self._mixed(x, context, linear, attend)))
         act = layers.activation(self.config.activation)
         return self.mlp_norm(x + linear(self, "down_proj", act(linear(self, "up_proj", x))))
 
+    def _mixed(self, x: Array, context: Any, linear: layers.LinearFn, attend: AttentionFn) -> Array:
+        q, k, v = (linear(self, n, x).reshape(*x.shape[:2], -1, self.config.head_dim) for n in QKV)
+        return attend(q, k, v, context.allowed, scale=self.config.query_scale)
 
-_QKV = ("q_proj", "k_proj", "v_proj")
+
+QKV = ("q_proj", "k_proj", "v_proj")
 
 
 class Frame(nnx.Module):
-    """All but the blocks: the three embedding tables and their norm."""
+    """All but the blocks: the embedding tables and their norm, and the head."""
 
     def __init__(self, config: LMConfig, *, dtype: Any, rngs: nnx.Rngs):
         self.config = config
-        self.embed = layers.embed(config.vocab_size, config.hidden_size, dtype=dtype, rngs=rngs)
-        self.positions = layers.embed(config.max_positions, config.hidden_size, dtype=dtype, rngs=rngs)
-        self.types = layers.embed(config.type_vocab_size, config.hidden_size, dtype=dtype, rngs=rngs)
-        self.embed_norm = _norm(config, dtype=dtype, rngs=rngs)
+        d = config.hidden_size
+        self.embed = layers.embed(config.vocab_size, d, dtype=dtype, rngs=rngs)
+        if config.absolute_positions:
+            rows = config.max_positions + config.position_offset
+            self.positions = layers.embed(rows, d, dtype=dtype, rngs=rngs)
+        if config.type_vocab_size:
+            self.types = layers.embed(config.type_vocab_size, d, dtype=dtype, rngs=rngs)
+        self.embed_norm = norm(config, dtype=dtype, rngs=rngs)
+        if config.dense_head:
+            self.score = layers.linear(d, config.num_labels, bias=True, dtype=dtype, rngs=rngs)
+            self.head = DenseHead(config, norm=None, dtype=dtype, rngs=rngs)
+
+    def embedded(self, tokens: Int32[Array, "B L"], rows: Rows) -> Float[Array, "B L D"]:
+        """The normed sum of the tables' rows."""
+        x = self.embed(tokens)
+        if self.config.absolute_positions:
+            x = x + self.positions(rows.position + self.config.position_offset)
+        if self.config.type_vocab_size:
+            x = x + self.types(token_types(tokens, rows, self.config.type_separator))
+        return self.embed_norm(x)
 
     def enter(self, tokens: Int32[Array, "B L"], rows: Rows) -> tuple[Float[Array, "B L D"], tuple[Context, ...]]:
         """Embedded tokens, and what all layers need to know about the rows."""
-        types = token_types(tokens, rows, self.config.type_separator)
-        x = self.embed(tokens) + self.positions(rows.position) + self.types(types)
-        return self.embed_norm(x), (Context(attention.visible(rows, causal=False)),)
+        return self.embedded(tokens, rows), (Context(attention.visible(rows, causal=False)),)
 
-    def leave(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        """Nothing: the last block ends with a norm."""
-        return x
+    def leave(self, x: Float[Array, "B L D"], rows: Rows) -> Float[Array, "B L D"]:
+        """The dense layer of the head; without one `x` itself, for the last block ends with a norm."""
+        return self.head(x, rows) if self.config.dense_head and self.config.reads_score else x

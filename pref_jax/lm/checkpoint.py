@@ -6,6 +6,7 @@ safetensors are read: no pickle, no code from the checkpoint.
 
 import dataclasses
 import functools
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +65,7 @@ def load(
     broken: set[str] = set()
     for path, leaf in wanted.items():
         place = SingleDeviceSharding(jax.devices()[0]) if mesh is None else NamedSharding(mesh, placed[path])
-        _set(params, path, _read(sources[path], leaf, place, broken, stacked=path.startswith("blocks/")))
+        _set(params, path, _read(sources[path], leaf, place, broken))
     faults = Faults()
     for key in sorted(broken):
         fix = "fetch the file again, or take an earlier checkpoint of the training that wrote it"
@@ -167,15 +168,16 @@ def _match(
     for pattern, row in layout.table.items():
         if row.paths[0] not in wanted:
             continue
-        stacked = "{}" in pattern
-        shapes = [wanted[path][1:] if stacked else wanted[path] for path in row.paths]
+        stacked = pattern.count("{}")
+        shapes = [wanted[path][stacked:] for path in row.paths]
         shapes = [shape[::-1] if row.transpose else shape for shape in shapes]
         whole = (sum(shape[0] for shape in shapes), *shapes[0][1:])
         ends = np.cumsum([shape[0] for shape in shapes]).tolist()
-        for layer in range(config.num_layers if stacked else 1):
-            key = head or pattern if pattern == "score.weight" else pattern.format(layer)
-            found = bare.get(key) if layer >= row.first_layer else None
-            _check(key, found, whole, faults, optional=layer < row.first_layer)
+        for place in np.ndindex(wanted[row.paths[0]][:stacked]):
+            key = head or pattern if pattern == "score.weight" else pattern.format(*place)
+            absent = stacked > 0 and not row.at(config, place[0])
+            found = None if absent else bare.get(key)
+            _check(key, found, whole, faults, optional=absent)
             used.add(key)
             for path, end, shape in zip(row.paths, ends, shapes, strict=True):
                 span = (end - shape[0], end)
@@ -200,18 +202,20 @@ def _check(key: str, found: Tensor | None, shape: tuple[int, ...], faults: Fault
         faults.add(found.key, f"holds {found.dtype}, no plain floats", "use an unquantised checkpoint")
 
 
-def _read(
-    sources: list[_Part | None], leaf: jax.ShapeDtypeStruct, place: Sharding, broken: set[str], *, stacked: bool
-) -> jax.Array:
+def _read(sources: list[_Part | None], leaf: jax.ShapeDtypeStruct, place: Sharding, broken: set[str]) -> jax.Array:
     """One parameter, read straight into its place on the device(s); keys of tensors with NaN go to `broken`."""
+    # Leading axes of which each index is a tensor of its own: none, layers, or layers and parts of a routed MLP.
+    whole = [len(source.tensor.shape) for source in sources if source is not None]
+    axes = leaf.ndim - whole[0] if whole else 1
+    numbers = np.arange(len(sources)).reshape(leaf.shape[:axes])
 
     @functools.cache
     def part(*bounds: tuple[int, int]) -> np.ndarray:
-        layers, rest = (range(*bounds[0]), bounds[1:]) if stacked else (range(1), bounds)
         out = _aligned([hi - lo for lo, hi in bounds], leaf.dtype)
-        for row, layer in zip(out if stacked else out[None], layers, strict=True):
-            source = sources[layer]
-            _fill(row, source, rest)
+        these = numbers[tuple(slice(*bound) for bound in bounds[:axes])].reshape(-1)
+        for row, number in zip(out.reshape(-1, *out.shape[axes:]), these, strict=True):
+            source = sources[number]
+            _fill(row, source, bounds[axes:])
             if source is not None and not _finite(row):
                 broken.add(source.tensor.key)
         return out
@@ -223,7 +227,7 @@ def _read(
 
 
 def _fill(row: np.ndarray, part: _Part | None, bounds: Sequence[tuple[int, int]]) -> None:
-    """Reads `bounds` of one layer of a parameter into `row`; without a tensor, ones: only norms can lack one."""
+    """Reads `bounds` of one layer of a parameter into `row`; without a tensor, ones, which nothing reads."""
     if part is None:
         row[...] = 1
         return
@@ -257,22 +261,24 @@ def _plan(
     for pattern, row in layout.table.items():
         if row.paths[0] not in ours:
             continue
-        stacked = "{}" in pattern
         arrays = [ours[path] for path in row.paths]
-        size = sum(array.nbytes for array in arrays) // (config.num_layers if stacked else 1)
-        for layer in range(row.first_layer, config.num_layers if stacked else 1):
-            make = functools.partial(_theirs, arrays, layer if stacked else None, row.transpose)
+        places = arrays[0].shape[: pattern.count("{}")]
+        size = sum(array.nbytes for array in arrays) // math.prod(places)
+        for place in np.ndindex(places):
+            if place and not row.at(config, place[0]):
+                continue
+            make = functools.partial(_theirs, arrays, place, row.transpose)
             if shards[-1] and sum(size for size, _ in shards[-1].values()) + size > max_bytes:
                 shards.append({})
-            shards[-1][weights.full(layout, pattern).format(layer)] = size, make
+            shards[-1][weights.full(layout, pattern).format(*place)] = size, make
     if len(shards) == 1:
         return {WEIGHTS_FILE: shards[0]}
     return {f"model-{i + 1:05}-of-{len(shards):05}.safetensors": shard for i, shard in enumerate(shards)}
 
 
-def _theirs(arrays: Sequence[Any], layer: int | None, transpose: bool) -> np.ndarray:
+def _theirs(arrays: Sequence[Any], place: tuple[int, ...], transpose: bool) -> np.ndarray:
     """One tensor of theirs from one layer (or all) of ours."""
-    parts = [np.asarray(array if layer is None else array[layer]) for array in arrays]
+    parts = [np.asarray(array[place]) for array in arrays]
     parts = [part.T if transpose else part for part in parts]
     return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
 

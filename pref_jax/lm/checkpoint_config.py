@@ -39,7 +39,8 @@ def load_config(folder: str | Path) -> LMConfig:
     if found.key is None or config.num_labels:
         return config
     _tell(f"  {folder}: {found.key} is taken as the reward head, which config.json does not announce")
-    return dataclasses.replace(config, num_labels=found.labels)
+    told = dataclasses.replace(config, num_labels=found.labels)
+    return dataclasses.replace(told, pooling=told.head_pooling) if told.dense_head else told
 
 
 def _type_separator(config: LMConfig, folder: Path) -> int | None:

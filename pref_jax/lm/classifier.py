@@ -4,7 +4,8 @@ Which kind of folder depends on how the transformer reads a text:
 
     a decoder's last token   `AutoModelForSequenceClassification` with one label per reward: transformers, TRL, verl,
                              RewardBench, vLLM /classify and /score
-    all else (BERT, means)   the layout of sentence-transformers, Transformer + Pooling + Dense; its "embedding" are the
+    an encoder's own head    the same: its dense layer stays, its last linear becomes the rewards
+    all else (means)         the layout of sentence-transformers, Transformer + Pooling + Dense; its "embedding" are the
                              rewards: `SentenceTransformer(folder).encode`, vLLM /embed. No class of transformers has a
                              linear head right on the mean: ModernBERT's puts a dense layer and a norm before it.
 
@@ -91,8 +92,8 @@ def save_classifier(
     templates print. transformers reads the last token that is not padding: a tokenizer without padding, or with one
     that also stands in texts (often the end of a turn), gets a token of its own, `PAD`.
 
-    `score` of a sequence classifier has no bias, so there `bias` goes into `config.json` and the headers of the weights
-    as "reward_offset": reward = logit + offset. The head is written in float32; transformers rounds it to the
+    `score` of a decoder has no bias: there `bias` goes into `config.json` and the headers of the weights as
+    "reward_offset": reward = logit + offset. The head is written in float32; transformers rounds it to the
     transformer's dtype unless it is told `dtype=torch.float32`.
 
     Args:
@@ -115,11 +116,13 @@ def save_classifier(
     offset = None if bias is None else np.array(bias, np.float32)
     length = config.max_positions if max_length is None else max_length
     _check(config, weight, offset, labels, layer, length)
+    classifier, dense = config.as_classifier, config.as_classifier and config.dense_head
     trunk = {name: leaf for name, leaf in params.items() if name not in ("lm_head", "score")}
+    if not dense:
+        trunk.pop("head", None)
     config, trunk = _cut(dataclasses.replace(config, lm_head=False, num_labels=0), trunk, layer)
-    classifier = config.traits.causal and config.pooling == "last"
     tokenizer = copy.deepcopy(tokenizer)
-    if tokenizer.pad_token_id is None or (classifier and padding_in_texts(tokenizer)):
+    if tokenizer.pad_token_id is None or (classifier and not dense and padding_in_texts(tokenizer)):
         tokenizer.add_special_tokens({"pad_token": PAD})
     config, trunk = _pad(config, trunk, tokenizer)
     names = dict(enumerate(labels))
@@ -127,8 +130,12 @@ def save_classifier(
     told = {}
     if classifier:
         config = dataclasses.replace(config, num_labels=len(weight))
-        trunk |= {"score": {"kernel": weight.T}}
-        told = {} if offset is None else {"reward_offset": offset.tolist()}
+        score = {"kernel": weight.T}
+        if dense:
+            score["bias"] = np.zeros(len(weight), np.float32) if offset is None else offset
+        elif offset is not None:
+            told = {"reward_offset": offset.tolist()}
+        trunk |= {"score": score}
     headers = {name: json.dumps(value) for name, value in told.items()}
     with atomic_folder(folder) as part:
         checkpoint.save(part, config, trunk, max_shard_bytes=max_shard_bytes, extra=extra | told, metadata=headers)
@@ -248,8 +255,9 @@ def _check(
     if not 1 <= length <= config.max_positions:
         faults.add("max_length", f"is {length}", f"give 1 to the model's {config.max_positions} positions")
     depth = config.num_layers if layer is None else layer
-    if depth != config.num_layers and not (config.family == "bert" and 1 <= depth < config.num_layers):
-        # All families but BERT norm what comes out of their last block, and only that.
+    bare = config.traits.kind in ("bert", "deberta") and not config.dense_head
+    if depth != config.num_layers and not (bare and 1 <= depth < config.num_layers):
+        # Decoders and ModernBERT norm what comes out of their last block, and only that; so do heads read only that.
         why = f"no other engine reads a {config.family} model's layer {depth} without the final norm"
         faults.add("layer", why, "fit on the last layer (layer None) to export")
     faults.raise_if_any("Export as a classifier")
@@ -269,6 +277,9 @@ def _pad(
     """The transformer with the tokenizer's padding, and a row of zeros for it if there is none."""
     pad: Any = tokenizer.pad_token_id
     table = params["embed"]["embedding"]
+    if config.traits.padded_positions and pad != config.pad_token_id:
+        had = f"the tokenizer's padding is token {pad}, the model's is {config.pad_token_id}"
+        raise UserError(f"{had}, by which a {config.family} finds positions; give the model's own tokenizer")
     if pad >= len(table):
         if tokenizer.pad_token != PAD:
             raise UserError(f"the tokenizer's padding is token {pad}, but the model has {len(table)}; give its own one")

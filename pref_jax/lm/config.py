@@ -1,94 +1,13 @@
 """What a transformer looks like, in one frozen record. `hf_config` makes it from Hugging Face's `config.json`."""
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from pref_jax.errors import Faults
+from pref_jax.lm.config_parts import UNSCALED, DeltaNet, Disentangled, Experts, Multipliers, Pattern, RopeScaling
+from pref_jax.lm.families import TRAITS, UNCLASSIFIED, Family, Traits
 
-Family = Literal["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "bert", "modernbert"]
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
-
-
-class Traits(NamedTuple):
-    """What all models of a family have in common.
-
-    Attributes:
-      causal: a token sees only those before it.
-      norm_offset: norms multiply by 1 + w instead of w.
-      post_norms: attention and MLP are normed once more before they are added to the residual.
-      qk_norm: queries and keys are normed per head.
-      scaled_embeddings: embedded tokens are multiplied by sqrt(hidden_size).
-      attention_bias: whether q, k and v have biases where the model does not say.
-      output_bias: whether o_proj has a bias wherever q, k and v have one.
-    """
-
-    causal: bool = True
-    norm_offset: bool = False
-    post_norms: bool = False
-    qk_norm: bool = False
-    scaled_embeddings: bool = False
-    attention_bias: bool = False
-    output_bias: bool = True
-
-
-TRAITS: dict[str, Traits] = {
-    "llama": Traits(),
-    "mistral": Traits(),
-    "qwen2": Traits(attention_bias=True, output_bias=False),
-    "qwen3": Traits(qk_norm=True),
-    "gemma": Traits(norm_offset=True, scaled_embeddings=True),
-    "gemma2": Traits(norm_offset=True, scaled_embeddings=True, post_norms=True),
-    "gemma3_text": Traits(norm_offset=True, scaled_embeddings=True, post_norms=True, qk_norm=True),
-    "bert": Traits(causal=False, attention_bias=True),
-    "modernbert": Traits(causal=False),
-}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RopeScaling:
-    """How rotary frequencies are stretched beyond the trained length; `layers.rotary_frequencies` has the formulas.
-
-    Attributes:
-      kind: `linear` divides all frequencies by `factor`. `llama3` divides only those whose wavelength exceeds
-        `original_max_positions / low_freq_factor`, keeps those under `original_max_positions / high_freq_factor`, and
-        blends between (Llama 3.1). `yarn` divides those that turn less than `beta_slow` times in the trained length,
-        keeps those above `beta_fast` turns, and blends between (arXiv 2309.00071). `longrope` divides each by a number
-        of its own (arXiv 2402.13753). `dynamic` stretches rows beyond `LMConfig.max_positions` alone, so nothing here.
-      factor: how many times longer.
-      low_freq_factor, high_freq_factor: of `llama3`.
-      original_max_positions: the trained length.
-      beta_fast, beta_slow: of `yarn`.
-      truncate: `yarn` blends between whole numbers of frequencies.
-      attention_factor: cosines and sines are multiplied by it (`yarn`, `longrope`).
-      short_factor, long_factor: of `longrope`, one for each frequency; rows here are never so long that the latter
-        come in, which are kept for `config.json`.
-    """
-
-    kind: Literal["linear", "dynamic", "llama3", "yarn", "longrope"]
-    factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_positions: int = 8192
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = True
-    attention_factor: float = 1.0
-    short_factor: tuple[float, ...] = ()
-    long_factor: tuple[float, ...] = ()
-
-
-class Pattern(NamedTuple):
-    """How the layers of one kind see the other tokens.
-
-    Attributes:
-      window: tokens at least this many positions away are out of sight; None for no limit.
-      theta: base wavelength of the rotary positions.
-      scaling: their stretching, if any.
-    """
-
-    window: int | None
-    theta: float
-    scaling: RopeScaling | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +15,7 @@ class LMConfig:
     """Sizes and choices of one transformer. Hashable, so it can be a static argument of `jax.jit`.
 
     Attributes:
-      family: the architecture, by the name of Hugging Face's `model_type`; see `TRAITS`.
+      family: the architecture, by the name of Hugging Face's `model_type`; see `families.TRAITS`.
       vocab_size: number of token ids.
       hidden_size: D.
       intermediate_size: width of the MLP.
@@ -106,25 +25,37 @@ class LMConfig:
       head_dim: width of a head; 0 stands for `hidden_size // num_heads`.
       max_positions: the longest row the model was made for.
       norm_eps: epsilon of the norms.
-      rope_theta: base wavelength of the rotary positions (all families but `bert`, whose positions are a table).
+      rope_theta: base wavelength of the rotary positions (of decoders and ModernBERT; others have a table).
       rope_scaling: stretching of the rotary positions, if any.
       local_rope_theta: base wavelength in sliding layers; None: base and stretching are those of the others.
       local_rope_scaling: stretching in sliding layers with a base of their own, if any.
       window: reach of sliding layers, see `Pattern.window`.
       sliding_layers: one flag a layer; empty: no layer slides.
+      still_layers: one flag a layer, true where nothing is rotated; empty: all rotate. With `delta`, these layers have
+        a delta net in place of attention.
+      delta: the delta nets' sizes (`qwen3_5_text`).
+      rotary_dim: how many of a head's features are rotated, the first ones; 0 stands for `head_dim`.
+      bidirectional: tokens of a decoder see those behind them too.
+      experts: of the MLP, if it has any.
+      multipliers: numbers that states are multiplied by.
+      disentangled: how attention depends on distances (`deberta-v2`).
+      absolute_positions: a table of positions is added to the embedded tokens (of `deberta-v2`; BERT always has it).
       query_scalar: attention scores are divided by its square root; None stands for `head_dim`.
       attention_softcap: scores s become c tanh(s / c); None: they stay.
       logit_softcap: the same for next-token logits.
       tie_embeddings: the next-token head is the embedding table transposed.
       lm_head: there is a next-token head; False for bare trunks, encoders and sequence classifiers.
       num_labels: outputs of the sequence-classification head `score`, 1 for a reward model; 0: no such head.
+      head_activation: of an encoder's head, which has a dense layer before `score`: "tanh" or one of `ACTIVATIONS`.
+      head_pooling: which state that dense layer reads, the `first` token's or the `mean`.
+      head_bias: the dense layer has a bias.
       activation: one of `ACTIVATIONS`.
       attention_bias: biases on q, k and v (and o, by `Traits.output_bias`); None: as is usual in the family.
       mlp_bias: biases on the linears of the MLP.
-      type_vocab_size: token types (`bert`).
+      type_vocab_size: token types (encoders with a table of positions).
       type_separator: tokens behind the first one of this number in their text are of type 1, all others of type 0;
         None: all are of type 0. `config.json` does not tell, the tokenizer does.
-      pooling: what stands for a whole text: its `last` token or the `mean` of its tokens.
+      pooling: what stands for a whole text: its `last` token, its `first` one, or the `mean` of its tokens.
       bos_token_id: carried along for `config.json`, of no effect here.
       eos_token_id: the same.
       pad_token_id: the same; transformers finds the last token of a row by it.
@@ -146,18 +77,29 @@ class LMConfig:
     local_rope_scaling: RopeScaling | None = None
     window: int | None = None
     sliding_layers: tuple[bool, ...] = ()
+    still_layers: tuple[bool, ...] = ()
+    delta: DeltaNet | None = None
+    rotary_dim: int = 0
+    bidirectional: bool = False
+    experts: Experts | None = None
+    multipliers: Multipliers = UNSCALED
+    disentangled: Disentangled | None = None
+    absolute_positions: bool = True
     query_scalar: int | None = None
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     tie_embeddings: bool = True
     lm_head: bool = True
     num_labels: int = 0
+    head_activation: str = "tanh"
+    head_pooling: Literal["first", "mean"] = "first"
+    head_bias: bool = True
     activation: str = "silu"
     attention_bias: bool | None = None
     mlp_bias: bool = False
     type_vocab_size: int = 2
     type_separator: int | None = None
-    pooling: Literal["last", "mean"] = "last"
+    pooling: Literal["last", "first", "mean"] = "last"
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
@@ -170,6 +112,8 @@ class LMConfig:
         if not any(self.sliding_layers):
             object.__setattr__(self, "sliding_layers", ())
             object.__setattr__(self, "window", None)
+        if not any(self.still_layers):
+            object.__setattr__(self, "still_layers", ())
         faults = Faults()
         _check_sizes(self, faults)
         _check_choices(self, faults)
@@ -177,17 +121,50 @@ class LMConfig:
 
     @property
     def traits(self) -> Traits:
-        """What the family always has."""
-        return TRAITS[self.family]
+        """What the family always has, and whether this model is causal."""
+        own = TRAITS[self.family]
+        return own._replace(causal=False) if self.bidirectional else own
 
     @property
     def query_scale(self) -> float:
         """What queries are multiplied by before they meet the keys."""
-        return float(self.query_scalar or self.head_dim) ** -0.5
+        own = self.multipliers.attention
+        return float(self.query_scalar or self.head_dim) ** -0.5 if own is None else own
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Texts that begin alike can be read from one row."""
+        return self.traits.causal and self.delta is None
+
+    @property
+    def rotated(self) -> int:
+        """How many of a head's features are rotated."""
+        return self.rotary_dim or self.head_dim
+
+    @property
+    def position_offset(self) -> int:
+        """The row of the table of positions in which position 0 stands."""
+        return (self.pad_token_id or 0) + 1 if self.traits.padded_positions else 0
+
+    @property
+    def dense_head(self) -> bool:
+        """There is a dense layer before `score`, as encoders have it."""
+        return bool(self.num_labels) and not TRAITS[self.family].causal
+
+    @property
+    def reads_score(self) -> bool:
+        """Pooled states are what the model's own `score` reads."""
+        return bool(self.num_labels) and self.pooling == (self.head_pooling if self.dense_head else "last")
+
+    @property
+    def as_classifier(self) -> bool:
+        """transformers has a sequence classifier whose last linear reads what is pooled here."""
+        last = TRAITS[self.family].causal and self.pooling == "last" and self.family not in UNCLASSIFIED
+        return last or (self.dense_head and self.reads_score)
 
     @property
     def patterns(self) -> tuple[Pattern, ...]:
-        """The kinds of layers there are, one or two, in the order of their first use."""
+        """The kinds of layers there are, in the order of their first use."""
         return tuple(dict.fromkeys(self._layer_patterns()))
 
     @property
@@ -200,7 +177,10 @@ class LMConfig:
         full = Pattern(None, self.rope_theta, self.rope_scaling)
         local = self.local_rope_theta
         near = Pattern(self.window, local or self.rope_theta, self.local_rope_scaling if local else self.rope_scaling)
-        return [near if slides else full for slides in self.sliding_layers or (False,) * self.num_layers]
+        none = (False,) * self.num_layers
+        found = [near if slides else full for slides in self.sliding_layers or none]
+        pairs = zip(found, self.still_layers or none, strict=True)
+        return [Pattern(pattern.window, None, None) if still else pattern for pattern, still in pairs]
 
 
 def _check_sizes(config: LMConfig, faults: Faults) -> None:
@@ -212,25 +192,37 @@ def _check_sizes(config: LMConfig, faults: Faults) -> None:
         faults.add("num_kv_heads", f"{config.num_kv_heads} does not divide {config.num_heads} heads", "use a divisor")
     if config.num_labels < 0:
         faults.add("num_labels", f"is {config.num_labels}", "give 0 for no head, 1 for a reward")
-    if config.sliding_layers and len(config.sliding_layers) != config.num_layers:
-        faults.add("sliding_layers", f"{len(config.sliding_layers)} flags", f"give one for each of {config.num_layers}")
+    for name in ("sliding_layers", "still_layers"):
+        flags = getattr(config, name)
+        if flags and len(flags) != config.num_layers:
+            faults.add(name, f"{len(flags)} flags", f"give one for each of {config.num_layers}")
     if config.sliding_layers and (config.window is None or config.window < 1):
         faults.add("window", f"is {config.window}, but some layers slide", "give their reach, from 1")
 
 
 def _check_choices(config: LMConfig, faults: Faults) -> None:
+    own = TRAITS.get(config.family, Traits())
     if config.activation not in ACTIVATIONS:
         faults.add("activation", f"{config.activation!r} is unknown", f"use one of {', '.join(ACTIVATIONS)}")
-    if config.family != "bert" and config.head_dim % 2:
-        faults.add("head_dim", f"{config.head_dim} is odd, rotary positions turn pairs", "use an even head_dim")
+    if config.dense_head and config.head_activation not in (*ACTIVATIONS, "tanh"):
+        known = ", ".join((*ACTIVATIONS, "tanh"))
+        faults.add("head_activation", f"{config.head_activation!r} is unknown", f"use one of {known}")
+    if own.kind in ("decoder", "delta") and (config.rotated % 2 or config.rotated > config.head_dim):
+        had = f"{config.rotated} of a head's {config.head_dim} features are to turn in pairs"
+        faults.add("head_dim", had, "use an even number of them")
     for scaling in (config.rope_scaling, config.local_rope_scaling):
-        if scaling is not None and scaling.kind == "longrope" and len(scaling.short_factor) != config.head_dim // 2:
-            had = f"{len(scaling.short_factor)} factors for {config.head_dim // 2} frequencies"
+        if scaling is not None and scaling.kind == "longrope" and len(scaling.short_factor) != config.rotated // 2:
+            had = f"{len(scaling.short_factor)} factors for {config.rotated // 2} frequencies"
             faults.add("rope_scaling.short_factor", had, "give one for each")
-    if not config.traits.causal:
-        if config.num_kv_heads != config.num_heads:
-            faults.add("num_kv_heads", f"the {config.family} family has no grouped queries", "leave it out")
-        if config.num_labels:
-            faults.add(
-                "num_labels", f"the {config.family} family has no score head here", "use 0 and a head of your own"
-            )
+    if not own.causal and config.num_kv_heads != config.num_heads:
+        faults.add("num_kv_heads", f"the {config.family} family has no grouped queries", "leave it out")
+    for name, kind in (("disentangled", "deberta"), ("delta", "delta")):
+        if (own.kind == kind) != (getattr(config, name) is not None):
+            families = ", ".join(family for family, traits in TRAITS.items() if traits.kind == kind)
+            faults.add(name, f"belongs to {families}, and to it alone", "give it there and nowhere else")
+    if config.delta is not None and config.delta.value_heads % config.delta.key_heads:
+        had = f"{config.delta.key_heads} key heads do not divide {config.delta.value_heads} value heads"
+        faults.add("delta", had, "use a divisor")
+    if config.experts is not None and not 1 <= config.experts.per_token <= config.experts.count:
+        had = f"{config.experts.per_token} of {config.experts.count} a token"
+        faults.add("experts", had, "give from 1 to all of them")

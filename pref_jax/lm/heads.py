@@ -13,9 +13,24 @@ from pref_jax.lm.weight_files import Tensor
 
 # Linear heads of decoders, the most trusted name first: transformers, OpenRLHF and others, TRL.
 _LINEAR = ("score", "reward_head", "value_head", "v_head", "value_head.summary", "v_head.summary", "rm_head")
-_ENCODERS = ("classifier", "score", "classifier.out_proj", "classifier.dense")
 # Keys of any head that we know by name; none of them is surplus.
 PATTERN = r"(score|reward_head|value_head|v_head|rm_head)(\.summary)?\.(weight|bias)"
+# Of encoders: the dense layer and the linear behind it, as their classifiers in transformers call them.
+ENCODERS = {
+    "bert": ("pooler.dense", "classifier"),
+    "roberta": ("classifier.dense", "classifier.out_proj"),
+    "xlm-roberta": ("classifier.dense", "classifier.out_proj"),
+    "deberta-v2": ("pooler.dense", "classifier"),
+    "modernbert": ("head.dense", "classifier"),
+}
+
+
+def score_module(config: LMConfig) -> str:
+    """The last linear of this family's sequence classifier in transformers."""
+    return ENCODERS[config.family][1] if config.family in ENCODERS else "score"
+
+
+_LOOSE = re.compile(r"(classifier|score)(\.(dense|out_proj))?\.weight")
 
 
 class Found(NamedTuple):
@@ -40,10 +55,8 @@ def find(config: LMConfig, tensors: Mapping[str, Tensor]) -> Found:
       tensors: by their keys without prefixes.
     """
     there = {key: tensor for key, tensor in tensors.items() if len(tensor.shape) == 2 or key.endswith(".bias")}
-    if not config.traits.causal:
-        keys = [f"{name}.weight" for name in _ENCODERS if f"{name}.weight" in there]
-        why = f"rewards here are linear in the mean state of a {config.family}, and this head reads another one"
-        return Found(None, 0, tuple(f"{key} {list(there[key].shape)} is left out: {why}" for key in keys))
+    if config.family in ENCODERS:
+        return _find_dense(config, there)
     fitting, told = [], []
     for key in (f"{name}.weight" for name in _LINEAR):
         if key in there and there[key].shape[1] == config.hidden_size:
@@ -59,3 +72,15 @@ def find(config: LMConfig, tensors: Mapping[str, Tensor]) -> Found:
     if labels > 1:
         told.append(f"{key} has {labels} outputs, none of which is the reward; rewards begin without it")
     return Found(key, labels, tuple(told))
+
+
+def _find_dense(config: LMConfig, there: Mapping[str, Tensor]) -> Found:
+    """The head of an encoder, whole or not at all."""
+    dense, score = (f"{name}.weight" for name in ENCODERS[config.family])
+    if dense in there and score in there:
+        labels = there[score].shape[0]
+        several = f"{score} has {labels} outputs, none of which is the reward; rewards begin without it"
+        return Found(score, labels, (several,) if labels > 1 else ())
+    why = f"a {config.family} classifier has {dense} and {score}, and this checkpoint has not both"
+    loose = [key for key in there if _LOOSE.fullmatch(key)]
+    return Found(None, 0, tuple(f"{key} {list(there[key].shape)} is left out: {why}" for key in loose))

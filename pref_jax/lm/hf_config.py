@@ -1,7 +1,7 @@
 """Between `LMConfig` and Hugging Face's `config.json`, as transformers 4 and 5 write it.
 
-What a file leaves out takes the default of its family's class in transformers: `DEFAULTS`. Which fields a family reads
-is told by `hf_fields`.
+What a file leaves out takes the default of its family's class in transformers: `hf_defaults`. Which fields a family
+reads is told by `hf_fields`.
 """
 
 from collections.abc import Mapping
@@ -9,78 +9,26 @@ from typing import Any
 
 from pref_jax import json_fields
 from pref_jax.errors import Faults
-from pref_jax.lm import hf_fields, hf_rope
-from pref_jax.lm.config import TRAITS, LMConfig
-from pref_jax.lm.hf_fields import USED
+from pref_jax.lm import families, hf_fields, hf_rope
+from pref_jax.lm.config import LMConfig
+from pref_jax.lm.config_parts import DeltaNet, Disentangled, Experts, Multipliers
+from pref_jax.lm.families import TRAITS
+from pref_jax.lm.hf_defaults import DEFAULTS, NULLS
+from pref_jax.lm.hf_fields import DELTA, MULTIPLIERS, SIZES, USED
+from pref_jax.lm.hf_write import architecture, write
+
+__all__ = ["architecture", "read", "write"]
 
 Raw = Mapping[str, Any]
 
-_SIZES = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "max_positions": "max_position_embeddings",
-}
-_DECODER = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "architectures": ["ForCausalLM"]}
-_QWEN = _DECODER | {
-    "num_key_value_heads": 32,
-    "use_sliding_window": False,
-    "sliding_window": 4096,
-    "max_window_layers": 28,
-}
-_GEMMA = _DECODER | {
-    "hidden_act": "gelu_pytorch_tanh",
-    "hidden_activation": "gelu_pytorch_tanh",
-    "tie_word_embeddings": True,
-    "head_dim": 256,
-    "num_key_value_heads": 16,
-    "pad_token_id": 0,
-}
-_GEMMA2 = _GEMMA | {"sliding_window": 4096, "query_pre_attn_scalar": 256, "num_key_value_heads": 4}
-DEFAULTS: dict[str, Raw] = {
-    "llama": _DECODER,
-    "mistral": _DECODER | {"sliding_window": 4096, "num_key_value_heads": 8},
-    "qwen2": _QWEN,
-    "qwen3": _QWEN | {"head_dim": 128},
-    "gemma": _GEMMA,
-    "gemma2": _GEMMA2 | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
-    "gemma3_text": _GEMMA2
-    | {
-        "sliding_window_pattern": 6,
-        # The files of the larger models leave out what does not differ from these.
-        "vocab_size": 262_208,
-        "num_attention_heads": 8,
-        "max_position_embeddings": 131_072,
-    },
-    "bert": {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "type_vocab_size": 2, "pad_token_id": 0},
-    "modernbert": {
-        "hidden_activation": "gelu",
-        "norm_eps": 1e-5,
-        "local_attention": 128,
-        "global_attn_every_n_layers": 3,
-        "pad_token_id": 50283,
-    },
-}
-# Fields in which null is a value of its own: where the class has a default, null says otherwise.
-_NULLS = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping", "num_key_value_heads", "pad_token_id")
-# Without these, engines put a softmax or a sigmoid on rewards: transformers' pipelines and vLLM's /classify go by the
-# first, vLLM's /score and cross-encoders of sentence-transformers by the second.
-RAW_SCORES: Raw = {
-    "problem_type": "regression",
-    "sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"},
-}
-# How transformers' classes of a family begin.
-_STEMS = {"qwen2": "Qwen2", "qwen3": "Qwen3", "gemma3_text": "Gemma3", "modernbert": "ModernBert"}
-_TRUNKS = {"gemma3_text": "Gemma3TextModel"}
-_CLASSIFIERS = {"gemma3_text": "Gemma3TextForSequenceClassification"}
+# Kinds of families with rotary positions.
+_ROTARY = ("decoder", "delta")
 
 
 def read(raw: Any, *, where: str = "config.json") -> LMConfig:
     """Reads the dictionary of a `config.json`.
 
-    Of a `gemma3` model with pictures, the part that reads text is taken.
+    Of a model with pictures (`gemma3`, `mistral3`, `qwen3_5`), the part that reads text is taken.
 
     Raises:
       UserError: with every field that is missing, of a wrong type, or that this code cannot honour.
@@ -89,27 +37,28 @@ def read(raw: Any, *, where: str = "config.json") -> LMConfig:
     raw = hf_fields.text_part(json_fields.record(raw, where), faults, where)
     family = raw.get("model_type")
     if not isinstance(family, str) or family not in TRAITS:
-        shown = json_fields.brief(family)
-        faults.add(f"{where}: model_type", f"{shown} is not supported", f"use one of {', '.join(TRAITS)}")
+        near = families.nearest(family)
+        what = f"{json_fields.brief(family)} is not supported" + (f"; nearest to it is {near}" if near else "")
+        faults.add(f"{where}: model_type", what, f"use one of {', '.join(TRAITS)}")
         family = ""
     said = {key: value for key, value in raw.items() if value is not None}
     whole = {**DEFAULTS.get(family, {}), **said}
-    whole |= {name: None for name in _NULLS if name in raw and raw[name] is None}
-    for name in _SIZES.values():
+    whole |= {name: None for name in NULLS if name in raw and raw[name] is None}
+    for name in SIZES.values():
         if not json_fields.is_whole(whole.get(name)):
             faults.add(f"{where}: {name}", f"is {json_fields.brief(whole.get(name))}", "give a whole number")
     known = {name: whole[name] for name in whole.keys() & USED.get(family, set())} | {"model_type": family}
     json_fields.check(known, hf_fields.KINDS, faults, where)
     hf_fields.refuse(said, family, faults, where)
-    turned = family not in ("", "bert") and json_fields.is_whole(whole.get("max_position_embeddings"))
-    rope = hf_rope.read(said | known, faults, where) if turned else {}
+    turned = family and TRAITS[family].kind in _ROTARY and json_fields.is_whole(whole.get("max_position_embeddings"))
+    rope = hf_rope.read({**DEFAULTS[family], **said, **known}, faults, where) if turned else {}
     faults.raise_if_any("Transformer configuration")
-    fields = _bert(known) if family == "bert" else _rotary(known)
+    fields = _rotary(known) if TRAITS[family].kind in _ROTARY else _bert(known)
     eos = known.get("eos_token_id")
     return LMConfig(
         **{
             "family": family,
-            **{ours: known[theirs] for ours, theirs in _SIZES.items()},
+            **{ours: known[theirs] for ours, theirs in SIZES.items()},
             **fields,
             **rope,
             "bos_token_id": known.get("bos_token_id"),
@@ -119,12 +68,19 @@ def read(raw: Any, *, where: str = "config.json") -> LMConfig:
     )
 
 
-def _rotary(raw: Raw) -> dict[str, Any]:
-    """The fields of all families but `bert`, rotary positions apart."""
-    family = raw["model_type"]
-    architectures = " ".join(raw.get("architectures") or [])
+def _labels(raw: Raw) -> int:
+    """Outputs of the head that `architectures` announces."""
     # As there, a number of labels takes precedence over their names, and without either there are two.
     labels = raw.get("num_labels") or len(raw.get("id2label") or (0, 1))
+    return labels if "SequenceClassification" in " ".join(raw.get("architectures") or []) else 0
+
+
+def _rotary(raw: Raw) -> dict[str, Any]:
+    """The fields of decoders and ModernBERT, rotary positions apart."""
+    family, labels = raw["model_type"], _labels(raw)
+    architectures = " ".join(raw.get("architectures") or [])
+    window = raw.get("sliding_window")
+    both_ways = bool(raw.get("use_bidirectional_attention"))
     fields = {
         "num_kv_heads": raw.get("num_key_value_heads") or 0,
         "head_dim": raw.get("head_dim") or 0,
@@ -134,31 +90,85 @@ def _rotary(raw: Raw) -> dict[str, Any]:
         "logit_softcap": _number(raw, "final_logit_softcapping"),
         "tie_embeddings": bool(raw.get("tie_word_embeddings", False)),
         "lm_head": "CausalLM" in architectures or "ConditionalGeneration" in architectures,
-        "num_labels": labels if "SequenceClassification" in architectures else 0,
+        "num_labels": labels,
         "activation": _activation(raw),
-        "attention_bias": TRAITS[family].attention_bias or raw.get("attention_bias", False),
+        "attention_bias": raw.get("attention_bias", False) or (TRAITS[family].attention_bias and family != "gpt_oss"),
         "mlp_bias": raw.get("mlp_bias", False),
         "sliding_layers": _sliding(raw),
-        "window": raw.get("sliding_window"),
-        "pooling": "last",
+        "still_layers": _still(raw),
+        # Looking both ways, their number counts the tokens in sight on both sides together.
+        "window": window // 2 + 1 if both_ways and window else window,
+        "bidirectional": both_ways,
+        "pooling": "mean" if both_ways and not labels else "last",
+        **_experts(raw),
     }
-    if family != "modernbert":
-        return fields
-    # Their local_attention counts the tokens in sight on both sides together.
-    reach = raw["local_attention"] // 2 + 1
-    return fields | {"window": reach, "num_labels": 0, "lm_head": False, "tie_embeddings": False, "pooling": "mean"}
+    if family == "qwen3_5_text":
+        fields["delta"] = DeltaNet(**{ours: raw[theirs] for ours, theirs in DELTA.items()})
+    if family == "granite":
+        own = {ours: float(raw[theirs]) for ours, theirs in MULTIPLIERS.items()}
+        fields["multipliers"] = Multipliers(**own)
+    return fields | _modernbert(raw) if family == "modernbert" else fields
+
+
+def _modernbert(raw: Raw) -> dict[str, Any]:
+    head = "first" if raw["classifier_pooling"] == "cls" else "mean"
+    return {
+        # Their local_attention counts the tokens in sight on both sides together.
+        "window": raw["local_attention"] // 2 + 1,
+        "lm_head": False,
+        "tie_embeddings": False,
+        "head_pooling": head,
+        "head_bias": raw["classifier_bias"],
+        "head_activation": raw["classifier_activation"],
+        "pooling": head if _labels(raw) else "mean",
+    }
+
+
+def _experts(raw: Raw) -> dict[str, Any]:
+    """The fields of a routed MLP."""
+    if "num_experts_per_tok" not in USED[raw["model_type"]]:
+        return {}
+    count, each = raw.get("num_local_experts") or raw["num_experts"], raw["num_experts_per_tok"]
+    if raw["model_type"] == "gpt_oss":
+        count = raw.get("num_experts") or count
+        return {"experts": Experts(count=count, per_token=each, scores="chosen", clamp=float(raw["swiglu_limit"]))}
+    scores = "normalised" if raw["norm_topk_prob"] else "all"
+    return {
+        "experts": Experts(count=count, per_token=each, scores=scores),
+        "intermediate_size": raw["moe_intermediate_size"],
+    }
 
 
 def _bert(raw: Raw) -> dict[str, Any]:
-    """The fields of `bert`."""
-    return {
+    """The fields of encoders with a table of positions."""
+    labels, deberta = _labels(raw), raw["model_type"] == "deberta-v2"
+    offset = (raw.get("pad_token_id") or 0) + 1 if TRAITS[raw["model_type"]].padded_positions else 0
+    fields = {
+        "max_positions": raw["max_position_embeddings"] - offset,
         "norm_eps": float(raw["layer_norm_eps"]),
         "type_vocab_size": raw["type_vocab_size"],
         "activation": raw["hidden_act"],
         "mlp_bias": True,
         "tie_embeddings": False,
         "lm_head": False,
-        "pooling": "mean",
+        "num_labels": labels,
+        "head_activation": raw["pooler_hidden_act"] if deberta else "tanh",
+        "pooling": "first" if labels else "mean",
+    }
+    if not deberta:
+        return fields
+    scores = raw.get("pos_att_type") or []
+    names = scores if isinstance(scores, list) else [name.strip() for name in scores.lower().split("|")]
+    distances = Disentangled(
+        max_distance=raw["max_relative_positions"] if raw["max_relative_positions"] > 0 else fields["max_positions"],
+        buckets=max(raw["position_buckets"], 0),
+        scores=tuple(name for name in ("c2p", "p2c") if name in names),
+        normed="layer_norm" in raw["norm_rel_ebd"].lower(),
+    )
+    return fields | {
+        "disentangled": distances,
+        "absolute_positions": raw["position_biased_input"],
+        "head_dim": raw.get("attention_head_size") or 0,
     }
 
 
@@ -175,10 +185,12 @@ def _activation(raw: Raw) -> str:
 def _sliding(raw: Raw) -> tuple[bool, ...]:
     """Which layers see only what is near."""
     family, layers = raw["model_type"], raw["num_hidden_layers"]
-    if family in ("llama", "gemma"):
+    used = USED[family]
+    if family != "modernbert" and "sliding_window" not in used:
         return ()
-    if family == "mistral":
-        return (raw["sliding_window"] is not None,) * layers
+    if "layer_types" not in used:  # all layers or none
+        slide = raw.get("sliding_window") is not None and raw.get("use_sliding_window", True)
+        return (slide,) * layers
     if family in ("qwen2", "qwen3") and not (raw["use_sliding_window"] and raw["sliding_window"]):
         return ()
     if raw.get("layer_types"):
@@ -187,69 +199,24 @@ def _sliding(raw: Raw) -> tuple[bool, ...]:
         return tuple(layer >= raw["max_window_layers"] for layer in range(layers))
     if family == "modernbert":
         return tuple(bool(layer % raw["global_attn_every_n_layers"]) for layer in range(layers))
-    every = 2 if family == "gemma2" else raw["sliding_window_pattern"]
+    if family == "ministral":
+        return (raw.get("sliding_window") is not None,) * layers
+    if family == "smollm3":
+        slide = bool(raw["use_sliding_window"]) and raw.get("sliding_window") is not None
+        return tuple(slide and still for still in _still(raw))
+    every = {"gemma2": 2, "gpt_oss": 2, "olmo3": 4}.get(family) or raw["sliding_window_pattern"]
     return tuple(bool((layer + 1) % every) for layer in range(layers))
 
 
-def write(config: LMConfig) -> dict[str, Any]:
-    """The dictionary that transformers (4 or 5) and `read` take for the same model."""
-    eos = config.eos_token_id
-    common = {
-        "architectures": [architecture(config)],
-        "model_type": config.family,
-        **{theirs: getattr(config, ours) for ours, theirs in _SIZES.items()},
-        "hidden_act": config.activation,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": list(eos) if isinstance(eos, tuple) else eos,
-        "pad_token_id": config.pad_token_id,
-    }
-    if config.family == "bert":
-        return common | {"layer_norm_eps": config.norm_eps, "type_vocab_size": config.type_vocab_size}
-    if config.num_labels:
-        names = {str(label): f"LABEL_{label}" for label in range(config.num_labels)}
-        common |= {"id2label": names, "label2id": {name: int(label) for label, name in names.items()}, **RAW_SCORES}
-    return common | _write_rotary(config) | _write_sliding(config) | hf_rope.write(config)
-
-
-def architecture(config: LMConfig) -> str:
-    """The name of transformers' class for this model."""
-    stem = _STEMS.get(config.family, config.family.capitalize())
-    if config.num_labels:
-        return _CLASSIFIERS.get(config.family, f"{stem}ForSequenceClassification")
-    return f"{stem}ForCausalLM" if config.lm_head else _TRUNKS.get(config.family, f"{stem}Model")
-
-
-def _write_rotary(config: LMConfig) -> dict[str, Any]:
-    fields = {
-        "hidden_activation": config.activation,
-        "attention_bias": config.attention_bias,
-        "mlp_bias": config.mlp_bias,
-    }
-    if config.family == "modernbert":
-        return fields | {"norm_eps": config.norm_eps}
-    fields |= {
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tie_embeddings,
-    }
-    if config.traits.post_norms:
-        fields |= {
-            "query_pre_attn_scalar": config.query_scalar or config.head_dim,
-            "attn_logit_softcapping": config.attention_softcap,
-            "final_logit_softcapping": config.logit_softcap,
-        }
-    return fields
-
-
-def _write_sliding(config: LMConfig) -> dict[str, Any]:
-    if config.family in ("llama", "gemma"):
-        return {}
-    slides = config.sliding_layers or (False,) * config.num_layers
-    kinds = {"layer_types": ["sliding_attention" if near else "full_attention" for near in slides]}
-    if config.family == "modernbert":
-        return kinds | {"local_attention": 2 * (config.window - 1) if config.window else 128}
-    fields: dict[str, Any] = {"sliding_window": config.window}
-    if config.family == "mistral":
-        return fields
-    return fields | kinds | ({"use_sliding_window": any(slides)} if config.family.startswith("qwen") else {})
+def _still(raw: Raw) -> tuple[bool, ...]:
+    """Which layers are not told positions."""
+    layers = range(raw["num_hidden_layers"])
+    if raw["model_type"] == "qwen3_5_text":
+        kinds = raw.get("layer_types")
+        every = raw["full_attention_interval"]
+        return tuple(kinds[layer] == "linear_attention" if kinds else bool((layer + 1) % every) for layer in layers)
+    if raw["model_type"] != "smollm3":
+        return ()
+    if raw.get("no_rope_layers"):
+        return tuple(not turns for turns in raw["no_rope_layers"][: len(layers)])
+    return tuple((layer + 1) % raw["no_rope_layer_interval"] == 0 for layer in layers)

@@ -1,7 +1,7 @@
 """Rotary positions between `LMConfig` and Hugging Face's `config.json`, by the precedence of transformers 5.
 
-A field `rope_scaling` takes the place of `rope_parameters`; in Gemma 3 and ModernBERT, whose kinds of layers turn in
-different ways, it is laid over the record of each kind that it concerns.
+A field `rope_scaling` takes the place of `rope_parameters`; in Gemma 3, OLMo 3 and ModernBERT, whose kinds of layers
+turn in different ways, it is laid over the record of each kind that it concerns.
 """
 
 import math
@@ -10,7 +10,8 @@ from typing import Any
 
 from pref_jax.errors import Faults
 from pref_jax.json_fields import brief, is_number, is_whole
-from pref_jax.lm.config import LMConfig, RopeScaling
+from pref_jax.lm.config import LMConfig
+from pref_jax.lm.config_parts import RopeScaling
 
 Raw = Mapping[str, Any]
 
@@ -24,18 +25,28 @@ _NESTED: dict[str, tuple[dict[str, tuple[str, float]], tuple[str, ...]]] = {
         {"full_attention": ("global_rope_theta", 160_000.0), "sliding_attention": ("local_rope_theta", 1e4)},
         ("full_attention", "sliding_attention"),
     ),
+    # Sliding layers turn by the class's own base, whatever stands beside the records.
+    "olmo3": (
+        {"full_attention": ("rope_theta", 500_000.0), "sliding_attention": ("", 500_000.0)},
+        ("full_attention",),
+    ),
 }
 # What a record may hold beside the kind, all kinds together; `finetuned` tells how a model came about.
 _NUMBERS = ("rope_theta", "factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow")
 _NUMBERS += ("mscale", "mscale_all_dim", "attention_factor", "partial_rotary_factor")
 _FACTORS = ("short_factor", "long_factor")
+_OWN = {"ministral3": {"llama_4_scaling_beta", "max_position_embeddings"}}
+# Pictures have positions in three directions; of a text all three are the same.
+_OWN |= {"qwen3_5_text": {"mrope_section", "mrope_interleaved"}}
+# Families of which part of a head may stay as it is.
+_PARTIAL = ("phi3", "qwen3_5_text")
 _KNOWN = {*_NUMBERS, *_FACTORS, "original_max_position_embeddings", "truncate", "rope_type", "type", "finetuned"}
 _KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
 def fields(family: str) -> set[str]:
     """The names under which a family's `config.json` speaks of rotary positions."""
-    bases = [name for name, _ in _NESTED[family][0].values()] if family in _NESTED else ["rope_theta"]
+    bases = [name for name, _ in _NESTED[family][0].values() if name] if family in _NESTED else ["rope_theta"]
     return {"rope_parameters", "rope_scaling", "partial_rotary_factor", "original_max_position_embeddings", *bases}
 
 
@@ -63,7 +74,20 @@ def read(raw: Raw, faults: Faults, where: str) -> dict[str, Any]:
     if "original_max_position_embeddings" in raw:
         rope["original_max_position_embeddings"] = raw["original_max_position_embeddings"]
     theta, scaling = _record(raw, rope, faults, f"{where}: {place}")
-    return {"rope_theta": theta, "rope_scaling": scaling, "local_rope_theta": None, **_reach(raw, scaling)}
+    found = {"rope_theta": theta, "rope_scaling": scaling, "local_rope_theta": None, **_reach(raw, scaling)}
+    return found | _rotated(raw, rope, faults, f"{where}: {place}")
+
+
+def _rotated(raw: Raw, rope: Raw, faults: Faults, where: str) -> dict[str, int]:
+    """How many of a head's features turn."""
+    factor = rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1))
+    if factor == 1 or not is_number(factor):
+        return {}
+    if raw["model_type"] not in _PARTIAL:
+        faults.add(f"{where}.partial_rotary_factor", "only part of a head is turned", "use another checkpoint")
+        return {}
+    whole = raw.get("head_dim") or raw["hidden_size"] // max(raw["num_attention_heads"], 1)
+    return {"rotary_dim": int(whole * factor)}
 
 
 def _read_nested(raw: Raw, faults: Faults, where: str) -> dict[str, Any]:
@@ -83,6 +107,7 @@ def _read_nested(raw: Raw, faults: Faults, where: str) -> dict[str, Any]:
         if rope.get("truncate") is False:
             faults.add(f"{place}.truncate", "transformers does not read it here", "leave it out")
         found.append(_record(raw, {"rope_theta": raw.get(base, default), **rope}, faults, place))
+        _rotated(raw if len(found) == 1 else {"model_type": raw["model_type"]}, rope, faults, place)
     (theta, scaling), (local, near) = found
     fields = {"rope_theta": theta, "rope_scaling": scaling, "local_rope_theta": local, "local_rope_scaling": near}
     return fields | _reach(raw, scaling, near)
@@ -102,15 +127,14 @@ def _record(raw: Raw, rope: Raw, faults: Faults, where: str) -> tuple[float, Rop
     """Base and stretching of one record; notes what is wrong with it."""
     rope = {name: value for name, value in rope.items() if value is not None or name == "factor"}
     kind, before = rope.get("rope_type", rope.get("type", "default")), len(faults)
-    if kind not in _KINDS:
-        faults.add(f"{where}.rope_type", f"{brief(kind)} is unknown", f"use a checkpoint with {', '.join(_KINDS)}")
-    for name in sorted(rope.keys() - _KNOWN):
+    kinds = ("default", "longrope") if raw["model_type"] == "phi3" else _KINDS
+    if kind not in kinds:
+        faults.add(f"{where}.rope_type", f"{brief(kind)} is unknown", f"use a checkpoint with {', '.join(kinds)}")
+    for name in sorted(rope.keys() - _KNOWN - _OWN.get(raw["model_type"], set())):
         faults.add(f"{where}.{name}", "no rotary position here has it", "use another checkpoint, or leave it out")
-    for name in _NUMBERS:
+    for name in (*_NUMBERS, "llama_4_scaling_beta"):
         if name in rope and not is_number(rope[name]) and not (name == "factor" and rope[name] is None):
             faults.add(f"{where}.{name}", f"is {brief(rope[name])}", "give a number")
-    if rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1)) != 1:
-        faults.add(f"{where}.partial_rotary_factor", "only part of a head is turned", "use another checkpoint")
     if not isinstance(rope.get("truncate", True), bool):
         faults.add(f"{where}.truncate", f"is {brief(rope['truncate'])}", "give true or false")
     original: Any = rope.get("original_max_position_embeddings", raw["max_position_embeddings"])
@@ -152,6 +176,7 @@ def _scaling(raw: Raw, kind: Any, rope: Raw, original: int, faults: Faults, wher
         own |= {name: tuple(float(one) for one in rope[name]) for name in _FACTORS}
     if kind in ("yarn", "longrope"):
         own["attention_factor"] = _attention_factor(kind, rope, float(factor), original)
+    own["query_beta"] = float(rope.get("llama_4_scaling_beta") or 0)
     return RopeScaling(kind=kind, factor=float(factor), **own)
 
 
@@ -173,8 +198,18 @@ def write(config: LMConfig) -> dict[str, Any]:
     """The fields of `config.json` that transformers (4 or 5) and `read` take for the same."""
     scaling = None if config.rope_scaling is None else _write_scaling(config.rope_scaling)
     full = {"rope_theta": config.rope_theta, **(scaling or {"rope_type": "default"})}
+    if config.rotary_dim:
+        share = config.rotary_dim / config.head_dim
+        # Readers round down.
+        full["partial_rotary_factor"] = max(
+            share, math.nextafter(share, 1) if int(share * config.head_dim) < config.rotary_dim else 0
+        )
     if config.family not in _NESTED:
-        return {"rope_theta": config.rope_theta, "rope_scaling": scaling, "rope_parameters": full}
+        partial = {"partial_rotary_factor": full["partial_rotary_factor"]} if config.rotary_dim else {}
+        found = {"rope_theta": config.rope_theta, "rope_scaling": scaling, "rope_parameters": full, **partial}
+        original = config.rope_scaling.original_max_positions if config.rope_scaling else None
+        # The class of Phi 3 has a length of its own, which takes precedence.
+        return found | ({"original_max_position_embeddings": original} if config.family == "phi3" and original else {})
     bases, stretched = _NESTED[config.family]
     (wide, _), (local, default) = bases["full_attention"], bases["sliding_attention"]
     theta = default if config.local_rope_theta is None else config.local_rope_theta
@@ -183,7 +218,8 @@ def write(config: LMConfig) -> dict[str, Any]:
     # For readers that know no records, and only where all kinds of layers that it concerns agree.
     old = scaling if "sliding_attention" not in stretched or scaling == near else None
     records = {"full_attention": full, "sliding_attention": own}
-    return {wide: config.rope_theta, local: theta, "rope_scaling": old, "rope_parameters": records}
+    found = {wide: config.rope_theta, local: theta, "rope_scaling": old, "rope_parameters": records}
+    return {name: value for name, value in found.items() if name}
 
 
 def _write_scaling(rope: RopeScaling) -> dict[str, Any]:
@@ -197,4 +233,5 @@ def _write_scaling(rope: RopeScaling) -> dict[str, Any]:
     }[rope.kind]
     values = {name: getattr(rope, name) for name in own}
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    return found | values | {"original_max_position_embeddings": rope.original_max_positions}
+    beta = {"llama_4_scaling_beta": rope.query_beta} if rope.query_beta else {}
+    return found | values | beta | {"original_max_position_embeddings": rope.original_max_positions}

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int32
 
-from pref_jax.lm.config import Pattern, RopeScaling
+from pref_jax.lm.config_parts import Pattern, RopeScaling
 
 # (block, name of one of its linears, input) -> output, with whatever adapter is attached to that name.
 LinearFn = Callable[[nnx.Module, str, Array], Array]
@@ -52,7 +52,9 @@ class RMSNorm(nnx.Module):
 
 
 def rotary_frequencies(head_dim: int, pattern: Pattern) -> np.ndarray:
-    """Float32 [H/2] angular frequencies, theta^(-2i/H), stretched as `pattern.scaling` says."""
+    """Float32 [H/2] angular frequencies, theta^(-2i/H), stretched as `pattern.scaling` says; 0 without a theta."""
+    if pattern.theta is None:
+        return np.zeros(head_dim // 2, np.float32)
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
     frequencies = 1.0 / np.float32(pattern.theta) ** exponents
     scaling = pattern.scaling
@@ -98,11 +100,25 @@ def rotary_table(
     return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
 
 
-def rotate(x: Float[Array, "B L N H"], cos: Float[Array, "B L 1 H"], sin: Float[Array, "B L 1 H"]) -> Array:
-    """Turns the pair (x_i, x_{i + H/2}) by its angle (the half-split layout of Hugging Face); keeps x's dtype."""
+def rotate(x: Float[Array, "B L N H"], cos: Float[Array, "B L 1 R"], sin: Float[Array, "B L 1 R"]) -> Array:
+    """Turns the pair (x_i, x_{i + R/2}) by its angle (the half-split layout of Hugging Face); keeps x's dtype.
+
+    Features beyond the first R stay as they are.
+    """
+    x, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
     half = x.shape[-1] // 2
     swapped = jnp.concatenate([x[..., half:], x[..., :half]], axis=-1)
-    return (x * cos + swapped * sin).astype(x.dtype)
+    turned = (x * cos + swapped * sin).astype(x.dtype)
+    return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
+
+
+def query_growth(pattern: Pattern, position: Int32[Array, "B L"]) -> Float[Array, "B L 1 1"] | None:
+    """What queries are multiplied by at each position, see `RopeScaling.query_beta`; None where there is no such."""
+    scaling = pattern.scaling
+    if scaling is None or not scaling.query_beta:
+        return None
+    periods = jnp.floor(position[:, :, None, None] / scaling.original_max_positions)
+    return 1 + scaling.query_beta * jnp.log1p(periods)
 
 
 def softcap(x: Float[Array, "*batch"], cap: float | None) -> Float[Array, "*batch"]:
@@ -123,6 +139,7 @@ def activation(name: str) -> Callable[[Array], Array]:
         "gelu_new": tanh_gelu,
         "gelu_pytorch_tanh": tanh_gelu,
         "relu": jax.nn.relu,
+        "tanh": jnp.tanh,
     }
     return table[name]
 

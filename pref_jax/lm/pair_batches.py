@@ -150,10 +150,11 @@ def rounded(length: int, lm: LMConfig) -> int:
 def shared_length(lm: LMConfig, pairs: Comparisons, tokens: TokenTable, length: int) -> int | None:
     """Tokens of a row that both responses of a pair share, `rounded`; None where a row for each is better.
 
-    For an encoder they always are, as it reads a prompt otherwise under each answer; for a decoder they are where
+    For an encoder they always are, as it reads a prompt otherwise under each answer, and so they are for a model with
+    states that go on from token to token; for a decoder they are where
     pairs have so little in common that one long row asks for more work than two short ones.
     """
-    if not lm.traits.causal:
+    if not lm.shares_prefix:
         return None
     shared = int(shared_lengths(tokens, pairs.chosen, pairs.rejected).max(initial=1))
     if _work(lm, shared) >= 2 * _work(lm, length):

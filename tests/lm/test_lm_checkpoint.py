@@ -82,7 +82,9 @@ def test_transformers_computes_the_same_with_what_we_save(case, head, tmp_path):
         assert parity.relative_error(got[name], want[name], real) < parity.EXACT
 
 
-@pytest.mark.parametrize("case", ["mistral", "gemma3_text"])
+@pytest.mark.parametrize(
+    "case", ["mistral", "gemma3_text", "roberta", "deberta_v3", "olmo3", "ministral3", "qwen3_moe", "qwen3_5"]
+)
 def test_merged_adapters_give_the_same_rewards_here_and_in_transformers(case, tmp_path):
     config, params = checkpoint.load(make_goldens.GOLDENS / case)
     adapters = lora.init(jax.random.key(0), backbone.linear_shapes(config), config.num_layers, rank=2)
@@ -230,7 +232,7 @@ def test_models_that_are_not_understood_are_refused(tmp_path):
 
     told = fault("llama_tied", tmp_path, strange)
     assert "3 faults" in told
-    assert "'gpt_neox' is not supported; use one of llama, mistral, qwen2" in told
+    assert "'gpt_neox' is not supported; nearest to it is gpt_oss; use one of llama, mistral, mini" in told
     assert "hidden_size: is None" in told
 
     def stretched(config, tensors):
