@@ -9,7 +9,7 @@ from pref_jax.errors import UserError
 from pref_jax.files import read_json
 from pref_jax.lm import heads, hf_config, hf_fields, hub, weight_files, weights
 from pref_jax.lm.config import LMConfig
-from pref_jax.lm.weight_files import Tensor
+from pref_jax.lm.stored_tensors import Tensor
 from pref_jax.progress import log
 
 
