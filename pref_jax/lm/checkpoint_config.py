@@ -5,6 +5,7 @@ import functools
 from collections.abc import Mapping
 from pathlib import Path
 
+from pref_jax import json_fields
 from pref_jax.errors import UserError
 from pref_jax.files import read_json
 from pref_jax.lm import heads, hf_config, hf_fields, hub, weight_files, weights
@@ -25,9 +26,11 @@ def load_config(folder: str | Path) -> LMConfig:
     folder = hub.locate(folder)
     weight_files.check_folder(folder)
     path = folder / "config.json"
-    raw = read_json(path)
+    raw = dict(json_fields.record(read_json(path), str(path)))
     config = hf_config.read(raw, where=str(path))
     config = dataclasses.replace(config, type_separator=_type_separator(config, folder))
+    if form := (raw.pop("quantization_config", None) or {}).get("quant_method"):
+        _tell(f"  {folder}: the weights are quantised ({form}) and widened as they are read")
     if unread := hf_fields.unread(raw):
         _tell(f"  {path}: no {config.family} model reads {', '.join(unread)}; passed over, as transformers does")
     try:

@@ -13,7 +13,7 @@ import safetensors
 from pref_jax import json_fields
 from pref_jax.errors import Faults, UserError
 from pref_jax.files import read_json
-from pref_jax.lm import gguf_file
+from pref_jax.lm import gguf_file, quantisation
 from pref_jax.lm.stored_tensors import Tensor
 
 WEIGHTS_FILE = "model.safetensors"
@@ -96,7 +96,16 @@ def catalog(folder: Path) -> dict[str, Tensor]:
         for key in sorted(set(indexed) - set(tensors)):
             faults.add(str(folder / indexed[key]), f"lacks {key}, which the index promises", "fetch it again")
     faults.raise_if_any("Weight files")
-    return tensors
+    how = _quantised(folder / "config.json")
+    return quantisation.widened(tensors, how, str(folder)) if how and not quantisation.refused(how) else tensors
+
+
+def _quantised(path: Path) -> Any:
+    """How a config says that the weights are quantised; None if it does not."""
+    raw = read_json(path) if path.exists() else {}
+    raw = raw if isinstance(raw, dict) else {}
+    text = raw.get("text_config")
+    return raw.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
 
 
 def _weight_map(path: Path) -> dict[str, str]:

