@@ -14,10 +14,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from pref_jax import json_fields
 from pref_jax.data.messages import Chat, answer, as_chat, as_text
-from pref_jax.data.text import control_tokens
+from pref_jax.data.text import chat_templates, control_tokens
 from pref_jax.data.text.token_table import TokenTable
 from pref_jax.errors import Faults, UserError
 from pref_jax.files import read_json
+from pref_jax.progress import log
 
 # Types of values in a tokenizer's files.
 _TOKEN: json_fields.Kind = (lambda value: isinstance(value, str | dict)), "give the token's text"
@@ -34,8 +35,6 @@ _TOKENIZER: dict[str, json_fields.Kind] = {
 END = {"user": "<|end_of_user|>", "assistant": "<|end_of_assistant|>"}
 CHAT_TEMPLATE = "{% for message in messages %}{{ message.content }}<|end_of_{{ message.role }}|>{% endfor %}"
 PAD = "<|pad|>"
-# Some templates write today's date into every dialogue; the same text has to give the same tokens tomorrow.
-DATE = "26 Jul 2024"
 TEMPLATE_FIX = "or give a Jinja file with --config.backbone.chat_template=FILE"
 # Rows after which a template that took none of them is not asked about the rest.
 ENOUGH = 100
@@ -264,9 +263,13 @@ def _render(tokenizer: PreTrainedTokenizerBase, chats: list[Chat], max_length: i
         )
     if max_length < 1:
         raise UserError(f"max_length is {max_length}; a text keeps one token at least")
-    texts = [str(text) for text in tokenizer.apply_chat_template(chats, tokenize=False, date_string=DATE)]
+    template = chat_templates.fixed(tokenizer)
+    given: Any = tokenizer.apply_chat_template(chats, chat_template=template, tokenize=False)
+    texts = [str(text) for text in given]
+    if note := chat_templates.told(*chat_templates.left_out(chats, texts), len(chats)):
+        log(f"  {note}")
     ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    ids = control_tokens.render(tokenizer, chats, ids, date_string=DATE)
+    ids = control_tokens.render(tokenizer, chats, ids, chat_template=template)
     return _lay([one[-max_length:] for one in ids], truncated=sum(len(one) > max_length for one in ids))
 
 
