@@ -1,6 +1,8 @@
 """One rendering: training, scoring and an export in transformers see the same tokens, and read the same one."""
 
 import datetime
+import html
+import json
 import re
 from typing import Any
 
@@ -12,12 +14,13 @@ import transformers
 from public_templates import TEMPLATES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from pref_jax.cli import main
 from pref_jax.data.text import chat_templates
 from pref_jax.data.text.tokenization import load_tokenizer, tokenize_responses
 from pref_jax.errors import UserError
-from pref_jax.lm import backbone, classifier
+from pref_jax.lm import backbone, checkpoint, classifier, rendering
 from pref_jax.lm.config import LMConfig
-from pref_jax.lm.text_model import as_responses
+from pref_jax.lm.text_model import as_responses, open_text
 
 LIKES = re.compile(r"<[|｜/]?[\w▁]+[|｜]?>|\[/?[A-Z_]+\]")
 USER, CALL = {"role": "user", "content": "How long do  eggs take,\nin 2024?"}, {"function": {"name": "clock"}}
@@ -180,3 +183,57 @@ def own_reward(config, params, weight, ids) -> float:
     """The reward of our state at the text's last token."""
     hidden = backbone.hidden_states(config, params, jnp.asarray(ids[None]), jnp.ones((1, len(ids)), bool))
     return float(np.asarray(hidden)[0, -1] @ weight[0])
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A random decoder with the tokenizer of Qwen 2.5's template."""
+    folder = made("qwen2.5", tmp_path_factory.mktemp("base"))
+    size = len(load_tokenizer(folder))
+    config = LMConfig(family="llama", vocab_size=size, max_positions=400, lm_head=False, **SIZES)
+    checkpoint.save(folder, config, jax.jit(backbone.init, static_argnums=0)(config, jax.random.key(0)))
+    return folder
+
+
+def test_each_token_has_its_role_and_the_scored_one_is_the_last(base):
+    text = open_text(str(base))
+    rows = as_responses([DIALOGUES["turns"][0], "How?"], ["Soft 🙂.", "It is <|im_end|> so."])
+    found, literal = rendering.render(text, rows)
+    by_role = {role: "".join(p.text for p in found.pieces if p.role == role) for role in rendering.COLOURS}
+    assert by_role["user"] == "How long do  eggs take,\nin 2024?Soft."
+    assert by_role["assistant"] == "How soft?Soft 🙂."
+    assert by_role["template"].startswith(
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user"
+    )
+    assert "".join(piece.text for piece in found.pieces) == text.tokenizer.decode([p.number for p in found.pieces])
+    assert found.read == len(found.pieces) - 1
+    assert (found.cut, literal.cut) == (0, 0)
+    assert {piece.role for piece in literal.pieces} == {"unknown"}
+    short = rendering.render(open_text(str(base), max_length=9), rows)[0]
+    assert short.pieces == found.pieces[-9:]
+    assert short.cut == len(found.pieces) - 9
+    mean = rendering.render(open_text(str(base), pooling="mean"), rows)[0]
+    assert mean.read is None
+    assert "mean of all" in rendering.summary(mean)
+
+
+def test_the_command_shows_tokens_in_a_table_in_colours_and_in_a_page(base, tmp_path, capsys, monkeypatch):
+    votes = tmp_path / "votes.jsonl"
+    line = {"user": "ada", "prompt": "Is 1 < 2 & 3?", "chosen": "<b>Yes</b>.", "rejected": "No."}
+    votes.write_text(json.dumps(line) + "\n")
+    assert main(["data", "render", str(votes), "--base", str(base), "--count", "1"]) == 0
+    out = capsys.readouterr().out
+    assert len(re.findall("<- score", out)) == 1
+    assert re.search(r"\d+  user +'Is'|\d+  user +'I'", out)
+    assert "\033" not in out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert main(["data", "render", str(votes), "--base", str(base)]) == 0
+    assert "\033[38;5;75m" in capsys.readouterr().out
+    page = tmp_path / "page.html"
+    assert main(["data", "render", str(votes), "--base", str(base), "--html", str(page)]) == 0
+    shown = html.unescape(re.sub("<[^>]*>", "", page.read_text()))
+    assert "Is 1 < 2 & 3?" in shown
+    assert "<b>Yes" in shown
+    assert "<b>" not in page.read_text()
+    assert main(["data", "render", str(votes), "--base", str(base), "--first", "2"]) == 2
+    assert "there are 2 responses" in capsys.readouterr().err

@@ -263,14 +263,18 @@ def _render(tokenizer: PreTrainedTokenizerBase, chats: list[Chat], max_length: i
         )
     if max_length < 1:
         raise UserError(f"max_length is {max_length}; a text keeps one token at least")
-    template = chat_templates.fixed(tokenizer)
-    given: Any = tokenizer.apply_chat_template(chats, chat_template=template, tokenize=False)
-    texts = [str(text) for text in given]
+    texts = rendered(tokenizer, chats)
     if note := chat_templates.told(*chat_templates.left_out(chats, texts), len(chats)):
         log(f"  {note}")
     ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    ids = control_tokens.render(tokenizer, chats, ids, chat_template=template)
+    ids = control_tokens.render(tokenizer, chats, ids, chat_template=chat_templates.fixed(tokenizer))
     return _lay([one[-max_length:] for one in ids], truncated=sum(len(one) > max_length for one in ids))
+
+
+def rendered(tokenizer: PreTrainedTokenizerBase, chats: list[Chat]) -> list[str]:
+    """Dialogues as the chat template writes them, on the day of `chat_templates.DATE`."""
+    texts: Any = tokenizer.apply_chat_template(chats, chat_template=chat_templates.fixed(tokenizer), tokenize=False)
+    return [str(text) for text in texts]
 
 
 def _join(tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int) -> TokenTable:
@@ -284,8 +288,7 @@ def _join(tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int)
             f"max_length={max_length} leaves no room for text beside {special} special tokens; set it to at least "
             f"{special + 1}, with --config.backbone.max_length"
         )
-    prompts = ["\n".join(_lines(row["prompt"])) for row in rows]
-    texts = [as_text(answer(row)) for row in rows]
+    prompts, texts = (list(halves) for halves in zip(*map(pair_texts, rows), strict=True))
     pairs = tokenizer(prompts, texts, split_special_tokens=True, verbose=False)
     control_tokens.count_in_pairs(tokenizer, pairs, list(zip(prompts, texts, strict=True)))
     ids = pairs["input_ids"]
@@ -297,11 +300,13 @@ def _join(tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int)
     return _lay(ids, truncated=len(long))
 
 
-def _lines(prompt: list[dict[str, Any]]) -> list[str]:
-    """A prompt as an encoder reads it: one question as it is, several messages with their roles."""
+def pair_texts(row: Mapping[str, Any]) -> tuple[str, str]:
+    """A row as an encoder's text pair: one question as it is, several messages with their roles; and the answer."""
+    prompt = row["prompt"]
+    lines = [f"{message['role']}: {as_text(message)}" for message in prompt]
     if [message["role"] for message in prompt] == ["user"]:
-        return [as_text(prompt[0])]
-    return [f"{message['role']}: {as_text(message)}" for message in prompt]
+        lines = [as_text(prompt[0])]
+    return "\n".join(lines), as_text(answer(row))
 
 
 def _lay(ids: list[list[int]], *, truncated: int) -> TokenTable:
