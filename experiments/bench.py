@@ -17,7 +17,6 @@ from experiments.benchmarks import (
     adapt,
     asking,
     backbone,
-    chat_model,
     experts,
     first_call,
     fuzz,
@@ -34,7 +33,7 @@ from experiments.benchmarks.measure import Benchmark, Result, merged, read, tabl
 from pref_jax.errors import UserError
 from pref_jax.files import write_json
 
-# The last four need the extra `parity`: where it is missing, the others have been measured before that is told.
+# The last three need the extra `parity`: where it is missing, the others have been measured before that is told.
 BENCHMARKS: dict[str, Benchmark] = {
     "gcf_recipe": graph.gcf_recipe,
     "gcf_paper_size": graph.gcf_paper_size,
@@ -53,7 +52,6 @@ BENCHMARKS: dict[str, Benchmark] = {
     "invariance": invariance.invariance,
     "backbone_step": backbone.backbone_step,
     "load_memory": loading.load_memory,
-    "chat_model": chat_model.chat_model,
     "lore_fit": joint.lore_fit,
 }
 

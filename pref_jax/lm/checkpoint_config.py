@@ -1,7 +1,6 @@
 """What a checkpoint's folder says of its transformer: `config.json`, and what that file leaves to others to tell."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from pref_jax.files import read_json
 from pref_jax.lm import heads, hf_config, hf_fields, hub, weight_files, weights
 from pref_jax.lm.config import LMConfig
 from pref_jax.lm.stored_tensors import Tensor
-from pref_jax.progress import log
+from pref_jax.progress import log_once
 
 
 def load_config(folder: str | Path) -> LMConfig:
@@ -30,18 +29,18 @@ def load_config(folder: str | Path) -> LMConfig:
     config = hf_config.read(raw, where=str(path))
     config = dataclasses.replace(config, type_separator=_type_separator(config, folder))
     if form := (raw.pop("quantization_config", None) or {}).get("quant_method"):
-        _tell(f"  {folder}: the weights are quantised ({form}) and widened as they are read")
+        log_once(f"  {folder}: the weights are quantised ({form}) and widened as they are read")
     if unread := hf_fields.unread(raw):
-        _tell(f"  {path}: no {config.family} model reads {', '.join(unread)}; passed over, as transformers does")
+        log_once(f"  {path}: no {config.family} model reads {', '.join(unread)}; passed over, as transformers does")
     try:
         found = find_head(config, weight_files.catalog(folder))
     except UserError:
         return config  # told when the weights are loaded
     for text in found.left_out:
-        _tell(f"  {folder}: {text}")
+        log_once(f"  {folder}: {text}")
     if found.key is None or config.num_labels:
         return config
-    _tell(f"  {folder}: {found.key} is taken as the reward head, which config.json does not announce")
+    log_once(f"  {folder}: {found.key} is taken as the reward head, which config.json does not announce")
     return dataclasses.replace(config, num_labels=found.labels)
 
 
@@ -55,12 +54,6 @@ def _type_separator(config: LMConfig, folder: Path) -> int | None:
         return type_separator(load_tokenizer(folder))
     except UserError:
         return None  # told when texts are tokenized
-
-
-@functools.cache
-def _tell(text: str) -> None:
-    """Says it once."""
-    log(text)
 
 
 def find_head(config: LMConfig, tensors: Mapping[str, Tensor]) -> heads.Found:

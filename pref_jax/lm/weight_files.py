@@ -15,6 +15,7 @@ from pref_jax.errors import Faults, UserError
 from pref_jax.files import read_json
 from pref_jax.lm import gguf_file, quantisation
 from pref_jax.lm.stored_tensors import Tensor
+from pref_jax.progress import log_once
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -95,6 +96,12 @@ def catalog(folder: Path) -> dict[str, Tensor]:
     if not faults:
         for key in sorted(set(indexed) - set(tensors)):
             faults.add(str(folder / indexed[key]), f"lacks {key}, which the index promises", "fetch it again")
+        odd = [key for key in sorted(tensors) if indexed and indexed.get(key) != tensors[key].file.name]
+        if odd:
+            where = f"such as {odd[0]} in {tensors[odd[0]].file.name}"
+            log_once(
+                f"  {folder}: {len(odd)} tensors stand elsewhere than {INDEX_FILE} says, {where}; read where they are"
+            )
     faults.raise_if_any("Weight files")
     how = _quantised(folder / "config.json")
     return quantisation.widened(tensors, how, str(folder)) if how and not quantisation.refused(how) else tensors
