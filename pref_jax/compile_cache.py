@@ -11,6 +11,8 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from pref_jax.files import user_cache
+
 _FOLDER = "jax_compilation_cache_dir"
 # Settings of JAX while programs are kept: all programs but those that compile at once, however small.
 _SETTINGS = {
@@ -38,8 +40,7 @@ def enable() -> Path | None:
     named = os.environ.get("PREF_JAX_CACHE", "")
     if named.lower() == "off":
         return None
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pref_jax"
-    own = _own_folder(Path(named) if named else home)
+    own = _own_folder(Path(named) if named else user_cache())
     try:
         own.mkdir(parents=True, exist_ok=True)
     except OSError as error:

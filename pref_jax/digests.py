@@ -17,7 +17,7 @@ FILE = "inputs.json"
 # Of a folder all visible files count but those that only people read.
 PEOPLE = (".md", ".log", ".png", ".pdf")
 # Files of a transformer's folder that decide what it gives.
-CHECKPOINT = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*/*.jinja")
+CHECKPOINT = ("*.safetensors", "*.gguf", "*.json", "*.txt", "*.model", "*.jinja", "*/*.jinja")
 
 
 def check_inputs(

@@ -39,6 +39,11 @@ def atomic_folder(path: str | Path, *, resume: bool = False) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
 
 
+def user_cache() -> Path:
+    """Where this package may keep what can be made again: `$XDG_CACHE_HOME`/pref_jax, else `~/.cache/pref_jax`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pref_jax"
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Writes a UTF-8 text file at once: readers see the old file or the new one, never a part."""
     path = Path(path)

@@ -46,6 +46,7 @@ def as_rows(chat: Iterable[Mapping[str, Any]]) -> list[dict[str, str | None]]:
         except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"message {place} has a field that is no JSON ({error})") from None
         content = content_of(message)
+        content = joined(content) if isinstance(content, list) else content
         if not isinstance(content, str):
             raise ValueError(f"message {place} is no {{role, content}} of strings")
         rows.append({"role": message["role"], "content": content, "extra": extra})
@@ -56,6 +57,23 @@ def content_of(message: Mapping[str, Any]) -> Any:
     """A message's content; empty where it is null beside a tool call."""
     content = message.get("content")
     return "" if content is None and any(message.get(name) for name in _CALLS) else content
+
+
+def joined(parts: list[Any]) -> str | None:
+    """Content that is a list of parts {type: text, text}, as the text they are together; None if it has other parts.
+
+    Example:
+      >>> joined([{"type": "text", "text": "How "}, {"type": "text", "text": "long?"}])
+      'How long?'
+    """
+    texts = []
+    for part in parts:
+        own = {key: value for key, value in part.items() if value is not None} if isinstance(part, dict) else {}
+        text = part if isinstance(part, str) else own.get("text")
+        if not isinstance(text, str) or own.keys() - {"type", "text"} or own.get("type", "text") != "text":
+            return None
+        texts.append(text)
+    return "".join(texts)
 
 
 def other_fields(message: Mapping[str, Any]) -> str | None:

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 
 from pref_jax.errors import Faults, UserError
@@ -24,7 +23,8 @@ from pref_jax.files import write_json, write_tensors
 from pref_jax.lm import backbone, heads, hf_config, hub, sharding_rules, weight_files, weights
 from pref_jax.lm.checkpoint_config import find_head, load_config
 from pref_jax.lm.config import LMConfig
-from pref_jax.lm.weight_files import INDEX_FILE, WEIGHTS_FILE, Tensor
+from pref_jax.lm.stored_tensors import Tensor, read, read_whole
+from pref_jax.lm.weight_files import INDEX_FILE, WEIGHTS_FILE
 
 __all__ = ["INDEX_FILE", "WEIGHTS_FILE", "flat", "load", "load_config", "save", "tensor"]
 
@@ -139,8 +139,7 @@ def tensor(folder: str | Path, key: str) -> np.ndarray:
         key = next((full for full in tensors if weights.plain(full) == plain), key)
     if key not in tensors:
         raise UserError(f"{folder}: no tensor {key!r}; it holds {len(tensors)} others, such as {sorted(tensors)[:3]}")
-    with safetensors.safe_open(tensors[key].file, framework="np") as file:
-        return file.get_tensor(key)
+    return read_whole(tensors[key])
 
 
 class _Part(NamedTuple):
@@ -237,9 +236,7 @@ def _fill(row: np.ndarray, part: _Part | None, bounds: Sequence[tuple[int, int]]
     # Transposed in strips as wide as a cache line, a block takes a quarter of the time.
     strip = _STRIP if part.transpose else _ROWS
     for start in range(first, last, _ROWS):
-        # The file is mapped again for each block: pages of a mapping that stays count as this process's memory.
-        with safetensors.safe_open(part.tensor.file, framework="np") as file:
-            found = file.get_slice(part.tensor.key)[(slice(start, min(start + _ROWS, last)), *rest)]
+        found = read(part.tensor, (slice(start, min(start + _ROWS, last)), *rest))
         for at in range(0, len(found), strip):
             to = start - first + at
             theirs[to : to + strip] = found[at : at + strip]

@@ -1,16 +1,16 @@
 """What a checkpoint's folder says of its transformer: `config.json`, and what that file leaves to others to tell."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 
+from pref_jax import json_fields
 from pref_jax.errors import UserError
 from pref_jax.files import read_json
 from pref_jax.lm import heads, hf_config, hf_fields, hub, weight_files, weights
 from pref_jax.lm.config import LMConfig
-from pref_jax.lm.weight_files import Tensor
-from pref_jax.progress import log
+from pref_jax.lm.stored_tensors import Tensor
+from pref_jax.progress import log_once
 
 
 def load_config(folder: str | Path) -> LMConfig:
@@ -25,20 +25,22 @@ def load_config(folder: str | Path) -> LMConfig:
     folder = hub.locate(folder)
     weight_files.check_folder(folder)
     path = folder / "config.json"
-    raw = read_json(path)
+    raw = dict(json_fields.record(read_json(path), str(path)))
     config = hf_config.read(raw, where=str(path))
     config = dataclasses.replace(config, type_separator=_type_separator(config, folder))
+    if form := (raw.pop("quantization_config", None) or {}).get("quant_method"):
+        log_once(f"  {folder}: the weights are quantised ({form}) and widened as they are read")
     if unread := hf_fields.unread(raw):
-        _tell(f"  {path}: no {config.family} model reads {', '.join(unread)}; passed over, as transformers does")
+        log_once(f"  {path}: no {config.family} model reads {', '.join(unread)}; passed over, as transformers does")
     try:
         found = find_head(config, weight_files.catalog(folder))
     except UserError:
         return config  # told when the weights are loaded
     for text in found.left_out:
-        _tell(f"  {folder}: {text}")
+        log_once(f"  {folder}: {text}")
     if found.key is None or config.num_labels:
         return config
-    _tell(f"  {folder}: {found.key} is taken as the reward head, which config.json does not announce")
+    log_once(f"  {folder}: {found.key} is taken as the reward head, which config.json does not announce")
     told = dataclasses.replace(config, num_labels=found.labels)
     return dataclasses.replace(told, pooling=told.head_pooling) if told.dense_head else told
 
@@ -53,12 +55,6 @@ def _type_separator(config: LMConfig, folder: Path) -> int | None:
         return type_separator(load_tokenizer(folder))
     except UserError:
         return None  # told when texts are tokenized
-
-
-@functools.cache
-def _tell(text: str) -> None:
-    """Says it once."""
-    log(text)
 
 
 def find_head(config: LMConfig, tensors: Mapping[str, Tensor]) -> heads.Found:

@@ -28,7 +28,8 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 from transformers import PreTrainedTokenizerBase
 
-from pref_jax.data.text.tokenization import DATE, load_tokenizer
+from pref_jax.data.text import chat_templates
+from pref_jax.data.text.tokenization import load_tokenizer
 from pref_jax.errors import Faults, UserError
 from pref_jax.files import atomic_folder, read_json, write_json, write_tensors
 from pref_jax.lm import checkpoint
@@ -182,6 +183,7 @@ def save_tokenizer(
     They are told to make token types for models that read them alone, as transformers' decoders refuse them; and for
     encoders, whose text pairs get their control tokens from the tokenizer, that control tokens in a text are text. A
     decoder's come from the chat template: there `apply_chat_template(chat, sanitize_control_tokens=True)` does that.
+    Where the chat template writes the beginning of sequence, the tokenizer is told to put none before the text.
 
     Args:
       folder: with `config.json`, if the model is to stand there too.
@@ -194,12 +196,15 @@ def save_tokenizer(
     """
     folder, pairs = Path(folder), not config.traits.causal
     wanted = _probe(tokenizer, pairs=pairs)
-    if isinstance(template := tokenizer.chat_template, str) and "date_string" in template:
-        tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.chat_template = f'{{%- set date_string = "{DATE}" %}}{template}'
+    tokenizer = copy.deepcopy(tokenizer)
+    chat_templates.settle(tokenizer)
+    once = not pairs and _begins_twice(tokenizer)
+    if once:
+        getattr(tokenizer, "backend_tokenizer").post_processor = None  # noqa: B009 - of fast tokenizers
     tokenizer.save_pretrained(folder)
     about = read_json(folder / "tokenizer_config.json")
     types = [] if config.type_separator is None else ["token_type_ids"]
+    about |= {"add_bos_token": False, "add_eos_token": False} if once else {}
     about |= {"truncation_side": "left", "model_input_names": ["input_ids", *types, "attention_mask"]}
     if pairs:
         about["split_special_tokens"] = True
@@ -217,6 +222,16 @@ def save_tokenizer(
         )
 
 
+def _begins_twice(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether both the chat template and the tokenizer put a token before texts, such as the beginning of sequence."""
+    if not tokenizer.chat_template:
+        return False
+    ids = _probe(tokenizer)
+    text = str(tokenizer.decode(ids))
+    whole: Any = tokenizer(text)["input_ids"]
+    return tokenizer(text, add_special_tokens=False)["input_ids"] == ids != whole and whole[:2] == [ids[0]] * 2
+
+
 def _probe(tokenizer: PreTrainedTokenizerBase, answer: str = "It depends: 42%.", *, pairs: bool = False) -> list[int]:
     """Tokens of a fixed dialogue, or of the text pair that encoders read."""
     chat = [
@@ -225,7 +240,8 @@ def _probe(tokenizer: PreTrainedTokenizerBase, answer: str = "It depends: 42%.",
     ]
     ids: Any
     if tokenizer.chat_template and not pairs:
-        text = str(tokenizer.apply_chat_template(chat, tokenize=False, date_string=DATE))
+        template = chat_templates.fixed(tokenizer)
+        text = str(tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False))
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
         ids = tokenizer(chat[0]["content"], chat[1]["content"])["input_ids"]

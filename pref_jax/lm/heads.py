@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from pref_jax.lm.config import LMConfig
-from pref_jax.lm.weight_files import Tensor
+from pref_jax.lm.stored_tensors import Tensor
 
 # Linear heads of decoders, the most trusted name first: transformers, OpenRLHF and others, TRL.
 _LINEAR = ("score", "reward_head", "value_head", "v_head", "value_head.summary", "v_head.summary", "rm_head")

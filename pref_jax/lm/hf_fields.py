@@ -10,7 +10,7 @@ from typing import Any
 from pref_jax import json_fields
 from pref_jax.errors import Faults
 from pref_jax.json_fields import AMOUNT, COUNT, FLAG, RECORD, TOKEN, TOKENS, WHOLE, WORD, WORDS, Kind
-from pref_jax.lm import hf_rope
+from pref_jax.lm import hf_rope, quantisation
 
 Raw = Mapping[str, Any]
 
@@ -198,8 +198,8 @@ _LEFT_OUT = {"relative_attention": False, "share_att_key": False}
 
 def refuse(raw: Raw, family: str, faults: Faults, where: str) -> None:
     """Notes what a checkpoint has and this code has not."""
-    if raw.get("quantization_config"):
-        faults.add(f"{where}: quantization_config", "the weights are quantised", "use the unquantised checkpoint")
+    if raw.get("quantization_config") and (why := quantisation.refused(raw["quantization_config"])):
+        faults.add(f"{where}: quantization_config", why, quantisation.FIX)
     same = {name for name in ("embedding_size", "pooler_hidden_size") if raw.get(name) == raw.get("hidden_size")}
     for name in sorted((raw.keys() & _PARTS) - USED.get(family, set()) - same):
         if raw[name] is True or raw[name] not in (0, 1, "", [], {}):

@@ -26,7 +26,7 @@ from pref_jax.data.schema import MESSAGE, prompt_ids
 from pref_jax.data.text.token_table import TokenTable, bucket_length
 from pref_jax.data.text.tokenization import load_tokenizer, tokenize_prompts, tokenize_responses
 from pref_jax.errors import UserError
-from pref_jax.lm import checkpoint, features, hub
+from pref_jax.lm import checkpoint, features, hub, weight_files
 from pref_jax.lm.config import LMConfig
 from pref_jax.mesh import batch_shards, make_mesh, put_batch
 
@@ -79,7 +79,7 @@ class TextModel:
     """A frozen transformer that reads dialogues; files are opened when they are first needed.
 
     Attributes:
-      name: a folder, a `package:` path or a hub id, see `hub.locate`.
+      name: a folder, a `package:` path, a hub id or a GGUF file, see `hub.locate`.
       revision: on the hub; None for the newest.
       settings: see `TextSettings`.
       mesh: the devices.
@@ -189,7 +189,7 @@ class TextModel:
           Facts as JSON values.
         """
         # Features half done must not be continued with other weights.
-        files = sorted(self.folder.glob("*.safetensors"))
+        files = weight_files.files(self.folder)
         source = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
         options = {"batch_size": self.rows, "layer": self.layer, "packing": self.packing, "source": source}
         put = functools.partial(put_batch, mesh=self.mesh)
@@ -294,10 +294,11 @@ class TextModel:
         All of a file that is no longer than its parts; of larger ones a sample, so that opening a model stays quick.
         """
         digest = hashlib.sha256((self.folder / "config.json").read_bytes())
-        for path in sorted(self.folder.glob("*.safetensors")):
+        for path in weight_files.files(self.folder):
             with path.open("rb") as file:
                 size = path.stat().st_size
-                header = file.read(8 + int.from_bytes(file.read(8), "little"))
+                # The header of a GGUF file is its first part.
+                header = b"" if path.suffix == ".gguf" else file.read(8 + int.from_bytes(file.read(8), "little"))
                 digest.update(size.to_bytes(8, "little") + header)
                 for place in np.linspace(0, max(0, size - CHUNK), CHUNKS).astype(int):
                     file.seek(int(place))

@@ -6,13 +6,16 @@ Only safetensors are read: no pickle, no code from the checkpoint.
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import safetensors
 
 from pref_jax import json_fields
 from pref_jax.errors import Faults, UserError
 from pref_jax.files import read_json
+from pref_jax.lm import gguf_file, quantisation
+from pref_jax.lm.stored_tensors import Tensor
+from pref_jax.progress import log_once
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -21,15 +24,6 @@ _POINTER = b"version https://git-lfs"
 # Parts of keys that wrappers put between the names of a model's own modules.
 _WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 _ADAPTERS = re.compile(r"\.(base_layer|lora_[AB]|lora_embedding_[AB])\.|\.lora_magnitude_vector")
-
-
-class Tensor(NamedTuple):
-    """What a file's header says of one tensor."""
-
-    file: Path
-    key: str
-    shape: tuple[int, ...]
-    dtype: str
 
 
 def check_folder(folder: Path) -> None:
@@ -59,10 +53,7 @@ def _other_weights(folder: Path) -> str:
     """What is said of weights in another form than we read; "" if there are none."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     if gguf := [name for name in names if name.endswith(".gguf")]:
-        return (
-            f"{gguf[0]}: GGUF is not read; write it as safetensors with transformers: model and tokenizer by "
-            f"from_pretrained(folder, gguf_file={gguf[0]!r}), then save_pretrained"
-        )
+        return f"to read a GGUF file, name the file: {' or '.join(str(folder / name) for name in gguf[:3])}"
     if pickled := [name for name in names if re.fullmatch(r".*\.(bin|pt|pth|ckpt|pkl)(\.index\.json)?", name)]:
         return (
             f"{pickled[0]}: pickled weights can run code and are not opened; convert them to safetensors with the "
@@ -76,6 +67,11 @@ def _other_weights(folder: Path) -> str:
     return ""
 
 
+def files(folder: Path) -> list[Path]:
+    """The files of weights in a checkpoint's folder."""
+    return sorted([*folder.glob("*.safetensors"), *folder.glob(gguf_file.FILE)])
+
+
 def catalog(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a checkpoint by its key.
 
@@ -83,6 +79,8 @@ def catalog(folder: Path) -> dict[str, Tensor]:
       UserError: if there are no weight files that we read, one is missing or damaged, or the index is broken or names
         a key that is nowhere.
     """
+    if (folder / gguf_file.TABLE).exists():
+        return gguf_file.catalog(folder)
     indexed: dict[str, str] = {}
     if (folder / WEIGHTS_FILE).exists():
         names: Iterable[str] = [WEIGHTS_FILE]
@@ -98,8 +96,23 @@ def catalog(folder: Path) -> dict[str, Tensor]:
     if not faults:
         for key in sorted(set(indexed) - set(tensors)):
             faults.add(str(folder / indexed[key]), f"lacks {key}, which the index promises", "fetch it again")
+        odd = [key for key in sorted(tensors) if indexed and indexed.get(key) != tensors[key].file.name]
+        if odd:
+            where = f"such as {odd[0]} in {tensors[odd[0]].file.name}"
+            log_once(
+                f"  {folder}: {len(odd)} tensors stand elsewhere than {INDEX_FILE} says, {where}; read where they are"
+            )
     faults.raise_if_any("Weight files")
-    return tensors
+    how = _quantised(folder / "config.json")
+    return quantisation.widened(tensors, how, str(folder)) if how and not quantisation.refused(how) else tensors
+
+
+def _quantised(path: Path) -> Any:
+    """How a config says that the weights are quantised; None if it does not."""
+    raw = read_json(path) if path.exists() else {}
+    raw = raw if isinstance(raw, dict) else {}
+    text = raw.get("text_config")
+    return raw.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
 
 
 def _weight_map(path: Path) -> dict[str, str]:

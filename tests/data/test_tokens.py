@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from pref_jax.data.schema import RESPONSES
-from pref_jax.data.text import tokenization
+from pref_jax.data.text import chat_templates, tokenization
 from pref_jax.errors import UserError
 
 DIALOGUES = [("how are you ?", "very well , thank you .", "good"), ("what is this ?", "a test .")]
@@ -189,7 +189,7 @@ def test_the_same_text_gives_the_same_tokens_on_any_day(tokenizer, tmp_path):
     file.write_text("{% if not date_string is defined %}{{ strftime_now('%f') }}{% else %}{{ date_string }}{% endif %}")
     own = tokenization.load_tokenizer(tmp_path, chat_template=file)
     table = tokenization.tokenize_responses(own, _responses(("a", "b")), max_length=50)
-    assert own.decode(table.flat) == f" {tokenization.DATE}"
+    assert own.decode(table.flat) == f" {chat_templates.DATE}"
 
 
 @pytest.mark.parametrize(

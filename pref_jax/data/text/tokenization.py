@@ -14,10 +14,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from pref_jax import json_fields
 from pref_jax.data.messages import Chat, answer, as_chat, as_text
-from pref_jax.data.text import control_tokens
+from pref_jax.data.text import chat_templates, control_tokens
 from pref_jax.data.text.token_table import TokenTable
 from pref_jax.errors import Faults, UserError
 from pref_jax.files import read_json
+from pref_jax.progress import log
 
 # Types of values in a tokenizer's files.
 _TOKEN: json_fields.Kind = (lambda value: isinstance(value, str | dict)), "give the token's text"
@@ -34,8 +35,6 @@ _TOKENIZER: dict[str, json_fields.Kind] = {
 END = {"user": "<|end_of_user|>", "assistant": "<|end_of_assistant|>"}
 CHAT_TEMPLATE = "{% for message in messages %}{{ message.content }}<|end_of_{{ message.role }}|>{% endfor %}"
 PAD = "<|pad|>"
-# Some templates write today's date into every dialogue; the same text has to give the same tokens tomorrow.
-DATE = "26 Jul 2024"
 TEMPLATE_FIX = "or give a Jinja file with --config.backbone.chat_template=FILE"
 # Rows after which a template that took none of them is not asked about the rest.
 ENOUGH = 100
@@ -264,10 +263,18 @@ def _render(tokenizer: PreTrainedTokenizerBase, chats: list[Chat], max_length: i
         )
     if max_length < 1:
         raise UserError(f"max_length is {max_length}; a text keeps one token at least")
-    texts = [str(text) for text in tokenizer.apply_chat_template(chats, tokenize=False, date_string=DATE)]
+    texts = rendered(tokenizer, chats)
+    if note := chat_templates.told(*chat_templates.left_out(chats, texts), len(chats)):
+        log(f"  {note}")
     ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    ids = control_tokens.render(tokenizer, chats, ids, date_string=DATE)
+    ids = control_tokens.render(tokenizer, chats, ids, chat_template=chat_templates.fixed(tokenizer))
     return _lay([one[-max_length:] for one in ids], truncated=sum(len(one) > max_length for one in ids))
+
+
+def rendered(tokenizer: PreTrainedTokenizerBase, chats: list[Chat]) -> list[str]:
+    """Dialogues as the chat template writes them, on the day of `chat_templates.DATE`."""
+    texts: Any = tokenizer.apply_chat_template(chats, chat_template=chat_templates.fixed(tokenizer), tokenize=False)
+    return [str(text) for text in texts]
 
 
 def _join(tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int) -> TokenTable:
@@ -281,8 +288,7 @@ def _join(tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int)
             f"max_length={max_length} leaves no room for text beside {special} special tokens; set it to at least "
             f"{special + 1}, with --config.backbone.max_length"
         )
-    prompts = ["\n".join(_lines(row["prompt"])) for row in rows]
-    texts = [as_text(answer(row)) for row in rows]
+    prompts, texts = (list(halves) for halves in zip(*map(pair_texts, rows), strict=True))
     pairs = tokenizer(prompts, texts, split_special_tokens=True, verbose=False)
     control_tokens.count_in_pairs(tokenizer, pairs, list(zip(prompts, texts, strict=True)))
     ids = pairs["input_ids"]
@@ -294,11 +300,13 @@ def _join(tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int)
     return _lay(ids, truncated=len(long))
 
 
-def _lines(prompt: list[dict[str, Any]]) -> list[str]:
-    """A prompt as an encoder reads it: one question as it is, several messages with their roles."""
+def pair_texts(row: Mapping[str, Any]) -> tuple[str, str]:
+    """A row as an encoder's text pair: one question as it is, several messages with their roles; and the answer."""
+    prompt = row["prompt"]
+    lines = [f"{message['role']}: {as_text(message)}" for message in prompt]
     if [message["role"] for message in prompt] == ["user"]:
-        return [as_text(prompt[0])]
-    return [f"{message['role']}: {as_text(message)}" for message in prompt]
+        lines = [as_text(prompt[0])]
+    return "\n".join(lines), as_text(answer(row))
 
 
 def _lay(ids: list[list[int]], *, truncated: int) -> TokenTable:

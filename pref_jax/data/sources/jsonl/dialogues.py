@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pref_jax.data.messages import content_of, other_fields
+from pref_jax.data.messages import content_of, joined, other_fields
 from pref_jax.data.schema import ROLES
 
 # Role, content, and the JSON text of a message's other fields or None.
@@ -155,16 +155,12 @@ def _message(
 
 def _joined(parts: list[Any], place: int, field: str, note: Note, tell: Tell) -> str | None:
     """Content that is a list of parts, as the text they are together; None, and a note, if there is more than text."""
-    texts = []
-    for part in parts:
-        own = {key: value for key, value in part.items() if value is not None} if isinstance(part, dict) else {}
-        text = part if isinstance(part, str) else own.get("text")
-        if not isinstance(text, str) or own.keys() - {"type", "text"} or own.get("type", "text") != "text":
-            note(field, f"message {place} has a part that is no text", "give parts {type: text, text}, or a string")
-            return None
-        texts.append(text)
+    text = joined(parts)
+    if text is None:
+        note(field, f"message {place} has a part that is no text", "give parts {type: text, text}, or a string")
+        return None
     tell("contents in several parts were joined to one text")
-    return "".join(texts)
+    return text
 
 
 def kind_of(value: Any) -> str:
