@@ -68,7 +68,8 @@ class Crowd:
     def rows(self, gaps=GAPS):
         """Keyword arguments of the solvers; within `enable_x64`."""
         scales = {"gaps": jnp.asarray(gaps), "log_scale": jnp.asarray(LOG_SCALE)}
-        return {"z": jnp.asarray(self.z), **row_arguments(self.table.extras, self.table.train, scales, self.table.owner)}
+        rows = row_arguments(self.table.extras, self.table.train, scales, self.table.owner)
+        return {"z": jnp.asarray(self.z), **rows}
 
     def losses(self, user, margin_of, ends, log_scale: Any = LOG_SCALE):
         """-log likelihood of a user's votes, from the definitions; `margin_of` maps (response, response) to margins."""
