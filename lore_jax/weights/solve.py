@@ -109,8 +109,13 @@ def _minimum(problem: Problem, num_users: int) -> Array:
 def _moved_minimum(num_users: int, given: tuple[Problem], change: tuple[Problem]) -> tuple[Array, Array]:
     """By the implicit function theorem: the Hessian times the change is minus the gradient's change at the minimum."""
     found = _minimum(given[0], num_users)
+    factor = cholesky(logistic_hessian(given[0], found))
     _, slope = jax.jvp(lambda problem: logistic_gradient(problem, found), given, change)
-    return found, -cholesky(logistic_hessian(given[0], found)).divide(slope)
+    if factor.lower is not None:
+        # Whatever is factored at the minimum waits for this factor. On CPUs two batches of factors at a time can wait
+        # for each other's threads for ever (seen with jaxlib on two cores: both calls block the pool that they need).
+        found = found + 0 * factor.lower[:, :1, 0]
+    return found, -factor.divide(slope)
 
 
 @full_matmul_precision

@@ -107,3 +107,20 @@ def test_rank_grows_while_held_out_votes_say_so():
     short = model_selection.fit(features, votes.take(~held), votes.take(held), 150, config=still)
     assert max(row["rank"] for row in short.candidates) == 2
     assert found.chosen["log_loss"] < short.chosen["log_loss"]
+
+
+def test_gradient_of_more_directions_than_are_written_out_equals_differences():
+    features, votes = drawn(users=8, responses=14, dim=14, each=7)
+    rng = np.random.default_rng(2)
+    with jax.enable_x64(True):
+        table = make_table(votes, None, 8, 14)
+        used = jnp.ones(10, bool)
+        task = priors.FitProblem(jnp.asarray(features, float), table, table.train, jnp.asarray([2.0, 3.0]), used)
+        at, lean = (jnp.asarray(rng.normal(size=(14, 11))) for _ in range(2))
+
+        @jax.jit
+        def value(matrix):
+            return priors.gaussian_objective(task, {"shared": 0.3 * matrix[:, 0], "spread": 0.3 * matrix[:, 1:]})
+
+        slope = (value(at + 1e-5 * lean) - value(at - 1e-5 * lean)) / 2e-5
+        np.testing.assert_allclose(jnp.sum(jax.jit(jax.grad(value))(at) * lean), slope, rtol=1e-5)
