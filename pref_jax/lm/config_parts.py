@@ -13,7 +13,7 @@ class RopeScaling:
         `original_max_positions / low_freq_factor`, keeps those under `original_max_positions / high_freq_factor`, and
         blends between (Llama 3.1). `yarn` divides those that turn less than `beta_slow` times in the trained length,
         keeps those above `beta_fast` turns, and blends between (arXiv 2309.00071). `longrope` divides each by a number
-        of its own (arXiv 2402.13753). `dynamic` stretches rows beyond the positions of `config.LMConfig`, only them.
+        of its own (arXiv 2402.13753). `dynamic` stretches rows beyond `LMConfig.max_positions` alone, so nothing here.
       factor: how many times longer.
       low_freq_factor, high_freq_factor: of `llama3`.
       original_max_positions: the trained length.

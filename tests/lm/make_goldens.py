@@ -197,7 +197,7 @@ def model(case: str, head: Head, seed: int, *, loud: bool = True, labels: int = 
     raw: dict[str, Any] = CASES[case] | {"num_labels": labels}
     family = raw.pop("model_type")
     config = transformers.AutoConfig.for_model(family, **raw)
-    config._attn_implementation = "eager"
+    config._attn_implementation = config._experts_implementation = "eager"
     kinds = {
         "lm": transformers.AutoModelForCausalLM,
         "score": transformers.AutoModelForSequenceClassification,
