@@ -109,7 +109,9 @@ def _options(
 def train(
     votes: VotesName,
     method: Annotated[str, typer.Option(help="lore, copl, shared, or auto: what held-out votes favour.")] = "lore",
-    base: Annotated[str, typer.Option(help="The transformer: hub id, folder, package:NAME/folder.")] = ENCODER,
+    base: Annotated[
+        str, typer.Option(help="The transformer: hub id, folder, GGUF file, package:NAME/folder.")
+    ] = ENCODER,
     out: Annotated[
         Path | None, _option(metavar="DIR", help="Where to save the model; by default VOTES-METHOD.")
     ] = None,

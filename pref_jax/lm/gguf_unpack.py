@@ -13,9 +13,12 @@ from pref_jax.files import atomic_folder, user_cache, write_json
 from pref_jax.lm import gguf_config, gguf_tokenizer, hf_config, weights
 from pref_jax.lm.gguf_file import FILE, TABLE, catalog, library
 from pref_jax.lm.stored_tensors import read_whole
+from pref_jax.locks import hold
 from pref_jax.progress import log
 
 _ROPE = "rope_freqs.weight"
+# Seconds to wait for another process that unpacks the same file.
+UNPACKING = 120.0
 
 
 def unpack(path: str | Path) -> Path:
@@ -27,20 +30,30 @@ def unpack(path: str | Path) -> Path:
         that is not read.
 
     Example:
-      >>> unpack("SmolLM2-135M-Instruct.Q4_1.gguf").name[:32]
-      'SmolLM2-135M-Instruct.Q4_1-73aa'
+      >>> unpack("SmolLM2-135M-Instruct.Q4_1.gguf").name[:26]
+      'SmolLM2-135M-Instruct.Q4_1'
     """
     path = Path(path).resolve()
     stat = path.stat()
     look = hashlib.sha256(f"1 {path} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
     folder = user_cache() / "gguf" / f"{path.stem}-{look}"
-    if (folder / TABLE).exists() and (folder / FILE).exists():
-        return folder
+    if not _whole(folder):
+        with hold(folder, beside=True, wait=UNPACKING):
+            if not _whole(folder):
+                _unpack(path, folder)
+    return folder
+
+
+def _whole(folder: Path) -> bool:
+    return (folder / TABLE).exists() and (folder / FILE).exists()
+
+
+def _unpack(path: Path, folder: Path) -> None:
     gguf = library(path)
     log(f"{path.name}: reading its configuration and tokenizer")
     try:
         reader = gguf.GGUFReader(path)
-    except (ValueError, IndexError, OSError) as error:
+    except Exception as error:  # the library raises errors of many kinds: all mean that the bytes make no sense
         raise UserError(f"{path}: no GGUF file, or cut short ({error}); fetch it again") from None
     fields = {name: field.contents() for name, field in reader.fields.items()}
     if reader.byte_order != "I" or fields.get("split.count", 0) > 1 or fields.get("general.type", "model") != "model":
@@ -60,7 +73,6 @@ def unpack(path: str | Path) -> Path:
         gguf_tokenizer.write(part, fields, raw, str(path))
         write_json(part / "config.json", raw)
         write_json(part / TABLE, entries)
-    return folder
 
 
 def _table(
