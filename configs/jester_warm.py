@@ -7,6 +7,8 @@ variants  (none) five seeds; cause: what each part of the default does, and why 
 hardware  2 CPU cores, 1 GB of memory
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import common
@@ -39,7 +41,7 @@ CAUSE = (
 
 def get_config(variant: str = "") -> ConfigDict:
     cause, size = common.choose(variant, *VARIANTS)
-    config = ConfigDict({"dataset": "Jester, known jokes", "source": {"name": "jester", "path": ""}})
+    config: Any = ConfigDict({"dataset": "Jester, known jokes", "source": {"name": "jester", "path": ""}})
     config.seeds = (0, 1, 2) if cause else (0, 1, 2, 3, 4)
     config.methods = CAUSE if cause else METHODS
     config.pairs = (4, 40) if cause else (4, 8, 16, 40)

@@ -1,15 +1,13 @@
 """Which method suits some votes: each is fitted without a part of them and judged by that part.
 
 The part that judges is like the test: votes on prompts that no method has seen, or on pairs where the test is split by
-pairs; validation votes that came with the data are taken as they are. Test votes are not read. Margins are scaled by
-the one number that suits the judging votes best before their log-loss is taken, since rewards of different methods
-differ in scale and scale ranks nothing.
+pairs; validation votes that came with the data are taken as they are. Test votes are not read. The log-loss is taken at
+each method's best scale (`pref_jax.calibrated`), since rewards of different methods differ in scale.
 
 Axis letters: P votes.
 """
 
 import dataclasses
-import functools
 import importlib.metadata
 import inspect
 import time
@@ -17,11 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float
-from scipy import optimize
 
+from pref_jax.calibrated import calibrated_loss
 from pref_jax.comparisons import Comparisons
 from pref_jax.data.choosing import choosing_rows
 from pref_jax.data.preferences import Preferences
@@ -41,16 +40,14 @@ class Trial(NamedTuple):
 
     Attributes:
       method: its name.
-      log_loss: mean over votes, in nats, of margins scaled by `scale`.
+      log_loss: mean over votes, in nats, at the scale of its margins that suits them best.
       accuracy: mean over votes; equal rewards count half.
-      scale: what its margins were multiplied by.
       seconds: that its fit took.
     """
 
     method: str
     log_loss: float
     accuracy: float
-    scale: float
     seconds: float
 
 
@@ -155,31 +152,9 @@ def _run(
 
 
 def _judge(name: str, margin: Float[np.ndarray, " P"], seconds: float) -> Trial:
-    scale, loss = best_scale(margin)
-    return Trial(name, loss, float(np.mean((margin > 0) + 0.5 * (margin == 0))), scale, seconds)
-
-
-def best_scale(margin: Float[np.ndarray, " P"]) -> tuple[float, float]:
-    """The factor at or above 0 of the lowest log-loss, and that log-loss: log 2 at most, where the factor is 0.
-
-    Factors end where margins of typical size mean certainty, so that a method that is right every time has one too.
-
-    Example:
-      >>> scale, loss = best_scale(np.array([1.0, 1.0, 1.0, -1.0]))
-      >>> round(scale, 3), round(loss, 4)  # the logit of 3/4, and its entropy
-      (1.099, 0.5623)
-    """
-    size = float(np.abs(margin).mean())
-    if size == 0:
-        return 0.0, float(np.log(2))
-    loss = functools.partial(_log_loss, margin / size)
-    found = optimize.minimize_scalar(loss, bounds=(0.0, 30.0), method="bounded", options={"xatol": 1e-6})
-    best = min((float(found.x), 0.0), key=loss)
-    return best / size, loss(best)
-
-
-def _log_loss(margin: Float[np.ndarray, " P"], scale: float) -> float:
-    return float(np.mean(np.logaddexp(0, -scale * margin)))
+    size = np.abs(margin).mean()
+    loss = calibrated_loss(jnp.asarray(margin / (size or 1), jnp.float32), np.ones(len(margin), np.float32))
+    return Trial(name, float(loss), float(np.mean((margin > 0) + 0.5 * (margin == 0))), seconds)
 
 
 def sentences(chosen: Chosen) -> Sequence[str]:

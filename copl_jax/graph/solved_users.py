@@ -70,7 +70,8 @@ def columns(table: ResponseTable) -> dict[str, np.ndarray]:
 def from_columns(embeddings: np.ndarray, found: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> ResponseTable:
     """The table of what `columns` gave, its prior and its edges."""
     text = TextMap(*(found[name] for name in TEXT_COLUMNS)) if TEXT_COLUMNS[0] in found else None
-    return ResponseTable(embeddings, *(found[name] for name in COLUMNS), **about, text=text)
+    bias, messages, degrees = (found[name] for name in COLUMNS)
+    return ResponseTable(embeddings, bias, messages, degrees, about["prior"], about["edges"], text)
 
 
 def with_texts(table: ResponseTable, features: Float[np.ndarray, "M F"]) -> ResponseTable:
@@ -82,9 +83,11 @@ def with_texts(table: ResponseTable, features: Float[np.ndarray, "M F"]) -> Resp
     if table.text is None:
         raise UserError("with_texts: the graph's nodes have no texts; fit it with nodes='text' or 'both'")
     embeddings, bias = embed_texts(table.text, features)
-    rows: tuple[np.ndarray, ...] = (embeddings, bias, embeddings, np.zeros((len(features), 2), table.degrees.dtype))
-    more = (np.concatenate(pair) for pair in zip(table[:4], rows, strict=True))
-    return ResponseTable(*more, prior=table.prior, edges=table.edges, text=table.text)
+    # A node without edges passes on its own row, if anything is passed on at all.
+    passed = embeddings * np.any(table.messages)
+    rows: tuple[np.ndarray, ...] = (embeddings, bias, passed, np.zeros((len(features), 2), table.degrees.dtype))
+    embeddings, bias, messages, degrees = (np.concatenate(pair) for pair in zip(table[:4], rows, strict=True))
+    return ResponseTable(embeddings, bias, messages, degrees, table.prior, table.edges, table.text)
 
 
 def save_table(folder: Path, table: ResponseTable) -> None:

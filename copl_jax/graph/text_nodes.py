@@ -7,7 +7,7 @@ of the table's entries. A response that the graph does not know has no edges and
 Axes: N responses, F features, D features of an embedding.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -42,8 +42,8 @@ def describe(graph: SignedGraph, features: Float[np.ndarray, "N F"]) -> tuple[Si
     # The factor that makes |x| about 1 is part of the scale.
     scale = np.asarray(standardiser.scale) * np.float32(np.sqrt(size))
     text = TextMap(np.asarray(standardiser.mean), scale, np.zeros((size, 0), np.float32), np.zeros(size, np.float32))
-    degrees = graph.positive.nodes["degree"]  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
-    rows = np.zeros((len(degrees), size), np.float32)
+    degrees: Any = graph.positive.nodes
+    rows = np.zeros((len(degrees["degree"]), size), np.float32)
     rows[int(graph.num_users) :][: len(features)] = standardised(text, features)
     return graph._replace(features=rows), text
 

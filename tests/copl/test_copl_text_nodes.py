@@ -7,6 +7,7 @@ import pytest
 
 from copl_jax.graph import gcf, signed_graph, text_nodes, training
 from copl_jax.graph.embedding import embed_new_users, margins
+from copl_jax.graph.message_passing import DECAY
 from copl_jax.graph.settings import fast_config, linear_config
 from copl_jax.graph.solved_users import columns, from_columns, solve_users, with_texts
 from pref_jax.comparisons import Comparisons
@@ -50,8 +51,9 @@ def test_loss_against_dense_matrices(nodes):
             degrees = np.outer(adjacency.sum(1), adjacency.sum(0))
             adjacency = np.divide(adjacency, np.sqrt(degrees), out=np.zeros_like(adjacency), where=degrees > 0)
             both[sign, :USERS, USERS:], both[sign, USERS:, :USERS] = adjacency, adjacency.T
-        step = both[0] - both[1]
-        nodes_out = sum(np.linalg.matrix_power(step, k) @ table for k in range(config.num_layers + 1))
+        step = DECAY * (both[0] - both[1])
+        powers = [np.linalg.matrix_power(step, k) for k in range(config.num_layers + 1)]
+        nodes_out = np.sum(powers, axis=0) @ table
         user, one, two = nodes_out[given.user], nodes_out[rows][given.chosen], nodes_out[rows][given.rejected]
         margin = np.sum(user * (one - two), 1) + value[given.chosen] - value[given.rejected]
         nll = np.logaddexp(0, -margin).mean()
@@ -86,7 +88,7 @@ def fitted(nodes, seed=0):
     graph = signed_graph.build(*part[:3], num_users=60, num_responses=300)
     found = training.fit(config, graph, part, given.take(chooses), jax.random.key(seed), features=features)
     assert found.table is not None
-    return features, taste, part, found
+    return features, taste, part, found, found.table
 
 
 def cold(taste, users, seed=9, count=40):
@@ -101,9 +103,9 @@ def cold(taste, users, seed=9, count=40):
 
 @pytest.mark.parametrize("nodes", ["text", "both"])
 def test_texts_rank_responses_nobody_voted_on(nodes):
-    _, taste, _, found = fitted(nodes)
+    _, taste, _, found, known = fitted(nodes)
     features, pairs = cold(taste, np.arange(60))
-    table = with_texts(found.table, features)
+    table = with_texts(known, features)
     moved = pairs._replace(chosen=pairs.chosen + 300, rejected=pairs.rejected + 300)
     right = np.mean(margins(found.raw_users, table.embeddings, moved, table.bias) > 0)
     assert right > 0.8
@@ -112,14 +114,15 @@ def test_texts_rank_responses_nobody_voted_on(nodes):
     again = from_columns(table.embeddings, columns(table), {"prior": table.prior, "edges": table.edges})
     assert all(np.array_equal(a, b) for a, b in zip(table[:4], again[:4], strict=True))
     assert again.text is not None
+    assert table.text is not None
     assert again.text.map.tobytes() == table.text.map.tobytes()
 
 
 def test_a_new_user_is_embedded_from_votes_on_new_texts():
-    _, _, part, found = fitted("both")
+    _, _, part, found, known = fitted("both")
     taste = 2 * np.random.default_rng(4).standard_normal((20, 8)) * np.array([3, 3, *[0] * 6])
     features, pairs = cold(taste, np.arange(20))
-    table = with_texts(found.table, features)
+    table = with_texts(known, features)
     moved = pairs._replace(chosen=pairs.chosen + 300, rejected=pairs.rejected + 300)
     late = np.arange(len(pairs.user)) % 40 >= 20
     users = solve_users(table, moved.take(~late), np.arange(20))

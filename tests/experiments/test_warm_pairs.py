@@ -1,5 +1,7 @@
 """Known responses of real ratings: how pairs are drawn, and the study from config to report."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -47,7 +49,7 @@ def test_what_cannot_be_drawn_is_told():
 
 
 def test_the_study_ends_with_a_report_and_is_not_done_again(tmp_path, monkeypatch):
-    config = jester_warm.get_config("smoke")
+    config: Any = jester_warm.get_config("smoke")
     warm_pairs.run(config, tmp_path)
     rows = read_json(tmp_path / "3_pairs" / "results.json")["rows"]
     assert [row["method"] for row in rows] == list(config.methods)

@@ -76,7 +76,7 @@ def _in_parts_only(template: str, names: dict[str, str]) -> list[str]:
     return found
 
 
-def _shows(template: str, chat: Chat, names: dict[str, str]) -> bool:
+def _shows(template: str, chat: Chat, names: dict[str, Any]) -> bool:
     try:
         texts = render_jinja_template(conversations=[chat], chat_template=template, **names)[0]
     except Exception:  # a template is a program, which may fail in any way of its own
