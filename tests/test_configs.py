@@ -22,6 +22,7 @@ from configs import (
     common,
     compare_small,
     copl,
+    jester_warm,
     lore_personalllm,
     lore_planted,
     lore_prism,
@@ -64,9 +65,12 @@ def _variants(module) -> list[str]:
     return [",".join(word for word in choice if word) for choice in choices]
 
 
-# Planted worlds have no texts and no transformer.
+# These have no texts and no transformer.
 CASES = [
-    (module, variant) for module in MODULES if module not in (lore_planted, vote_kinds) for variant in _variants(module)
+    (module, variant)
+    for module in MODULES
+    if module not in (jester_warm, lore_planted, vote_kinds)
+    for variant in _variants(module)
 ]
 
 

@@ -142,7 +142,7 @@ def unread(raw: Any) -> list[str]:
     """Fields that say something which neither transformers' class of this family reads nor we."""
     raw = text_part(raw, Faults(), "")
     family = raw["model_type"]
-    known = USED[family] | hf_rope.fields(family)
+    known = USED[family] | hf_rope.fields(family) | {"quantization_config"}
     # Every encoder of before transformers 5 has it, and none reads another value.
     rest = {name: value for name, value in raw.items() if (name, value) != ("position_embedding_type", "absolute")}
     return sorted(

@@ -228,8 +228,8 @@ _LAYOUTS |= {"qwen3_moe": QWEN_MOE, "gpt_oss": GPT_OSS, "qwen3_5_text": QWEN35}
 def layout(config: LMConfig) -> Layout:
     """How checkpoints of this model's family are written."""
     found = _LAYOUTS.get(config.family, LLAMA)
-    # An encoder without a head is written without a prefix, as transformers' own are.
-    return found._replace(prefix="") if config.family in heads.ENCODERS and not config.num_labels else found
+    # A trunk is written without a prefix, as transformers' own are.
+    return found if config.num_labels or config.lm_head else found._replace(prefix="")
 
 
 def plain(key: str) -> str:

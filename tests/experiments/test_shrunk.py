@@ -37,7 +37,8 @@ def test_the_share_is_the_optimum_to_the_grids_width():
     def loss(share: float) -> float:
         return float(np.log1p(np.exp(-((1 - share) * base + share * personal))).mean())
 
-    exact = optimize.minimize_scalar(loss, bounds=(0, 1), method="bounded").x
+    found: Any = optimize.minimize_scalar(loss, bounds=(0, 1), method="bounded")
+    exact = found.x
     assert 0.05 < exact < 0.95
     assert abs(baselines.best_mixture(base, personal)[0] - exact) <= 0.026
 

@@ -14,7 +14,6 @@ from pref_jax.lm.config_parts import DeltaNet, Disentangled, Experts, RopeScalin
 # What is written in config.json of well-known models, sizes and oddities as there, fields of no effect left out.
 # Of these, what is refused.
 REFUSED = {
-    "openai/gpt-oss-20b": "quantization_config",
     "microsoft/deberta-v2-xlarge": "conv_kernel_size: is 3",
     "google/gemma-4-E2B-it": "model_type: 'gemma4' is not supported; nearest to it is gemma3_text",
 }
@@ -23,6 +22,7 @@ UNREAD = {
     "HuggingFaceTB/SmolLM3-3B": ["max_window_layers"],
     "Qwen/Qwen3-30B-A3B": ["max_window_layers"],
     "unsloth/gpt-oss-20b-BF16": ["experts_per_token", "initial_context_length"],
+    "openai/gpt-oss-20b": ["experts_per_token", "initial_context_length"],
     "microsoft/Phi-4-mini-instruct": ["full_attn_mod", "interpolate_factor"],
     "HuggingFaceTB/SmolLM2-135M-Instruct": ["is_llama_config"],
 }

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import lore_jax
-import pref_jax
 from lore_jax.comparisons import make_table
 from lore_jax.fitting import model_selection, priors
 from lore_jax.fitting.bradley_terry import LoReConfig
@@ -75,7 +74,7 @@ def test_a_model_knows_its_responses_again(tmp_path):
     model = lore_jax.fit(features, votes, features="response", config=config)
     assert "and 15 free parts of responses" in repr(model)
     model.save(tmp_path / "mine")
-    read = pref_jax.load(tmp_path / "mine")
+    read = lore_jax.load(tmp_path / "mine")
     right = []
     for one in (model, read):
         rewards = np.stack([one.rewards([str(u)] * 16, features, uncertainty=False)[0] for u in range(60)])
