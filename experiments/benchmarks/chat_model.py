@@ -11,13 +11,14 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
+from tokenizers import pre_tokenizers
 
 from experiments.benchmarks import reference
 from experiments.benchmarks.measure import Result, result
@@ -80,7 +81,12 @@ def opened_by_transformers(name: str = BASE) -> tuple[Any, Any]:
     path = (hub.locate(name) / FILE).resolve()
     named = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     model = transformers.AutoModelForCausalLM.from_pretrained(**named, dtype=torch.float32).eval()
-    return model, transformers.AutoTokenizer.from_pretrained(**named)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**named)
+    # transformers 5 does not know the file's `tokenizer.ggml.pre`, "smollm": digits apart, as the model was trained.
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, level])
+    return model, tokenizer
 
 
 def their_log_probs(model: Any, ids: Int[np.ndarray, " L"]) -> Float[np.ndarray, " L-1"]:
@@ -106,9 +112,9 @@ def chat_model(votes: str, dialogues: int = 50, texts: int = 1000, length: int =
     """
     ours, (theirs, tokenizer) = Chat(), opened_by_transformers()
     table = sources.read("crowdrag", path=votes, seed=0).responses
-    several = [str(text) for text in table["text"].to_pylist()] + sorted(
-        {_last(row) for row in table["prompt"].to_pylist()}
-    )
+    # Each answer, then its paragraphs.
+    answers = [str(text) for text in table["text"].to_pylist()]
+    several = answers + [part for text in answers for part in text.split("\n\n") if part]
     some = [several[place] for place in np.linspace(0, len(several) - 1, min(texts, len(several))).astype(int)]
     equal = [ours.tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"] for text in some]
     rows = np.linspace(0, table.num_rows - 1, dialogues).astype(int)
@@ -130,10 +136,6 @@ def _once(run: Callable[[], list[np.ndarray]]) -> tuple[float, list[np.ndarray]]
     start = time.perf_counter()
     found = run()
     return time.perf_counter() - start, found
-
-
-def _last(prompt: Sequence[dict[str, Any]]) -> str:
-    return str(prompt[-1]["content"])
 
 
 def _rows(tokens: TokenTable) -> list[np.ndarray]:
