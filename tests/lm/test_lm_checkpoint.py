@@ -149,7 +149,9 @@ def test_shards_are_one_model_and_a_lost_or_short_shard_is_told(tmp_path):
 @CASES
 def test_large_models_are_saved_in_shards_and_small_ones_take_their_place_again(case, tmp_path):
     config, params = checkpoint.load(make_goldens.GOLDENS / case)
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    theirs = load_file(make_goldens.GOLDENS / case / "model.safetensors")
+    # Ours may hold more (delta nets and attention in every layer), theirs too (a pooler).
+    size = min(sum(leaf.nbytes for leaf in own) for own in (jax.tree.leaves(params), theirs.values()))
     checkpoint.save(tmp_path, config, params, max_shard_bytes=size // 3)
     files = sorted(tmp_path.glob("*.safetensors"))
     assert 3 <= len(files) <= 6
