@@ -146,6 +146,21 @@ def test_shards_are_one_model_and_a_lost_or_short_shard_is_told(tmp_path):
         checkpoint.load(folder)
 
 
+def test_tensors_that_the_index_does_not_name_or_names_elsewhere_are_told(tmp_path, capsys):
+    folder = shards(golden("llama_untied", tmp_path))
+    _, whole = checkpoint.load(folder)
+    assert "elsewhere" not in capsys.readouterr().err
+    path = folder / "model.safetensors.index.json"
+    names = json.loads(path.read_text())["weight_map"]
+    one, two = sorted(set(names.values()))
+    names["model.norm.weight"] = one if names["model.norm.weight"] == two else two
+    del names["lm_head.weight"]
+    path.write_text(json.dumps({"weight_map": names}))
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.load(folder)[1], whole)
+    told = capsys.readouterr().err
+    assert "2 tensors stand elsewhere than model.safetensors.index.json says, such as lm_head.weight in model-0" in told
+
+
 @CASES
 def test_large_models_are_saved_in_shards_and_small_ones_take_their_place_again(case, tmp_path):
     config, params = checkpoint.load(make_goldens.GOLDENS / case)
