@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from copl_jax.reward import lora_experts, reward_model
 from copl_jax.reward.reward_model import RewardConfig
 from pref_jax.files import atomic_folder, write_json, write_tensors
-from pref_jax.lm import backbone, heads, hub, lora, weights
+from pref_jax.lm import backbone, heads, hub, layer_sizes, lora, weights
 from pref_jax.lm.classifier import check_padding, save_classifier, save_tokenizer
 from pref_jax.lm.config import LMConfig
 
@@ -194,9 +194,16 @@ def _modules(config: LMConfig, folded: Mapping[str, Any], *, prefix: bool) -> di
         name = key.removesuffix(".weight")
         for layer in (layer for layer in range(config.num_layers) if row.at(config, layer)):
             full = weights.full(layout, name) if prefix else name
-            own = {part: {k: leaf[layer] for k, leaf in folded[part].items()} for part in parts if part in folded}
+            own = {part: _cut(config, part, layer, folded[part]) for part in parts if part in folded}
             modules[full.format(layer)] = _fused(own, parts, {part: shapes[part][1] for part in parts})
     return modules
+
+
+def _cut(config: LMConfig, name: str, layer: int, folded: Factors) -> Factors:
+    """One layer's factors of a linear, of the inputs and outputs that this layer has."""
+    into, out = layer_sizes.features(config, name, layer)
+    a, b = (np.asarray(folded[part][layer]) for part in ("a", "b"))
+    return {"a": layer_sizes.cut(a, (into, None)), "b": layer_sizes.cut(b, (None, out))}
 
 
 def _fused(own: Mapping[str, Factors], parts: Sequence[str], widths: Mapping[str, int]) -> Factors:

@@ -15,12 +15,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int32, Key
 
 from pref_jax import sharding
 from pref_jax.errors import Faults, UserError
-from pref_jax.lm import attention, bert, deberta, decoder, delta, lora
+from pref_jax.lm import attention, bert, deberta, decoder, delta, gemma4, lora
 from pref_jax.lm.attention import AttentionFn, Mask, Rows
 from pref_jax.lm.config import LMConfig
 
@@ -38,7 +39,7 @@ REMAT: dict[str, Any] = {
 
 def family(config: LMConfig) -> ModuleType:
     """The module that defines `Frame` and `Block` of `config.family`."""
-    return {"bert": bert, "deberta": deberta, "decoder": decoder, "delta": delta}[config.traits.kind]
+    return {"bert": bert, "deberta": deberta, "decoder": decoder, "delta": delta, "gemma4": gemma4}[config.traits.kind]
 
 
 def init(config: LMConfig, key: Key[Array, ""], dtype: Any = jnp.float32) -> dict[str, Any]:
@@ -124,14 +125,22 @@ def hidden_states(
     x, contexts = frame.enter(jnp.where(rows.segment > 0, tokens, 0), rows)
     if soft is not None:
         x = jnp.concatenate([soft.astype(x.dtype), x[:, soft.shape[1] :]], axis=1)
+    inputs = None if config.gemma4 is None else frame.layer_inputs(jnp.where(rows.segment > 0, tokens, 0), x)
     # Layers of two patterns run in one scan: each picks its context by number.
     several = jax.tree.map(lambda *leaves: jnp.stack(leaves), *contexts)
     number = jnp.arange(depth)
     pattern = jnp.asarray(config.layer_patterns[:depth], jnp.int32)
 
-    def step(x: Array, own: tuple[Params, dict[str, Any], Array, Array]) -> tuple[Array, None]:
-        weights, adapter, number, pattern = own
+    def step(lent: Any, x: Array, own: tuple[Params, dict[str, Any], Any, Array, Array]) -> tuple[Array, Any]:
+        weights, adapter, inputs, number, pattern = own
         context = contexts[0] if len(contexts) == 1 else jax.tree.map(lambda leaf: leaf[pattern], several)
+        context = context if inputs is None else context._replace(layer=inputs)
+        keys = []
+
+        def look(q: Array, k: Array, v: Array, *rest: Array, **more: Any) -> Array:
+            k, v = (k, v) if lent is None else (leaf[pattern] for leaf in lent)
+            keys.append((k, v))
+            return attend(q, k, v, *rest, **more)
 
         def linear(block: nnx.Module, name: str, x: Array) -> Array:
             # Tokens of all rows in one axis: on CPU, gradients of products over two leading axes take twice as long.
@@ -143,12 +152,22 @@ def hidden_states(
             return y + apply_adapter(adapter[name], x).astype(y.dtype)
 
         block = _module(config, family(config).Block, weights)
-        return sharding.constrain(block(x, context, linear, attend, number == 0)), None
+        x = sharding.constrain(block(x, context, linear, look, number == 0))
+        return x, keys[0] if lent is None and depth > config.own_keys else None
 
     policy = REMAT[remat]
     body = step if policy is None else jax.checkpoint(step, prevent_cse=False, policy=policy)
-    stacked = jax.tree.map(lambda leaf: leaf[:depth], (params["blocks"], adapters))
-    x, _ = jax.lax.scan(body, sharding.constrain(x), (*stacked, number, pattern), unroll=unroll)
+    whole = (params["blocks"], adapters, inputs, number, pattern)
+
+    def run(lent: Any, x: Array, first: int, last: int) -> tuple[Array, Any]:
+        some = jax.tree.map(lambda leaf: leaf[first:last], whole)
+        return jax.lax.scan(functools.partial(body, lent), x, some, unroll=unroll)
+
+    x, kept = run(None, sharding.constrain(x), 0, min(depth, config.own_keys))
+    if depth > config.own_keys:
+        own = config.layer_patterns[: config.own_keys]
+        lenders = np.array([len(own) - 1 - own[::-1].index(kind) for kind in range(len(config.patterns))])
+        x, _ = run(jax.tree.map(lambda leaf: leaf[lenders], kept), x, config.own_keys, depth)
     return frame.leave(x, rows) if depth == config.num_layers else x
 
 

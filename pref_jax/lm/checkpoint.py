@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 
 from pref_jax.errors import Faults, UserError
 from pref_jax.files import write_json, write_tensors
-from pref_jax.lm import backbone, heads, hf_config, hub, sharding_rules, weight_files, weights
+from pref_jax.lm import backbone, heads, hf_config, hub, layer_sizes, sharding_rules, weight_files, weights
 from pref_jax.lm.checkpoint_config import find_head, load_config
 from pref_jax.lm.config import LMConfig
 from pref_jax.lm.stored_tensors import Tensor, read, read_whole
@@ -143,11 +143,12 @@ def tensor(folder: str | Path, key: str) -> np.ndarray:
 
 
 class _Part(NamedTuple):
-    """Some of a tensor: `rows` of its first axis, transposed on the way in."""
+    """Some of a tensor: `rows` of its first axis, transposed on the way in, to `places` of ours (None: all)."""
 
     tensor: Tensor
     rows: tuple[int, int]
     transpose: bool
+    places: layer_sizes.Places | None
 
 
 def _match(
@@ -168,19 +169,20 @@ def _match(
         if row.paths[0] not in wanted:
             continue
         stacked = pattern.count("{}")
-        shapes = [wanted[path][stacked:] for path in row.paths]
-        shapes = [shape[::-1] if row.transpose else shape for shape in shapes]
-        whole = (sum(shape[0] for shape in shapes), *shapes[0][1:])
-        ends = np.cumsum([shape[0] for shape in shapes]).tolist()
         for place in np.ndindex(wanted[row.paths[0]][:stacked]):
+            places = [layer_sizes.places(config, path, place[0]) if place else None for path in row.paths]
+            ours = zip((wanted[path][stacked:] for path in row.paths), places, strict=True)
+            shapes = [layer_sizes.cut_shape(shape, own)[:: -1 if row.transpose else 1] for shape, own in ours]
+            whole = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+            ends = np.cumsum([shape[0] for shape in shapes]).tolist()
             key = head or pattern if pattern == "score.weight" else pattern.format(*place)
             absent = stacked > 0 and not row.at(config, place[0])
             found = None if absent else bare.get(key)
             _check(key, found, whole, faults, optional=absent)
             used.add(key)
-            for path, end, shape in zip(row.paths, ends, shapes, strict=True):
+            for path, end, shape, own in zip(row.paths, ends, shapes, places, strict=True):
                 span = (end - shape[0], end)
-                sources[path].append(None if found is None else _Part(found, span, row.transpose))
+                sources[path].append(None if found is None else _Part(found, span, row.transpose, own))
     unused = re.compile("|".join(layout.unused))
     for key in sorted(set(bare) - used):
         if unused.fullmatch(key) is None:
@@ -230,6 +232,14 @@ def _fill(row: np.ndarray, part: _Part | None, bounds: Sequence[tuple[int, int]]
     if part is None:
         row[...] = 1
         return
+    if part.places is not None:
+        spans, targets = layer_sizes.within(part.places, bounds)
+        found = np.empty([hi - lo for lo, hi in spans], row.dtype)
+        if found.size:
+            _fill(found, part._replace(places=None), spans)
+        row[...] = 0
+        row[np.ix_(*targets)] = found
+        return
     rest = [slice(lo, hi) for lo, hi in (bounds[::-1] if part.transpose else bounds)][1:]
     first, last = (bound + part.rows[0] for bound in bounds[-1 if part.transpose else 0])
     theirs = row.T if part.transpose else row
@@ -259,12 +269,17 @@ def _plan(
         if row.paths[0] not in ours:
             continue
         arrays = [ours[path] for path in row.paths]
-        places = arrays[0].shape[: pattern.count("{}")]
-        size = sum(array.nbytes for array in arrays) // math.prod(places)
-        for place in np.ndindex(places):
+        stacked = pattern.count("{}")
+        for place in np.ndindex(arrays[0].shape[:stacked]):
             if place and not row.at(config, place[0]):
                 continue
-            make = functools.partial(_theirs, arrays, place, row.transpose)
+            cuts = [layer_sizes.places(config, path, place[0]) if place else None for path in row.paths]
+            pairs = list(zip(arrays, cuts, strict=True))
+            size = sum(
+                math.prod(layer_sizes.cut_shape(array.shape[stacked:], cut)) * array.dtype.itemsize
+                for array, cut in pairs
+            )
+            make = functools.partial(_theirs, pairs, place, row.transpose)
             if shards[-1] and sum(size for size, _ in shards[-1].values()) + size > max_bytes:
                 shards.append({})
             shards[-1][weights.full(layout, pattern).format(*place)] = size, make
@@ -273,9 +288,11 @@ def _plan(
     return {f"model-{i + 1:05}-of-{len(shards):05}.safetensors": shard for i, shard in enumerate(shards)}
 
 
-def _theirs(arrays: Sequence[Any], place: tuple[int, ...], transpose: bool) -> np.ndarray:
-    """One tensor of theirs from one layer (or all) of ours."""
-    parts = [np.asarray(array[place]) for array in arrays]
+def _theirs(
+    pairs: Sequence[tuple[Any, layer_sizes.Places | None]], place: tuple[int, ...], transpose: bool
+) -> np.ndarray:
+    """One tensor of theirs from one layer (or all) of ours, of each array the entries that the layer has."""
+    parts = [layer_sizes.cut(np.asarray(array[place]), places) for array, places in pairs]
     parts = [part.T if transpose else part for part in parts]
     return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
 

@@ -299,7 +299,9 @@ def _pad(
     if pad >= len(table):
         if tokenizer.pad_token != PAD:
             raise UserError(f"the tokenizer's padding is token {pad}, but the model has {len(table)}; give its own one")
-        params |= {"embed": {"embedding": jnp.pad(table, ((0, pad + 1 - len(table)), (0, 0)))}}
+        tables = [name for name in ("embed", "per_layer_embed") if name in params]
+        more = ((0, pad + 1 - len(table)), (0, 0))
+        params |= {name: {"embedding": jnp.pad(params[name]["embedding"], more)} for name in tables}
         config = dataclasses.replace(config, vocab_size=pad + 1)
     return dataclasses.replace(config, pad_token_id=pad), params
 

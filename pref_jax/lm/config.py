@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from pref_jax.errors import Faults
-from pref_jax.lm.config_parts import UNSCALED, DeltaNet, Disentangled, Experts, Multipliers, Pattern, RopeScaling
+from pref_jax.lm.config_parts import UNSCALED, DeltaNet, Disentangled, Experts, Gemma4, Multipliers, Pattern, RopeScaling
 from pref_jax.lm.families import TRAITS, UNCLASSIFIED, Family, Traits
 
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
@@ -34,6 +34,7 @@ class LMConfig:
       still_layers: one flag a layer, true where nothing is rotated; empty: all rotate. With `delta`, these layers have
         a delta net in place of attention.
       delta: the delta nets' sizes (`qwen3_5_text`).
+      gemma4: sizes of its layers that see everything, and what else it has (`gemma4_text`).
       rotary_dim: how many of a head's features are rotated, the first ones; 0 stands for `head_dim`.
       bidirectional: tokens of a decoder see those behind them too.
       experts: of the MLP, if it has any.
@@ -79,6 +80,7 @@ class LMConfig:
     sliding_layers: tuple[bool, ...] = ()
     still_layers: tuple[bool, ...] = ()
     delta: DeltaNet | None = None
+    gemma4: Gemma4 | None = None
     rotary_dim: int = 0
     bidirectional: bool = False
     experts: Experts | None = None
@@ -135,6 +137,11 @@ class LMConfig:
     def shares_prefix(self) -> bool:
         """Texts that begin alike can be read from one row."""
         return self.traits.causal and self.delta is None
+
+    @property
+    def own_keys(self) -> int:
+        """So many layers, the first ones, have keys and values of their own; those above read theirs."""
+        return self.num_layers - (self.gemma4.shared_layers if self.gemma4 else 0)
 
     @property
     def rotated(self) -> int:
@@ -207,7 +214,7 @@ def _check_choices(config: LMConfig, faults: Faults) -> None:
     if config.dense_head and config.head_activation not in (*ACTIVATIONS, "tanh"):
         known = ", ".join((*ACTIVATIONS, "tanh"))
         faults.add("head_activation", f"{config.head_activation!r} is unknown", f"use one of {known}")
-    if own.kind in ("decoder", "delta") and (config.rotated % 2 or config.rotated > config.head_dim):
+    if own.kind in ("decoder", "delta", "gemma4") and (config.rotated % 2 or config.rotated > config.head_dim):
         had = f"{config.rotated} of a head's {config.head_dim} features are to turn in pairs"
         faults.add("head_dim", had, "use an even number of them")
     for scaling in (config.rope_scaling, config.local_rope_scaling):
@@ -216,7 +223,7 @@ def _check_choices(config: LMConfig, faults: Faults) -> None:
             faults.add("rope_scaling.short_factor", had, "give one for each")
     if not own.causal and config.num_kv_heads != config.num_heads:
         faults.add("num_kv_heads", f"the {config.family} family has no grouped queries", "leave it out")
-    for name, kind in (("disentangled", "deberta"), ("delta", "delta")):
+    for name, kind in (("disentangled", "deberta"), ("delta", "delta"), ("gemma4", "gemma4")):
         if (own.kind == kind) != (getattr(config, name) is not None):
             families = ", ".join(family for family, traits in TRAITS.items() if traits.kind == kind)
             faults.add(name, f"belongs to {families}, and to it alone", "give it there and nowhere else")
@@ -226,3 +233,18 @@ def _check_choices(config: LMConfig, faults: Faults) -> None:
     if config.experts is not None and not 1 <= config.experts.per_token <= config.experts.count:
         had = f"{config.experts.per_token} of {config.experts.count} a token"
         faults.add("experts", had, "give from 1 to all of them")
+    if config.gemma4 is not None:
+        _check_gemma4(config, config.gemma4, faults)
+
+
+def _check_gemma4(config: LMConfig, own: Gemma4, faults: Faults) -> None:
+    if own.full_head_dim < 2 or own.full_head_dim % 2:
+        faults.add("gemma4.full_head_dim", f"is {own.full_head_dim}", "give an even number from 2")
+    less, more = sorted((config.num_kv_heads, own.full_kv_heads))
+    if less < 1 or more % less or config.num_heads % more:
+        had = f"{less} and {more} key heads in the two kinds of layers, for {config.num_heads} heads"
+        faults.add("gemma4.full_kv_heads", had, "use numbers that divide each other and the heads")
+    kinds = config.sliding_layers or (False,) * config.num_layers
+    if not 0 <= own.shared_layers < config.num_layers or set(kinds[: config.own_keys]) != set(kinds):
+        had = f"{own.shared_layers} of {config.num_layers} layers read others' keys"
+        faults.add("gemma4.shared_layers", had, "leave a layer of each kind before them")

@@ -14,6 +14,7 @@ class RopeScaling:
         blends between (Llama 3.1). `yarn` divides those that turn less than `beta_slow` times in the trained length,
         keeps those above `beta_fast` turns, and blends between (arXiv 2309.00071). `longrope` divides each by a number
         of its own (arXiv 2402.13753). `dynamic` stretches rows beyond `LMConfig.max_positions` alone, so nothing here.
+        `proportional` divides all by `factor` and stops those beyond the first `share` of them (Gemma 4).
       factor: how many times longer.
       low_freq_factor, high_freq_factor: of `llama3`.
       original_max_positions: the trained length.
@@ -24,9 +25,10 @@ class RopeScaling:
         come in, which are kept for `config.json`.
       query_beta: queries at position p are multiplied by 1 + beta log(1 + floor(p / original_max_positions)), as in
         Llama 4 and Ministral 3.
+      share: of `proportional`, from 0 to 1.
     """
 
-    kind: Literal["linear", "dynamic", "llama3", "yarn", "longrope"]
+    kind: Literal["linear", "dynamic", "llama3", "yarn", "longrope", "proportional"]
     factor: float
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
@@ -38,6 +40,7 @@ class RopeScaling:
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
     query_beta: float = 0.0
+    share: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,6 +99,28 @@ class DeltaNet:
     key_dim: int
     value_dim: int
     kernel: int = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gemma4:
+    """What Gemma 4 has besides; `gemma4` has the formulas.
+
+    Attributes:
+      full_head_dim, full_kv_heads: sizes in layers that see everything; `config.LMConfig.head_dim` and `num_kv_heads`
+        are those in sliding layers.
+      keys_as_values: layers that see everything have no projection of values, but norm the projected keys.
+      shared_layers: so many layers, the last ones, read the keys and values of the last layer of their kind before
+        them.
+      wide_shared: the MLP of these is twice as wide.
+      per_layer: width of a token's embedding for each layer; 0: there are none.
+    """
+
+    full_head_dim: int
+    full_kv_heads: int
+    keys_as_values: bool = False
+    shared_layers: int = 0
+    wide_shared: bool = False
+    per_layer: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,8 @@ class Context(NamedTuple):
     sin: Float[Array, "B L 1 R"]
     growth: Float[Array, "B L 1 1"] | None
     recurrence: Any = None  # of Qwen 3.5, see `delta`
+    heads: Any = None  # of Gemma 4, see `gemma4`
+    layer: Any = None  # the same, of this layer alone
 
 
 def linear_shapes(config: LMConfig) -> dict[str, tuple[int, int]]:
@@ -42,7 +44,8 @@ def linear_shapes(config: LMConfig) -> dict[str, tuple[int, int]]:
     }
 
 
-def _norm(config: LMConfig, size: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm | layers.RMSNorm:
+def norm(config: LMConfig, size: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm | layers.RMSNorm:
+    """A norm of `size` features, of the family's kind."""
     if config.family == "modernbert":
         return nnx.LayerNorm(size, epsilon=config.norm_eps, use_bias=False, param_dtype=dtype, rngs=rngs)
     return layers.RMSNorm(size, eps=config.norm_eps, offset=config.traits.norm_offset, dtype=dtype)
@@ -66,7 +69,7 @@ class Block(nnx.Module):
     def __init__(self, config: LMConfig, *, dtype: Any, rngs: nnx.Rngs):
         self.config = config
         for name, size in _norm_sizes(config).items():
-            setattr(self, name, _norm(config, size, dtype=dtype, rngs=rngs))
+            setattr(self, name, norm(config, size, dtype=dtype, rngs=rngs))
         biased = {"q_proj", "k_proj", "v_proj"} if config.attention_bias else set()
         biased |= {"o_proj"} if config.attention_bias and config.traits.output_bias else set()
         biased |= {"gate_proj", "up_proj", "down_proj"} if config.mlp_bias else set()
@@ -133,14 +136,14 @@ class Frame(nnx.Module):
         d = config.hidden_size
         self.embed = layers.embed(config.vocab_size, d, dtype=dtype, rngs=rngs)
         if config.family == "modernbert":
-            self.embed_norm = _norm(config, d, dtype=dtype, rngs=rngs)
-        self.final_norm = _norm(config, d, dtype=dtype, rngs=rngs)
+            self.embed_norm = norm(config, d, dtype=dtype, rngs=rngs)
+        self.final_norm = norm(config, d, dtype=dtype, rngs=rngs)
         if config.lm_head and not config.tie_embeddings:
             self.lm_head = layers.linear(d, config.vocab_size, bias=False, dtype=dtype, rngs=rngs)
         if config.num_labels:
             self.score = layers.linear(d, config.num_labels, bias=config.dense_head, dtype=dtype, rngs=rngs)
         if config.dense_head:
-            self.head = DenseHead(config, norm=_norm(config, d, dtype=dtype, rngs=rngs), dtype=dtype, rngs=rngs)
+            self.head = DenseHead(config, norm=norm(config, d, dtype=dtype, rngs=rngs), dtype=dtype, rngs=rngs)
 
     def enter(self, tokens: Int32[Array, "B L"], rows: Rows) -> tuple[Float[Array, "B L D"], tuple[Context, ...]]:
         """Embedded tokens, and for each of the config's patterns what its layers need to know about the rows."""

@@ -5,18 +5,18 @@ from typing import Any, Literal, NamedTuple
 
 Family = Literal[
     "llama", "mistral", "ministral", "ministral3", "qwen2", "qwen3", "qwen3_moe", "qwen3_5_text",
-    "gemma", "gemma2", "gemma3_text", "smollm3", "olmo2", "olmo3", "phi3", "granite", "gpt_oss",
+    "gemma", "gemma2", "gemma3_text", "gemma4_text", "smollm3", "olmo2", "olmo3", "phi3", "granite", "gpt_oss",
     "bert", "roberta", "xlm-roberta", "deberta-v2", "modernbert",
 ]  # fmt: skip
 _STEMS = {
-    "qwen3_moe": "Qwen3Moe", "qwen3_5_text": "Qwen3_5", "gemma3_text": "Gemma3", "smollm3": "SmolLM3",
+    "qwen3_moe": "Qwen3Moe", "qwen3_5_text": "Qwen3_5", "gemma3_text": "Gemma3", "gemma4_text": "Gemma4", "smollm3": "SmolLM3",
     "gpt_oss": "GptOss",
     "xlm-roberta": "XLMRoberta", "deberta-v2": "DebertaV2", "modernbert": "ModernBert",
 }  # fmt: skip
 # Families that are known under another name, or that people are likely to take for one that is here.
 _NEAREST = {"phi": "phi3", "phi4": "phi3", "olmo": "olmo2", "distilbert": "bert", "electra": "bert"}
 _NEAREST |= {"deberta": "deberta-v2", "mixtral": "qwen3_moe", "granitemoe": "granite", "camembert": "roberta"}
-_NEAREST |= {"cohere": "llama", "gemma3n": "gemma3_text", "gemma4": "gemma3_text", "qwen3_next": "qwen3_5_text"}
+_NEAREST |= {"cohere": "llama", "gemma3n": "gemma3_text", "gemma4": "gemma4_text", "qwen3_next": "qwen3_5_text"}
 
 
 class Traits(NamedTuple):
@@ -36,7 +36,7 @@ class Traits(NamedTuple):
       sinks: each head attends to a learnt score beside the keys, which takes weight and gives nothing.
     """
 
-    kind: Literal["decoder", "delta", "bert", "deberta"] = "decoder"
+    kind: Literal["decoder", "delta", "gemma4", "bert", "deberta"] = "decoder"
     causal: bool = True
     norm_offset: bool = False
     pre_norms: bool = True
@@ -64,6 +64,7 @@ TRAITS: dict[str, Traits] = {
     "gemma": _GEMMA,
     "gemma2": _GEMMA._replace(post_norms=True),
     "gemma3_text": _GEMMA._replace(post_norms=True, qk_norm="head"),
+    "gemma4_text": Traits(kind="gemma4", post_norms=True, qk_norm="head", scaled_embeddings=True),
     "smollm3": Traits(),
     "olmo2": _OLMO,
     "olmo3": _OLMO,
@@ -79,7 +80,7 @@ TRAITS: dict[str, Traits] = {
 
 
 # Families without a sequence classifier in transformers.
-UNCLASSIFIED = ("granite",)
+UNCLASSIFIED = ("granite", "gemma4_text")
 
 
 def stem(family: str) -> str:

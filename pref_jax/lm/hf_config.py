@@ -9,7 +9,7 @@ from typing import Any
 
 from pref_jax import json_fields
 from pref_jax.errors import Faults
-from pref_jax.lm import families, hf_fields, hf_rope
+from pref_jax.lm import families, hf_fields, hf_gemma4, hf_rope
 from pref_jax.lm.config import LMConfig
 from pref_jax.lm.config_parts import DeltaNet, Disentangled, Experts, Multipliers
 from pref_jax.lm.families import TRAITS
@@ -22,7 +22,7 @@ __all__ = ["architecture", "read", "write"]
 Raw = Mapping[str, Any]
 
 # Kinds of families with rotary positions.
-_ROTARY = ("decoder", "delta")
+_ROTARY = ("decoder", "delta", "gemma4")
 
 
 def read(raw: Any, *, where: str = "config.json") -> LMConfig:
@@ -48,8 +48,11 @@ def read(raw: Any, *, where: str = "config.json") -> LMConfig:
         if not json_fields.is_whole(whole.get(name)):
             faults.add(f"{where}: {name}", f"is {json_fields.brief(whole.get(name))}", "give a whole number")
     known = {name: whole[name] for name in whole.keys() & USED.get(family, set())} | {"model_type": family}
-    json_fields.check(known, hf_fields.KINDS, faults, where)
+    own = hf_gemma4.KINDS if family == "gemma4_text" else {}
+    json_fields.check(known, hf_fields.KINDS | own, faults, where)
     hf_fields.refuse(said, family, faults, where)
+    if own and not len(faults):
+        hf_gemma4.refuse(known, faults, where)
     turned = family and TRAITS[family].kind in _ROTARY and json_fields.is_whole(whole.get("max_position_embeddings"))
     rope = hf_rope.read({**DEFAULTS[family], **said, **known}, faults, where) if turned else {}
     faults.raise_if_any("Transformer configuration")
@@ -80,7 +83,7 @@ def _rotary(raw: Raw) -> dict[str, Any]:
     family, labels = raw["model_type"], _labels(raw)
     architectures = " ".join(raw.get("architectures") or [])
     window = raw.get("sliding_window")
-    both_ways = bool(raw.get("use_bidirectional_attention"))
+    both_ways = raw.get("use_bidirectional_attention") in (True, "all")
     fields = {
         "num_kv_heads": raw.get("num_key_value_heads") or 0,
         "head_dim": raw.get("head_dim") or 0,
@@ -104,6 +107,8 @@ def _rotary(raw: Raw) -> dict[str, Any]:
     }
     if family == "qwen3_5_text":
         fields["delta"] = DeltaNet(**{ours: raw[theirs] for ours, theirs in DELTA.items()})
+    if family == "gemma4_text":
+        fields |= hf_gemma4.read(raw)
     if family == "granite":
         own = {ours: float(raw[theirs]) for ours, theirs in MULTIPLIERS.items()}
         fields["multipliers"] = Multipliers(**own)
@@ -188,6 +193,8 @@ def _sliding(raw: Raw) -> tuple[bool, ...]:
     used = USED[family]
     if family != "modernbert" and "sliding_window" not in used:
         return ()
+    if family == "gemma4_text":
+        return hf_gemma4.slides(raw)
     if "layer_types" not in used:  # all layers or none
         slide = raw.get("sliding_window") is not None and raw.get("use_sliding_window", True)
         return (slide,) * layers

@@ -55,6 +55,17 @@ DEFAULTS: dict[str, Raw] = {
         "num_attention_heads": 8,
         "max_position_embeddings": 131_072,
     },
+    "gemma4_text": {name: value for name, value in _GEMMA.items() if name != "hidden_act"}
+    | {"vocab_size": 262_144, "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 131_072}
+    | {"sliding_window": 512, "global_head_dim": 512, "hidden_size_per_layer_input": 256}
+    | {"vocab_size_per_layer_input": 262_144, "attention_k_eq_v": False, "num_kv_shared_layers": 0}
+    | {"use_double_wide_mlp": False, "enable_moe_block": False}
+    | {
+        "rope_parameters": {
+            "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        }
+    },
     "smollm3": _DECODER
     | {"num_key_value_heads": 4, "rope_theta": 2e6, "no_rope_layer_interval": 4, "use_sliding_window": False}
     | {"tie_word_embeddings": True, "pad_token_id": 128_004},

@@ -10,7 +10,7 @@ from typing import Any
 from pref_jax import json_fields
 from pref_jax.errors import Faults
 from pref_jax.json_fields import AMOUNT, COUNT, FLAG, RECORD, TOKEN, TOKENS, WHOLE, WORD, WORDS, Kind
-from pref_jax.lm import hf_rope, quantisation
+from pref_jax.lm import hf_gemma4, hf_rope, quantisation
 
 Raw = Mapping[str, Any]
 
@@ -88,6 +88,9 @@ USED: dict[str, set[str]] = {
     "gemma": _GROUPED | {"hidden_act", "attention_bias"},
     "gemma2": _GEMMA2_USED,
     "gemma3_text": _GEMMA2_USED | {"sliding_window_pattern", "use_bidirectional_attention"},
+    "gemma4_text": _GROUPED
+    | _WINDOWS
+    | {"hidden_activation", "attention_bias", "final_logit_softcapping", *hf_gemma4.KINDS},
     "smollm3": _GROUPED | _BIASES | _WINDOWS | {"use_sliding_window", "no_rope_layers", "no_rope_layer_interval"},
     "olmo2": _OLMO_USED,
     "olmo3": _OLMO_USED | _WINDOWS,
@@ -124,7 +127,7 @@ _PARTS = {
     *("conv_kernel_size", "attention_head_size", "pooler_hidden_size", "share_att_key", "position_buckets"),
 }
 # The model that reads text in a model with pictures, where that part does not say.
-_WRAPPERS = {"gemma3": "gemma3_text", "mistral3": "mistral", "qwen3_5": "qwen3_5_text"}
+_WRAPPERS = {"gemma3": "gemma3_text", "gemma4": "gemma4_text", "mistral3": "mistral", "qwen3_5": "qwen3_5_text"}
 # Fields without effect on states and rewards: of training, of generation, of other heads, of whoever wrote the file.
 _NO_EFFECT = re.compile(
     r"_.*|.*dropout.*|.*_pdrop|output_.*|return_dict.*|use_(cache|return_dict|bfloat16)|(torch_)?dtype|torchscript|"

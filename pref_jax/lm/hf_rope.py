@@ -21,6 +21,8 @@ _NESTED: dict[str, tuple[dict[str, tuple[str, float]], tuple[str, ...]]] = {
         {"full_attention": ("rope_theta", 1e6), "sliding_attention": ("rope_local_base_freq", 1e4)},
         ("full_attention",),
     ),
+    # Its class takes nothing from beside the records.
+    "gemma4_text": ({"full_attention": ("", 1e6), "sliding_attention": ("", 1e4)}, ()),
     "modernbert": (
         {"full_attention": ("global_rope_theta", 160_000.0), "sliding_attention": ("local_rope_theta", 1e4)},
         ("full_attention", "sliding_attention"),
@@ -41,6 +43,7 @@ _OWN |= {"qwen3_5_text": {"mrope_section", "mrope_interleaved"}}
 # Families of which part of a head may stay as it is.
 _PARTIAL = ("phi3", "qwen3_5_text")
 _KNOWN = {*_NUMBERS, *_FACTORS, "original_max_position_embeddings", "truncate", "rope_type", "type", "finetuned"}
+_SOME_KINDS = {"phi3": ("default", "longrope"), "gemma4_text": ("default", "proportional")}
 _KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
@@ -93,6 +96,8 @@ def _rotated(raw: Raw, rope: Raw, faults: Faults, where: str) -> dict[str, int]:
 def _read_nested(raw: Raw, faults: Faults, where: str) -> dict[str, Any]:
     bases, stretched = _NESTED[raw["model_type"]]
     records = raw.get("rope_parameters", {})
+    if not stretched:
+        _check_records(raw, records, faults, where)
     for name in sorted(records.keys() - bases.keys()):
         fix = f"put it into rope_parameters.{', rope_parameters.'.join(bases)}"
         faults.add(f"{where}: rope_parameters.{name}", "stands where transformers does not read it", fix)
@@ -107,10 +112,22 @@ def _read_nested(raw: Raw, faults: Faults, where: str) -> dict[str, Any]:
         if rope.get("truncate") is False:
             faults.add(f"{place}.truncate", "transformers does not read it here", "leave it out")
         found.append(_record(raw, {"rope_theta": raw.get(base, default), **rope}, faults, place))
-        _rotated(raw if len(found) == 1 else {"model_type": raw["model_type"]}, rope, faults, place)
+        if rope.get("rope_type") != "proportional":
+            _rotated(raw if len(found) == 1 else {"model_type": raw["model_type"]}, rope, faults, place)
     (theta, scaling), (local, near) = found
     fields = {"rope_theta": theta, "rope_scaling": scaling, "local_rope_theta": local, "local_rope_scaling": near}
     return fields | _reach(raw, scaling, near)
+
+
+def _check_records(raw: Raw, records: Raw, faults: Faults, where: str) -> None:
+    """Notes what records lack where their class fills in nothing."""
+    if "rope_scaling" in raw:
+        faults.add(f"{where}: rope_scaling", "this family has it for each kind of layer", "give rope_parameters")
+    for kind in _NESTED[raw["model_type"]][0]:
+        own = records.get(kind)
+        if not isinstance(own, Mapping) or "rope_theta" not in own or "rope_type" not in own:
+            fix = "give an object with rope_type and rope_theta"
+            faults.add(f"{where}: rope_parameters.{kind}", f"is {brief(own)}", fix)
 
 
 def _reach(raw: Raw, *scalings: RopeScaling | None) -> dict[str, int]:
@@ -127,7 +144,7 @@ def _record(raw: Raw, rope: Raw, faults: Faults, where: str) -> tuple[float, Rop
     """Base and stretching of one record; notes what is wrong with it."""
     rope = {name: value for name, value in rope.items() if value is not None or name == "factor"}
     kind, before = rope.get("rope_type", rope.get("type", "default")), len(faults)
-    kinds = ("default", "longrope") if raw["model_type"] == "phi3" else _KINDS
+    kinds = _SOME_KINDS.get(raw["model_type"], _KINDS)
     if kind not in kinds:
         faults.add(f"{where}.rope_type", f"{brief(kind)} is unknown", f"use a checkpoint with {', '.join(kinds)}")
     for name in sorted(rope.keys() - _KNOWN - _OWN.get(raw["model_type"], set())):
@@ -154,6 +171,7 @@ def _scaling(raw: Raw, kind: Any, rope: Raw, original: int, faults: Faults, wher
     factor = rope.get("factor")
     if factor is None and (kind == "longrope" or (kind == "yarn" and "factor" in rope)):
         factor = raw["max_position_embeddings"] / original
+    factor = 1.0 if kind == "proportional" and factor is None else factor
     missing = [name for name in needed if name not in rope] + (["factor"] if factor is None else [])
     for name in missing:
         faults.add(f"{where}.{name}", "missing", f"give what {kind} needs")
@@ -172,6 +190,10 @@ def _scaling(raw: Raw, kind: Any, rope: Raw, original: int, faults: Faults, wher
         # Zero stands for the default here, as it does there.
         own |= {"beta_fast": float(rope.get("beta_fast") or 32), "beta_slow": float(rope.get("beta_slow") or 1)}
         own |= {"truncate": rope.get("truncate", True)}
+    if kind == "proportional":
+        own["share"] = float(rope.get("partial_rotary_factor", 1.0))
+        if not 0 <= own["share"] <= 1:
+            faults.add(f"{where}.partial_rotary_factor", f"is {own['share']}", "give a number from 0 to 1")
     if kind == "longrope":
         own |= {name: tuple(float(one) for one in rope[name]) for name in _FACTORS}
     if kind in ("yarn", "longrope"):
@@ -216,7 +238,7 @@ def write(config: LMConfig) -> dict[str, Any]:
     near = None if config.local_rope_scaling is None else _write_scaling(config.local_rope_scaling)
     own = {"rope_theta": theta, **(near or {"rope_type": "default"})}
     # For readers that know no records, and only where all kinds of layers that it concerns agree.
-    old = scaling if "sliding_attention" not in stretched or scaling == near else None
+    old = scaling if stretched and ("sliding_attention" not in stretched or scaling == near) else None
     records = {"full_attention": full, "sliding_attention": own}
     found = {wide: config.rope_theta, local: theta, "rope_scaling": old, "rope_parameters": records}
     return {name: value for name, value in found.items() if name}
@@ -226,6 +248,8 @@ def _write_scaling(rope: RopeScaling) -> dict[str, Any]:
     found: dict[str, Any] = {"rope_type": rope.kind, "factor": rope.factor}
     if rope.kind in ("linear", "dynamic"):
         return found
+    if rope.kind == "proportional":
+        return found | {"partial_rotary_factor": rope.share}
     own = {
         "llama3": ("low_freq_factor", "high_freq_factor"),
         "yarn": ("beta_fast", "beta_slow", "truncate", "attention_factor"),

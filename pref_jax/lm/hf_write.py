@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pref_jax.lm import families, hf_rope
+from pref_jax.lm import families, hf_gemma4, hf_rope
 from pref_jax.lm.config import LMConfig
 from pref_jax.lm.hf_fields import DELTA, MULTIPLIERS, SIZES, USED
 
@@ -13,7 +13,7 @@ RAW_SCORES: Mapping[str, Any] = {
     "problem_type": "regression",
     "sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"},
 }
-_TRUNKS = {"gemma3_text": "Gemma3TextModel", "qwen3_5_text": "Qwen3_5TextModel"}
+_TRUNKS = {"gemma3_text": "Gemma3TextModel", "gemma4_text": "Gemma4TextModel", "qwen3_5_text": "Qwen3_5TextModel"}
 _CLASSIFIERS = {family: name.replace("Model", "ForSequenceClassification") for family, name in _TRUNKS.items()}
 
 
@@ -34,7 +34,8 @@ def write(config: LMConfig) -> dict[str, Any]:
         common |= {"id2label": names, "label2id": {name: int(label) for label, name in names.items()}, **RAW_SCORES}
     if config.traits.kind in ("bert", "deberta"):
         return common | _write_bert(config)
-    return common | _write_rotary(config) | _write_sliding(config) | hf_rope.write(config)
+    own = hf_gemma4.write(config, config.gemma4) if config.gemma4 else {}
+    return common | _write_rotary(config) | _write_sliding(config) | hf_rope.write(config) | own
 
 
 def architecture(config: LMConfig) -> str:

@@ -32,6 +32,14 @@ def embed(n: int, d: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Embed:
     return nnx.Embed(n, d, param_dtype=dtype, embedding_init=KERNEL_INIT, rngs=rngs)
 
 
+def root_mean_square_normed(x: Float[Array, "*batch D"], eps: float, size: Any = None) -> Float[Array, "*batch D"]:
+    """x / sqrt(mean x² + eps) in float32; given a `size`, the mean is over so many features, all others being 0."""
+    wide = x.astype(jnp.float32)
+    square = wide * wide
+    mean = jnp.mean(square, axis=-1, keepdims=True) if size is None else square.sum(axis=-1, keepdims=True) / size
+    return wide * jax.lax.rsqrt(mean + eps)
+
+
 class RMSNorm(nnx.Module):
     """x / sqrt(mean x² + eps) * scale over the last axis, in float32 (Zhang and Sennrich 2019, arXiv 1910.07467).
 
@@ -43,10 +51,9 @@ class RMSNorm(nnx.Module):
         self.eps, self.offset = eps, offset
         self.scale = nnx.Param(jnp.full((size,), 0.0 if offset else 1.0, dtype))
 
-    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        """The normed `x`, in its own dtype."""
-        wide = x.astype(jnp.float32)
-        normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+    def __call__(self, x: Float[Array, "*batch D"], size: Any = None) -> Float[Array, "*batch D"]:
+        """The normed `x`, in its own dtype; `size` as in `root_mean_square_normed`."""
+        normed = root_mean_square_normed(x, self.eps, size)
         scale = self.scale[...].astype(jnp.float32) + (1.0 if self.offset else 0.0)
         return (normed * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
@@ -62,6 +69,9 @@ def rotary_frequencies(head_dim: int, pattern: Pattern) -> np.ndarray:
         return frequencies
     if scaling.kind == "linear":
         return frequencies / np.float32(scaling.factor)
+    if scaling.kind == "proportional":
+        turning = np.arange(head_dim // 2) < int(scaling.share * head_dim // 2)
+        return np.where(turning, frequencies / np.float32(scaling.factor), np.float32(0))
     if scaling.kind == "longrope":
         return frequencies / np.asarray(scaling.short_factor, np.float32)
     if scaling.kind == "llama3":
@@ -90,10 +100,15 @@ def _yarn_keeps(head_dim: int, theta: float, scaling: RopeScaling) -> np.ndarray
 
 
 def rotary_table(
-    head_dim: int, pattern: Pattern, position: Int32[Array, "B L"]
+    head_dim: int, pattern: Pattern, position: Int32[Array, "B L"], width: int | None = None
 ) -> tuple[Float[Array, "B L 1 H"], Float[Array, "B L 1 H"]]:
-    """Float32 cosines and signed sines of each position's angles, for `rotate`; one row serves all heads."""
+    """Float32 cosines and signed sines of each position's angles, for `rotate`; one row serves all heads.
+
+    Given a `width`, each half of a head is followed by features that do not turn, up to so many in all.
+    """
     frequencies = rotary_frequencies(head_dim, pattern)
+    if width is not None:
+        frequencies = np.pad(frequencies, (0, (width - head_dim) // 2))
     factor = 1.0 if pattern.scaling is None else pattern.scaling.attention_factor
     angles = position[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None, :]
     cos, sin = factor * jnp.cos(angles), factor * jnp.sin(angles)

@@ -13,19 +13,19 @@ from pref_jax.sharding import fitting
 
 # Matched against the end of the path, so that optimiser moments and adapters find the row of their parameter.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
-    (r"blocks/(q|k|v|gate|up|delta_qkv|delta_z)_proj/kernel$", PartitionSpec(None, "fsdp", "tensor")),
+    (r"blocks/(q|k|v|gate|up|delta_qkv|delta_z|per_layer_gate)_proj/kernel$", PartitionSpec(None, "fsdp", "tensor")),
     (r"blocks/(q|k|v|gate|up)_proj/bias$", PartitionSpec(None, "tensor")),
-    (r"blocks/(o|down|delta_out)_proj/kernel$", PartitionSpec(None, "tensor", "fsdp")),
+    (r"blocks/(o|down|delta_out|per_layer_out)_proj/kernel$", PartitionSpec(None, "tensor", "fsdp")),
     (r"(q|k|v|gate|up|delta_qkv|delta_z)_proj/a$", PartitionSpec(None, "fsdp", None)),
     (r"(q|k|v|gate|up|delta_qkv|delta_z)_proj/b$", PartitionSpec(None, None, "tensor")),
-    (r"(o|down|delta_out)_proj/a$", PartitionSpec(None, "tensor", None)),
-    (r"(o|down|delta_out)_proj/b$", PartitionSpec(None, None, "fsdp")),
+    (r"(o|down|delta_out|per_layer_out)_proj/a$", PartitionSpec(None, "tensor", None)),
+    (r"(o|down|delta_out|per_layer_out)_proj/b$", PartitionSpec(None, None, "fsdp")),
     (r"experts/(gate|up|gate_up)$", PartitionSpec(None, "tensor", "fsdp", None)),
     (r"experts/down$", PartitionSpec(None, "tensor", None, "fsdp")),
-    (r"\bembed/embedding$", PartitionSpec("tensor", "fsdp")),
+    (r"\b(per_layer_)?embed/embedding$", PartitionSpec("tensor", "fsdp")),
     (r"\bpositions/embedding$", PartitionSpec(None, "fsdp")),
     (r"\bhead/dense/kernel$", PartitionSpec("fsdp", "tensor")),
-    (r"lm_head/kernel$", PartitionSpec("fsdp", "tensor")),
+    (r"\b(lm_head|per_layer_proj)/kernel$", PartitionSpec("fsdp", "tensor")),
     (r"", PartitionSpec()),  # norms, remaining biases, scalars: a copy on each device
 )
 

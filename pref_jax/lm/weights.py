@@ -19,17 +19,23 @@ class Row(NamedTuple):
       paths: our parameter; several, if theirs is several of ours one after another along its first axis.
       transpose: theirs is [out, in], ours [in, out].
       layers: which ones have such a tensor; elsewhere ours holds ones, which nothing reads. `later`: all but the first,
-        `delta` and `attention`: those with a delta net, and the others.
+        `delta` and `attention`: those with a delta net, and the others; `keys`: those with keys of their own, `values`:
+        those of them that project values too.
     """
 
     paths: tuple[str, ...]
     transpose: bool = False
-    layers: Literal["all", "later", "delta", "attention"] = "all"
+    layers: Literal["all", "later", "delta", "attention", "keys", "values"] = "all"
 
     def at(self, config: LMConfig, layer: int) -> bool:
         """Whether this layer has such a tensor."""
         if self.layers in ("delta", "attention"):
             return config.still_layers[layer] == (self.layers == "delta")
+        if self.layers in ("keys", "values"):
+            own = config.gemma4
+            slides = bool(config.sliding_layers and config.sliding_layers[layer])
+            values = self.layers == "keys" or slides or own is None or not own.keys_as_values
+            return layer < config.own_keys and values
         return layer > 0 or self.layers == "all"
 
 
@@ -98,6 +104,23 @@ _POST_NORMS = {
 _MLP_NORM = _scale(_LAYER + "post_attention_layernorm", "mlp_norm")
 LLAMA = Layout({**_COMMON, **_MLP_NORM}, "model.", _HEADS, _DECODER_UNUSED)
 GEMMA2 = LLAMA._replace(table={**_COMMON, **_POST_NORMS, **_scale(_LAYER + "pre_feedforward_layernorm", "mlp_norm")})
+_OWN_KEYS: dict[str, Literal["keys", "values"]] = {"k_proj": "keys", "k_norm": "keys", "v_proj": "values"}
+GEMMA4 = GEMMA2._replace(
+    table={
+        key: row._replace(layers=_OWN_KEYS.get(key.split(".")[-2], "all")) if ".self_attn." in key else row
+        for key, row in GEMMA2.table.items()
+    }
+    | {
+        **_linear(_LAYER + "per_layer_input_gate", "per_layer_gate_proj"),
+        **_linear(_LAYER + "per_layer_projection", "per_layer_out_proj"),
+        **_scale(_LAYER + "post_per_layer_input_norm", "per_layer_norm"),
+        _LAYER + "layer_scalar": Row(("blocks/layer_scale",)),
+        "embed_tokens_per_layer.weight": Row(("per_layer_embed/embedding",)),
+        "per_layer_model_projection.weight": Row(("per_layer_proj/kernel",), transpose=True),
+        "per_layer_projection_norm.weight": Row(("per_layer_norm/scale",)),
+    },
+    unused=(*_DECODER_UNUSED, r"(audio_tower|embed_vision|embed_audio)\..*"),
+)
 OLMO2 = LLAMA._replace(table={**_COMMON, **_POST_NORMS})
 PHI3 = LLAMA._replace(
     table={
@@ -222,7 +245,7 @@ MODERNBERT = Layout(
 
 _LAYOUTS = {"bert": BERT, "roberta": ROBERTA, "xlm-roberta": ROBERTA, "deberta-v2": DEBERTA, "modernbert": MODERNBERT}
 _LAYOUTS |= {"gemma2": GEMMA2, "gemma3_text": GEMMA2, "olmo2": OLMO2, "olmo3": OLMO2, "phi3": PHI3}
-_LAYOUTS |= {"qwen3_moe": QWEN_MOE, "gpt_oss": GPT_OSS, "qwen3_5_text": QWEN35}
+_LAYOUTS |= {"qwen3_moe": QWEN_MOE, "gpt_oss": GPT_OSS, "qwen3_5_text": QWEN35, "gemma4_text": GEMMA4}
 
 
 def layout(config: LMConfig) -> Layout:

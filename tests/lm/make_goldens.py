@@ -33,6 +33,10 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+_GEMMA4_ROPE = {
+    "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 500.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 20.0},
+}
 _ALTERNATING = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 # The windows are shorter than the rows, soft-caps are small and so are the bases of the rotary positions: each shows.
 CASES: dict[str, dict[str, Any]] = {
@@ -71,6 +75,21 @@ CASES: dict[str, dict[str, Any]] = {
     | _ALTERNATING
     | {"model_type": "gemma3_text", "head_dim": 6, "sliding_window": 7, "query_pre_attn_scalar": 10}
     | {"use_bidirectional_attention": True, "rope_theta": 500.0, "rope_local_base_freq": 20.0},
+    # Layers of both kinds before and among those that share keys, sizes that differ, and a rope that stops.
+    "gemma4": _GROUPED
+    | {"model_type": "gemma4_text", "num_hidden_layers": 6, "head_dim": 6, "global_head_dim": 8, "sliding_window": 5}
+    | {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 3}
+    | {"vocab_size_per_layer_input": 37, "hidden_size_per_layer_input": 5, "use_double_wide_mlp": True}
+    | {"final_logit_softcapping": 1.0, "rope_parameters": _GEMMA4_ROPE},
+    "gemma4_dense": _GROUPED
+    | {"model_type": "gemma4_text", "num_hidden_layers": 4, "num_key_value_heads": 4, "head_dim": 8}
+    | {"global_head_dim": 6, "num_global_key_value_heads": 2, "attention_k_eq_v": True, "sliding_window": 5}
+    | {"layer_types": ["sliding_attention", "full_attention"] * 2, "hidden_size_per_layer_input": 0}
+    | {"attention_bias": True, "rope_parameters": _GEMMA4_ROPE, "use_bidirectional_attention": "vision"},
+    "gemma4_both_ways": _GROUPED
+    | {"model_type": "gemma4_text", "num_hidden_layers": 3, "head_dim": 6, "global_head_dim": 6, "sliding_window": 7}
+    | {"layer_types": ["sliding_attention", "full_attention", "full_attention"], "num_kv_shared_layers": 1}
+    | {"vocab_size_per_layer_input": 37, "hidden_size_per_layer_input": 5, "use_bidirectional_attention": "all"},
     "ministral": _GROUPED | _ALTERNATING | {"model_type": "ministral", "sliding_window": 5, "head_dim": 6},
     "ministral3": _GROUPED
     | {
@@ -151,7 +170,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 ENCODERS = ("bert", "roberta", "xlm-roberta", "deberta_v3", "deberta_v2", "modernbert")
 # transformers has no sequence classifier of it.
-NO_CLASSIFIER = ("granite",)
+NO_CLASSIFIER = ("granite", "gemma4", "gemma4_dense", "gemma4_both_ways")
 # The head that each committed checkpoint has.
 COMMITTED: dict[str, Head] = {
     "llama_tied": "lm",
@@ -175,6 +194,8 @@ COMMITTED: dict[str, Head] = {
     "qwen3_moe": "score",
     "qwen3_5": "score",
     "gpt_oss": "lm",
+    "gemma4": "lm",
+    "gemma4_dense": "lm",
 }
 
 
@@ -205,14 +226,17 @@ def model(case: str, head: Head, seed: int, *, loud: bool = True, labels: int = 
     }
     torch.manual_seed(seed)
     found = kinds[head].from_config(config).eval()
-    # Gemma and Qwen 3.5 multiply by 1 + w, so their norms are drawn around 0.
-    zero = family.startswith("gemma") or family == "qwen3_5_text"
+    # Gemma up to 3 and Qwen 3.5 multiply by 1 + w, so their norms are drawn around 0.
+    zero = family in ("gemma", "gemma2", "gemma3_text", "qwen3_5_text")
     with torch.no_grad():
         for name, p in found.named_parameters():
             around = 0.0 if zero and "linear_attn" not in name else 1.0
             centre = around if "norm" in name.lower() and name.endswith("weight") else 0.0
             if loud or p.ndim == 1:
                 p.copy_(centre + 0.3 * torch.randn(p.shape))
+        for name, buffer in found.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer.copy_(1 + 0.3 * torch.randn(buffer.shape))
     return found
 
 
