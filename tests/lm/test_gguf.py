@@ -5,14 +5,15 @@ import json
 import re
 import unicodedata
 
+import jax
 import make_goldens
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from pref_jax.data.text.tokenization import load_tokenizer, train_tokenizer
 from pref_jax.errors import UserError
-from pref_jax.lm import checkpoint, gguf_file, hub
+from pref_jax.lm import backbone, checkpoint, gguf_file, hf_config, hub
 from pref_jax.lm.stored_tensors import read
 
 gguf = pytest.importorskip("gguf", reason="pip install 'pref-jax[gguf]'")
@@ -150,6 +151,8 @@ def write_gguf(path, architecture, fields, tensors):
             kinds = {float: writer.add_float32, str: writer.add_string, bool: writer.add_bool}
             kinds.get(type(value), writer.add_uint32)(name, value)
     for name, value in tensors.items():
+        if value is None:
+            continue
         array, kind = value if isinstance(value, tuple) else (value, None)
         writer.add_tensor(name, np.ascontiguousarray(array), raw_dtype=kind)
     writer.write_header_to_file()
@@ -207,6 +210,59 @@ def near(found, want):
         names = [field.name for field in dataclasses.fields(want)]
         return type(found) is type(want) and all(near(getattr(found, name), getattr(want, name)) for name in names)
     return found == pytest.approx(want, rel=2e-7) if isinstance(want, float) else found == want
+
+
+def test_one_architecture_holds_several_families(tmp_path):
+    def opened(case, **fields):
+        kind = NAMES.get(case, case)
+        named = {f"{kind}.{name.replace('__', '.')}": value for name, value in fields.items()}
+        return checkpoint.load_config(as_gguf(case, tmp_path / f"{case}.gguf", fields=named))
+
+    found = opened("smollm3", block_count=8)
+    assert found.still_layers == (False, False, False, True) * 2
+    found = opened("olmo3", attention__sliding_window=None, attention__sliding_window_pattern=None)
+    assert (found.family, found.sliding_layers) == ("olmo2", ())
+    found = opened("olmo3", attention__sliding_window_pattern=None, rope__freq_base_swa=None)
+    assert (found.family, found.sliding_layers, found.local_rope_theta) == ("olmo3", (True,) * 3, 300.0)
+    found = opened("ministral3", rope__scaling__type=None)
+    assert (found.family, found.sliding_layers, found.rope_scaling) == ("mistral", (), None)
+    none = {"rope_factors_long.weight": None, "rope_factors_short.weight": None}
+    path = as_gguf("phi4_mini", tmp_path / "p.gguf", fields={"phi3.attention.sliding_window": 6}, tensors=none)
+    found = checkpoint.load_config(path)
+    assert (found.window, found.rope_scaling, found.rotary_dim, found.max_positions) == (6, None, 6, 32)
+
+
+def test_experts_of_mxfp4_are_those_of_hugging_faces_form(tmp_path):
+    """The converter moves their nibbles: there neighbours share a byte, in GGUF those 16 apart."""
+    raw = json.loads((make_goldens.GOLDENS / "gpt_oss" / "config.json").read_text())
+    raw |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "layer_types": None}
+    config = hf_config.read(raw)
+    whole, packed = tmp_path / "whole", tmp_path / "packed"
+    checkpoint.save(whole, config, jax.jit(backbone.init, static_argnums=0)(config, jax.random.key(0)))
+    stored, rng, theirs = load_file(whole / "model.safetensors"), np.random.default_rng(0), {}
+    for key in [key for key in stored if re.search(r"experts\.\w+_proj$", key)]:
+        experts, width, outputs = stored.pop(key).shape
+        blocks = rng.integers(0, 256, (experts, outputs, width // 32, 16)).astype(np.uint8)
+        scales = rng.integers(115, 130, blocks.shape[:3]).astype(np.uint8)
+        codes = np.stack([blocks & 15, blocks >> 4], -1).reshape(*blocks.shape[:3], 32)
+        moved = np.concatenate([scales[..., None], codes[..., :16] | codes[..., 16:] << 4], -1)
+        rows = moved.reshape(experts, outputs, -1)
+        parts = {"gate": rows[:, ::2], "up": rows[:, 1::2]} if "gate_up" in key else {"down": rows}
+        kind = gguf.GGMLQuantizationType.MXFP4
+        theirs |= {f"blk.0.ffn_{name}_exps.weight": (part, kind) for name, part in parts.items()}
+        stored |= {f"{key}_blocks": blocks, f"{key}_scales": scales}
+    packed.mkdir()
+    save_file(stored, packed / "model.safetensors")
+    (packed / "config.json").write_text(json.dumps(raw | {"quantization_config": {"quant_method": "mxfp4"}}))
+    rest = respelled({key: value for key, value in stored.items() if not key.endswith(("_blocks", "_scales"))})
+    theirs |= {their_name(key, "gpt_oss"): value for key, value in rest.items()}
+    fields = {f"gpt-oss.{name}": value for name, value in fields_of(raw).items()}
+    fields |= {f"tokenizer.{name}": value for name, value in small_vocabulary(raw["vocab_size"]).items()}
+    found = checkpoint.flat(checkpoint.load(write_gguf(tmp_path / "a.gguf", "gpt-oss", fields, theirs))[1])
+    expected = checkpoint.flat(checkpoint.load(packed)[1])
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_array_equal(found[key], value, err_msg=key)
 
 
 def test_sliding_layers_and_bases_of_gemma_3(tmp_path):
@@ -311,6 +367,28 @@ def test_what_is_not_read_is_refused_by_name(fields, tensors, words, tmp_path):
         checkpoint.load(path)
 
 
+@pytest.mark.parametrize(
+    ("case", "fields", "tensors", "words"),
+    [
+        ("granite", {"granite.attention.scale": None}, {}, "granite.attention.scale: missing"),
+        ("granite", {"granite.rope.scaling.finetuned": False}, {}, "finetuned: is false: tokens are not told"),
+        ("phi4_mini", {"phi3.attention.sliding_window": None}, {}, "phi3.attention.sliding_window: missing"),
+        ("phi4_mini", {}, {"rope_factors_long.weight": None}, "rope_factors_long.weight: missing"),
+        ("llama_tied", {}, {"rope_factors_long.weight": np.ones(2, np.float32)}, "or in a model that is no Phi 3"),
+        ("qwen3", {"qwen3.rope.dimension_count": 4}, {}, "dimension_count: is 4, but a head has 6 features"),
+        ("qwen3_moe", {"qwen3moe.expert_used_count": None}, {}, "qwen3moe.expert_used_count: missing"),
+        ("qwen3_moe", {"qwen3moe.expert_count": 6}, {}, r"layers.0.mlp.experts.5.down_proj.weight: missing"),
+        ("gpt_oss", {"gpt-oss.expert_feed_forward_length": 12}, {}, "length: is not feed_forward_length"),
+        ("gpt_oss", {}, {"blk.1.ffn_up_exps.weight": None}, r"layers.1.mlp.experts.gate_up_proj: missing"),
+        ("ministral3", {"mistral3.attention.temperature_length": 8}, {}, "temperature_length: is 8, a field"),
+        ("olmo3", {"olmo2.rope.scaling.yarn_ext_factor": 0.5}, {}, "yarn_ext_factor: is 0.5, a field that"),
+    ],
+)
+def test_what_one_family_lacks_or_has_too_much_is_told(case, fields, tensors, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        checkpoint.load(as_gguf(case, tmp_path / "a.gguf", fields=fields, tensors=tensors))
+
+
 def test_damaged_and_missing_files_are_told(tmp_path):
     whole = as_gguf("llama_tied", tmp_path / "a.gguf").read_bytes()
     (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
@@ -352,7 +430,7 @@ def opened_both_ways(path):
     return load_tokenizer(hub.locate(path)), theirs
 
 
-@pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe", "qwen2", "tekken"])
+@pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe", "qwen2", "tekken", "gpt-4o", "dbrx"])
 def test_byte_level_tokenizers_are_those_of_transformers(pre, tmp_path):
     pytest.importorskip("torch", reason="transformers reads GGUF files with torch")
     fields = fields_of_tokenizer(train_tokenizer(TEXTS * 3, vocab_size=420), pre)
@@ -369,7 +447,7 @@ def test_byte_level_tokenizers_are_those_of_transformers(pre, tmp_path):
     assert (composed[0] == composed[1]) == (pre == "qwen2")
 
 
-@pytest.mark.parametrize("case", ["llama_tied", "gemma2"])
+@pytest.mark.parametrize("case", ["llama_tied", "gemma2", "phi4_mini"])
 def test_pieces_with_scores_are_merged_as_transformers_does(case, tmp_path):
     pytest.importorskip("torch", reason="transformers reads GGUF files with torch")
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -390,3 +468,6 @@ def test_pieces_with_scores_are_merged_as_transformers_does(case, tmp_path):
         text = text if case == "gemma2" else text.lstrip().replace("<s>", "s")
         assert ours(text)["input_ids"] == theirs(text)["input_ids"], text
     assert ours("there")["input_ids"][0] == 1
+    # Phi 3's end of a text takes in the spaces behind it, as in its own tokenizer.json.
+    takes = ours("a</s> a")["input_ids"] == ours("a</s>a")["input_ids"]
+    assert takes == (case == "phi4_mini")
