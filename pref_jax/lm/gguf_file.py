@@ -3,7 +3,8 @@
 The folder that `gguf_unpack` makes of such a file has
 
     model.gguf        the file itself, by a symbolic link
-    model.gguf.json   {key: {"name", "type", "shape", "offset"} and how it is turned back: "heads", "shift"}
+    model.gguf.json   {key: {"name", "type", "shape", "offset"} and how it is turned back: "heads", "shift", "swap"
+                      (of the last two axes), "pair" (two such entries, every other output from each)}
 """
 
 import functools
@@ -52,18 +53,29 @@ def catalog(folder: Path) -> dict[str, Tensor]:
 
 def _widen(path: Path, entry: Mapping[str, Any], index: Index) -> np.ndarray:
     """A part of a tensor in float32; only its rows (of the first axis) are read."""
+    rows = np.arange(*index[0].indices(entry["shape"][0]))
+    if pair := entry.get("pair"):
+        found = np.stack([_rows(path, one, rows) for one in pair], 2)
+        found = found.reshape(len(rows), -1, *found.shape[3:])
+    else:
+        found = _rows(path, entry, rows)
+    found = (found.swapaxes(1, 2) if entry.get("swap") else found)[(slice(None), *index[1:])]
+    return found + np.float32(entry["shift"]) if "shift" in entry else found
+
+
+def _rows(path: Path, entry: Mapping[str, Any], rows: np.ndarray) -> np.ndarray:
+    """Rows of a tensor as it is stored, in Hugging Face's order."""
     gguf = library(path)
     shape, kind = entry["shape"], gguf.GGMLQuantizationType[entry["type"]]
+    if entry.get("swap"):
+        shape = [shape[0], shape[2], shape[1]]
     block, size = gguf.GGML_QUANT_SIZES[kind]
     # Vectors are never quantised: each number is a row.
     inner = (*shape[1:-1], shape[-1] // block * size) if len(shape) > 1 else (size,)
     stored = np.memmap(path, np.uint8, "r", offset=entry["offset"], shape=(shape[0], *inner))
-    rows = np.arange(*index[0].indices(shape[0]))
     if heads := entry.get("heads"):
         rows = _order(shape[0], heads)[rows]
-    found = gguf.quants.dequantize(stored[rows], kind).reshape(len(rows), *shape[1:])
-    found = found[(slice(None), *index[1:])]
-    return found + np.float32(entry["shift"]) if "shift" in entry else found
+    return gguf.quants.dequantize(stored[rows], kind).reshape(len(rows), *shape[1:])
 
 
 def _order(rows: int, heads: int) -> np.ndarray:

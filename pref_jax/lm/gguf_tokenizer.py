@@ -24,6 +24,9 @@ _TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_GPT4O = _TEKKEN.replace(rf"{_LOWER}+|", rf"{_LOWER}+{_ENDING}|").replace(rf"{_LOWER}*|", rf"{_LOWER}*{_ENDING}|")
+_GPT4O = _GPT4O.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 
 
 class _Split(NamedTuple):
@@ -48,11 +51,16 @@ _SPLITS = {
     "llama-bpe": _Split(_LLAMA3, whole=True),
     "qwen2": _Split(_LLAMA3.replace("{1,3}", ""), normalized=True),
     "tekken": _Split(_TEKKEN, whole=True),
+    "gpt-4o": _Split(_GPT4O),
+    "dbrx": _Split(_LLAMA3),
 }
 _SPLITS |= {"llama3": _SPLITS["llama-bpe"], "llama-v3": _SPLITS["llama-bpe"], "falcon3": _SPLITS["llama-bpe"]}
 # Vocabularies whose files need not say that texts begin with a token for it.
 _BOS = ("llama-bpe", "llama3", "llama-v3")
 _SPLITS |= {"deepseek-r1-qwen": _SPLITS["qwen2"], "phi-2": _SPLITS["gpt-2"], "starcoder": _SPLITS["smollm"]}
+_SPLITS |= {"olmo": _SPLITS["gpt-2"], "refact": _SPLITS["smollm"], "smaug-bpe": _SPLITS["llama-bpe"]}
+# Phi 3's tokens that keep the spaces behind them; its other control tokens and the end of a text take them in.
+_KEEPS = ("<unk>", "<s>", "<|endoftext|>")
 
 
 def write(folder: Path, fields: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
@@ -82,7 +90,12 @@ def write(folder: Path, fields: Mapping[str, Any], config: Mapping[str, Any], wh
     kinds = own.get("token_type", [])
     for wanted, special in ((_CONTROL, True), (_USER_DEFINED, False)):
         added = [token for token, kind in zip(own["tokens"], kinds, strict=False) if kind == wanted]
-        present = [AddedToken(token, special=special, normalized=False) for token in added if token in set(tokens)]
+        wide = config["model_type"] == "phi3" and kind == "llama"
+        present = [
+            AddedToken(token, special=special, normalized=False, rstrip=wide and special and token not in _KEEPS)
+            for token in added
+            if token in set(tokens)
+        ]
         (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(present)
     names = {name: own.get(f"{long}_token_id") for name, long in _SPECIAL.items()}
     special = {name: tokens[number] for name, number in names.items() if number is not None}

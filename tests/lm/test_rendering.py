@@ -1,6 +1,8 @@
 """One rendering: training, scoring and an export in transformers see the same tokens, and read the same one."""
 
+import dataclasses
 import datetime
+import functools
 import html
 import json
 import re
@@ -22,6 +24,7 @@ from pref_jax.lm import backbone, checkpoint, classifier, rendering
 from pref_jax.lm.config import LMConfig
 from pref_jax.lm.text_model import as_responses, open_text
 
+LENGTH = 400
 LIKES = re.compile(r"<[|｜/]?[\w▁]+[|｜]?>|\[/?[A-Z_]+\]")
 USER, CALL = {"role": "user", "content": "How long do  eggs take,\nin 2024?"}, {"function": {"name": "clock"}}
 DIALOGUES = {
@@ -99,9 +102,9 @@ def test_tokens_are_those_of_transformers_own_rendering(name, kind, tmp_path, no
     rows = as_responses([prompt], [answer])
     if (name, kind) in REFUSED:
         with pytest.raises(UserError, match="the chat template does not take 1 of 1 texts"):
-            tokenize_responses(ours, rows, max_length=400)
+            tokenize_responses(ours, rows, max_length=LENGTH)
         return
-    found = tokenize_responses(ours, rows, max_length=400).flat.tolist()
+    found = tokenize_responses(ours, rows, max_length=LENGTH).flat.tolist()
     if name == "llava":  # transformers passes over strings here; in parts it sees what we see
         wanted = their_ids(theirs, in_parts(prompt), [{"type": "text", "text": answer}])
     else:
@@ -114,14 +117,14 @@ def test_tokens_are_those_of_transformers_own_rendering(name, kind, tmp_path, no
     told = capsys.readouterr().err
     assert ("leaves out text" in told) == ((name, kind) in LEFT_OUT), told
     assert f"of role {LEFT_OUT.get((name, kind), '')}" in told or (name, kind) not in LEFT_OUT
-    again = tokenize_responses(ours, as_responses([in_parts(prompt)], [answer]), max_length=400)
+    again = tokenize_responses(ours, as_responses([in_parts(prompt)], [answer]), max_length=LENGTH)
     assert again.flat.tolist() == found
 
 
 @pytest.mark.parametrize("name", ["llama3.1", "smollm3", "gpt-oss"])
 def test_no_day_changes_a_token(name, tmp_path, monkeypatch):
     ours, rows = load_tokenizer(made(name, tmp_path)), as_responses(["How?"], ["So."])
-    before = tokenize_responses(ours, rows, max_length=400).flat
+    before = tokenize_responses(ours, rows, max_length=LENGTH).flat
     real = datetime.datetime
 
     class Other(real):
@@ -131,7 +134,7 @@ def test_no_day_changes_a_token(name, tmp_path, monkeypatch):
 
     theirs = their_ids(ours, [{"role": "user", "content": "How?"}], "So.")
     monkeypatch.setattr(transformers.utils.chat_template_utils, "datetime", Other)
-    np.testing.assert_array_equal(tokenize_responses(ours, rows, max_length=400).flat, before)
+    np.testing.assert_array_equal(tokenize_responses(ours, rows, max_length=LENGTH).flat, before)
     assert their_ids(ours, [{"role": "user", "content": "How?"}], "So.") != theirs
     assert {"26", "2024"} <= set(re.findall(r"\w+", str(ours.decode(before))))
 
@@ -147,20 +150,39 @@ def test_what_was_fixed_once_stays(tmp_path):
 SIZES: Any = {"hidden_size": 16, "intermediate_size": 24, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_an_export_is_read_at_the_same_token_by_transformers(name, tmp_path):
-    torch = pytest.importorskip("torch", reason="transformers' own classifiers are in torch")
-    tokenizer = load_tokenizer(made(name, tmp_path / "base"))
-    prompts, answers = zip(*(DIALOGUES[kind] for kind in ("plain", "turns")), strict=True)
-    table = tokenize_responses(tokenizer, as_responses(prompts, answers), max_length=400)
-    pad: Any = tokenizer.pad_token_id
-    config = LMConfig(family="llama", vocab_size=len(tokenizer), max_positions=400, pad_token_id=pad, **SIZES)
+@pytest.fixture(scope="module")
+def scored():
+    """One decoder for all tokenizers, with more tokens than any has; its parameters, head, and rewards of rows."""
+    config = LMConfig(family="llama", vocab_size=512, max_positions=LENGTH, **SIZES)
     params = jax.jit(backbone.init, static_argnums=0)(config, jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf * 4, params)
     weight = np.random.default_rng(0).standard_normal((1, 16)).astype(np.float32)
+    states = jax.jit(functools.partial(backbone.hidden_states, config))
+
+    def rewards(table) -> list[float]:
+        """The rewards of our states at the texts' last tokens."""
+        tokens, lengths = np.zeros((2, LENGTH), np.int32), np.diff(table.offsets)
+        for row, ids in zip(tokens, np.split(table.flat, table.offsets[1:-1]), strict=True):
+            row[: len(ids)] = ids
+        mask = np.arange(LENGTH) < lengths[:, None]
+        hidden = np.asarray(states(params, jnp.asarray(tokens), jnp.asarray(mask)))
+        return [float(hidden[row, length - 1] @ weight[0]) for row, length in enumerate(lengths)]
+
+    return config, params, weight, rewards
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_an_export_is_read_at_the_same_token_by_transformers(name, tmp_path, scored):
+    torch = pytest.importorskip("torch", reason="transformers' own classifiers are in torch")
+    tokenizer = load_tokenizer(made(name, tmp_path / "base"))
+    prompts, answers = zip(*(DIALOGUES[kind] for kind in ("plain", "turns")), strict=True)
+    table = tokenize_responses(tokenizer, as_responses(prompts, answers), max_length=LENGTH)
+    config, params, weight, rewards = scored
+    pad: Any = tokenizer.pad_token_id
+    config = dataclasses.replace(config, pad_token_id=pad)
     classifier.save_classifier(tmp_path / "out", config, params, weight, labels=["reward"], tokenizer=tokenizer)
     ids = np.split(table.flat, table.offsets[1:-1])
-    ours = [own_reward(config, params, weight, one) for one in ids]
+    ours = rewards(table)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", dtype=torch.float32)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     chats = [[*prompt, {"role": "assistant", "content": text}] for prompt, text in zip(prompts, answers, strict=True)]
@@ -179,18 +201,12 @@ def test_an_export_is_read_at_the_same_token_by_transformers(name, tmp_path):
     assert cut == [one.tolist() for one in np.split(short.flat, short.offsets[1:-1])]
 
 
-def own_reward(config, params, weight, ids) -> float:
-    """The reward of our state at the text's last token."""
-    hidden = backbone.hidden_states(config, params, jnp.asarray(ids[None]), jnp.ones((1, len(ids)), bool))
-    return float(np.asarray(hidden)[0, -1] @ weight[0])
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A random decoder with the tokenizer of Qwen 2.5's template."""
     folder = made("qwen2.5", tmp_path_factory.mktemp("base"))
     size = len(load_tokenizer(folder))
-    config = LMConfig(family="llama", vocab_size=size, max_positions=400, lm_head=False, **SIZES)
+    config = LMConfig(family="llama", vocab_size=size, max_positions=LENGTH, lm_head=False, **SIZES)
     checkpoint.save(folder, config, jax.jit(backbone.init, static_argnums=0)(config, jax.random.key(0)))
     return folder
 
