@@ -4,7 +4,16 @@ import dataclasses
 from typing import Literal
 
 from pref_jax.errors import Faults
-from pref_jax.lm.config_parts import UNSCALED, DeltaNet, Disentangled, Experts, Gemma4, Multipliers, Pattern, RopeScaling
+from pref_jax.lm.config_parts import (
+    UNSCALED,
+    DeltaNet,
+    Disentangled,
+    Experts,
+    Gemma4,
+    Multipliers,
+    Pattern,
+    RopeScaling,
+)
 from pref_jax.lm.families import TRAITS, UNCLASSIFIED, Family, Traits
 
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")

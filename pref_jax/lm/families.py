@@ -9,8 +9,8 @@ Family = Literal[
     "bert", "roberta", "xlm-roberta", "deberta-v2", "modernbert",
 ]  # fmt: skip
 _STEMS = {
-    "qwen3_moe": "Qwen3Moe", "qwen3_5_text": "Qwen3_5", "gemma3_text": "Gemma3", "gemma4_text": "Gemma4", "smollm3": "SmolLM3",
-    "gpt_oss": "GptOss",
+    "qwen3_moe": "Qwen3Moe", "qwen3_5_text": "Qwen3_5", "gemma3_text": "Gemma3", "gemma4_text": "Gemma4",
+    "smollm3": "SmolLM3", "gpt_oss": "GptOss",
     "xlm-roberta": "XLMRoberta", "deberta-v2": "DebertaV2", "modernbert": "ModernBert",
 }  # fmt: skip
 # Families that are known under another name, or that people are likely to take for one that is here.

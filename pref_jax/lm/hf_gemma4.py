@@ -52,7 +52,9 @@ def refuse(raw: Raw, faults: Faults, where: str) -> None:
       where: stands before the names of fields.
     """
     if raw["enable_moe_block"]:
-        faults.add(f"{where}: enable_moe_block", "is true: routed experts of Gemma 4 are not supported", "use a dense one")
+        faults.add(
+            f"{where}: enable_moe_block", "is true: routed experts of Gemma 4 are not supported", "use a dense one"
+        )
     vocabularies = [raw[name] for name in ("vocab_size", "vocab_size_per_layer_input")]
     if raw["hidden_size_per_layer_input"] and len(set(vocabularies)) > 1:
         had = f"is {vocabularies[1]}, but vocab_size is {vocabularies[0]}"
@@ -87,7 +89,10 @@ def read(raw: Raw) -> dict[str, Any]:
         wide_shared=raw["use_double_wide_mlp"],
         per_layer=raw["hidden_size_per_layer_input"],
     )
-    return {"head_dim": head, "num_kv_heads": kv, "query_scalar": 1, "gemma4": own}
+    fields = {"head_dim": head, "num_kv_heads": kv, "query_scalar": 1, "gemma4": own}
+    # Looking both ways, transformers halves the number, adds 1, and takes that for the farthest token in sight.
+    both_ways = raw.get("use_bidirectional_attention") == "all"
+    return fields | ({"window": raw["sliding_window"] // 2 + 2} if both_ways else {})
 
 
 def write(config: LMConfig, own: Gemma4) -> dict[str, Any]:
@@ -96,7 +101,11 @@ def write(config: LMConfig, own: Gemma4) -> dict[str, Any]:
     sizes = dict(zip(_SIZES, (own.full_head_dim, own.full_kv_heads), strict=True))
     return {
         # Without sliding layers it is of no effect, but transformers wants a number.
-        **({} if config.window else {"sliding_window": 512}),
+        "sliding_window": 512
+        if not config.window
+        else 2 * (config.window - 2)
+        if config.bidirectional
+        else config.window,
         "global_head_dim": own.full_head_dim,
         "num_global_key_value_heads": own.full_kv_heads,
         "per_layer_config": {str(layer): sizes for layer in range(config.num_layers) if not near[layer]},

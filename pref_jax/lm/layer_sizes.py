@@ -36,7 +36,9 @@ def sizes(config: LMConfig, layer: int) -> Sizes:
 
 def largest(config: LMConfig) -> Sizes:
     """Those of the stack."""
-    return Sizes(*(max(size) for size in zip(*(sizes(config, layer) for layer in range(config.num_layers)), strict=True)))
+    return Sizes(
+        *(max(size) for size in zip(*(sizes(config, layer) for layer in range(config.num_layers)), strict=True))
+    )
 
 
 def head_places(head_dim: int, width: int) -> np.ndarray:

@@ -50,7 +50,7 @@ def test_torch_agrees_in_bfloat16(case):
 
 def test_every_layer_agrees_with_transformers():
     torch = pytest.importorskip("torch", reason=needs_torch)
-    for case in ("gemma3_text", "modernbert", "deberta_v3", "olmo3", "qwen3_5"):
+    for case in ("gemma3_text", "modernbert", "deberta_v3", "olmo3", "qwen3_5", "gemma4", "gemma4_dense"):
         want = np.load(make_goldens.GOLDENS / case / "expected.npz")
         config, params = checkpoint.load(make_goldens.GOLDENS / case)
         found = make_goldens.model(case, make_goldens.COMMITTED[case], list(make_goldens.COMMITTED).index(case))
