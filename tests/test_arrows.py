@@ -23,10 +23,13 @@ ARROWS = {
 # Reading order of each package: its folders, and the files that build on them. Each imports only what stands before it.
 # Every other file beside the folders is common ground, which imports nothing but common ground.
 ORDER = {
-    "pref_jax": ("data", "lm", "train", "eval", "personal", "fitting", "baselines", "auto", "serve", "cli"),
+    "pref_jax": (
+        "data", "lm", "train", "eval", "personal", "fitting", "baselines", "auto", "serve",
+        "cli_options", "cli_lines", "cli_data", "cli",
+    ),
     "copl_jax": ("graph", "reward", "io", "fitted", "model"),
     "lore_jax": ("weights", "deep", "fitting", "online", "fitted", "model"),
-}
+}  # fmt: skip
 # These need an array of features and no transformer; only deep LoRe and the front door, which reads texts, do.
 DEEP = ("lore_jax.deep", "lore_jax.fitted", "lore_jax.model")
 TRANSFORMERS = ("pref_jax.lm", "transformers", "flax")

@@ -14,7 +14,7 @@ import pytest
 import tiny
 
 import pref_jax
-from pref_jax import cli
+from pref_jax import cli, cli_options
 from pref_jax.lm.text_model import open_text
 from pref_jax.personal import Added, PersonalReward, Saved, Scores
 
@@ -433,19 +433,19 @@ def test_votes_by_the_name_of_their_data_set(tmp_path, base, capsys):
 def test_where_the_hub_cannot_be_reached_the_package_is_taken(monkeypatch, capsys):
     from pref_jax.lm import hub
 
-    assert cli._base("my/base") == "my/base"
+    assert cli_options.find_base("my/base") == "my/base"
     monkeypatch.setattr(hub, "locate", lambda name: Path(name))
-    assert cli._base(cli.ENCODER) == cli.ENCODER
+    assert cli_options.find_base(cli_options.ENCODER) == cli_options.ENCODER
 
     def gone(name):
         raise pref_jax.UserError("no hub")
 
     monkeypatch.setattr(hub, "locate", gone)
-    assert cli._base(cli.ENCODER) == MINILM
+    assert cli_options.find_base(cli_options.ENCODER) == MINILM
     assert "the hub cannot be reached; taking the same model from" in capsys.readouterr().err
-    monkeypatch.setattr(cli, "PACKAGED", "package:no_such_package/model")
+    monkeypatch.setattr(cli_options, "PACKAGED", "package:no_such_package/model")
     with pytest.raises(pref_jax.UserError, match="no hub"):
-        cli._base(cli.ENCODER)
+        cli_options.find_base(cli_options.ENCODER)
 
 
 def test_bad_votes_are_told_before_anything_is_opened(tmp_path, monkeypatch, capsys):
