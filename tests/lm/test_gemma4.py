@@ -17,7 +17,7 @@ CASES = ("gemma4", "gemma4_dense")
 
 
 def states(config, params, tokens, mask):
-    return parity.hidden_states(config, params, jnp.asarray(tokens), jnp.asarray(mask))
+    return parity.hidden_states(config, params, jnp.asarray(tokens, jnp.int32), jax.tree.map(jnp.asarray, mask))
 
 
 def absent(config, params):
@@ -43,8 +43,6 @@ def test_what_a_layer_does_not_have_is_never_read(case):
     loud = {"blocks": {}}
     for path, leaf in checkpoint.flat({"blocks": params["blocks"]}).items():
         checkpoint._set(loud, path, jnp.where(gone[path], 1e3, leaf))
-        # Loaded as zeros.
-        assert not np.asarray(leaf)[gone[path]].any()
     ours = states(config, params | loud, tokens, mask)
     np.testing.assert_array_equal(ours, states(config, params, tokens, mask))
 
