@@ -120,7 +120,7 @@ class Block(decoder.Block):
             jnp.where(own.real, linear(self, name, h).reshape(shape), 0) for name in ("q_proj", "k_proj", "v_proj")
         )
         v = jnp.where(own.keys_as_values, k, v)
-        q, k = self.q_norm(q, own.size), self.k_norm(k, own.size)
+        q, k = (getattr(self, name)(t, own.size) for name, t in (("q_norm", q), ("k_norm", k)))
         q, k = (layers.rotate(t, context.cos, context.sin) for t in (q, k))
         v = layers.root_mean_square_normed(v, self.config.norm_eps, own.size).astype(v.dtype)
         k, v = (jnp.take(t, own.source, axis=2) for t in (k, v))

@@ -39,7 +39,9 @@ def _sizes(raw: Raw) -> list[tuple[int, int]]:
     if given is None:
         kv = raw.get("num_global_key_value_heads") if raw["attention_k_eq_v"] else None
         return [usual if near else (raw["global_head_dim"], kv or usual[1]) for near in slides(raw)]
-    own = [given.get(str(layer), {}) for layer in range(raw["num_hidden_layers"])]
+    # Of ten layers and more, transformers writes 05.
+    given = {int(layer): sizes for layer, sizes in given.items()}
+    own = [given.get(layer, {}) for layer in range(raw["num_hidden_layers"])]
     return [tuple(one.get(name, default) for name, default in zip(_SIZES, usual, strict=True)) for one in own]
 
 
@@ -65,8 +67,10 @@ def refuse(raw: Raw, faults: Faults, where: str) -> None:
         return
     before = len(faults)
     for layer, own in (raw.get("per_layer_config") or {}).items():
-        odd = isinstance(own, Mapping) and [name for name in own if name not in _SIZES or not is_whole(own[name])]
-        if odd or not isinstance(own, Mapping):
+        if not (layer.isdecimal() and int(layer) < raw["num_hidden_layers"]):
+            fix = f"number layers from 0 to {raw['num_hidden_layers'] - 1}"
+            faults.add(f"{where}: per_layer_config.{layer}", "is no layer's number", fix)
+        elif not isinstance(own, Mapping) or any(name not in _SIZES or not is_whole(own[name]) for name in own):
             fix = f"give whole numbers for {' and '.join(_SIZES)} and nothing else"
             faults.add(f"{where}: per_layer_config.{layer}", f"is {brief(own)}", fix)
     for near in (True, False) if len(faults) == before else ():

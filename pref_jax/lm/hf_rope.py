@@ -238,9 +238,10 @@ def write(config: LMConfig) -> dict[str, Any]:
     near = None if config.local_rope_scaling is None else _write_scaling(config.local_rope_scaling)
     own = {"rope_theta": theta, **(near or {"rope_type": "default"})}
     # For readers that know no records, and only where all kinds of layers that it concerns agree.
-    old = scaling if stretched and ("sliding_attention" not in stretched or scaling == near) else None
+    old = scaling if "sliding_attention" not in stretched or scaling == near else None
     records = {"full_attention": full, "sliding_attention": own}
-    found = {wide: config.rope_theta, local: theta, "rope_scaling": old, "rope_parameters": records}
+    found = {wide: config.rope_theta, local: theta, "rope_parameters": records}
+    found |= {"rope_scaling": old} if stretched else {}
     return {name: value for name, value in found.items() if name}
 
 

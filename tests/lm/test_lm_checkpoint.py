@@ -110,6 +110,32 @@ def test_merged_adapters_give_the_same_rewards_here_and_in_transformers(case, tm
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("case", ["gemma4", "gemma4_dense"])
+def test_merged_adapters_of_gemma_4_give_the_same_states_here_and_in_transformers(case, tmp_path):
+    config, params = checkpoint.load(make_goldens.GOLDENS / case)
+    adapters = lora.init(jax.random.key(0), backbone.linear_shapes(config), config.num_layers, rank=2)
+    # Also where a layer has nothing: there they must change nothing.
+    adapters = jax.tree.map(lambda leaf: leaf + 0.05, adapters)
+    tokens, mask = make_goldens.rows(11)
+
+    def states(params, adapters=None):
+        apply = lora.adapter_fn(LoRAConfig(rank=2, alpha=4.0))
+        return backbone.hidden_states(config, params, jnp.asarray(tokens), jnp.asarray(mask), adapters, apply)
+
+    want = states(params, adapters)
+    assert np.abs(np.asarray(want - states(params)))[mask].max() > 1e-2
+    merged = lora.merge(params, adapters, scale=2.0)
+    assert parity.relative_error(states(merged), want, mask) < parity.EXACT
+    checkpoint.save(tmp_path, config, merged)
+    _, again = checkpoint.load(tmp_path)
+    assert parity.relative_error(states(again), want, mask) < parity.EXACT
+    pytest.importorskip("torch", reason="parity with torch needs the extra `parity`")
+    import transformers
+
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert parity.relative_error(want, make_goldens.outputs(theirs, tokens, mask)["hidden"], mask) < parity.EXACT
+
+
 def test_bfloat16_goes_out_and_comes_back(tmp_path):
     config, params = checkpoint.load(make_goldens.GOLDENS / "llama_tied", jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}

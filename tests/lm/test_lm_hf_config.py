@@ -8,8 +8,8 @@ import make_goldens
 import pytest
 
 from pref_jax.errors import UserError
-from pref_jax.lm import hf_config, hf_fields
-from pref_jax.lm.config_parts import DeltaNet, Disentangled, Experts, RopeScaling
+from pref_jax.lm import hf_config, hf_fields, layer_sizes
+from pref_jax.lm.config_parts import DeltaNet, Disentangled, Experts, Gemma4, RopeScaling
 
 # What is written in config.json of well-known models, sizes and oddities as there, fields of no effect left out.
 # Of these, what is refused.
@@ -150,6 +150,55 @@ def test_the_text_part_of_a_model_with_pictures_is_read():
     assert config.lm_head
 
 
+def test_gemma_4_s_sizes_and_shared_keys_arrive():
+    raw = HUB["google/gemma-4-E2B-it"]
+    text = raw["text_config"]
+    config = hf_config.read(raw)
+    assert (config.gemma4, config.query_scale) == (
+        Gemma4(full_head_dim=512, full_kv_heads=4, shared_layers=20, per_layer=256),
+        1,
+    )
+    assert (config.own_keys, config.sliding_layers[-1], sum(config.sliding_layers)) == (15, False, 29)
+    assert layer_sizes.largest(config) == (512, 4, 6144)
+    given = {str(layer): {"head_dim": 384, "num_key_value_heads": 2} for layer in (5, 11, 17, 23, 29, 34)}
+    twice = {"per_layer_config": given, "global_head_dim": 128, "use_double_wide_mlp": True}
+    config = hf_config.read(raw | {"text_config": text | twice})
+    assert layer_sizes.sizes(config, 14) == (256, 4, 6144)
+    assert layer_sizes.sizes(config, 29) == (384, 2, 12288)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"enable_moe_block": True}, "enable_moe_block: is true: routed experts of Gemma 4 are not supported"),
+        ({"vocab_size_per_layer_input": 99}, "vocab_size_per_layer_input: is 99, but vocab_size is 262144"),
+        ({"layer_types": ["full_attention"] * 3}, "layer_types: 3 for 35 layers"),
+        ({"per_layer_config": {"5": {"intermediate_size": 8}}}, r"per_layer_config\.5: is {'intermediate_size': 8}"),
+        (
+            {"per_layer_config": {"35": {"head_dim": 8}}},
+            r"per_layer_config\.35: is no layer's number; number layers from 0",
+        ),
+        ({"per_layer_config": {"sliding_attention": {}}}, r"per_layer_config\.sliding_attention: is no layer's number"),
+        ({"per_layer_config": {"5": {"head_dim": 8}}}, r"layers of one kind with head_dim .* \[\(8, 4\), \(256, 4\)\]"),
+        ({"num_kv_shared_layers": 35}, "35 of 35 layers read others' keys; leave a layer of each kind"),
+        ({"num_kv_shared_layers": 31}, "31 of 35 layers read others' keys; leave a layer of each kind"),
+        ({"global_head_dim": 7}, "gemma4.full_head_dim: is 7; give an even number"),
+        ({"num_global_key_value_heads": 3, "attention_k_eq_v": True}, "3 and 4 key heads in the two kinds of layers"),
+        ({"use_bidirectional_attention": True}, 'use_bidirectional_attention: is True; give "all" or "vision"'),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling: this family has it for each kind"),
+        (
+            {"rope_parameters": {"full_attention": None}},
+            "(?s)2 faults.*full_attention: is None.*sliding_attention: is None",
+        ),
+        ({"attn_logit_softcapping": 3.0}, "attn_logit_softcapping: is 3.0, which no gemma4_text here has"),
+    ],
+)
+def test_what_gemma_4_does_not_have_is_refused_by_name(change, told):
+    raw = HUB["google/gemma-4-E2B-it"]
+    with pytest.raises(UserError, match=told):
+        hf_config.read(raw | {"text_config": raw["text_config"] | change})
+
+
 def test_the_first_gelu_of_gemma_is_the_tanh_form():
     raw = HUB["google/gemma-2b-it"] | {"hidden_act": "gelu", "hidden_activation": None}
     assert hf_config.read(raw).activation == "gelu_pytorch_tanh"
@@ -166,7 +215,8 @@ def test_configurations_survive_the_trip_to_hugging_face_and_back(case):
         written = json.loads(json.dumps(hf_config.write(config)))
         assert hf_config.read(written) == config
         legacy = {key: value for key, value in written.items() if key != "rope_parameters"}
-        assert hf_config.read(legacy) == config
+        # Files of Gemma 4 are all younger than the records.
+        assert config.gemma4 or hf_config.read(legacy) == config
 
 
 def test_what_cannot_be_honoured_is_told_all_at_once():
