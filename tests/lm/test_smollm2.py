@@ -19,16 +19,16 @@ pytest.importorskip("gguf", reason="pip install 'pref-jax[gguf]'")
 
 DIALOGUES = [
     (QUESTION, ANSWER),
-    ("Name three rivers.", "The Nile (6650 km), the Amazon, and the Danube."),
+    ("Name three rivers.", "The Nile (6650 km), the Po."),
     ([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Ça va? 你好!"}], "Très bien 🙂"),
-    ("Sort [3, 1, 2].", "```python\nsorted([3, 1, 2])  # [1, 2, 3]\n```\n\nThat is all."),
+    ("Sort [3, 1, 2].", "```python\nsorted(x)  # 3\n```\n\nSo."),
     (
         [
             {"role": "user", "content": "Is 91 prime?"},
             {"role": "assistant", "content": "No."},
             {"role": "user", "content": "Why?"},
         ],
-        "Because 91 = 7 * 13.",
+        "91 = 7 * 13.",
     ),
 ]
 
