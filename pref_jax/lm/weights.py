@@ -251,8 +251,9 @@ _LAYOUTS |= {"qwen3_moe": QWEN_MOE, "gpt_oss": GPT_OSS, "qwen3_5_text": QWEN35, 
 def layout(config: LMConfig) -> Layout:
     """How checkpoints of this model's family are written."""
     found = _LAYOUTS.get(config.family, LLAMA)
-    # A trunk is written without a prefix, as transformers' own are.
-    return found if config.num_labels or config.lm_head else found._replace(prefix="")
+    # What embeds texts is written without a prefix, as transformers' own trunks are.
+    embeds = config.family in heads.ENCODERS or config.bidirectional
+    return found if config.num_labels or config.lm_head or not embeds else found._replace(prefix="")
 
 
 def plain(key: str) -> str:
