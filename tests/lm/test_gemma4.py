@@ -116,6 +116,7 @@ def test_places_of_a_narrow_head_pair_the_same_features():
     config, _ = checkpoint.load(make_goldens.GOLDENS / "gemma4")
     into, out = layer_sizes.features(config, "o_proj", 0)
     assert out is None
+    assert into is not None
     np.testing.assert_array_equal(into, np.arange(32).reshape(4, 8)[:, [0, 1, 2, 4, 5, 6]].reshape(-1))
     part, where = layer_sizes.within((into, None), [(5, 17), (2, 6)])
     assert part == [(4, 13), (2, 6)]
