@@ -40,7 +40,7 @@ def config(base: Path, path: Path, rows: list[dict[str, Any]], methods: tuple[st
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found: Any = jsonl.get_config()
     found.methods, found.source.path, found.backbone.name = methods, str(path), str(base)
-    found.backbone.max_length, found.reward.optimizer.num_steps, found.graph.epochs = 32, 2, 4
+    found.backbone.max_length, found.reward.optimizer.num_steps, found.graph.epochs = 32, 2, 5
     found.baselines.steps = (2, 3)
     found.lore = ConfigDict(LORE)
     return found
