@@ -7,7 +7,7 @@ users fit in one row E is 0, and every function here hands back what it was give
 Axis letters: U users, L lanes (U + E), E further lanes, P items.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -80,21 +80,20 @@ def lay_out(counts: Int[np.ndarray, " U"], *, rows: int | None = None, split: bo
 
 def fold(values: Array, owner: Int[Array, " E"] | None, *, axis: int = 0) -> Array:
     """Sums over each user's lanes: L -> U on an axis."""
-    if owner is None or not owner.size:
-        return values
-    values = jnp.moveaxis(values, axis, 0)
-    users = len(values) - len(owner)
-    folded = values[:users].at[owner].add(values[users:], indices_are_sorted=True)
-    return jnp.moveaxis(folded, 0, axis)
+    return _folded(values, owner, axis, "add")
 
 
 def fold_max(values: Array, owner: Int[Array, " E"] | None, *, axis: int = 0) -> Array:
     """Largest values of each user's lanes: L -> U on an axis."""
+    return _folded(values, owner, axis, "max")
+
+
+def _folded(values: Array, owner: Int[Array, " E"] | None, axis: int, how: Literal["add", "max"]) -> Array:
     if owner is None or not owner.size:
         return values
     values = jnp.moveaxis(values, axis, 0)
     users = len(values) - len(owner)
-    folded = values[:users].at[owner].max(values[users:], indices_are_sorted=True)
+    folded = getattr(values[:users].at[owner], how)(values[users:], indices_are_sorted=True)
     return jnp.moveaxis(folded, 0, axis)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 
 from lore_jax.fitted import LoRe, basis_rewards
 from lore_jax.fitting import kept_rows, model_selection
@@ -165,7 +165,7 @@ def _fit_votes(votes: Preferences, text: TextModel, config: LoReConfig, seed: in
             raise UserError(f"{workdir}: holds a model of other votes or settings; name another workdir, or delete it")
         log(f"{workdir / 'model'}: fitted before")
         return model
-    features = _features(text, tokens, workdir)
+    features = fitting.features(text, tokens, workdir)
     number = np.cumsum(seen) - 1
     fitted = len(train.user) + len(validation.user)
     ours, context = given.take(slice(fitted)), given.take(slice(fitted, None))
@@ -187,14 +187,6 @@ def _fit_votes(votes: Preferences, text: TextModel, config: LoReConfig, seed: in
     if workdir is not None:
         model.save(workdir / "model")
     return model
-
-
-def _features(text: TextModel, tokens: TokenTable, workdir: Path | None) -> Float32[np.ndarray, "N D"]:
-    if workdir is None:
-        return text.states(tokens)
-    (workdir / "features").mkdir(parents=True, exist_ok=True)
-    text.write_features(tokens, workdir / "features")
-    return np.load(workdir / "features" / "features.npy", mmap_mode="r", allow_pickle=False)
 
 
 def _digest(*values: Any) -> str:

@@ -8,8 +8,6 @@ Axis letters: P votes.
 """
 
 import dataclasses
-import importlib.metadata
-import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,18 +16,19 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from pref_jax.calibrated import calibrated_loss
-from pref_jax.comparisons import Comparisons
-from pref_jax.data.choosing import choosing_rows
+from pref_jax.comparisons import Comparisons, Ratings
+from pref_jax.data.choosing import choosing_rows, rated_in
 from pref_jax.data.preferences import Preferences
+from pref_jax.data.schema import in_splits
 from pref_jax.errors import UserError
 from pref_jax.eval.held_out import margins
+from pref_jax.methods import AUTO, installed, not_taken
 from pref_jax.personal import PersonalReward
 from pref_jax.progress import log
 
-GROUP, NAME = "pref_jax.methods", "auto"
 # Of the votes, those by which methods are judged.
 JUDGED = 0.2
 Fit = Callable[..., PersonalReward]
@@ -86,26 +85,24 @@ def fit(
       chosen = pref_jax.auto.fit(pref_jax.read_votes("votes.jsonl"), base="Qwen/Qwen3-0.6B")
       chosen.model.rank("ada", prompt, candidates)
     """
-    fits = methods or {point.name: point.load() for point in importlib.metadata.entry_points(group=GROUP)}
+    fits = methods or {name: point.load() for name, point in installed().items()}
     part, judging = hold_out_judges(votes, seed)
-    log(f"{NAME}: {len(fits)} methods, judged by {len(judging.user)} votes of {len(np.unique(judging.user))} users")
+    log(f"{AUTO}: {len(fits)} methods, judged by {len(judging.user)} votes of {len(np.unique(judging.user))} users")
     trials = []
     for name, method in fits.items():
         start = time.perf_counter()
         model = _run(method, part, base, seed, workdir, f"{name}_judged", options)
         trials.append(_judge(name, margins(model, part, judging), time.perf_counter() - start))
-        log(f"{NAME}: {name}: {trials[-1].accuracy:.1%} right, log-loss {trials[-1].log_loss:.4f}")
+        log(f"{AUTO}: {name}: {trials[-1].accuracy:.1%} right, log-loss {trials[-1].log_loss:.4f}")
     trials.sort(key=lambda trial: trial.log_loss)
     best = trials[0].method
-    log(f"{NAME}: {best} is fitted to all votes")
+    log(f"{AUTO}: {best} is fitted to all votes")
     model = _run(fits[best], votes, base, seed, workdir, best, options)
     return Chosen(model, trials, len(judging.user), len(np.unique(judging.user)))
 
 
 def hold_out_judges(votes: Preferences, seed: int) -> tuple[Preferences, Comparisons]:
-    """The tables in which the judging votes, decided ones of seen users, are test votes; and these.
-
-    Former test votes are left out of the tables, so that nothing can read them.
+    """The tables without test votes and without those held out to judge; and the decided ones of the latter.
 
     Raises:
       UserError: if none can be held out.
@@ -116,39 +113,30 @@ def hold_out_judges(votes: Preferences, seed: int) -> tuple[Preferences, Compari
     judging = known.take(np.isin(known.row, rows))
     if not len(judging.user):
         fix = "give more votes, or name a method"
-        raise UserError(f"{NAME}: no vote can be held out to judge the methods by; {fix}")
+        raise UserError(f"{AUTO}: no vote can be held out to judge the methods by; {fix}")
     part = _without(votes, rows)
     return part, judging._replace(row=None)
 
 
 def _without(votes: Preferences, rows: np.ndarray) -> Preferences:
     """The tables without test votes and without the votes in `rows`, nor the ratings that these were made of."""
-    table, ratings = votes.comparisons, votes.ratings
-    keep = np.isin(table["split"].to_numpy(zero_copy_only=False), ("train", "validation"))
+    learn, table = ("train", "validation"), votes.comparisons
+    keep = in_splits(table["split"], learn)
     keep[rows] = False
-    hidden = votes.comparisons.take(pa.array(rows))
-    codes = [
-        hidden["user"].to_numpy().astype(np.int64) * votes.num_responses + hidden[side].to_numpy()
-        for side in ("chosen", "rejected")
-    ]
-    own = ratings["user"].to_numpy().astype(np.int64) * votes.num_responses + ratings["response"].to_numpy()
-    left = np.isin(ratings["split"].to_numpy(zero_copy_only=False), ("train", "validation"))
-    left &= ~np.isin(own, np.concatenate(codes))
+    hidden = Comparisons(*(table[name].to_numpy()[rows] for name in ("user", "chosen", "rejected")))
+    ratings = Ratings(*(votes.ratings[name].to_numpy() for name in Ratings._fields))
+    left = in_splits(votes.ratings["split"], learn) & ~rated_in(ratings, hidden, votes.num_responses)
     meta = {name: value for name, value in votes.meta.items() if name != "path"}
-    return dataclasses.replace(votes, comparisons=_rows(table, keep), ratings=_rows(ratings, left), meta=meta)
-
-
-def _rows(table: pa.Table, keep: Bool[np.ndarray, " R"]) -> pa.Table:
-    return table.filter(pa.array(keep))
+    kept = {"comparisons": table.filter(pa.array(keep)), "ratings": votes.ratings.filter(pa.array(left))}
+    return dataclasses.replace(votes, **kept, meta=meta)
 
 
 def _run(
     method: Fit, votes: Preferences, base: str, seed: int, workdir: Any, folder: str, options: dict[str, Any]
 ) -> PersonalReward:
-    known = inspect.signature(method).parameters
-    anything = any(one.kind is one.VAR_KEYWORD for one in known.values())
     wanted = {"seed": seed, "workdir": None if workdir is None else Path(workdir) / folder, **options}
-    return method(votes, base=base, **{name: value for name, value in wanted.items() if anything or name in known})
+    surplus = not_taken(method, wanted)
+    return method(votes, base=base, **{name: value for name, value in wanted.items() if name not in surplus})
 
 
 def _judge(name: str, margin: Float[np.ndarray, " P"], seconds: float) -> Trial:

@@ -7,7 +7,6 @@ input has been checked.
 
 import importlib.metadata
 import importlib.util
-import inspect
 import itertools
 import json
 import os
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pref_jax import saved
+from pref_jax import methods, saved
 from pref_jax.cli_data import data_app
 from pref_jax.cli_lines import STDIN, decimals, load_model, print_data, read_texts, rewards, write_lines
 from pref_jax.cli_options import (
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from pref_jax.data.preferences import Preferences
     from pref_jax.personal import PersonalReward
 
-GROUP, AUTO = "pref_jax.methods", "auto"
 # Seconds to wait for another process that changes the same model.
 SAVING = 30.0
 ASK = """echo '{"user": "ada", "prompt": "How long?", "responses": ["Seven minutes.", "It depends."]}' | pref """
@@ -118,7 +116,7 @@ def train(
     VOTES is a file of votes in any common form, a hub id, a folder of saved preferences, NAME:PATH of a public data
     set, or its folder.
     """
-    point = None if method == AUTO else _method(method)
+    point = None if method == methods.AUTO else _method(method)
     from pref_jax.data.sources.named import open_votes, short_name
 
     name = short_name(votes)
@@ -153,18 +151,16 @@ def _fit(
         chosen = auto.fit(table, base=base, **options)
         return chosen.model, auto.sentences(chosen)
     fit = point.load()
-    known = inspect.signature(fit).parameters.values()
-    unknown = options.keys() - {one.name for one in known}
-    if unknown and not any(one.kind is one.VAR_KEYWORD for one in known):
+    if unknown := methods.not_taken(fit, options):
         raise UserError(f"method {point.name} takes no {', '.join(sorted(unknown))}; leave it out")
     return fit(table, base=base, **options), ()
 
 
 def _method(name: str) -> importlib.metadata.EntryPoint:
-    points = {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+    points = methods.installed()
     if name not in points:
         every = ", ".join(sorted(points)) or "none"
-        raise UserError(f"--method: {name!r} is none of the installed methods: {every}; or write {AUTO}")
+        raise UserError(f"--method: {name!r} is none of the installed methods: {every}; or write {methods.AUTO}")
     return points[name]
 
 

@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Float32
 
 from pref_jax import compile_cache, personal
 from pref_jax.data.preferences import Preferences
+from pref_jax.data.text.token_table import TokenTable
 from pref_jax.data.votes import as_preferences
 from pref_jax.digests import check_inputs, has_work
 from pref_jax.errors import UserError
@@ -95,6 +97,15 @@ def inputs(votes: Any, tables: Preferences, text: TextModel) -> dict[str, Path]:
         found["chat_template"] = Path(text.settings.chat_template)
     path = votes if isinstance(votes, str | Path) else tables.meta.get("path")
     return found if path is None else {**found, "votes": Path(path)}
+
+
+def features(text: TextModel, tokens: TokenTable, workdir: Path | None) -> Float32[np.ndarray, "N D"]:
+    """States of texts, in `workdir` written to a file, from which a killed call resumes."""
+    if workdir is None:
+        return text.states(tokens)
+    (workdir / "features").mkdir(parents=True, exist_ok=True)
+    text.write_features(tokens, workdir / "features")
+    return np.load(workdir / "features" / "features.npy", mmap_mode="r", allow_pickle=False)
 
 
 @contextlib.contextmanager

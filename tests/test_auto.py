@@ -38,7 +38,7 @@ def method(of, seen: list[Any]):
 
 
 def taste(user, text):
-    """Everybody likes long texts but for the odd users."""
+    """All but the odd users like long texts."""
     return len(text) * (-1 if user is not None and int(user[1:]) % 2 else 1)
 
 

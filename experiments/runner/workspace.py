@@ -43,7 +43,7 @@ from pref_jax.baselines.settings import BaselinesConfig
 from pref_jax.baselines.shared import SharedConfig
 from pref_jax.comparisons import Comparisons, Ratings
 from pref_jax.data import preferences
-from pref_jax.data.choosing import choosing_rows, validation_is_given
+from pref_jax.data.choosing import choosing_rows, rated_in, validation_is_given
 from pref_jax.data.label_masking import mask_labels
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.text.same_tokens import without
@@ -243,9 +243,7 @@ class Workspace:
         pairs = self.data.pairs(("train", "validation"), seen=True, ties=True)
         if not len(pairs.user):
             return np.random.default_rng([self.seed, 5]).random(len(ratings.user)) < fraction
-        held, count = pairs.take(self.held_out(pairs, fraction)), self.data.num_responses
-        codes = [held.user.astype(np.int64) * count + side for side in (held.chosen, held.rejected)]
-        return np.isin(ratings.user.astype(np.int64) * count + ratings.response, np.concatenate(codes))
+        return rated_in(ratings, pairs.take(self.held_out(pairs, fraction)), self.data.num_responses)
 
     @property
     def context_pairs(self) -> float:

@@ -1,7 +1,7 @@
 """Users like oneself: votes of the nearest users as a reward, without training.
 
 Each user is a row of signed votes, chosen less rejected, of length 1; s_uv is the cosine of two rows. A response is
-worth to u what its nearest users say of it, beside what everybody does,
+worth to u what its nearest users say of it, beside what all users do,
 
     r_u(x) = b_x + w sum over v in the K nearest users of s_uv S_vx,
 

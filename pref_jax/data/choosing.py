@@ -7,8 +7,9 @@ responses looks like understanding them.
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
+from pref_jax.comparisons import Comparisons, Ratings
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.schema import prompt_ids
 from pref_jax.data.sources.common.split_rule import GIVEN_VALIDATION
@@ -44,3 +45,9 @@ def choosing_rows(
     pair = np.unique(sides, axis=1, return_inverse=True)[1].reshape(-1)
     unit = pair if new == "pair" else prompt_ids(votes.responses["prompt"])[known.chosen]
     return known.row[hold_out_new(unit, pair, known.user, fraction, rng)]
+
+
+def rated_in(ratings: Ratings, pairs: Comparisons, num_responses: int) -> Bool[np.ndarray, " R"]:
+    """Which ratings are of a response that stands in one of the same user's pairs, and so tell how that was decided."""
+    codes = [np.asarray(pairs.user, np.int64) * num_responses + side for side in (pairs.chosen, pairs.rejected)]
+    return np.isin(np.asarray(ratings.user, np.int64) * num_responses + ratings.response, np.concatenate(codes))

@@ -28,7 +28,7 @@ UNPACKING = 120.0
 
 def unpack(path: str | Path) -> Path:
     """The folder with config, tokenizer and table of tensors of a GGUF file, in the user's cache; made if it is not
-    there. It is made anew when the file changes.
+    there. It is made again when the file changes.
 
     Raises:
       UserError: if the library is missing, the file is damaged, or of an architecture, a type of numbers or a tokenizer

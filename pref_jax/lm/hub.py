@@ -52,7 +52,7 @@ def _on_hub(name: str, revision: str | None) -> Path:
 def public_name(name: str | Path) -> str:
     """The name of a base as others can read it: never a path into this machine's caches, packages or homes.
 
-    What lies in the hub's cache is called by its hub id, in an installed package by its `package:` path, in somebody's
+    What lies in the hub's cache is called by its hub id, in an installed package by its `package:` path, in someone's
     home by its last part alone; anything else keeps its name.
     """
     text = str(name)

@@ -431,7 +431,7 @@ def test_where_nodes_have_texts_votes_on_new_texts_are_read_kept_and_forgotten(t
     assert (added.votes, added.how) == (4, "embedded from 4 votes")
     assert model.known.table is not None
     assert len(model.known.responses) == len(model.known.digests) == len(model.known.table.bias)
-    # The same votes at once or in parts, or again by somebody else, find the same rows.
+    # The same votes at once or in parts, or again by another user, find the same rows.
     count = len(model.known.digests)
     for part in (new[:2], new[2:]):
         model.add_votes("parts", part)
