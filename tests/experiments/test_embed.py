@@ -149,7 +149,7 @@ def test_layer_and_pooling_of_the_config_are_used(folders, votes, tmp_path):
     ("name", "section", "words"),
     [
         ("decoder", {"max_length": 65}, r"max_length is 65.*at most 64.*--config\.backbone\.max_length=64"),
-        ("decoder", {"pooling": "max"}, r"pooling is 'max'; give last, mean, or nothing for the model's own"),
+        ("decoder", {"pooling": "max"}, r"pooling is 'max'; give last, first, mean, or nothing for the model's own"),
         ("decoder", {"layer": 3}, r"layer 3 of a model of 2 blocks"),
         ("decoder", {"chat_template": "none.jinja"}, r"none\.jinja: no readable chat template"),
     ],

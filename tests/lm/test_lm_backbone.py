@@ -11,7 +11,7 @@ import tiny
 from pref_jax.errors import UserError
 from pref_jax.lm import attention, backbone, lora
 from pref_jax.lm.config import LMConfig
-from pref_jax.lm.config_parts import DeltaNet, Disentangled, RopeScaling
+from pref_jax.lm.config_parts import DeltaNet, Disentangled, Gemma4, RopeScaling
 from pref_jax.lm.families import TRAITS
 
 LLAMA = tiny.llama(vocab_size=31, num_layers=3)
@@ -435,6 +435,7 @@ def test_every_family_makes_finite_states_and_gradients():
                 "delta": DeltaNet(key_heads=2, value_heads=4, key_dim=3, value_dim=5),
                 "still_layers": (True, False, True),
             },
+            "gemma4": {"gemma4": Gemma4(full_head_dim=8, full_kv_heads=2, per_layer=4)},
         }.get(TRAITS[name].kind, {})
         config = LMConfig(**{**vars(LLAMA), "family": name, "num_kv_heads": 4, "attention_bias": None, **own})
         params = params_of(config)

@@ -16,7 +16,7 @@ from pref_jax.data.preferences import Preferences, build
 from pref_jax.data.schema import OUTCOMES, TIME
 from pref_jax.data.sources.common.columns import names
 from pref_jax.data.sources.common.rating_pairs import rating_pairs
-from pref_jax.data.sources.common.split_rule import LEFT_OUT, RULE, Assigned, SplitOptions, assign_splits
+from pref_jax.data.sources.common.split_rule import LEFT_OUT, RULE, Assigned, NoTestError, SplitOptions, assign_splits
 from pref_jax.data.sources.jsonl.dialogues import Answer, Messages
 from pref_jax.data.sources.jsonl.rows import Row, note_field
 from pref_jax.errors import Faults
@@ -163,6 +163,11 @@ def tables(found: Collector, options: SplitOptions, seed: int, meta: dict[str, A
     lists = {name: list(itertools.compress(getattr(votes, name), assigned.keep)) for name in ("split", "controversial")}
     kept = Votes(**{**whole, **lists, "user": user.reshape(-1), "answers": answers.reshape(-1)})
     comparisons, ratings = columns_of(kept, assigned.split[assigned.keep], rng)
+    if options.test > 0 and not _tested(comparisons):
+        raise NoTestError(
+            "no vote can be kept for a test: those drawn prefer nothing; give more votes a user, or do without a "
+            "test (test_fraction=0)"
+        )
     names_of, dialogues = list(found.users.items()), [as_messages(prompt) for prompt in found.prompts]
     of_row = list(found.responses)
     return build(
@@ -194,6 +199,12 @@ def tables(found: Collector, options: SplitOptions, seed: int, meta: dict[str, A
     )
 
 
+def _tested(comparisons: dict[str, Any]) -> bool:
+    """Whether a test has a preference to score."""
+    words, outcome = (np.asarray(comparisons[name]) for name in ("split", "outcome"))
+    return bool(((words == "test") & (outcome == OUTCOMES[0])).any())
+
+
 def as_messages(prompt: Messages) -> list[dict[str, str | None]]:
     """A prompt as a table holds it."""
     return [{"role": role, "content": content, "extra": extra} for role, content, extra in prompt]
@@ -201,17 +212,27 @@ def as_messages(prompt: Messages) -> list[dict[str, str | None]]:
 
 def _assigned(votes: Votes, seen: list[bool | None], options: SplitOptions, rng: np.random.Generator) -> Assigned:
     """A ranking or rating is one vote. A rating can be tested where its user rated the prompt's responses unequally."""
-    rated = votes.kind == _RATING
-    own = np.unique(np.stack([votes.user, votes.prompt])[:, rated], axis=1, return_inverse=True)[1].reshape(-1)
-    value = votes.value[rated]
-    high, low = np.full(len(own), -np.inf), np.full(len(own), np.inf)
-    np.maximum.at(high, own, value)
-    np.minimum.at(low, own, value)
     testable = (votes.kind == 0) | (votes.kind == _RANKING)
-    testable[rated] = (high > low)[own]
+    testable[_rated_unequally(votes)] = True
     time = np.where(votes.time == _NO_TIME, np.nan, votes.time / 1e6)
     given = votes.user, votes.prompt, votes.item, votes.split, seen, options, rng, time
     return assign_splits(*given, learnable=votes.kind != OUTCOMES.index("skipped"), testable=testable)
+
+
+def _rated_unequally(votes: Votes) -> Int[np.ndarray, " R"]:
+    """Places of ratings whose user rated the prompt's responses unequally, by the last rating of each."""
+    rated = np.flatnonzero(votes.kind == _RATING)
+    rated = rated[np.argsort(votes.time[rated], kind="stable")]
+    response = votes.answers[starts(votes.count)[rated]]
+    newest = np.unique(np.stack([votes.user[rated], response])[:, ::-1], axis=1, return_index=True)[1]
+    last = rated[len(rated) - 1 - newest]
+    both, own = np.unique(np.stack([votes.user, votes.prompt])[:, rated], axis=1, return_inverse=True)
+    place = np.empty(len(votes.kind), np.int64)
+    place[rated] = own.reshape(-1)
+    high, low = np.full(both.shape[1], -np.inf), np.full(both.shape[1], np.inf)
+    np.maximum.at(high, place[last], votes.value[last])
+    np.minimum.at(low, place[last], votes.value[last])
+    return rated[(high > low)[place[rated]]]
 
 
 def columns_of(
