@@ -42,6 +42,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "gcf_layers": graph.gcf_layers,
     "first_call": first_call.first_call,
     "start_up": first_call.start_up,
+    "quickstart": first_call.quickstart,
     "lore_solve": solver.lore_solve,
     "heavy_tail": ragged.heavy_tail,
     "lore_online": online.lore_online,

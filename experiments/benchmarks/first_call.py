@@ -18,6 +18,7 @@ from experiments.benchmarks.measure import Result, result
 from experiments.studies.planted_world import PlantedConfig, World, draw
 from lore_jax.fitting import model_selection
 from lore_jax.fitting.bradley_terry import LoReConfig
+from pref_jax.files import read_json
 
 USERS, FEATURES = 60, 32
 # Of the process that is timed: imports, world and fit; it prints the seconds of the fit alone.
@@ -58,6 +59,30 @@ def start_up(rounds: int = 5) -> list[Result]:
         "pref --help": [sys.executable, "-m", "pref_jax.cli", "--help"],
     }
     return [result("start_up", name, baseline, _fastest(command, rounds)) for name, command in commands.items()]
+
+
+def quickstart(variant: str = "") -> list[Result]:
+    """The quickstart as `make quickstart` starts it, in a new process with an empty compilation cache.
+
+    `baseline_seconds` are those that its methods took, as its `results.json` has them; the rest is start-up, the
+    world, the pretrained decoder and the report.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out, load = os.path.join(folder, "run"), os.getloadavg()[0]
+        environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ}
+        environment["PREF_JAX_CACHE"] = os.path.join(folder, "cache")
+        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+        config = f"--config=configs/quickstart.py:{variant}"
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "experiments.quickstart", config, f"--workdir={out}"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        seconds = time.perf_counter() - start
+        if done.returncode:
+            raise RuntimeError(f"the quickstart failed:\n{done.stderr[-3000:]}")
+        rows = read_json(os.path.join(out, "results.json"))["rows"]
+    metrics = {row["method"]: row["metrics"]["seen/accuracy"] for row in rows}
+    methods = sum(row["seconds"] for row in rows)
+    return [result("quickstart", variant or "one seed", methods, seconds, load=load, seen_accuracy=metrics)]
 
 
 def _fastest(command: list[str], rounds: int) -> float:

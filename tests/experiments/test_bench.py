@@ -37,6 +37,7 @@ RUNS = {
     "gcf_layers": lambda: graph.gcf_layers(users=20, prompts=20, dim=4, seeds=(3, 4)),
     "first_call": lambda: first_call.first_call(sizes=(), searches=("quick", "quick")),
     "start_up": lambda: first_call.start_up(rounds=1),
+    "quickstart": lambda: first_call.quickstart("smoke"),
     "lore_solve": lambda: solver.lore_solve(users=20, sample=2, scales=(30,), streamed=(40,)),
     "heavy_tail": lambda: ragged.heavy_tail((400, 800), users=50, most=300, steps=2),
     "lore_online": lambda: online.lore_online(users=12, rank=2, trials=2, drifting=5, change=4, after=5),
