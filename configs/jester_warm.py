@@ -22,6 +22,7 @@ METHODS = (
     "normed, to the end",
     "no layer, to the end",
     "linear",
+    "LoRe on responses",
 )
 CAUSE = (
     "item values",
@@ -49,6 +50,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.world.update({"validation": 3, "tests": 20})
     if size == "smoke":
         config.source.name = "random"
-        config.update({"seeds": (0,), "pairs": (3,), "methods": ("item values", "user-kNN", "gcf", "linear")})
+        config.update(
+            {"seeds": (0,), "pairs": (3,), "methods": ("item values", "user-kNN", "gcf", "linear", "LoRe on responses")}
+        )
         config.world.update({"seen": 12, "unseen": 4, "min_ratings": 8, "min_difference": 0.5, "most": 4, "tests": 3})
     return config

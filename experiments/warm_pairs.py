@@ -21,6 +21,8 @@ from copl_jax.graph.settings import GCFConfig, fast_config, linear_config
 from copl_jax.graph.solved_users import solve_users
 from experiments.runner.cli import Config, check_workdir, freeze, launch
 from experiments.studies.warm_ratings import WarmConfig, WarmWorld, draw
+from lore_jax.fitting import model_selection
+from lore_jax.fitting.bradley_terry import LoReConfig
 from pref_jax.baselines import matrix_factorisation, user_knn
 from pref_jax.data.sources import jester
 from pref_jax.errors import UserError
@@ -37,6 +39,7 @@ MEANINGS = {
     "user-kNN": "values, and votes of the users of nearest votes",
     "gcf": "the published graph by the fast recipe",
     "linear": "CoPL's default graph",
+    "LoRe on responses": "LoRe's quick search on a free value per response in place of text features",
 }
 
 
@@ -72,6 +75,16 @@ def _ratings(config: Config) -> np.ndarray:
 def _item_values(world: WarmWorld, seed: int) -> Margins:
     values, _ = choose_item_values(world.train, world.validation, world.num_responses)
     seen, unseen = (values[part.chosen] - values[part.rejected] for part in (world.test, world.unseen_test))
+    return seen, unseen
+
+
+def _lore(world: WarmWorld, seed: int) -> Margins:
+    config = LoReConfig.quick(features="response", seed=seed)
+    nothing = np.ones((world.num_responses, 1), np.float32)
+    found = model_selection.fit(nothing, world.train, world.validation, world.num_seen, config=config)
+    unseen = model_selection.adapt(found, nothing, world.context, world.num_unseen)
+    parts = (found.weights, world.test), (unseen, world.unseen_test)
+    seen, unseen = (np.asarray(model_selection.predict(found, nothing, weights, votes)) for weights, votes in parts)
     return seen, unseen
 
 
@@ -148,6 +161,7 @@ METHODS: dict[str, Callable[[Any, int], Margins]] = {
     "item values": _item_values,
     "matrix factorisation": _factors,
     "user-kNN": _nearest,
+    "LoRe on responses": _lore,
     **{name: _graph(config) for name, config in GRAPHS.items()},
 }
 

@@ -120,8 +120,8 @@ def _try_all(start: Initialization, tried: _Leaderboard, config: LoReConfig, tel
 def _grow(start: Initialization, tried: _Leaderboard, config: LoReConfig, tell: Tell) -> None:
     """Twice the rank of the best gaussian candidate, as long as the last doubling clearly lowered the log-loss.
 
-    Each is fitted with the variance of the last rank's best and with a third of it: the more directions, the less of
-    each.
+    Each is fitted with the variance of the last rank's best, three times that and a third, in an order in which
+    directions that one left short are not what the next begins with.
     """
 
     def best(rank: int) -> int:
@@ -134,7 +134,7 @@ def _grow(start: Initialization, tried: _Leaderboard, config: LoReConfig, tell: 
         if not tried.is_better(last, best(ranks[-2]), config.min_gain_se):
             return
         found, variance = tried.fits[last], tried.rows[last]["variance"]
-        for own in (variance, variance / 3):
+        for own in (variance, 3 * variance, variance / 3):
             tell(f"gaussian, rank {rank}, variance {own:g}")
             found = grown(start, found, rank, own, config)
             tried.add(found, kind="gaussian", rank=rank, variance=own)

@@ -31,6 +31,7 @@ from lore_jax.fitting.design import Features
 from lore_jax.fitting.reading import Scales, as_rows, pull, row_arguments, row_losses, scales_of, total_constants
 from lore_jax.lanes import fold, spread
 from lore_jax.weights import objective, solve
+from pref_jax.triangular import log_determinant
 
 # The shared direction's own weight is held at 1 by this precision (a finite one, so that every solver takes it).
 PINNED_PRECISION = 1e4
@@ -120,8 +121,7 @@ def gaussian_objective(task: FitProblem, params: dict[str, Array]) -> Float[Arra
     prior = gaussian_prior(len(task.used))
     problem, users = task.problem(gaussian_basis(params, task.used), prior, params)
     weights = solve.logistic_weights(problem, users)
-    factor = jnp.linalg.cholesky(objective.logistic_hessian(problem, weights))
-    volume = jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), -1) - 0.5 * jnp.log(PINNED_PRECISION)
+    volume = 0.5 * (log_determinant(objective.logistic_hessian(problem, weights)) - jnp.log(PINNED_PRECISION))
     penalty = task.penalty(params["shared"], params["spread"])
     return task.complete(jnp.sum(objective.logistic_objective(problem, weights) + volume) + penalty, params)
 

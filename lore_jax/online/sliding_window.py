@@ -29,6 +29,7 @@ from lore_jax.weights.objective import Prior
 from lore_jax.weights.precision import full_matmul_precision
 from lore_jax.weights.solve import solve_weights
 from pref_jax.errors import UserError
+from pref_jax.triangular import inverse, solve_lower
 
 
 class Window(NamedTuple):
@@ -65,8 +66,7 @@ def refit(
     """The exact logistic mode of users whose prior is `base` and who gave the masked answers; covariance by Laplace."""
 
     def mode(weights: Array, factor: Array, z: Array, mask: Array, *offset: Array) -> Array:
-        inverse = jnp.linalg.inv(factor)
-        prior = Prior(weights, inverse.T @ inverse)
+        prior = Prior(weights, inverse(jnp.linalg.cholesky(factor @ factor.T)))
         return solve_weights(z[None], mask[None], prior, offset=offset[0][None] if offset else None).weights[0]
 
     if bounds is None:
@@ -83,7 +83,7 @@ def refit(
     pulled = jnp.einsum("umk,ukl->uml", z, base.factor)
     eye = jnp.eye(z.shape[-1], dtype=z.dtype)[None]
     lower = relaxed_cholesky(eye + jnp.einsum("umk,um,uml->ukl", pulled, curvature, pulled))
-    root = jax.scipy.linalg.solve_triangular(lower, jnp.broadcast_to(eye, lower.shape), lower=True)
+    root = solve_lower(lower, jnp.broadcast_to(eye, lower.shape))
     factor = jnp.einsum("ukl,uml->ukm", base.factor, root)
     return GaussianPosterior(weights, factor, base.answers + mask.sum(-1, dtype=jnp.int32))
 

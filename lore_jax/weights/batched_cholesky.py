@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from pref_jax import triangular
+
 UNROLLED = 8
 
 # Rows of a matrix, entry by entry; each entry is an array over users.
@@ -79,8 +81,7 @@ class Factor(NamedTuple):
             units = [[jnp.full_like(like, float(i == j)) for i in range(size)] for j in range(size)]
             return jnp.stack([jnp.stack(solve_entries(self.entries, unit), axis=-1) for unit in units], axis=-1)
         assert self.lower is not None
-        eye = jnp.broadcast_to(jnp.eye(self.lower.shape[-1], dtype=self.lower.dtype), self.lower.shape)
-        return jax.scipy.linalg.cho_solve((self.lower, True), eye)
+        return triangular.inverse(self.lower)
 
     def log_determinant(self) -> Float[Array, " U"]:
         """log det of each matrix."""

@@ -25,6 +25,7 @@ from pref_jax.lm.attention import AttentionFn, Rows
 from pref_jax.lm.config import LMConfig
 from pref_jax.lm.config_parts import DeltaNet
 from pref_jax.lm.decoder import Context
+from pref_jax.triangular import solve_lower
 
 CHUNK = 64
 
@@ -111,7 +112,7 @@ def delta_rule(
         begun = jnp.exp(jnp.where(goes_on, total, -jnp.inf))
         system = b * (k @ k.swapaxes(2, 3)) * faded
         right = b * (v - begun * (k @ state))
-        fixed = jax.scipy.linalg.solve_triangular(system, right, lower=True, unit_diagonal=True)
+        fixed = solve_lower(system, right, unit_diagonal=True)
         out = begun * (q @ state) + ((q @ k.swapaxes(2, 3)) * faded) @ fixed
         state = begun[:, :, -1:] * state + (k * faded[:, :, -1, :, None]).swapaxes(2, 3) @ fixed
         return (state, number[:, -1]), out
