@@ -16,8 +16,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from copl_jax.graph.embedding import embed_users
-from copl_jax.graph.settings import fast_config
+from copl_jax.graph.embedding import embed_users, margins
+from copl_jax.graph.settings import linear_config
+from copl_jax.graph.solved_users import solve_users
 from experiments import linear
 from experiments.linear import Model, Task
 from experiments.runner.cli import Config, check_workdir, freeze, launch
@@ -89,7 +90,7 @@ def _cell(folder: Path, ties: float, strengths: int, seed: int, config: Config) 
         tested = METHODS[method](decided_only(world) if method.endswith(DECIDED) else world, seed)
         if tested.tie is not None and ties:
             _note_ties(folder / "ties.json", f"{method}, seed {seed}", tested.tie, said)
-        metrics = _metrics(world, tested.margins, unseen=not method.startswith(GRAPH))
+        metrics = _metrics(world, tested.margins)
         rows.append(results.result_row(method=method, seed=seed, metrics=metrics, seconds=time.perf_counter() - start))
     if rows:
         results.write_results(path, dataset=folder.name, rows=rows)
@@ -101,10 +102,10 @@ def decided_only(task: AnyTask) -> AnyTask:
     return dataclasses.replace(task, **parts)
 
 
-def _metrics(world: World, margins: np.ndarray, *, unseen: bool) -> dict[str, Any]:
+def _metrics(world: World, margins: np.ndarray) -> dict[str, Any]:
     unknown, nobody = np.full(len(margins), -1), [None] * len(world.seen)
     found = group_metrics(margins, world.test.user, unknown, world.seen, nobody)
-    return {name: found[name] for name in METRICS if unseen or not name.startswith("unseen")}
+    return {name: found[name] for name in METRICS}
 
 
 def _note_ties(path: Path, name: str, probability: np.ndarray, said: Comparisons) -> None:
@@ -120,17 +121,18 @@ def linear_margins(task: Task, model: Model) -> Tested:
 
 
 def _graph(world: World, seed: int) -> Tested:
-    """Margins by the graph's embeddings; those of unseen users mean nothing, and are not scored."""
-    config = fast_config(dim=64)
+    """Margins by the default graph; unseen users are solved from their votes."""
+    config = linear_config(dim=64)
     if world.train.tie is None:
         config = dataclasses.replace(config, ties=False, strengths="ignore")
     validation = decided(world.validation)
     sizes = {"seen": np.ones(world.num_seen, bool), "num_responses": len(world.features)}
     with tempfile.TemporaryDirectory() as folder:
         found = embed_users(config, world.train, validation, **sizes, seed=seed, folder=Path(folder))
-    users = np.concatenate([found.users, np.zeros((world.num_unseen, found.users.shape[1]), np.float32)])
-    differences = found.responses[world.test.chosen] - found.responses[world.test.rejected]
-    return Tested(np.einsum("pc,pc->p", users[world.test.user], differences))
+    assert found.table is not None, "the default graph has one"
+    unseen = solve_users(found.table, world.context, np.arange(world.num_unseen), scale=found.scale)
+    users = np.concatenate([found.raw_users, unseen])
+    return Tested(margins(users, found.responses, world.test, found.bias))
 
 
 _FITS: dict[str, Callable[[World, int], Tested]] = {

@@ -57,8 +57,7 @@ def test_the_study_ends_with_gains_and_a_picture(tmp_path):
     vote_kinds.run(config, tmp_path)
     gains = read_json(tmp_path / "gains.json")["40% ties, 3 strengths"]
     assert set(gains) == {
-        f"{name}: {side}/accuracy"
-        for name, side in (("shared", "seen"), ("shared", "unseen"), (vote_kinds.GRAPH, "seen"))
+        f"{name}: {side}/accuracy" for name in ("shared", vote_kinds.GRAPH) for side in ("seen", "unseen")
     }
     report = (tmp_path / "report.md").read_text()
     assert "Gain by ties and strengths" in report
