@@ -17,6 +17,7 @@ COLUMNS = {
     "crowdrag": ["seen/accuracy", "unseen/accuracy", "seen/log_loss", "unseen/log_loss"],
 }
 SETTINGS = [name for name in synthetic.SETTINGS if (ROOT / "results/synthetic" / name).is_dir()]
+KNOWN = ["item values", "matrix factorisation", "user-kNN", "gcf", "linear", "LoRe on responses"]
 METHODS = ["shared reward", "group oracle", "CoPL"]
 
 
@@ -32,6 +33,12 @@ def test_result_tables_are_those_of_the_results(name):
 def test_the_tables_of_settings_are_those_of_the_results(metric):
     found = [results.read_results(ROOT / "results/synthetic" / name / "results.json") for name in SETTINGS]
     assert report.across(found, metric, METHODS).split("\n\n")[0] in README
+
+
+@pytest.mark.parametrize("metric", ["seen/accuracy", "unseen/accuracy"])
+def test_the_tables_of_known_jokes_are_those_of_the_study(metric):
+    found = [results.read_results(ROOT / f"results/jester_warm/{pairs}_pairs/results.json") for pairs in (4, 8, 16, 40)]
+    assert report.across(found, metric, KNOWN).split("\n\n")[0] in README
 
 
 def test_the_table_of_few_answers_is_that_of_the_study():
