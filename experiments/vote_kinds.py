@@ -38,7 +38,7 @@ GRAPH = "CoPL's graph"
 MEANINGS = {
     "shared": "one linear Bradley-Terry reward for everyone",
     "LoRe": "the quick search, on responses that nobody voted on",
-    GRAPH: "embeddings of users and responses by the graph of votes, on further pairs of known responses; seen users",
+    GRAPH: "embeddings of users and responses by the graph of votes, on further pairs of known responses",
 }
 GAINS = "Gain by ties and strengths, points, with its 95 % interval over seeds:"
 METRICS = {"seen/accuracy": "Accuracy, seen users", "unseen/accuracy": "Accuracy, unseen users"}
