@@ -66,3 +66,13 @@ def padded(
     column = np.arange(width)
     real = column < counts[:, None]
     return np.where(real, starts[:, None] + column, 0), real
+
+
+def last_rows(key: Int[np.ndarray, " P"]) -> Int[np.ndarray, " K"]:
+    """Row in which each distinct key stands for the last time, by rising key.
+
+    Example:
+      >>> last_rows(np.array([7, 3, 7])).tolist()
+      [1, 2]
+    """
+    return len(key) - 1 - np.unique(key[::-1], return_index=True)[1]

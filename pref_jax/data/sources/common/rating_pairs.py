@@ -10,7 +10,7 @@ import pyarrow as pa
 from jaxtyping import Float, Int, Shaped
 
 from pref_jax.data.schema import OUTCOMES
-from pref_jax.ragged import starts
+from pref_jax.ragged import last_rows, starts
 
 
 def rating_pairs(
@@ -51,7 +51,7 @@ def rating_pairs(
     key = np.stack([np.asarray(user), np.asarray(prompt), part.ravel()])
     same, group = np.unique(key, axis=1, return_inverse=True)
     place = group.ravel() * (int(np.max(response, initial=0)) + 1) + response
-    last = len(place) - 1 - np.unique(place[::-1], return_index=True)[1]
+    last = last_rows(place)
     group = group.ravel()[last]
     ring = last[np.lexsort((rng.random(len(last)), group))]
     sizes = np.bincount(group, minlength=same.shape[1])

@@ -21,7 +21,7 @@ from pref_jax.data.sources.jsonl.dialogues import Answer, Messages
 from pref_jax.data.sources.jsonl.rows import Row, note_field
 from pref_jax.errors import Faults
 from pref_jax.progress import log
-from pref_jax.ragged import starts
+from pref_jax.ragged import last_rows, starts
 
 KINDS = (*OUTCOMES, "ranking", "rating")
 _RANKING, _RATING = KINDS.index("ranking"), KINDS.index("rating")
@@ -224,8 +224,7 @@ def _rated_unequally(votes: Votes) -> Int[np.ndarray, " R"]:
     rated = np.flatnonzero(votes.kind == _RATING)
     rated = rated[np.argsort(votes.time[rated], kind="stable")]
     response = votes.answers[starts(votes.count)[rated]]
-    newest = np.unique(np.stack([votes.user[rated], response])[:, ::-1], axis=1, return_index=True)[1]
-    last = rated[len(rated) - 1 - newest]
+    last = rated[last_rows(votes.user[rated] * (int(response.max(initial=0)) + 1) + response)]
     both, own = np.unique(np.stack([votes.user, votes.prompt])[:, rated], axis=1, return_inverse=True)
     place = np.empty(len(votes.kind), np.int64)
     place[rated] = own.reshape(-1)
