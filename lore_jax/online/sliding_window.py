@@ -66,7 +66,8 @@ def refit(
     """The exact logistic mode of users whose prior is `base` and who gave the masked answers; covariance by Laplace."""
 
     def mode(weights: Array, factor: Array, z: Array, mask: Array, *offset: Array) -> Array:
-        prior = Prior(weights, inverse(jnp.linalg.cholesky(factor @ factor.T)))
+        # F Fᵀ = Rᵀ R, without squaring the condition of F.
+        prior = Prior(weights, inverse(jnp.linalg.qr(factor.T, mode="r").T))
         return solve_weights(z[None], mask[None], prior, offset=offset[0][None] if offset else None).weights[0]
 
     if bounds is None:
