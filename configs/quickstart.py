@@ -18,6 +18,7 @@ def get_config(variant: str = "") -> ConfigDict:
     seeds, size = common.choose(variant, *VARIANTS)
     config = common.small("synthetic UF-P-2", METHODS, common.world())
     config.reward.eval_batch_size = 64  # 6 % faster here than batches of 256
+    # So that it ends within 3.5 minutes; the table is no worse for it.
     config.pretrain.batch_size = 32
     config.lore.update(common.QUICK_LORE)
     config.seeds = (0, 1, 2) if seeds == "three_seeds" else (0,)

@@ -38,7 +38,7 @@ def _world(prompts: int, nodes: str, *, smoke: bool) -> Any:
     # The shared reward is the same for all kinds of nodes.
     methods = METHODS if nodes == NODES[0] else METHODS[1:]
     config: Any = common.small(title, methods, common.world(train_prompts=prompts))
-    config.pretrain.batch_size = 32
+    config.pretrain.batch_size = 32  # as in configs/quickstart.py
     config.left_out = () if methods == METHODS else (f"{METHODS[0]}: as with {NODES[0]} nodes",)
     if smoke:
         common.shrink(config)

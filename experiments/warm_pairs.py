@@ -80,7 +80,7 @@ def _item_values(world: WarmWorld, seed: int) -> Margins:
 
 def _lore(world: WarmWorld, seed: int) -> Margins:
     config = LoReConfig.quick(features="response", seed=seed)
-    nothing = np.ones((world.num_responses, 1), np.float32)
+    nothing = np.ones((world.num_responses, 1), np.float32)  # features that tell no response from another
     found = model_selection.fit(nothing, world.train, world.validation, world.num_seen, config=config)
     unseen = model_selection.adapt(found, nothing, world.context, world.num_unseen)
     parts = (found.weights, world.test), (unseen, world.unseen_test)

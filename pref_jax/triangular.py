@@ -7,6 +7,7 @@ a few columns at a time there.
 Axis letters: K unknowns, M columns.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -45,7 +46,7 @@ def solve_lower(
     return lax.platform_dependent(lower, right, cpu=partial(_by_columns, solve), default=solve)
 
 
-def _by_columns(solve, lower: Array, right: Array) -> Array:
+def _by_columns(solve: Callable[[Array, Array], Array], lower: Array, right: Array) -> Array:
     size, columns = right.shape[-2:]
     few = max((THREADED - 1) // size, 1)
     parts = [right[..., start : start + few] for start in range(0, columns, few)]
@@ -61,14 +62,15 @@ def inverse(lower: Float[Array, "*B K K"]) -> Float[Array, "*B K K"]:
 @jax.custom_jvp
 def log_determinant(matrix: Float[Array, "*B K K"]) -> Float[Array, "*B"]:
     """log det of symmetric positive definite matrices; the derivative is the inverse's product with the change."""
-    return _log_determinant(jnp.linalg.cholesky(matrix))
+    return factored_log_determinant(jnp.linalg.cholesky(matrix))
 
 
-def _log_determinant(lower: Array) -> Array:
+def factored_log_determinant(lower: Float[Array, "*B K K"]) -> Float[Array, "*B"]:
+    """log det of L Lᵀ."""
     return 2 * jnp.sum(jnp.log(jnp.diagonal(lower, axis1=-2, axis2=-1)), -1)
 
 
 @log_determinant.defjvp
 def _moved_log_determinant(given: tuple[Array], change: tuple[Array]) -> tuple[Array, Array]:
     lower = jnp.linalg.cholesky(given[0])
-    return _log_determinant(lower), jnp.sum(inverse(lower) * change[0], (-2, -1))
+    return factored_log_determinant(lower), jnp.sum(inverse(lower) * change[0], (-2, -1))

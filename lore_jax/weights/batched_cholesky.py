@@ -89,7 +89,7 @@ class Factor(NamedTuple):
             # The factor's diagonal holds its reciprocals.
             return -2 * reduce(add, (jnp.log(row[-1]) for row in self.entries))
         assert self.lower is not None
-        return 2 * jnp.sum(jnp.log(jnp.diagonal(self.lower, axis1=-2, axis2=-1)), -1)
+        return triangular.factored_log_determinant(self.lower)
 
 
 def cholesky(matrix: Float[Array, "U K K"]) -> Factor:

@@ -165,7 +165,7 @@ def tables(found: Collector, options: SplitOptions, seed: int, meta: dict[str, A
     comparisons, ratings = columns_of(kept, assigned.split[assigned.keep], rng)
     if options.test > 0 and not _tested(comparisons):
         raise NoTestError(
-            "no vote can be kept for a test: those drawn prefer nothing; give more votes a user, or do without a "
+            "no vote can be kept for a test: those of the test prefer nothing; give more votes a user, or do without a "
             "test (test_fraction=0)"
         )
     names_of, dialogues = list(found.users.items()), [as_messages(prompt) for prompt in found.prompts]
