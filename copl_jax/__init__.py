@@ -6,6 +6,9 @@ The front door is imported when it is first used, so that `import copl_jax` does
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# Before JAX compiles anything: see `pref_jax.exact_sums`.
+import pref_jax  # noqa: F401
+
 if TYPE_CHECKING:
     from copl_jax.fitted import CoPL
     from copl_jax.graph.settings import GCFConfig

@@ -1,11 +1,12 @@
 """Shared ground of the personalised reward models: votes, transformers, training, evaluation, saved models.
 
-The front door is imported when it is first used, so that `import pref_jax` does no work.
+The front door is imported when it is first used, so that `import pref_jax` does no work but to keep JAX's sums exact.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from pref_jax import exact_sums
 from pref_jax.errors import UserError
 from pref_jax.version import __version__
 
@@ -23,6 +24,8 @@ _WHERE = {
     "read_votes": "pref_jax.data.votes",
 }
 __all__ = ["PersonalReward", "Preferences", "TextModel", "UserError", "__version__", "load", "read_votes"]
+
+exact_sums.ensure()
 
 
 def __getattr__(name: str) -> Any:
