@@ -189,10 +189,13 @@ def _program(features, votes: Layout, key, goal, tolerance, *, rank: int, steps:
         history = now.history.at[now.step].set(there.loss)
         return _State(matrix, z, there, gradient(there), memory, now.step + 1, stalled, history)
 
-    def going(now: _State) -> Array:
-        return (now.step < steps) & (now.stalled < STALLED) & (now.here.loss > goal)
-
     here = _eliminate(z, votes, jnp.zeros((rank - 1, z.shape[2] - len(votes.owner))), ridge)
+    # Separable votes have no minimum: the loss falls for ever, and a basis that grows with it loses its digits.
+    enough = jnp.maximum(goal, jnp.finfo(z.dtype).eps * here.loss)
+
+    def going(now: _State) -> Array:
+        return (now.step < steps) & (now.stalled < STALLED) & (now.here.loss > enough)
+
     history = jnp.full((steps,), here.loss)
     begin = _State(start, z, here, gradient(here), solver.init(start), jnp.array(0), jnp.array(0), history)
     last = lax.while_loop(going, body, begin)
@@ -248,7 +251,7 @@ def fit_varpro(
       seed: of the subspace iteration that finds the first directions.
       steps: iterations at most.
       tolerance: the fit ends after three iterations that gain less than this share of the value.
-      goal: it also ends once the loss is at most this.
+      goal: it also ends once the loss is at most this, or a rounding of what it was at the start.
       ridge: pulls a_u to zero, so that a separable user has an answer. Not part of the loss; [c, B] can outgrow it.
     Returns: basis (of margins: the recipe's V / 100), weights on the simplex, history of the recipe's loss [steps].
     Raises: UserError for bad indices, no votes, or a rank below 1.
