@@ -233,9 +233,9 @@ def initialize(
     scales: Scales,
 ) -> Initialization:
     """The shared direction and the spectral ones of the votes that count, from where the scales begin."""
-    shared, _, history, scales = shared_program(features, table, mask, strength, scales, line_search=config.line_search)
-    key = jax.random.key(config.seed)
-    directions = _spectral(features, table, mask, shared, _widest(config), key, scales=scales)
+    found = shared_program(features, table, mask, strength, scales, line_search=config.line_search)
+    shared, logits, history, scales = found
+    directions = _spectral(features, table, mask, logits, _widest(config), jax.random.key(config.seed), scales=scales)
     return Initialization(features, table, mask, strength, shared, directions, history, scales)
 
 
@@ -288,6 +288,11 @@ def _options(config: LoReConfig) -> tuple[np.float32, dict[str, Any]]:
     return np.float32(config.tolerance), {"steps": config.steps, "line_search": config.line_search}
 
 
+def _half(config: LoReConfig) -> LoReConfig:
+    """With half of the steps: what begins at another fit has less far to go."""
+    return dataclasses.replace(config, steps=-(-config.steps // 2))
+
+
 def grown(start: Initialization, found: CandidateFit, rank: int, variance: float, config: LoReConfig) -> CandidateFit:
     """A gaussian candidate that begins at another's fit of a lower rank, or the same one on fewer votes.
 
@@ -299,13 +304,12 @@ def grown(start: Initialization, found: CandidateFit, rank: int, variance: float
     spread = np.zeros((len(basis), rank), np.float32)
     spread[:, :used] = basis[:, 1 : used + 1]
     if rank > used:
-        key, least = jax.random.key(config.seed), np.sqrt((spread[:, :used] ** 2).sum(0)).min(initial=1.0)
-        more = rank - used, key
-        directions = _spectral(
-            start.features, start.table, start.mask, basis[:, 0], *more, scales=found.scales, logits=found.logits
-        )
-        spread[:, used:] = max(least, 0.01) * np.asarray(directions)
-    tolerance, options = _options(dataclasses.replace(config, steps=-(-config.steps // 2)))
+        # As many as the search began with, if these are enough: their program is compiled.
+        more = max(rank - used, _widest(config)), jax.random.key(config.seed)
+        directions = _spectral(start.features, start.table, start.mask, found.logits, *more, scales=found.scales)
+        least = np.sqrt((spread[:, :used] ** 2).sum(0)).min(initial=1.0)
+        spread[:, used:] = max(least, 0.01) * np.asarray(directions)[:, : rank - used]
+    tolerance, options = _options(_half(config))
     task = _problem(start, rank, rank, variance)
     program = _gaussian_program(task, basis[:, 0], spread, found.scales, tolerance, **options)
     return _inferred("gaussian", start, *program)
@@ -354,53 +358,84 @@ def refit(start: Initialization, chosen: dict[str, Any], found: CandidateFit, co
 # --- compiling ahead ---
 
 
-def _lowered(features: Features, table: Table, config: LoReConfig, scales: Scales) -> Iterator[tuple[str, Any]]:
+class _Tracing(NamedTuple):
+    """Shapes of what every program of a search takes: features, table, which votes count, scales."""
+
+    features: Any
+    table: Any
+    mask: Any
+    scales: Any
+
+    @property
+    def length(self) -> int:
+        return self.features.shape[1]
+
+    def problem(self, size: int) -> tuple[FitProblem, Any]:
+        """A candidate's problem of as many directions, and the shared direction."""
+        used = _array(size, dtype=bool)
+        return FitProblem(self.features, self.table, self.mask, _array(2), used), _array(self.length)
+
+    def inferring(self, kind: str, basis: Any, prior: Any, found: Any = None) -> Any:
+        return infer_program.lower(kind, self.features, self.table, self.mask, basis, prior, found, self.scales)
+
+    def directions(self, count: int) -> Any:
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return _spectral.lower(
+            self.features, self.table, self.mask, _array(*self.mask.shape), count, key, scales=self.scales
+        )
+
+
+def _array(*shape: int, dtype: Any = jnp.float32) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _tracing(features: Features, table: Table, scales: Scales) -> _Tracing:
+    inputs = (features, table, table.train, scales)
+    return _Tracing(*jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs))
+
+
+def _lowered(known: _Tracing, config: LoReConfig) -> Iterator[tuple[str, Any]]:
     """Every program of a search on these shapes, traced but not compiled; the slowest to compile first."""
-    length, inputs = features.shape[1], (features, table, table.train, scales)
-    features, table, mask, scales = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
+    features, table, mask, scales = known
     options = {"steps": config.steps, "line_search": config.line_search}
-
-    def array(*shape: int, dtype: Any = jnp.float32) -> Any:
-        return jax.ShapeDtypeStruct(shape, dtype)
-
-    def problem(size: int) -> tuple[FitProblem, Any]:
-        return FitProblem(features, table, mask, array(2), array(size, dtype=bool)), array(length)
-
-    def inferring(kind: str, basis: Any, prior: Any, found: Any = None) -> Any:
-        return infer_program.lower(kind, features, table, mask, basis, prior, found, scales)
 
     def clusters(basis: Any, weights: Any) -> Iterator[tuple[str, Any]]:
         program = _clusters_program.lower(features, table, mask, basis, weights, scales, count=config.clusters)
         yield "clusters", program
-        yield "clusters' weights", inferring("clusters", basis, *program.out_info[:2])
+        yield "clusters' weights", known.inferring("clusters", basis, *program.out_info[:2])
 
-    yield "shared", shared_program.lower(features, table, mask, array(), scales, line_search=config.line_search)
+    yield "shared", shared_program.lower(features, table, mask, _array(), scales, line_search=config.line_search)
     if config.ranks:
         size = max(config.ranks)
-        task, shared = problem(size)
-        program = _gaussian_program.lower(task, shared, array(length, size), scales, array(), **options)
-        yield "gaussian", program
-        basis, prior = program.out_info[:2]
-        known = inferring("gaussian", basis, prior)
-        yield "gaussian weights", known
+        programs = dict(_lowered_gaussian(known, size, options))
+        yield from programs.items()
         if config.clusters:
-            yield from clusters(basis, known.out_info[0])
+            basis, weights = programs["gaussian"].out_info[0], programs["gaussian weights"].out_info[0]
+            yield from clusters(basis, weights)
     if config.components:
         size = max(config.components)
-        task, shared = problem(size)
-        program = _mixture_program.lower(task, shared, array(length, max(size - 1, 1)), scales, array(), **options)
+        task, shared = known.problem(size)
+        directions = _array(known.length, max(size - 1, 1))
+        program = _mixture_program.lower(task, shared, directions, scales, _array(), **options)
         yield "mixture", program
         basis, prior = program.out_info[:2]
-        known = inferring("mixture", basis, prior)
-        yield "mixture weights", known
+        inferred = known.inferring("mixture", basis, prior)
+        yield "mixture weights", inferred
         if config.simplex:
-            weights = known.out_info[0]
-            yield "simplex", _simplex_program.lower(task, basis, prior.mean, weights, scales, array(), **options)
-            yield "simplex weights", inferring("simplex", basis, prior)
+            weights = inferred.out_info[0]
+            yield "simplex", _simplex_program.lower(task, basis, prior.mean, weights, scales, _array(), **options)
+            yield "simplex weights", known.inferring("simplex", basis, prior)
             if config.clusters:
                 yield from clusters(basis, weights)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    yield "directions", _spectral.lower(features, table, mask, array(length), _widest(config), key, scales=scales)
+    yield "directions", known.directions(_widest(config))
+
+
+def _lowered_gaussian(known: _Tracing, size: int, options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    task, shared = known.problem(size)
+    spread = _array(known.length, size)
+    program = _gaussian_program.lower(task, shared, spread, known.scales, _array(), **options)
+    yield "gaussian", program
+    yield "gaussian weights", known.inferring("gaussian", *program.out_info[:2])
 
 
 def compile_ahead(features: Features, table: Table, config: LoReConfig, scales: Scales, tell: Tell) -> None:
@@ -408,8 +443,18 @@ def compile_ahead(features: Features, table: Table, config: LoReConfig, scales: 
 
     One after the other takes about as long as their sum, for most of a compilation runs on one core.
     """
+    _compile(_lowered(_tracing(features, table, scales), config), tell)
+
+
+def compile_grown(start: Initialization, rank: int, config: LoReConfig, tell: Tell) -> None:
+    """The same of what `grown` runs for a rank."""
+    options = _options(_half(config))[1]
+    _compile(_lowered_gaussian(_tracing(start.features, start.table, start.scales), rank, options), tell)
+
+
+def _compile(programs: Iterator[tuple[str, Any]], tell: Tell) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        names = {pool.submit(program.compile): name for name, program in _lowered(features, table, config, scales)}
+        names = {pool.submit(program.compile): name for name, program in programs}
         for done in as_completed(names):
             done.result()
             tell(f"compiled {names[done]}")

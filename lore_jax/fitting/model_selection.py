@@ -41,6 +41,7 @@ from lore_jax.fitting.candidates import (
     Tell,
     clustered,
     compile_ahead,
+    compile_grown,
     grown,
     infer_program,
     initialize,
@@ -133,6 +134,7 @@ def _grow(start: Initialization, tried: _Leaderboard, config: LoReConfig, tell: 
         last, rank = best(ranks[-1]), 2 * ranks[-1]
         if not tried.is_better(last, best(ranks[-2]), config.min_gain_se):
             return
+        compile_grown(start, rank, config, tell)
         found, variance = tried.fits[last], tried.rows[last]["variance"]
         for own in (variance, 3 * variance, variance / 3):
             tell(f"gaussian, rank {rank}, variance {own:g}")

@@ -170,20 +170,18 @@ def spectral_directions(
     features: Features,
     table: Table,
     mask: Bool[Array, "L n"],
-    shared: Float[Array, " D"],
+    logits: Float[Array, "L n"],
     rank: int,
     key: Array,
     steps: int = 30,
     scales: Scales | None = None,
-    logits: Float[Array, "L n"] | None = None,
 ) -> Float[Array, "D K"]:
-    """Orthonormal directions in which users disagree most with the shared reward, or `logits`, strongest first.
+    """Orthonormal directions in which users disagree most with these logits of the rows, strongest first.
 
     With residuals e = sigmoid(-logit) they are the top eigenvectors of
     sum_u (sum_i e_i d_i)(sum_i e_i d_i)ᵀ - sum_i e_i^2 d_i d_iᵀ: the score test's statistic for random effects
     (only products of different votes of one user count). Found by subspace iteration, never forming the D x D matrix.
     """
-    logits = votes(features, table, shared[:, None])[..., 0] if logits is None else logits
     extras = table.extras
     if extras is None:
         residual = jnp.where(mask, jax.nn.sigmoid(-logits), 0)

@@ -99,7 +99,7 @@ def test_spectral_directions_find_the_disagreement():
     world = make_world(opposite, seed=4, users=200, votes=8)
     table = make_table(world.train, None, 200, len(world.features))
     phi = jnp.asarray(world.features)
-    found = priors.spectral_directions(phi, table, table.train, jnp.zeros(32), 2, jax.random.key(0))
+    found = priors.spectral_directions(phi, table, table.train, jnp.zeros(table.train.shape), 2, jax.random.key(0))
     rng = np.random.default_rng(4)
     attribute = np.linalg.qr(rng.normal(size=(32, 4)))[0][:, 0]
     np.testing.assert_allclose(found.T @ found, np.eye(2), atol=1e-4)

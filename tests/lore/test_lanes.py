@@ -110,8 +110,9 @@ def test_objectives_and_directions_do_not_depend_on_the_lanes(monkeypatch):
                 jax.value_and_grad(lambda own, f=objective, task=task: f(task, own))(params)
                 for objective in (priors.gaussian_objective, priors.mixture_objective, priors.simplex_objective)
             ]
+            logits = task.votes(shared[:, None])[..., 0]
             found = priors.spectral_directions(
-                jnp.asarray(features), table, table.train, shared, 1, jax.random.key(0), steps=60
+                jnp.asarray(features), table, table.train, logits, 1, jax.random.key(0), steps=60
             )
             values.append((some, np.abs(found)))
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-7, atol=1e-9), *values)
