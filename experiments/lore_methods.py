@@ -14,6 +14,7 @@ from experiments.runner.workspace import Workspace
 from lore_jax.fitting.bradley_terry import LoReConfig
 from lore_jax.fitting.settings import PublishedConfig
 from pref_jax.comparisons import Comparisons, Ratings
+from pref_jax.data.choosing import FRACTION
 from pref_jax.data.preferences import Preferences
 from pref_jax.lm import checkpoint
 
@@ -122,9 +123,9 @@ def make_task(work: Workspace) -> Task:
     use = work.lore.ratings and len(known.user) > 0
     votes = data.pairs(learn, seen=True, ties=True, rated=not use)
     # Ties are among what is chosen by: without them, a likelihood that expects ties would look worse than it is.
-    chooses = work.held_out(votes, 0.2)
+    chooses = work.held_out(votes, FRACTION)
     train, validation = votes.take(~chooses), votes.take(chooses)
-    held = work.held_out_ratings(known, 0.2)
+    held = work.held_out_ratings(known, FRACTION)
     context = data.pairs("train", seen=False, ties=True, rated=not use)
     return Task(
         features=np.asarray(work.features),

@@ -19,8 +19,9 @@ from lore_jax.fitting.bradley_terry import LoReConfig
 from lore_jax.known_responses import KnownResponses, marks
 from pref_jax import compile_cache, fitting, personal, ragged
 from pref_jax.comparisons import Comparisons, Ratings, check_comparisons, check_ratings, concatenate
+from pref_jax.data.choosing import FRACTION, hold_out_as_tested
 from pref_jax.data.preferences import Preferences
-from pref_jax.data.splits import hold_out
+from pref_jax.data.splits import hold_out, whole_choices
 from pref_jax.data.text.same_tokens import left_out
 from pref_jax.data.text.token_table import TokenTable
 from pref_jax.data.votes import as_preferences
@@ -29,7 +30,7 @@ from pref_jax.lm.text_model import TextModel, open_text
 from pref_jax.lm.vote_texts import open_votes
 from pref_jax.progress import log
 
-# Of the votes, where none are held out: those by which the fit chooses.
+# Of votes on features, which nothing is known of that a test could be new in: those by which the fit chooses.
 HELD_OUT = 0.1
 
 
@@ -49,9 +50,9 @@ def fit(
 ) -> LoRe:
     """Fits LoRe to votes on texts, or to features and comparisons of them.
 
-    Some votes are held out, by which the fit chooses kind, rank and shrinkage, "no personalisation" among them: the
-    validation split of `Preferences`, or a tenth of the votes. Where none can be, the shared reward is returned, which
-    `print(model)` says.
+    Some votes are held out, by which the fit chooses kind, rank and shrinkage, "no personalisation" among them: given
+    validation votes, or those on a fifth of the prompts (`pref_jax.data.choosing`), or a tenth of the votes on
+    features. Where none can be, the shared reward is returned, which `print(model)` says.
 
     Args:
       votes: `Preferences`, a JSONL file, a folder of saved preferences or rows as dicts; or features [N D].
@@ -147,10 +148,11 @@ def _none_of(ratings: Ratings) -> Ratings:
 def _fit_votes(votes: Preferences, text: TextModel, config: LoReConfig, seed: int, workdir: Path | None) -> LoRe:
     texts, votes = open_votes(text, votes)
     ids, seen = votes.users["user_id"].to_pylist(), votes.seen
-    kinds = (("train", True), ("validation", True), ("train", False))
     use = config.ratings and len(votes.rated(("train", "validation")).user) > 0
-    train, validation, context = (votes.pairs(split, who, ties=True, rated=not use) for split, who in kinds)
-    rated = [votes.rated(split, who) if use else _none_of(votes.rated(split, who)) for split, who in kinds]
+    train, validation, ratings = _chosen_by(votes, use, seed)
+    context, late_ratings = votes.pairs("train", seen=False, ties=True, rated=not use), votes.rated("train", seen=False)
+    rated = [*ratings, late_ratings]
+    rated = rated if use else [_none_of(part) for part in rated]
     given = concatenate(part._replace(controversial=None, row=None) for part in (train, validation, context))
     responses = [given.chosen, given.rejected, *(part.response for part in rated)]
     rows, index = np.unique(np.concatenate(responses), return_inverse=True)
@@ -189,6 +191,17 @@ def _fit_votes(votes: Preferences, text: TextModel, config: LoReConfig, seed: in
     return model
 
 
+def _chosen_by(
+    votes: Preferences, use_ratings: bool, seed: int
+) -> tuple[Comparisons, Comparisons, tuple[Ratings, Ratings]]:
+    """Votes of seen users to fit, those that choose, and the ratings of either."""
+    learn = ("train", "validation")
+    pairs, ratings = votes.pairs(learn, seen=True, ties=True, rated=not use_ratings), votes.rated(learn, seen=True)
+    held = hold_out_as_tested(votes, FRACTION, np.random.default_rng([seed, 5]))
+    ours, rated = held.pairs(pairs), held.ratings(ratings, votes)
+    return pairs.take(~ours), pairs.take(ours), (ratings.take(~rated), ratings.take(rated))
+
+
 def _digest(*values: Any) -> str:
     digest = hashlib.sha256()
     for value in values:
@@ -218,7 +231,7 @@ def _fit(
         everyone, least = np.ones(len(users), bool), 1 / len(held)
         rng = np.random.default_rng(seed)
         held = hold_out(votes.user, ~held, max(HELD_OUT, least), rng, keep=everyone)
-        held = _whole_choices(votes, held)
+        held = held if votes.choice is None else whole_choices(np.asarray(votes.choice), held)
     if not held.any() and ratings is not None and not len(ratings[1].user):
         ratings = _held_ratings(ratings[0], len(users), seed)
     found = model_selection.fit(
@@ -263,15 +276,6 @@ def _held_ratings(ratings: Ratings, num_users: int, seed: int) -> tuple[Ratings,
     share = max(HELD_OUT, 1 / max(len(ratings.user), 1))
     held = hold_out(ratings.user, np.ones(len(ratings.user), bool), share, rng, keep=everyone)
     return ratings.take(~held), ratings.take(held)
-
-
-def _whole_choices(votes: Comparisons, held: np.ndarray) -> np.ndarray:
-    """The rows of a choice go where its first one goes."""
-    if votes.choice is None:
-        return held
-    choice = np.asarray(votes.choice)
-    _, first, which = np.unique(choice, return_index=True, return_inverse=True)
-    return np.where(choice < 0, held, held[first[which]])
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from pref_jax.calibrated import calibrated_loss
 from pref_jax.comparisons import Comparisons, Ratings
-from pref_jax.data.choosing import choosing_rows, rated_in
+from pref_jax.data.choosing import HeldOut, hold_out_as_tested
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.schema import in_splits
 from pref_jax.errors import UserError
@@ -107,25 +107,24 @@ def hold_out_judges(votes: Preferences, seed: int) -> tuple[Preferences, Compari
     Raises:
       UserError: if none can be held out.
     """
-    new = "pair" if votes.meta.get("assigned", {}).get("split_by") == "pair" else "prompt"
-    rows = choosing_rows(votes, JUDGED, np.random.default_rng([seed, 7]), new=new)
+    held = hold_out_as_tested(votes, JUDGED, np.random.default_rng([seed, 7]))
     known = votes.pairs(("train", "validation"), seen=True)
-    judging = known.take(np.isin(known.row, rows))
+    judging = known.take(held.pairs(known))
     if not len(judging.user):
         fix = "give more votes, or name a method"
         raise UserError(f"{AUTO}: no vote can be held out to judge the methods by; {fix}")
-    part = _without(votes, rows)
+    part = _without(votes, held)
     return part, judging._replace(row=None)
 
 
-def _without(votes: Preferences, rows: np.ndarray) -> Preferences:
-    """The tables without test votes and without the votes in `rows`, nor the ratings that these were made of."""
+def _without(votes: Preferences, held: HeldOut) -> Preferences:
+    """The tables without test votes and without those held out, nor the ratings that these were made of."""
     learn, table = ("train", "validation"), votes.comparisons
     keep = in_splits(table["split"], learn)
-    keep[rows] = False
-    hidden = Comparisons(*(table[name].to_numpy()[rows] for name in ("user", "chosen", "rejected")))
+    keep[held.row] = False
     ratings = Ratings(*(votes.ratings[name].to_numpy() for name in Ratings._fields))
-    left = in_splits(votes.ratings["split"], learn) & ~rated_in(ratings, hidden, votes.num_responses)
+    hidden = votes.seen[ratings.user] & held.ratings(ratings, votes)
+    left = in_splits(votes.ratings["split"], learn) & ~hidden
     meta = {name: value for name, value in votes.meta.items() if name != "path"}
     kept = {"comparisons": table.filter(pa.array(keep)), "ratings": votes.ratings.filter(pa.array(left))}
     return dataclasses.replace(votes, **kept, meta=meta)

@@ -43,7 +43,7 @@ from pref_jax.baselines.settings import BaselinesConfig
 from pref_jax.baselines.shared import SharedConfig
 from pref_jax.comparisons import Comparisons, Ratings
 from pref_jax.data import preferences
-from pref_jax.data.choosing import choosing_rows, rated_in, validation_is_given
+from pref_jax.data.choosing import HeldOut, hold_out_as_tested, validation_is_given
 from pref_jax.data.label_masking import mask_labels
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.text.same_tokens import without
@@ -233,17 +233,18 @@ class Workspace:
 
     def held_out(self, pairs: Comparisons, fraction: float) -> np.ndarray:
         """bool [P]: which pairs are held out, to choose by; see `pref_jax.data.choosing`."""
-        return np.isin(pairs.row, choosing_rows(self.data, fraction, np.random.default_rng([self.seed, 5])))
+        return self._held_out(fraction).pairs(pairs)
+
+    def _held_out(self, fraction: float) -> HeldOut:
+        return hold_out_as_tested(self.data, fraction, np.random.default_rng([self.seed, 5]))
 
     def held_out_ratings(self, ratings: Ratings, fraction: float) -> np.ndarray:
-        """bool [R]: which ratings of seen users are held out: those of which held-out pairs were made.
+        """bool [R]: which ratings of seen users are held out, as `held_out`.
 
-        Where no two ratings make a pair, a `fraction` of them by chance.
+        Where nothing can be as new as the test, a `fraction` of them by chance.
         """
-        pairs = self.data.pairs(("train", "validation"), seen=True, ties=True)
-        if not len(pairs.user):
-            return np.random.default_rng([self.seed, 5]).random(len(ratings.user)) < fraction
-        return rated_in(ratings, pairs.take(self.held_out(pairs, fraction)), self.data.num_responses)
+        held = self._held_out(fraction).ratings(ratings, self.data)
+        return held if held.any() else np.random.default_rng([self.seed, 5]).random(len(ratings.user)) < fraction
 
     @property
     def context_pairs(self) -> float:

@@ -93,30 +93,34 @@ def hold_out(
 
 
 def hold_out_new(
-    prompt: Int[np.ndarray, "P"],
-    pair: Int[np.ndarray, "P"],
-    user: Int[np.ndarray, "P"],
-    fraction: float | int,
-    rng: np.random.Generator,
+    pair: Int[np.ndarray, "P"], user: Int[np.ndarray, "P"], fraction: float | int, rng: np.random.Generator
 ) -> Bool[np.ndarray, "P"]:
-    """Marks the votes on a fraction of the prompts, at least one and never all.
+    """Marks the votes on a fraction of the pairs, at least one and never all.
 
-    Votes that are all on one prompt are held out by pairs of responses, votes on one pair one by one, of users who
-    have others. Where nobody has, none is marked.
+    Votes that are all on one pair are held out one by one, of users who have others. Where nobody has, none is marked.
 
     Example:
-      >>> one = np.zeros(4, int)
-      >>> hold_out_new(one, np.array([0, 0, 1, 2]), one, 0.2, np.random.default_rng(0)).sum()
+      >>> hold_out_new(np.array([0, 0, 1, 2]), np.zeros(4, int), 0.2, np.random.default_rng(0)).sum()
       1
     """
-    for unit in (prompt, pair):
-        distinct = np.unique(unit)
-        if len(distinct) > 1:
-            count = min(max(round(fraction * len(distinct)), 1), len(distinct) - 1)
-            return np.isin(unit, rng.permutation(distinct)[:count])
+    distinct = np.unique(pair)
+    if len(distinct) > 1:
+        count = min(max(round(fraction * len(distinct)), 1), len(distinct) - 1)
+        return np.isin(pair, rng.permutation(distinct)[:count])
     every = np.ones(len(user), bool)
     keep = np.ones(int(user.max(initial=-1)) + 1, bool)
     return hold_out(user, every, max(fraction, 1 / max(len(user), 1)), rng, keep=keep)
+
+
+def whole_choices(choice: Int[np.ndarray, "P"], held: Bool[np.ndarray, "P"]) -> Bool[np.ndarray, "P"]:
+    """What is held out, where the rows of a choice (-1: of none) go where its first one goes.
+
+    Example:
+      >>> whole_choices(np.array([5, 5, -1]), np.array([True, False, False])).tolist()
+      [True, True, False]
+    """
+    _, first, which = np.unique(choice, return_index=True, return_inverse=True)
+    return np.where(choice < 0, held, held[first[which]])
 
 
 def answers_a_user(

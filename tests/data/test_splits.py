@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pref_jax.data.sources.common.simulated_users import SimulationConfig, tastes
-from pref_jax.data.splits import draw_pairs, hold_out_new
+from pref_jax.data.splits import draw_pairs, hold_out_new, whole_choices
 from pref_jax.errors import UserError
 
 
@@ -41,20 +41,27 @@ def test_tastes_are_as_many_of_each_among_seen_and_unseen_users():
     assert len({tuple(one) for one in drawn}) == 20
 
 
-@pytest.mark.parametrize(("prompts", "pairs"), [(1, 1), (1, 2), (1, 9), (2, 2), (9, 9)])
+@pytest.mark.parametrize("pairs", [1, 2, 9])
 @pytest.mark.parametrize("fraction", [0.01, 0.2, 0.99])
-def test_what_is_held_out_is_new_and_never_empty_or_all(prompts, pairs, fraction):
-    rng = np.random.default_rng(prompts + pairs)
-    prompt = np.arange(60) % prompts
-    pair, user = np.where(prompts > 1, prompt, np.arange(60) % pairs), rng.integers(4, size=60)
-    held = hold_out_new(prompt, pair, user, fraction, np.random.default_rng(0))
+def test_what_is_held_out_is_new_and_never_empty_or_all(pairs, fraction):
+    rng = np.random.default_rng(pairs)
+    pair, user = np.arange(60) % pairs, rng.integers(4, size=60)
+    held = hold_out_new(pair, user, fraction, np.random.default_rng(0))
     assert 0 < held.sum() < 60
-    unit = prompt if prompts > 1 else pair if pairs > 1 else np.arange(60)
+    unit = pair if pairs > 1 else np.arange(60)
     assert not set(unit[held]) & set(unit[~held])
-    if max(prompts, pairs) == 1:
+    if pairs == 1:
         assert set(user[~held]) == set(user)
 
 
 def test_of_one_vote_each_nothing_is_held_out():
-    one = np.zeros(3, int)
-    assert not hold_out_new(one, one, np.arange(3), 0.2, np.random.default_rng(0)).any()
+    assert not hold_out_new(np.zeros(3, int), np.arange(3), 0.2, np.random.default_rng(0)).any()
+
+
+def test_rows_of_one_choice_stay_together():
+    rng = np.random.default_rng(3)
+    choice, held = rng.integers(-1, 8, size=50), rng.random(50) < 0.3
+    whole = whole_choices(choice, held)
+    assert (whole[choice < 0] == held[choice < 0]).all()
+    for one in range(8):
+        assert (whole[choice == one] == held[choice == one][:1]).all()
