@@ -55,6 +55,11 @@ def width(features: Features) -> int:
     return features.shape[1]
 
 
+def variances(features: Features, given: tuple[float, ...]) -> tuple[float, ...]:
+    """Those to try: for free parts, which are known from their own votes alone, a third of the smallest as well."""
+    return (min(given) / 3, *given) if isinstance(features, Design) and given else given
+
+
 def designs(kind: str, phi: Float[Array, "R D"], num_responses: int) -> list[tuple[dict[str, Any], Features]]:
     """What there is to choose from, each with what candidates tell of it, for one of `FEATURES`.
 

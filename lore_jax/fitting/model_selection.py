@@ -15,6 +15,7 @@ Everything heavy is jitted once a shape: strengths, ranks and masks are argument
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -49,7 +50,7 @@ from lore_jax.fitting.candidates import (
     refit,
     search,
 )
-from lore_jax.fitting.design import designs, fitted_design, parted, width
+from lore_jax.fitting.design import designs, fitted_design, parted, variances, width
 from lore_jax.fitting.reading import Scales
 from lore_jax.ratings import standardise_ratings
 from lore_jax.reward import differences
@@ -220,6 +221,7 @@ def fit(
     config = choosable(table, config)
     with _progress(config) as tell:
         design, rows, best, baseline = _shared(phi, len(features), table, config, reading.scales, tell)
+        config = dataclasses.replace(config, variances=variances(design, config.variances))
         strength = jnp.asarray(np.float32(width(design) / rows[best]["variance"]))
         start = initialize(design, table, table.train, strength, config, reading.scales)
         tried = _Leaderboard(rows, best, baseline, table)

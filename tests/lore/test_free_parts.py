@@ -100,8 +100,12 @@ def test_rank_grows_while_held_out_votes_say_so():
     config = LoReConfig.quick(**QUICK, ranks=(1, 2), max_rank=8, steps=40, features="response", refit=False)
     found = model_selection.fit(features, votes.take(~held), votes.take(held), 150, config=config)
     assert found.chosen["rank"] in (4, 8)
-    ranks = [row["rank"] for row in found.candidates if row["kind"] == "gaussian"]
-    assert ranks[:4] == [1, 2, 4, 4]
+    tried = [(row["rank"], row["variance"]) for row in found.candidates if row["kind"] == "gaussian"]
+    assert [rank for rank, _ in tried[:7]] == [1, 1, 2, 2, 4, 4, 4]
+    # Free parts are tried with a third of the smallest variance too, and a rank with the last best, more and less.
+    assert np.allclose([variance for _, variance in tried[:2]], [QUICK["variances"][0] / 3, QUICK["variances"][0]])
+    best = min(variance for _, variance in tried[4:7]) * 3
+    np.testing.assert_allclose([variance for _, variance in tried[4:7]], [best, 3 * best, best / 3])
     still = LoReConfig.quick(**QUICK, ranks=(1, 2), max_rank=2, steps=40, features="response", refit=False)
     short = model_selection.fit(features, votes.take(~held), votes.take(held), 150, config=still)
     assert max(row["rank"] for row in short.candidates) == 2
