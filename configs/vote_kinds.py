@@ -1,7 +1,7 @@
 """What ties and strengths are worth: the same synthetic votes with them, and without.
 
 command   python -m experiments.vote_kinds --config=configs/vote_kinds.py --workdir=runs/vote_kinds
-variants  (none) three seeds; smoke: seconds, for tests, too small to mean anything
+variants  (none) ten seeds; smoke: seconds, for tests, too small to mean anything
 hardware  2 CPU cores, 2 GB of memory
 worlds    answers by noisy margins. For LoRe tastes are mixtures of 4 directions in 32 features, Dirichlet(0.1), tested
           on responses that nobody voted on; for CoPL's graph there are two tastes, tested on further pairs of those
@@ -18,7 +18,7 @@ METHODS = ("shared", "shared (decided)", "LoRe", "LoRe (decided)", "CoPL's graph
 
 def get_config(variant: str = "") -> ConfigDict:
     (size,) = common.choose(variant, *VARIANTS)
-    config = ConfigDict({"dataset": "Synthetic votes with ties and strengths", "seeds": (0, 1, 2), "methods": METHODS})
+    config = ConfigDict({"dataset": "Synthetic votes with ties and strengths", "seeds": tuple(range(10)), "methods": METHODS})
     # Share of ties, levels of strength.
     config.kinds = ((0.2, 1), (0.4, 1), (0.0, 3), (0.4, 3))
     config.noise = 0.5
