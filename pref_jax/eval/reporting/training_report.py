@@ -56,8 +56,8 @@ def what_was_read(votes: Preferences) -> list[str]:
     outcomes = {word: int(pc.sum(pc.equal(votes.comparisons["outcome"], word)).as_py() or 0) for word in OUTCOMES}
     told = [
         f"{counts['users']} users ({counts['seen_users']} seen, {counts['unseen_users']} unseen), "
-        f"{counts['comparisons']} comparisons of {counts['responses']} responses: {counts['train']} to train on, "
-        f"{counts['validation']} to choose by, {counts['test']} to test on"
+        f"{counts['comparisons']} comparisons of {counts['responses']} responses: "
+        f"{counts['train'] + counts['validation']} to learn and choose by, {counts['test']} to test on"
         + (f"; {counts['ratings']} ratings" if counts["ratings"] else "")
     ]
     total = max(sum(outcomes.values()), 1)
