@@ -126,7 +126,8 @@ class LoRe(PersonalReward):
         where = where if self._known is None else f"{where} and {len(self._known.free)} free parts of responses"
         head = f"LoRe: {self._fit.kind}, rank {self._fit.basis.shape[1]}, {len(self._rows)} users, {where}"
         held = facts["validation_votes"]
-        if not held:
+        # Of a tie alone, where none was fitted, there is no log-loss.
+        if not held or chosen.get("log_loss") is None:
             return f"{head}; no vote could be held out, so the shared reward is taken"
         tried = [row for row in facts["candidates"] if row.get("gain") is not None]
         best = chosen if chosen.get("gain") is not None else max(tried, key=lambda row: row["gain"], default=None)
