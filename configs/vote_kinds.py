@@ -18,7 +18,9 @@ METHODS = ("shared", "shared (decided)", "LoRe", "LoRe (decided)", "CoPL's graph
 
 def get_config(variant: str = "") -> ConfigDict:
     (size,) = common.choose(variant, *VARIANTS)
-    config = ConfigDict({"dataset": "Synthetic votes with ties and strengths", "seeds": tuple(range(10)), "methods": METHODS})
+    config = ConfigDict(
+        {"dataset": "Synthetic votes with ties and strengths", "seeds": tuple(range(10)), "methods": METHODS}
+    )
     # Share of ties, levels of strength.
     config.kinds = ((0.2, 1), (0.4, 1), (0.0, 3), (0.4, 3))
     config.noise = 0.5
