@@ -63,7 +63,7 @@ def test_many_users_of_many_votes_are_solved_as_few_are():
 )
 def test_who_comes_too_late_says_so():
     assert "import pref_jax first" in run("import jax; jax.numpy.ones(3); import pref_jax")[1]
-    assert not run("import pref_jax, jax; jax.numpy.ones(3)")[1]
+    assert "pref_jax first" not in run("import pref_jax, jax; jax.numpy.ones(3)")[1]
 
 
 def test_given_flags_stay(monkeypatch):
