@@ -6,22 +6,20 @@ The front door is imported when it is first used, so that `import copl_jax` does
 import importlib
 from typing import TYPE_CHECKING, Any
 
-# Before JAX compiles anything: see `pref_jax.exact_sums`.
-import pref_jax  # noqa: F401
+# At once, not when it is first used: importing `pref_jax` keeps JAX's sums exact.
+from pref_jax.version import __version__
 
 if TYPE_CHECKING:
     from copl_jax.fitted import CoPL
     from copl_jax.graph.settings import GCFConfig
     from copl_jax.model import CoPLConfig, fit, load
     from copl_jax.reward.reward_model import RewardConfig
-    from pref_jax.version import __version__
 
 _WHERE = {
     "CoPL": "copl_jax.fitted",
     "CoPLConfig": "copl_jax.model",
     "GCFConfig": "copl_jax.graph.settings",
     "RewardConfig": "copl_jax.reward.reward_model",
-    "__version__": "pref_jax.version",
     "fit": "copl_jax.model",
     "load": "copl_jax.model",
 }

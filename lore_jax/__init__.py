@@ -6,21 +6,19 @@ The front door is imported when it is first used, so that `import lore_jax` does
 import importlib
 from typing import TYPE_CHECKING, Any
 
-# Before JAX compiles anything: see `pref_jax.exact_sums`.
-import pref_jax  # noqa: F401
+# At once, not when it is first used: importing `pref_jax` keeps JAX's sums exact.
+from pref_jax.version import __version__
 
 if TYPE_CHECKING:
     from lore_jax.fitting.bradley_terry import LoReConfig
     from lore_jax.model import LoRe, fit, load
     from lore_jax.weights.objective import Prior
     from lore_jax.weights.solve import solve_weights
-    from pref_jax.version import __version__
 
 _WHERE = {
     "LoRe": "lore_jax.model",
     "LoReConfig": "lore_jax.fitting.bradley_terry",
     "Prior": "lore_jax.weights.objective",
-    "__version__": "pref_jax.version",
     "fit": "lore_jax.model",
     "load": "lore_jax.model",
     "solve_weights": "lore_jax.weights.solve",

@@ -13,7 +13,7 @@ from pref_jax.comparisons import Comparisons, Ratings
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.schema import prompt_ids
 from pref_jax.data.sources.common.split_rule import GIVEN_VALIDATION
-from pref_jax.data.splits import hold_out_new, whole_choices
+from pref_jax.data.splits import draw, hold_out_new, whole_choices
 
 # Of the prompts, pairs or responses: those that LoRe chooses by.
 FRACTION = 0.2
@@ -79,15 +79,10 @@ def hold_out_as_tested(votes: Preferences, fraction: float, rng: np.random.Gener
     if votes.comparisons["rated"].to_numpy()[known.row].all():
         units.append(np.arange(votes.num_responses))
     for unit in units:
-        drawn = _drawn(np.unique(unit[judged]), fraction, rng)
-        response = np.isin(unit, drawn)
+        distinct = np.unique(unit[judged])
+        response = np.isin(unit, distinct[draw(len(distinct), fraction, rng)])
         concerned = response[sides].any(0)
-        if len(drawn) and not (sides.size and concerned.all()):
+        if response.any() and not (sides.size and concerned.all()):
             return HeldOut(known.row[concerned], response)
     pair = np.unique(np.sort(sides, axis=0), axis=1, return_inverse=True)[1].reshape(-1)
     return HeldOut(known.row[whole_choices(known.choice, hold_out_new(pair, known.user, fraction, rng))])
-
-
-def _drawn(units: Int[np.ndarray, " Q"], fraction: float, rng: np.random.Generator) -> Int[np.ndarray, " D"]:
-    """A fraction of distinct units, at least one and never all; of one, none."""
-    return rng.permutation(units)[: min(max(round(fraction * len(units)), 1), len(units) - 1)]

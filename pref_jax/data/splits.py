@@ -105,8 +105,7 @@ def hold_out_new(
     """
     distinct = np.unique(pair)
     if len(distinct) > 1:
-        count = min(max(round(fraction * len(distinct)), 1), len(distinct) - 1)
-        return np.isin(pair, rng.permutation(distinct)[:count])
+        return np.isin(pair, distinct[draw(len(distinct), fraction, rng)])
     every = np.ones(len(user), bool)
     keep = np.ones(int(user.max(initial=-1)) + 1, bool)
     return hold_out(user, every, max(fraction, 1 / max(len(user), 1)), rng, keep=keep)
