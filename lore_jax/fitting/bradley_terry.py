@@ -34,9 +34,9 @@ VARIANCE = 1.0
 class Fit(NamedTuple):
     """A fitted LoRe model (float32 arrays).
 
-    kind: what the weights are: "shared" (constant 1), "gaussian" (a MAP under the prior), "mixture" (probabilities of
-    the basis rewards), "simplex" (points between the basis rewards, as of the reference recipe), "clusters" (posterior
-    means under `clusters`), "group" (one-hot).
+    kind: what the weights are: "shared" (constant 1), "gaussian" (a MAP under the prior), "factors" (the same of a
+    basis fitted jointly with the weights), "mixture" (probabilities of the basis rewards), "simplex" (points between
+    the basis rewards, as of the reference recipe), "clusters" (posterior means under `clusters`), "group" (one-hot).
     standardiser: of the features. basis: [D K], on standardised features. weights: of the seen users, [U K].
     mean, precision: [K] and [K K], the prior of an unseen user's weights (its first two moments for "mixture" and
     "clusters").
@@ -81,6 +81,9 @@ class LoReConfig:
     ranks: tuple[int, ...] = (1, 4)
     # The rank of "gaussian" candidates is doubled up to this while the validation log-loss falls by `min_gain_se`.
     max_rank: int = 32
+    # Where responses have free parts "factors" are tried too: at most so many, with these variances.
+    factors: int = 64
+    factor_variances: tuple[float, ...] = (0.015, 0.06, 0.25, 1.0, 4.0)
     components: tuple[int, ...] = (2, 3, 4, 5, 6)
     # Whether a "simplex" candidate is tried beside every "mixture".
     simplex: bool = True

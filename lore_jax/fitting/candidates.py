@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float
 from lore_jax.comparisons import Table
 from lore_jax.fitting import gaussian_mixture, priors
 from lore_jax.fitting.bradley_terry import LoReConfig, shared_program
-from lore_jax.fitting.design import Features, width
+from lore_jax.fitting.design import Design, Features, width
 from lore_jax.fitting.gaussian_mixture import Clusters
 from lore_jax.fitting.lbfgs import minimise
 from lore_jax.fitting.priors import FitProblem
@@ -33,8 +33,8 @@ from lore_jax.weights.objective import Prior, together
 from lore_jax.weights.precision import full_matmul_precision
 from lore_jax.weights.solve import solve_weights
 
-# Kinds of personal candidates: the first three have a basis of their own, "clusters" stand on another kind's.
-PERSONAL = ("gaussian", "mixture", "simplex", "clusters")
+# Kinds of personal candidates: all but the last have a basis of their own, "clusters" stand on another kind's.
+PERSONAL = ("gaussian", "factors", "mixture", "simplex", "clusters")
 # Called with the name of what is done next.
 Tell = Callable[[str], None]
 
@@ -89,7 +89,9 @@ def infer_weights(
     if kind == "clusters":
         assert found is not None, "fits of this kind have them"
         return gaussian_mixture.posterior(z, mask, found, **extras)
-    return solve_weights(z, mask, prior, **extras)
+    weights, covariance = solve_weights(z, mask, prior, **extras)
+    # A basis at its joint mode with the weights has a length that says nothing of how they spread.
+    return weights, None if kind == "factors" else covariance
 
 
 def _mixture_losses(table: Table, z: Float[Array, "L n K"], weights: Array, scales: Scales) -> Float[Array, "L n"]:
@@ -169,6 +171,17 @@ def _mixture_program(task: FitProblem, shared, directions, scales: Scales, toler
     basis, mean = priors.mixture_basis(params), jnp.exp(priors.mixture_log_prior(params, task.used))
     covariance = jnp.diag(mean) - mean[:, None] * mean[None] + 1e-3 * jnp.eye(size)
     return basis, Prior(mean, jnp.linalg.inv(covariance)), history, scales_of(params)
+
+
+@_minimising
+@full_matmul_precision
+def _factor_program(task: FitProblem, shared, begin, tastes, scales: Scales, tolerance, *, steps, line_search):
+    """(basis, prior, history, scales)."""
+    start = {"shared": shared, "spread": begin, "tastes": tastes, **scales}
+    objective = partial(priors.factor_objective, task)
+    params, _, history = minimise(objective, start, steps=steps, tolerance=tolerance, line_search=line_search)
+    basis, prior = priors.gaussian_basis(params, task.used), priors.gaussian_prior(len(task.used))
+    return basis, prior, history, scales_of(params)
 
 
 @_minimising
@@ -253,6 +266,28 @@ def _inferred(
     return CandidateFit(basis, weights, *prior, logits, loss, history, scales, found)
 
 
+def has_factors(features: Any, config: LoReConfig) -> bool:
+    """Whether "factors" are tried: where responses have free parts, and there is something to choose.
+
+    `features` may be shapes alone, here and in `num_factors`.
+    """
+    return isinstance(features, Design) and bool(config.factor_variances) and bool(config.variances)
+
+
+def num_factors(features: Any, config: LoReConfig) -> int:
+    """As many as the config has, and no more than there are responses."""
+    return min(config.factors, features.shape[0])
+
+
+def _factors(start: Initialization, rank: int, variance: float, config: LoReConfig) -> CandidateFit:
+    """A basis and weights at their joint mode, from small random ones."""
+    rng, counts = np.random.default_rng(config.seed), (start.features.shape[1], start.table.num_users)
+    begin, tastes = (rng.normal(scale=0.1, size=(count, rank)).astype(np.float32) for count in counts)
+    task, (tolerance, options) = _problem(start, rank, rank, variance), _options(config)
+    found = _factor_program(task, start.shared, begin, tastes, start.scales, tolerance, **options)
+    return _inferred("factors", start, *found)
+
+
 def _personal(
     start: Initialization,
     kind: str,
@@ -261,7 +296,9 @@ def _personal(
     config: LoReConfig,
     mixture: CandidateFit | None = None,
 ) -> CandidateFit:
-    """A gaussian, mixture or simplex candidate; a simplex one begins at the mixture's fit, which may be given."""
+    """A candidate of a basis of its own; a simplex one begins at the mixture's fit, which may be given."""
+    if kind == "factors":
+        return _factors(start, rank, variance, config)
     gaussian = kind == "gaussian"
     size = max(config.ranks if gaussian else config.components)
     task = _problem(start, size, rank, variance)
@@ -316,12 +353,12 @@ def grown(start: Initialization, found: CandidateFit, rank: int, variance: float
 
 
 def num_candidates(config: LoReConfig) -> int:
-    """How many candidates of its own basis `search` tries."""
+    """How many candidates of their own basis `search` tries, but for "factors"."""
     return len(config.variances) * (len(config.ranks) + len(config.components) * (1 + config.simplex))
 
 
 def search(start: Initialization, config: LoReConfig, tell: Tell) -> dict[tuple[str, int, float], CandidateFit]:
-    """Every gaussian, mixture and simplex candidate by kind, rank and variance."""
+    """Every candidate of a basis of its own by kind, rank and variance."""
     found: dict[tuple[str, int, float], CandidateFit] = {}
 
     def fit(kind: str, rank: int, variance: float, mixture: CandidateFit | None = None) -> CandidateFit:
@@ -331,6 +368,8 @@ def search(start: Initialization, config: LoReConfig, tell: Tell) -> dict[tuple[
 
     for rank, variance in product(config.ranks, config.variances):
         fit("gaussian", rank, variance)
+    for variance in config.factor_variances if has_factors(start.features, config) else ():
+        fit("factors", num_factors(start.features, config), variance)
     for rank, variance in product(config.components, config.variances):
         mixture = fit("mixture", rank, variance)
         if config.simplex:
@@ -412,6 +451,13 @@ def _lowered(known: _Tracing, config: LoReConfig) -> Iterator[tuple[str, Any]]:
         if config.clusters:
             basis, weights = programs["gaussian"].out_info[0], programs["gaussian weights"].out_info[0]
             yield from clusters(basis, weights)
+    if has_factors(features, config):
+        size = num_factors(features, config)
+        task, shared = known.problem(size)
+        tastes = _array(table.num_users, size)
+        program = _factor_program.lower(task, shared, _array(known.length, size), tastes, scales, _array(), **options)
+        yield "factors", program
+        yield "factors' weights", known.inferring("factors", *program.out_info[:2])
     if config.components:
         size = max(config.components)
         task, shared = known.problem(size)

@@ -191,6 +191,8 @@ def fit(
        (`lore_jax.fitting.design`), chosen on the validation votes;
     2. the directions in which users disagree with it, from products of a user's residuals (`spectral_directions`);
     3. from there each candidate (gaussian, mixture or simplex, rank, shrinkage) by L-BFGS on the users' likelihood;
+       where responses have free parts also "factors", basis and weights at their joint mode: biased matrix
+       factorisation, better than the others on Jester's known jokes (results/jester_warm);
     4. twice the rank of the best gaussian, from its fit, as long as the last doubling lowered the validation log-loss
        by `min_gain_se` standard errors;
     5. on the best gaussian and the best simplex basis, Gaussian clusters of the users' weights
@@ -207,8 +209,8 @@ def fit(
       num_users: users are numbered 0 to num_users - 1.
       config: what to try; None: `LoReConfig.quick()`.
       ratings: of single responses, of training and of validation, which count beside the votes.
-    Returns: a `Fit` of kind "gaussian", "mixture", "simplex", "clusters" or "shared", the last without validation
-      votes.
+    Returns: a `Fit` of kind "gaussian", "factors", "mixture", "simplex", "clusters" or "shared", the last without
+      validation votes.
     Raises: UserError for bad indices or features.
     Source: the reward of LoRe (arXiv 2504.14439, eq. 1) under an empirical-Bayes prior, which is this project's.
 
@@ -264,7 +266,8 @@ def _shared(phi: Array, num_responses: int, table: Table, config: LoReConfig, sc
 
 def _trimmed(outcome: CandidateFit, num_users: int, standardiser: Standardiser, chosen: Any, told: Any) -> Fit:
     """The fit without padded users and unused columns."""
-    keep, found = chosen["rank"] + (chosen.get("basis", chosen["kind"]) == "gaussian"), outcome.clusters
+    has_shared = chosen.get("basis", chosen["kind"]) in ("gaussian", "factors")
+    keep, found = chosen["rank"] + has_shared, outcome.clusters
     basis, weights, mean, precision = (np.asarray(x) for x in outcome[:4])
     clusters = found and gaussian_mixture.Clusters(
         found.log_share, found.mean[:, :keep], found.precision[:, :keep, :keep]

@@ -154,16 +154,34 @@ def simplex_objective(task: FitProblem, params: dict[str, Array]) -> Float[Array
 
     Args: params `shared [D]`, `delta [D K]`, `tastes [U K]`, logits of the weights.
     """
-    weights = simplex_weights(params, task.used)
-    logits = jnp.einsum("unk,uk->un", task.votes(mixture_basis(params)), spread(weights, task.table.owner))
+    loss = _loss_at(task, mixture_basis(params), simplex_weights(params, task.used), params)
     # A faint pull to equal weights, which keeps the logits of a user who cares for one direction alone finite.
     faint = 0.003 * jnp.sum(jnp.where(task.used[None], params["tastes"], 0) ** 2)
-    if task.table.extras is None:
-        loss = jnp.sum(jnp.where(task.mask, jax.nn.softplus(-logits), 0))
-    else:
-        scales = scales_of(params)
-        loss = jnp.sum(row_losses(task.table.extras, task.mask, scales, logits)) + pull(scales)
     return loss + task.penalty(params["shared"], params["delta"]) + faint
+
+
+def factor_objective(task: FitProblem, params: dict[str, Array]) -> Float[Array, ""]:
+    """-log of the likelihood at each user's own weights and of their prior N(0, 1), plus penalties.
+
+    Where every response has a free value this is biased matrix factorisation.
+
+    Args: params `shared [D]`, `spread [D K]`, `tastes [U K]`, the weights of the spread.
+    """
+    tastes = jnp.where(task.used[None], params["tastes"], 0)
+    weights = jnp.concatenate([jnp.ones_like(tastes[:, :1]), tastes], 1)
+    loss = _loss_at(task, gaussian_basis(params, task.used), weights, params)
+    return loss + task.penalty(params["shared"], params["spread"]) + 0.5 * jnp.sum(tastes**2)
+
+
+def _loss_at(
+    task: FitProblem, basis: Float[Array, "D K"], weights: Float[Array, "U K"], params: dict[str, Array]
+) -> Float[Array, ""]:
+    """-log of the likelihood of users' weights, and the pull on the scales."""
+    logits = jnp.einsum("unk,uk->un", task.votes(basis), spread(weights, task.table.owner))
+    if task.table.extras is None:
+        return jnp.sum(jnp.where(task.mask, jax.nn.softplus(-logits), 0))
+    scales = scales_of(params)
+    return jnp.sum(row_losses(task.table.extras, task.mask, scales, logits)) + pull(scales)
 
 
 def spectral_directions(

@@ -10,10 +10,11 @@ from lore_jax.comparisons import make_table
 from lore_jax.fitting import model_selection, priors
 from lore_jax.fitting.bradley_terry import LoReConfig
 from lore_jax.fitting.design import SHARES, Design, designs, fitted_design, parted, width
+from pref_jax.baselines import matrix_factorisation
 from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
 
-QUICK = {"components": (), "variances": (1.0,), "shared_variances": (1.0,)}
+QUICK = {"components": (), "variances": (1.0,), "shared_variances": (1.0,), "factor_variances": ()}
 
 
 def drawn(users=40, responses=15, dim=3, each=8, rank=2, seed=0):
@@ -110,6 +111,36 @@ def test_rank_grows_while_held_out_votes_say_so():
     short = model_selection.fit(features, votes.take(~held), votes.take(held), 150, config=still)
     assert max(row["rank"] for row in short.candidates) == 2
     assert found.chosen["log_loss"] < short.chosen["log_loss"]
+
+
+def test_factors_are_matrix_factorisation():
+    features, votes = drawn(users=100, responses=20, each=30, rank=10)
+    held, test = (np.arange(len(votes.user)) % 6 == part for part in (0, 1))
+    train, held, test = votes.take(~held & ~test), votes.take(held), votes.take(test)
+    config = LoReConfig.quick(
+        **QUICK | {"factor_variances": (0.06, 0.25, 1.0)}, ranks=(1,), features="response", refit=False
+    )
+    found = model_selection.fit(features, train, held, 100, config=config)
+    assert found.kind == "factors"
+    assert found.basis.shape[1] == found.weights.shape[1] == 1 + 20
+    factors = matrix_factorisation.fit(
+        train, held, num_users=100, num_responses=20, key=jax.random.key(0), factors=(16,)
+    )
+    by = factors.users[test.user], factors.responses[test.chosen] - factors.responses[test.rejected]
+    others = np.sum(by[0] * by[1], 1) + factors.bias[test.chosen] - factors.bias[test.rejected]
+    margins = np.asarray(model_selection.predict(found, features, found.weights, test))
+    assert np.mean(margins > 0) > np.mean(others > 0) - 0.02
+    assert np.mean((margins > 0) == (others > 0)) > 0.85
+    # People who were not there are solved on the same basis.
+    some = model_selection.adapt(found, features, train, 100)
+    np.testing.assert_allclose(model_selection.predict(found, features, some, test), margins, atol=0.02)
+
+
+def test_factors_need_free_parts():
+    features, votes = drawn(users=20)
+    config = LoReConfig.quick(**QUICK | {"factor_variances": (1.0,)}, ranks=(1,), steps=5)
+    found = model_selection.fit(features, votes, votes, 20, config=config)
+    assert {row["kind"] for row in found.candidates} == {"shared", "gaussian"}
 
 
 def test_gradient_of_more_directions_than_are_written_out_equals_differences():

@@ -107,6 +107,27 @@ def test_simplex_objective_equals_numpy():
         directional(objective, params, rng)
 
 
+def test_factor_objective_equals_numpy():
+    rng, features, votes, table = small(4)
+    users = table.num_users
+    shared, delta, tastes = rng.normal(size=4), rng.normal(size=(4, 3)), rng.normal(size=(users, 3))
+    used = np.array([True, False, True])
+    total = 0.5 * (2 * shared @ shared + 3 * np.sum(delta**2) + np.sum(tastes[:, used] ** 2))
+    for user, chosen, rejected in zip(votes.user, votes.chosen, votes.rejected, strict=True):
+        taste = shared + delta[:, used] @ tastes[user, used]
+        total += softplus(-(features[chosen] - features[rejected]) @ taste)
+    with jax.enable_x64(True):
+
+        def objective(params):
+            strengths = jnp.asarray([2.0, 3.0])
+            task = priors.FitProblem(jnp.asarray(features), table, table.train, strengths, jnp.asarray(used))
+            return priors.factor_objective(task, params)
+
+        params = {"shared": jnp.asarray(shared), "spread": jnp.asarray(delta), "tastes": jnp.asarray(tastes)}
+        np.testing.assert_allclose(objective(params), total, rtol=1e-10)
+        directional(objective, params, rng)
+
+
 def test_gaussian_objective_equals_numpy():
     rng, features, votes, table = small(2)
     shared, spread = rng.normal(size=4), rng.normal(size=(4, 2))
