@@ -90,10 +90,14 @@ def _eliminate(z: Float[Array, "n K L"], votes: Layout, start: Array, ridge: flo
     if size > 0:
         mean, precision = jnp.zeros(size, z.dtype), ridge * jnp.eye(size, dtype=z.dtype)
         pairs = Rows(jnp.moveaxis(free, 2, 0), share.T, votes.owner, offset.T)
-        weights = newton.newton(newton.logistic_model(Problem(pairs, mean, precision)), start)
+        weights = newton.in_blocks(_minimum, Problem(pairs, mean, precision), start)
     loss, force, _ = newton.logistic_terms(offset + jnp.sum(free * spread(weights, votes.owner, axis=1)[None], 1))
     total = jnp.sum(share * loss)
     return Solved(weights, total + 0.5 * ridge * jnp.sum(weights**2), total, share * force)
+
+
+def _minimum(problem: Problem, start: Array) -> Array:
+    return newton.newton(newton.logistic_model(problem), start)
 
 
 def _with_one(weights: Array) -> Array:

@@ -19,12 +19,15 @@ from jaxtyping import Array
 
 from lore_jax.lanes import fold, fold_max, spread
 from lore_jax.weights.batched_cholesky import UNROLLED, cholesky, factor_entries, solve_entries
-from lore_jax.weights.objective import Problem, logistic_gradient, logistic_hessian, logistic_objective
+from lore_jax.weights.objective import Problem, Rows, logistic_gradient, logistic_hessian, logistic_objective
 
 # Ordinary users take about ten; features of 1e5 that contradict each other some hundreds.
 MAX_STEPS = 500
 # Longest row of pairs that is summed by a written-out sum, which XLA turns into one vectorised loop over users.
 WRITTEN_OUT = 64
+# Users who are solved at a time where there are many: what a step reads of them stays in the processor's caches, and
+# a block ends once its own users have converged.
+BLOCK = 512
 
 
 class Local(NamedTuple):
@@ -100,6 +103,28 @@ def newton(model: Model, start: Array) -> Array:
     last = lax.while_loop(going, body, nowhere)
     # The step pending at the end is taken too: near the solution it squares the error that the test saw.
     return last.weights + jnp.where(last.size <= 0.5, 1, _safe(last.size))[None] * last.move
+
+
+def in_blocks(solve: Callable[[Problem, Array], Array], problem: Problem, start: Array) -> Array:
+    """`solve(problem, start)`, weights [K U] from `start [K U]`, for `BLOCK` users at a time where it can be cut so.
+
+    It can where each user has one lane and none of their rows are one choice. Users of a padded block have no pairs.
+    """
+    rows, (size, users) = problem.rows, start.shape
+    whole = rows.z.ndim == 2 or rows.choice is not None or (rows.user is not None and rows.user.size > 0)
+    if whole or users <= 2 * BLOCK:
+        return solve(problem, start)
+    count = -(-users // BLOCK)
+
+    def cut(leaf: Array) -> Array:
+        padding = ((0, count * BLOCK - users), *((0, 0) for _ in leaf.shape[1:]))
+        return jnp.pad(leaf, padding).reshape(count, BLOCK, *leaf.shape[1:])
+
+    def block(part: tuple[Rows, Array]) -> Array:
+        return solve(problem._replace(rows=part[0]), part[1].T).T
+
+    found = lax.map(block, (jax.tree.map(cut, rows._replace(user=None)), cut(start.T)))
+    return found.reshape(-1, size)[:users].T
 
 
 def _choose(condition: Array, one: _State, other: _State) -> _State:

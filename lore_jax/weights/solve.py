@@ -34,7 +34,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from lore_jax.weights.batched_cholesky import cholesky
-from lore_jax.weights.newton import Model, logistic_model, newton, rows
+from lore_jax.weights.newton import in_blocks, logistic_model, newton, rows
 from lore_jax.weights.objective import (
     Prior,
     Problem,
@@ -92,17 +92,18 @@ def _ridge(problem: Problem, num_users: int) -> Posterior:
     return Posterior(_or_prior(problem, weights, problem.mean), factor.inverse())
 
 
-def _better_start(model: Model, mean: Array, num_users: int) -> Array:
-    """[K U]: the prior's mean or zero, whichever fits better: with huge features a wrong mean is a far start."""
-    prior = jnp.broadcast_to(mean[:, None], (len(mean), num_users))
+def _from_better_start(problem: Problem, prior: Array) -> Array:
+    """Newton's from the prior's mean [K U] or zero, whichever fits better: with huge features a wrong mean is far."""
+    model = logistic_model(problem)
     zero = jnp.zeros_like(prior)
-    return jnp.where((model.local(prior).value <= model.local(zero).value)[None], prior, zero)
+    better = (model.local(prior).value <= model.local(zero).value)[None]
+    return newton(model, jnp.where(better, prior, zero))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _minimum(problem: Problem, num_users: int) -> Array:
-    model = logistic_model(problem)
-    return newton(model, _better_start(model, problem.mean, num_users)).T
+    prior = jnp.broadcast_to(problem.mean[:, None], (len(problem.mean), num_users))
+    return in_blocks(_from_better_start, problem, prior).T
 
 
 @_minimum.defjvp

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
+from lore_jax.weights import newton
 from lore_jax.weights.objective import Prior
 from lore_jax.weights.simplex_qp import project_simplex
 from lore_jax.weights.solve import solve_weights
@@ -115,6 +116,26 @@ def test_thousands_of_users_equal_scipy():
 def solve_float32(name, z, mask, mean, precision):
     prior = Prior(jnp.asarray(mean, jnp.float32), jnp.asarray(precision, jnp.float32))
     return np.asarray(COMPILED[name](jnp.asarray(z, jnp.float32), jnp.asarray(mask), prior))
+
+
+def test_users_solved_in_blocks_have_the_weights_and_gradients_of_all_at_once(monkeypatch):
+    z, mask, mean, precision = case(seed=5, users=27)
+    squared, offset = np.random.default_rng(6).random((2, *mask.shape)) < 0.3
+    prior = Prior(jnp.asarray(mean, jnp.float32), jnp.asarray(precision, jnp.float32))
+    z, more = jnp.asarray(z, jnp.float32), {"squared": jnp.asarray(squared), "offset": jnp.asarray(offset, jnp.float32)}
+    towards = jnp.asarray(np.random.default_rng(7).normal(size=(27, BASIS)), jnp.float32)
+
+    def found(z, prior):
+        weights = solve_weights(z, jnp.asarray(mask), prior, **more).weights
+        return (weights * towards).sum(), weights
+
+    want = jax.jit(jax.grad(found, (0, 1), has_aux=True))(z, prior)
+    monkeypatch.setattr(newton, "BLOCK", 5)
+    jax.clear_caches()
+    got = jax.jit(jax.grad(found, (0, 1), has_aux=True))(z, prior)
+    np.testing.assert_allclose(got[1], want[1], atol=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(got[0]), jax.tree.leaves(want[0]), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 * float(jnp.abs(theirs).max()))
 
 
 @pytest.mark.parametrize("name", ["logistic", "ridge_simplex"])
