@@ -20,7 +20,9 @@ from copl_jax.graph.embedding import embed_new_users, margins
 from copl_jax.graph.settings import GCFConfig, fast_config, linear_config
 from copl_jax.graph.solved_users import solve_users
 from experiments.runner.cli import Config, check_workdir, freeze, launch
+from experiments.studies import warm_texts
 from experiments.studies.warm_ratings import WarmConfig, WarmWorld, draw
+from experiments.studies.warm_texts import Margins, TextConfig, Texts
 from lore_jax.fitting import model_selection
 from lore_jax.fitting.bradley_terry import LoReConfig
 from pref_jax.baselines import matrix_factorisation, user_knn
@@ -31,7 +33,6 @@ from pref_jax.files import write_text
 from pref_jax.item_values import choose_item_values
 from pref_jax.likelihood import Scale
 
-Margins = tuple[np.ndarray, np.ndarray]  # of the test pairs of seen and of unseen people
 METRICS = {"seen/accuracy": "Accuracy, seen people", "unseen/accuracy": "Accuracy, unseen people"}
 MEANINGS = {
     "item values": "one Bradley-Terry value per response for everyone",
@@ -40,22 +41,29 @@ MEANINGS = {
     "gcf": "the published graph by the fast recipe",
     "linear": "CoPL's default graph",
     "LoRe on responses": "LoRe's quick search on a free value per response in place of text features",
+    **warm_texts.MEANINGS,
 }
 
 
 def run(config: Config, workdir: Path) -> None:
     """Every number of pairs, seed and method that is not done yet; then the report."""
     check_workdir(workdir, config)
-    if unknown := sorted(set(config.methods) - set(METHODS)):
-        raise UserError(f"config.methods: unknown {', '.join(unknown)}; known: {', '.join(METHODS)}")
+    known = METHODS | warm_texts.METHODS
+    if unknown := sorted(set(config.methods) - set(known)):
+        raise UserError(f"config.methods: unknown {', '.join(unknown)}; known: {', '.join(known)}")
     ratings, world = _ratings(config), freeze(WarmConfig, config.world, "world")
+    reads = set(config.methods) & set(warm_texts.METHODS)
+    text, texts = freeze(TextConfig, config.text, "text"), _texts(config) if reads else None
     for pairs, seed in tqdm([(n, seed) for seed in config.seeds for n in config.pairs], desc="worlds", disable=None):
         path = workdir / f"{pairs}_pairs" / "results.json"
         left = results.missing(path, config.methods, seed)
-        drawn = draw(ratings, world, pairs=pairs, seed=seed) if left else None
+        drawn: Any = draw(ratings, world, pairs=pairs, seed=seed) if left else None
         for method in left:
             start = time.perf_counter()
-            seen, unseen = METHODS[method](drawn, seed)
+            if method in METHODS or texts is None:
+                seen, unseen = METHODS[method](drawn, seed)
+            else:
+                seen, unseen = warm_texts.METHODS[method](warm_texts.preferences(drawn, texts), text, seed)
             metrics = {"seen/accuracy": float(np.mean(seen > 0)), "unseen/accuracy": float(np.mean(unseen > 0))}
             seconds = time.perf_counter() - start
             row = results.result_row(method=method, seed=seed, metrics=metrics, seconds=seconds)
@@ -70,6 +78,17 @@ def _ratings(config: Config) -> np.ndarray:
     if not config.source.path:
         raise UserError("config.source.path is empty; give the folder of Jester's files, --config.source.path=DIR")
     return jester.read_ratings(Path(config.source.path)).values
+
+
+def _texts(config: Config) -> Texts:
+    if not config.text.base:
+        raise UserError("config.text.base is empty; name the transformer that reads texts, --config.text.base=NAME")
+    if config.source.name == "random":
+        return Texts("Which number?", [f"number {row}" for row in range(12)])
+    found = jester.joke_texts(Path(config.source.path))
+    if blank := [joke for joke in range(1, jester.JOKES + 1) if not found.get(joke)]:
+        raise UserError(f"{config.source.path}: no text of jokes {blank[:5]}; fetch the archive again")
+    return Texts(jester.PROMPT, [found[joke] for joke in range(1, jester.JOKES + 1)])
 
 
 def _item_values(world: WarmWorld, seed: int) -> Margins:

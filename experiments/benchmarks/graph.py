@@ -160,7 +160,13 @@ def _steps(edges: int, dim: int, rounds: int = 3, each: int = 4) -> dict[str, fl
     return {"seconds": float(np.diff(seconds).min()) / each, "build": built, "nodes": 2.0 * users}
 
 
-def gcf_layers(users: int = 500, prompts: int = 500, dim: int = 64, seeds: tuple[int, ...] = (3, 4, 5)) -> list[Result]:
+def gcf_layers(
+    users: int = 500,
+    prompts: int = 500,
+    dim: int = 64,
+    seeds: tuple[int, ...] = (3, 4, 5),
+    layers: tuple[str, ...] = LAYERS,
+) -> list[Result]:
     """Every layer under its recipe (`linear_config`, or the fast one): accuracy on true preferences, where training
     votes are partly wrong.
 
@@ -178,7 +184,7 @@ def gcf_layers(users: int = 500, prompts: int = 500, dim: int = 64, seeds: tuple
     rows: list[Result] = []
     for world, votes in worlds.items():
         baseline = 0.0
-        for layer in LAYERS:
+        for layer in layers:
             seconds, scores, validation = [], [], []
             for seed in seeds:
                 drawn = draw(dataclasses.replace(votes, seed=seed))

@@ -32,9 +32,9 @@ from pref_jax.errors import UserError
 TINY = tuple(Case(lm, pairs=3, length=10) for lm in (tiny.llama(lm_head=False), tiny.bert(num_layers=1)))
 RUNS = {
     "gcf_recipe": lambda: graph.gcf_recipe(users=40, dim=8, seeds=1),
-    "gcf_paper_size": lambda: graph.gcf_paper_size(users=50, prompts=60, dim=8, steps=1),
+    "gcf_paper_size": lambda: graph.gcf_paper_size(users=50, prompts=60, dim=8, steps=1, layers=("linear",)),
     "gcf_scale": lambda: graph.gcf_scale((320, 640), dim=4),
-    "gcf_layers": lambda: graph.gcf_layers(users=20, prompts=20, dim=4, seeds=(3, 4)),
+    "gcf_layers": lambda: graph.gcf_layers(users=20, prompts=20, dim=4, seeds=(3, 4), layers=("gcf", "linear")),
     "first_call": lambda: first_call.first_call(sizes=(), searches=("quick", "quick")),
     "start_up": lambda: first_call.start_up(rounds=1),
     "quickstart": lambda: first_call.quickstart("smoke"),

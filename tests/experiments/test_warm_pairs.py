@@ -4,10 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 
 from configs import jester_warm
 from experiments import warm_pairs
+from experiments.studies import warm_texts
 from experiments.studies.warm_ratings import WarmConfig, draw
+from experiments.studies.warm_texts import Texts
 from pref_jax.errors import UserError
 from pref_jax.files import read_json
 
@@ -71,3 +74,26 @@ def test_wrong_settings_are_told(tmp_path):
     with pytest.raises(UserError, match="unknown matrix factorization; known: item values"):
         warm_pairs.run(config, tmp_path / "other")
     assert set(jester_warm.METHODS) | set(jester_warm.CAUSE) <= set(warm_pairs.METHODS)
+
+
+def test_methods_that_read_texts_stand_beside_those_that_do_not(tmp_path):
+    config: Any = jester_warm.get_config("texts,smoke")
+    config.text.update({"base": str(tiny.reward_model(tmp_path / "base")), "max_length": 64})
+    warm_pairs.run(config, tmp_path / "run")
+    rows = read_json(tmp_path / "run" / "3_pairs" / "results.json")["rows"]
+    assert [row["method"] for row in rows] == list(config.methods)
+    assert all(0 <= row["metrics"][name] <= 1 for row in rows for name in warm_pairs.METRICS)
+    config.text.base = ""
+    with pytest.raises(UserError, match=r"--config\.text\.base"):
+        warm_pairs.run(config, tmp_path / "other")
+
+
+def test_tables_hold_the_votes_of_the_world():
+    world = draw(ratings(), CONFIG, pairs=3, seed=2)
+    tables = warm_texts.preferences(world, Texts("Which?", [f"text {row}" for row in range(12)]))
+    assert tables.seen.tolist() == [True] * 9 + [False] * 4
+    for part, votes, shift in (("train", world.train, 0), ("test", world.test, 0), ("train", world.context, 9)):
+        found = tables.pairs(part, seen=not shift)
+        for column in ("chosen", "rejected"):
+            np.testing.assert_array_equal(getattr(found, column), getattr(votes, column))
+        np.testing.assert_array_equal(found.user, votes.user + shift)

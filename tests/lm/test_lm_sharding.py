@@ -87,8 +87,7 @@ def test_a_checkpoint_loads_straight_onto_the_mesh(mesh, params, tmp_path):
     jax.tree.map(check, loaded, params, places)
 
 
-# One of each shape of mesh for these, of whose parts all others are made; for the others all axes at once, which takes a
-# third of the time.
+# For these, of whose parts the others are made, each shape of mesh; for the others all axes at once: half the time.
 EVERY_MESH = ("llama_tied", "bert", "gpt_oss")
 ONE_AXIS = ((1, 8, 1), (4, 1, 2))
 

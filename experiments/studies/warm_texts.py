@@ -1,0 +1,105 @@
+"""Methods that read the texts of known responses, on the votes of `experiments.studies.warm_ratings`."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import copl_jax
+from copl_jax.model import CoPLConfig
+from copl_jax.reward.training import RewardSettings
+from experiments.studies.warm_ratings import WarmWorld
+from pref_jax.baselines import shared
+from pref_jax.data.preferences import Preferences, build
+from pref_jax.eval.held_out import margins
+from pref_jax.train.method import TrainingConfig
+from pref_jax.train.state import OptimizerConfig
+
+Margins = tuple[np.ndarray, np.ndarray]  # of the test pairs of seen and of unseen people
+MEANINGS = {
+    "shared reward on texts": "one LoRA adapter and a linear head on the transformer, for everyone",
+    "CoPL on texts": "the default graph, then experts in the transformer that its embeddings choose",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """How texts are read and rewards of them trained, alike for all methods.
+
+    Attributes:
+      base: the transformer: a folder, a `package:` path or a hub id; "": no method reads texts.
+      max_length: tokens of a text; longer ones lose their beginning.
+      batch_size: votes of a step.
+      num_steps: of the training.
+      lr: its largest learning rate.
+    """
+
+    base: str = ""
+    max_length: int = 128
+    batch_size: int = 32
+    num_steps: int = 100
+    lr: float = 1e-3
+
+    def training(self) -> TrainingConfig:
+        """The recipe."""
+        recipe = OptimizerConfig(
+            lr=self.lr, num_steps=self.num_steps, weight_decay=1e-3, warmup_fraction=0.03, clip=1.0
+        )
+        return TrainingConfig(optimizer=recipe, batch_size=self.batch_size)
+
+
+class Texts(NamedTuple):
+    """The prompt and the text of each of the N responses."""
+
+    prompt: str
+    responses: Sequence[str]
+
+
+def preferences(world: WarmWorld, texts: Texts) -> Preferences:
+    """The world's votes as tables; unseen people's rows follow those of the seen."""
+    parts = {"train": world.train, "validation": world.validation, "test": world.test}
+    late = {"train": world.context, "test": world.unseen_test}
+    shifted = [part._replace(user=part.user + world.num_seen) for part in late.values()]
+    every = [*parts.values(), *shifted]
+    split = np.repeat([*parts, *late], [len(part.user) for part in every])
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in every]) for name in ("user", "chosen", "rejected")
+    }
+    people, count = world.num_seen + world.num_unseen, len(texts.responses)
+    return build(
+        {
+            "user_id": [f"person {row}" for row in range(people)],
+            "group": [None] * people,
+            "seen": np.arange(people) < world.num_seen,
+        },
+        {
+            "response_id": [f"response {row}" for row in range(count)],
+            "prompt": [[{"role": "user", "content": texts.prompt}]] * count,
+            "text": list(texts.responses),
+        },
+        columns | {"split": split, "controversial": np.zeros(len(split), bool)},
+        {"source": "pairs of ratings", "rule": "experiments.studies.warm_ratings"},
+    )
+
+
+def _margins(model: Any, votes: Preferences) -> Margins:
+    seen, unseen = (margins(model, votes, votes.pairs("test", seen=who)) for who in (True, False))
+    return seen, unseen
+
+
+def _shared(votes: Preferences, config: TextConfig, seed: int) -> Margins:
+    own: dict[str, Any] = {"base": config.base, "max_length": config.max_length, "seed": seed}
+    return _margins(shared.fit(votes, config=shared.FitConfig(training=config.training()), **own), votes)
+
+
+def _copl(votes: Preferences, config: TextConfig, seed: int) -> Margins:
+    own: dict[str, Any] = {"base": config.base, "max_length": config.max_length, "seed": seed}
+    settings = CoPLConfig(reward=RewardSettings(training=config.training()))
+    return _margins(copl_jax.fit(votes, config=settings, **own), votes)
+
+
+METHODS: dict[str, Callable[[Preferences, TextConfig, int], Margins]] = {
+    "shared reward on texts": _shared,
+    "CoPL on texts": _copl,
+}
