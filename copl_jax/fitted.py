@@ -73,6 +73,13 @@ class Known(NamedTuple):
     table: ResponseTable | None = None
 
 
+class OneUser(NamedTuple):
+    """What is kept of a user: the embedding [C], and the comparisons by rows of responses."""
+
+    embedding: np.ndarray
+    pairs: Comparisons
+
+
 class CoPL(PersonalReward):
     """A fitted CoPL; see `copl_jax.fit`.
 
@@ -362,13 +369,6 @@ class CoPL(PersonalReward):
         if self.config.lm.pooling == "last":
             check_padding(self.config.lm, self.base.tokenizer, folder)
         peft.save_peft(folder, self.config, self.params, row, base_name=self.base.name)
-
-
-class OneUser(NamedTuple):
-    """What is kept of a user: the embedding [C], and the comparisons by rows of responses."""
-
-    embedding: np.ndarray
-    pairs: Comparisons
 
 
 def mean_user(known: Known) -> Float32[np.ndarray, " C"]:

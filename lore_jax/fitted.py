@@ -379,7 +379,8 @@ class LoRe(PersonalReward):
         if scale.ties:
             threshold = float(thresholds(jnp.asarray(self._reading.scales["gaps"]))[0])
         covariance = self._covariances(np.array([row]))[0]
-        return select_pairs(self._weights[row], covariance, first - second, count, threshold)
+        found = select_pairs(self._weights[row], covariance, first - second, count, threshold)
+        return [Question(*one) for one in found]
 
     # --- folders ---
 

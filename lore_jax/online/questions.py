@@ -13,7 +13,6 @@ from jaxtyping import Float
 from lore_jax.lanes import bucket
 from lore_jax.online.acquisition import select_queries
 from lore_jax.online.bayes_filter import GaussianPosterior
-from pref_jax.personal import Question
 
 _select = partial(jax.jit, static_argnames=("count", "threshold"))(select_queries)
 
@@ -24,7 +23,7 @@ def select_pairs(
     gaps: Float[np.ndarray, "P K"],
     count: int,
     threshold: float | None = None,
-) -> list[Question]:
+) -> list[tuple[int, float]]:
     """The next `count` pairs, most informative first; see `lore_jax.online.acquisition.select_queries`.
 
     Args:
@@ -34,8 +33,11 @@ def select_pairs(
       count: how many; all if there are fewer.
       threshold: where ties may be answered, the margin below which they are.
 
+    Returns:
+      The number of each pair, and what its answer is expected to tell, in nats.
+
     Example:
-      >>> select_pairs(np.zeros(2), np.eye(2), np.array([[0.1, 0.0], [3.0, 1.0]]), 1)[0].pair
+      >>> select_pairs(np.zeros(2), np.eye(2), np.array([[0.1, 0.0], [3.0, 1.0]]), 1)[0][0]
       1
     """
     pairs, size = len(gaps), bucket(len(gaps))
@@ -50,5 +52,5 @@ def select_pairs(
     open_ = (np.arange(size) < pairs)[None]
     choice = _select(belief, jnp.asarray(pool), jnp.asarray(open_), jax.random.key(0), count=asked, threshold=threshold)
     index, score = np.asarray(choice.index)[0], np.asarray(choice.score)[0]
-    found = [Question(int(pair), float(nats)) for pair, nats in zip(index, score, strict=True) if pair >= 0]
+    found = [(int(pair), float(nats)) for pair, nats in zip(index, score, strict=True) if pair >= 0]
     return found[: min(count, pairs)]
