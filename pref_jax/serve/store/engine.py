@@ -1,0 +1,226 @@
+"""Connections: how each database is opened so that what is acknowledged is durable, and its errors in words."""
+
+import contextlib
+import os
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import event, exc
+
+from pref_jax.errors import UserError
+from pref_jax.serve.store.errors import StoreUnavailableError
+
+T = TypeVar("T")
+# Seconds to wait for another writer, and for a connection.
+WAIT, CONNECT = 10.0, 5
+# Of transactions that met another one's: by row locks, or by the same new text or id.
+ATTEMPTS = 20
+_MET = ("40001", "40P01", "23503", "23505")
+_SAFE = "it is safe to try again"
+
+
+class Database:
+    """An engine, and transactions that read or write.
+
+    Args:
+      url: "sqlite:///path" or "postgresql+psycopg://...".
+      wait: seconds to wait for another writer.
+      connections: at most.
+
+    Raises:
+      UserError: for another kind of URL, or a folder that is not there.
+    """
+
+    def __init__(self, url: str, *, wait: float = WAIT, connections: int = 16):
+        self.wait, parsed = wait, parse(url)
+        self.name = parsed.render_as_string(hide_password=True)
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        options: dict[str, Any] = {"pool_size": connections, "max_overflow": 0, "pool_timeout": wait}
+        # What is written must not be told in errors.
+        options |= {"hide_parameters": True, "pool_pre_ping": not self.is_sqlite}
+        given = _sqlite(parsed, wait) if self.is_sqlite else _postgres(wait)
+        self.engine = sa.create_engine(parsed, **options, connect_args=given)
+        event.listen(self.engine, "connect", _set_sqlite if self.is_sqlite else _set_postgres)
+        if self.is_sqlite:
+            event.listen(self.engine, "begin", _begin)
+        # SQLite's own queue of writers lets them sleep; that of one process need not.
+        self._writer = threading.Lock() if self.is_sqlite else None
+
+    @contextlib.contextmanager
+    def read(self, *, snapshot: bool = False) -> Iterator[sa.Connection]:
+        """A transaction that reads; with `snapshot` all of its statements see the same moment."""
+        with self.told(), self.engine.connect() as connection:
+            if snapshot and not self.is_sqlite:
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
+            with connection.begin():
+                yield connection
+
+    def write(self, work: Callable[[sa.Connection], T]) -> T:
+        """What `work` gives, once its transaction is durable; `work` may run several times.
+
+        Raises:
+          StoreUnavailableError: if it cannot be.
+        """
+        with self._turn(), self.told():
+            for attempt in range(ATTEMPTS):
+                try:
+                    with self.engine.connect().execution_options(writes=True) as connection, connection.begin():
+                        return work(connection)
+                except exc.DBAPIError as error:
+                    if self.is_sqlite or _state(error) not in _MET or attempt == ATTEMPTS - 1:
+                        raise
+                time.sleep(random.uniform(0, 0.002 * 2 ** min(attempt, 6)))
+        raise AssertionError("the last attempt returns or raises")
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        if self._writer is None:
+            yield
+            return
+        if not self._writer.acquire(timeout=self.wait):
+            raise self._locked()
+        try:
+            yield
+        finally:
+            self._writer.release()
+
+    def wipe(self) -> bool | None:
+        """Empties SQLite's log into the database; whether that came about. None: there is nothing to empty."""
+        if not self.is_sqlite:
+            return None
+        with self._turn(), self.told(), contextlib.closing(self.engine.raw_connection()) as connection:
+            busy, *_ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return not busy
+
+    @contextlib.contextmanager
+    def told(self) -> Iterator[None]:
+        """Turns errors of the database into errors for people, without what was written or read."""
+        try:
+            yield
+        except exc.TimeoutError:
+            raise StoreUnavailableError(
+                "locked", f"{self.name}: all connections are in use; {_SAFE} in a moment"
+            ) from None
+        except exc.SQLAlchemyError as error:
+            told = _sqlite_error(error) if self.is_sqlite else _postgres_error(error)
+            if told[0] == "locked":
+                raise self._locked() from None
+            raise StoreUnavailableError(told[0], f"{self.name}: {told[1]}") from None
+
+    def _locked(self) -> StoreUnavailableError:
+        what = f"another writer held the database for more than {self.wait:g} s"
+        return StoreUnavailableError("locked", f"{self.name}: {what}; {_SAFE}")
+
+
+def parse(url: str) -> sa.URL:
+    """The URL, with its driver.
+
+    Raises:
+      UserError: if it is none of SQLite's or PostgreSQL's.
+    """
+    fix = "give sqlite:///votes.db, or postgresql://user@host/database"
+    try:
+        parsed = sa.make_url(url)
+    except (exc.ArgumentError, ValueError):
+        raise UserError(f"the store's address is no URL; {fix}") from None
+    kind = parsed.drivername
+    if kind in ("postgresql", "postgres", "postgresql+psycopg"):
+        return parsed.set(drivername="postgresql+psycopg")
+    if kind not in ("sqlite", "sqlite+pysqlite"):
+        raise UserError(f"the store's address begins with {kind}://; {fix}")
+    if parsed.database in (None, "", ":memory:") or parsed.query:
+        raise UserError(f"{url}: votes in memory do not last; {fix}, without anything after ?")
+    return parsed
+
+
+def _sqlite(url: sa.URL, wait: float) -> dict[str, Any]:
+    path = Path(str(url.database))
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.parent}; make it, or name another file")
+    with contextlib.suppress(OSError):
+        # Votes are private; SQLite gives its log the mode of the file.
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    return {"timeout": wait}
+
+
+def _postgres(wait: float) -> dict[str, Any]:
+    limit = f"-c lock_timeout={int(wait * 1000)} -c client_encoding=utf8"
+    return {"connect_timeout": CONNECT, "options": limit, "application_name": "pref"}
+
+
+def _set_sqlite(connection: sqlite3.Connection, _: Any) -> None:
+    # The module must not begin transactions by itself: `_begin` does.
+    connection.isolation_level = None
+    deadline = time.monotonic() + WAIT
+    while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        # Two processes that both change it meet without waiting for each other.
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+    for setting in ("synchronous=FULL", "foreign_keys=ON", "secure_delete=ON", "temp_store=MEMORY"):
+        connection.execute(f"PRAGMA {setting}")
+
+
+def _begin(connection: sa.Connection) -> None:
+    writes = connection.get_execution_options().get("writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _set_postgres(connection: Any, _: Any) -> None:
+    with connection.cursor() as cursor:
+        if cursor.execute("SHOW server_encoding").fetchone()[0] != "UTF8":
+            raise UserError("the PostgreSQL database is not in UTF8; create it with ENCODING 'UTF8'")
+        if cursor.execute("SHOW synchronous_commit").fetchone()[0] == "off":
+            cursor.execute("SET synchronous_commit = on")
+    connection.commit()
+
+
+def _sqlite_error(error: exc.SQLAlchemyError) -> tuple[str, str]:
+    origin = getattr(error, "orig", None)
+    # The low byte is the kind, the others say more of it.
+    code = (getattr(origin, "sqlite_errorcode", None) or 0) & 0xFF
+    told = {
+        sqlite3.SQLITE_BUSY: ("locked", ""),
+        sqlite3.SQLITE_LOCKED: ("locked", ""),
+        sqlite3.SQLITE_FULL: ("full", f"the disk is full; nothing was stored; make room, then {_SAFE}"),
+        sqlite3.SQLITE_IOERR: ("gone", f"the disk could not be read or written; {_SAFE}"),
+        sqlite3.SQLITE_CANTOPEN: ("gone", f"the file cannot be opened; see that it is there, then {_SAFE}"),
+        sqlite3.SQLITE_READONLY: ("readonly", f"the file may not be written; change its permissions, then {_SAFE}"),
+        sqlite3.SQLITE_PERM: ("readonly", f"the file may not be opened; change its permissions, then {_SAFE}"),
+        sqlite3.SQLITE_CORRUPT: ("damaged", "the file is damaged; restore it from a backup"),
+        sqlite3.SQLITE_NOTADB: ("damaged", "the file is no SQLite database; name another one"),
+    }
+    return told.get(code, ("failed", f"the database refused ({type(origin or error).__name__}); {_SAFE}"))
+
+
+def _postgres_error(error: exc.SQLAlchemyError) -> tuple[str, str]:
+    state = _state(error)
+    kinds = {
+        "53100": ("full", f"the server's disk is full; nothing was stored; make room, then {_SAFE}"),
+        "53300": ("gone", f"the server has no connection left; {_SAFE} in a moment"),
+        "25006": ("readonly", f"the server takes no writes now; {_SAFE} when it does"),
+        "55P03": ("locked", ""),
+        "57014": ("locked", ""),
+        "3D000": ("gone", "there is no such database; create it with createdb"),
+        "42501": ("readonly", "the server does not let this user do that; grant it rights on the database"),
+        **dict.fromkeys(("28000", "28P01"), ("gone", "the server does not let this user in; see user and password")),
+        **dict.fromkeys(_MET, ("locked", "")),
+    }
+    if state in kinds:
+        return kinds[state]
+    if not state or state[:2] in ("08", "57") or getattr(error, "connection_invalidated", False):
+        return "gone", f"the server cannot be reached, or went away; {_SAFE} when it is back"
+    return "failed", f"the database refused (SQLSTATE {state}); {_SAFE}"
+
+
+def _state(error: exc.SQLAlchemyError) -> str:
+    return getattr(getattr(error, "orig", None), "sqlstate", None) or ""
