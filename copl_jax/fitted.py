@@ -98,6 +98,7 @@ class CoPL(PersonalReward):
     """
 
     kind: ClassVar[str] = "copl"
+    reads_with_user: ClassVar[bool] = True
 
     def __init__(
         self,

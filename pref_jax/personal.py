@@ -100,10 +100,12 @@ class PersonalReward(abc.ABC):
 
     Attributes:
       kind: under which the class is registered, and which saved folders carry.
+      reads_with_user: the method reads every text together with its user, and so has no `read`.
       text: the base that reads texts; None for models of features, which take features in place of texts.
     """
 
     kind: ClassVar[str]
+    reads_with_user: ClassVar[bool] = False
     text: TextModel | None
 
     @property

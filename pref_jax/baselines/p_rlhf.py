@@ -121,6 +121,7 @@ class PRLHFReward(SharedReward):
     """
 
     kind: ClassVar[str] = "p_rlhf"
+    reads_with_user: ClassVar[bool] = True
 
     def __init__(self, *, rows: Mapping[str, np.ndarray], **rest: Any):
         super().__init__(**rest)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from pref_jax.serve.faults import RefusedError, unknown_user
-from pref_jax.serve.store import Key
+from pref_jax.serve.store.records import Key
 
 # score: ask for scores and what the model is. vote: votes, questions and what is known of users. admin: everything,
 # pools and the removal of users among it.

@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
@@ -54,7 +54,7 @@ class Worker:
         self._thread = ThreadPoolExecutor(1, "model")
         self._jobs: deque[_Job] = deque()
         # By bucket, each in order of turns.
-        self._waiting: dict[int, deque[Item]] = {}
+        self._waiting: dict[Hashable, deque[Item]] = {}
         self._turns = itertools.count()
         self._wake, self._rate = asyncio.Event(), 100.0
         self._task: asyncio.Task[None] | None = None
@@ -81,7 +81,7 @@ class Worker:
         self._wake.set()
         return await done
 
-    async def read(self, items: Sequence[tuple[int, Any]]) -> list[Any]:
+    async def read(self, items: Sequence[tuple[Hashable, Any]]) -> list[Any]:
         """Reads things, given with their buckets, in batches with those of others.
 
         Raises:

@@ -1,7 +1,7 @@
 """What a service refuses, as an answer: one shape for all routes, that of OpenAI's and vLLM's errors."""
 
 from pref_jax.errors import UserError
-from pref_jax.serve.store import StoreUnavailableError, VoteConflictError
+from pref_jax.serve.store.errors import StoreUnavailableError, VoteConflictError
 
 # The word of each status in answers.
 KINDS = {
@@ -13,6 +13,8 @@ KINDS = {
     408: "too_slow",
     409: "conflict",
     413: "too_large",
+    415: "invalid_request",
+    421: "wrong_host",
     422: "invalid_request",
     429: "too_many",
     500: "internal",
@@ -59,7 +61,9 @@ def refusal(error: Exception) -> RefusedError | None:
     if isinstance(error, RefusedError):
         return error
     if isinstance(error, StoreUnavailableError):
-        return RefusedError(503, f"the store cannot answer ({error.reason}); it is safe to send the same again", retry=1)
+        return RefusedError(
+            503, f"the store cannot answer ({error.reason}); it is safe to send the same again", retry=1
+        )
     if isinstance(error, VoteConflictError):
         return RefusedError(409, str(error), where="id")
     return RefusedError(422, str(error)) if isinstance(error, UserError) else None

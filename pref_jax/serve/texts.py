@@ -32,12 +32,14 @@ class Text(NamedTuple):
       response: the answer.
       digest: of both.
       tokens: int32 [L] in place of both, of a rendered text.
+      cut: it is rendered and lost its beginning.
     """
 
     prompt: list[dict[str, Any]]
     response: str
     digest: bytes
     tokens: np.ndarray | None = None
+    cut: bool = False
 
 
 class ReadText(NamedTuple):
@@ -68,10 +70,10 @@ def table_texts(table: pa.Table) -> list[Text]:
     return [Text(row["prompt"], row["text"], _digest(row)) for row in table.to_pylist()]
 
 
-def token_text(tokens: np.ndarray) -> Text:
+def token_text(tokens: np.ndarray, *, cut: bool) -> Text:
     """A rendered text by its tokens."""
-    digest = hashlib.blake2b(b"tokens" + tokens.tobytes(), key=_KEY, digest_size=16).digest()
-    return Text([], "", digest, tokens)
+    digest = hashlib.blake2b(b"tokens" + bytes([cut]) + tokens.tobytes(), key=_KEY, digest_size=16).digest()
+    return Text([], "", digest, tokens, cut)
 
 
 def _digest(row: Mapping[str, Any]) -> bytes:
