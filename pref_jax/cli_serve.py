@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from pref_jax import saved
 from pref_jax.cli_options import Base, Folder, Json, example, option
 from pref_jax.errors import UserError
 from pref_jax.progress import log
+
+if TYPE_CHECKING:
+    from pref_jax.serve.store.records import Key
 
 NEEDED = ("starlette", "uvicorn", "pydantic", "prometheus_client", "sqlalchemy", "alembic")
 FIX = "install it with: pip install 'pref-jax[serve]'"
@@ -128,7 +131,8 @@ def add(
 def list_keys(store: StoreUrl = "", as_json: Json = False) -> None:
     """List keys: name, rights, user."""
     with _open(None, store) as opened:
-        rows = [{"name": key.name, "rights": sorted(key.rights), "user": key.user} for key in opened.keys()]
+        every: list[Key] = opened.keys()
+    rows = [{"name": key.name, "rights": sorted(key.rights), "user": key.user} for key in every]
     for row in rows:
         typer.echo(json.dumps(row) if as_json else f"{row['name']}\t{','.join(row['rights'])}\t{row['user'] or 'all'}")
 

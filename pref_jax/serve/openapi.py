@@ -43,7 +43,7 @@ def document(routes: Sequence[Route], bodies: dict[str, Sequence[Any]]) -> dict[
     """
     asked = {route: bodies.get(route.path) or (_parts(route.body) if route.body else []) for route in routes}
     answered = {route: _parts(route.answer) if route.answer else [] for route in routes}
-    wanted = [(model, "validation") for models in asked.values() for model in models]
+    wanted: list[Any] = [(model, "validation") for models in asked.values() for model in models]
     wanted += [(model, "serialization") for models in answered.values() for model in models]
     found, schemas = models_json_schema([*dict.fromkeys(wanted), (FaultAnswer, "serialization")], ref_template=_REF)
     paths: dict[str, dict[str, Any]] = {}

@@ -8,9 +8,9 @@ response.
 import math
 import time
 import uuid
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, Field
 
 from pref_jax.data.messages import joined
@@ -118,7 +118,7 @@ class Models(BaseModel):
     data: list[dict[str, Any]]
 
 
-def _activated(rewards: Sequence[float], wanted: bool | None) -> list[float]:
+def _activated(rewards: np.ndarray, wanted: bool | None) -> list[float]:
     """Rewards, or what the logistic function makes of them."""
     plain = decimals(rewards)
     return [0.5 * (1 + math.tanh(value / 2)) for value in plain] if wanted else plain
