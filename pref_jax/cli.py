@@ -37,6 +37,7 @@ from pref_jax.cli_options import (
     find_base,
     option,
 )
+from pref_jax.cli_store import store_app
 from pref_jax.errors import UserError
 from pref_jax.locks import hold
 from pref_jax.progress import log
@@ -59,6 +60,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(store_app, name="store")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
