@@ -37,7 +37,8 @@ from pref_jax.cli_options import (
     find_base,
     option,
 )
-from pref_jax.cli_serve import keys_app, serve
+from pref_jax.cli_serve import serve
+from pref_jax.cli_store import store_app
 from pref_jax.errors import UserError
 from pref_jax.locks import hold
 from pref_jax.progress import log
@@ -60,7 +61,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(data_app, name="data")
-app.add_typer(keys_app, name="keys")
+app.add_typer(store_app, name="store")
 app.command(epilog=example("pref serve mine", "pref serve mine --store postgresql://me@db/votes --port 80"))(serve)
 
 

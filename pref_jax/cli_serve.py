@@ -1,28 +1,21 @@
-"""`pref serve`, and the keys of its clients."""
+"""`pref serve`."""
 
 import dataclasses
 import importlib.util
-import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from pref_jax import saved
-from pref_jax.cli_options import Base, Folder, Json, example, option
+from pref_jax.cli_options import Base, Folder, option
+from pref_jax.cli_store import open_store
 from pref_jax.errors import UserError
 from pref_jax.progress import log
-
-if TYPE_CHECKING:
-    from pref_jax.serve.store.records import Key
 
 NEEDED = ("starlette", "uvicorn", "pydantic", "prometheus_client", "sqlalchemy", "alembic")
 FIX = "install it with: pip install 'pref-jax[serve]'"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-StoreUrl = Annotated[
-    str, option(metavar="URL", help="sqlite:///FILE (by default DIR.db), or postgresql://USER@HOST/DATABASE.")
-]
-keys_app = typer.Typer(help="Keys of the service's clients.", no_args_is_help=True, rich_markup_mode=None)
+StoreUrl = Annotated[str, option(metavar="URL", help="A file (by default DIR.db), or postgresql://user@host/database.")]
 
 
 def need_extra() -> None:
@@ -67,10 +60,12 @@ def serve(
         votes_a_minute=votes_per_minute,
         cache=cache_mb << 20,
     )
-    opened = _open(folder, store)
+    whole = folder.resolve()
+    store = store or str(whole.with_name(f"{whole.name}.db"))
+    opened = open_store(store)
     keys = key_required or host not in LOOPBACK or bool(opened.keys())
     if keys and not opened.keys():
-        fix = f"make one with: pref keys add NAME --store {store or _default(folder)}"
+        fix = f"make one: pref store keys add {store} NAME --right score --right vote"
         raise UserError(f"clients of {host} need a key, and there is none; {fix}")
     from pref_jax.personal import load
     from pref_jax.serve.app import make_app
@@ -94,53 +89,3 @@ def _batch() -> int:
     from pref_jax.lm.text_model import FEW
 
     return FEW if jax.default_backend() == "cpu" else 32
-
-
-def _default(folder: Path) -> str:
-    whole = folder.resolve()
-    return f"sqlite:///{whole.with_name(whole.name + '.db')}"
-
-
-def _open(folder: Path | None, store: str) -> Any:
-    need_extra()
-    from pref_jax.serve.store.store import Store
-
-    if not store and folder is None:
-        raise UserError("--store: name the database, as pref serve has it")
-    return Store.open(store or _default(folder or Path()))
-
-
-@keys_app.command(epilog=example("pref keys add trainer --store sqlite:///mine.db", "pref keys add ada --user ada"))
-def add(
-    name: Annotated[str, typer.Argument(help="By which it is listed and removed.")],
-    store: StoreUrl = "",
-    rights: Annotated[str, typer.Option(help="Of score, vote, admin.")] = "score,vote",
-    user: Annotated[str | None, option(help="Good for this user alone.")] = None,
-) -> None:
-    """Make a key, and print it, this once."""
-    from pref_jax.serve.access import RIGHTS
-
-    given = [right.strip() for right in rights.split(",") if right.strip()]
-    if not given or (unknown := set(given) - set(RIGHTS)):
-        raise UserError(f"--rights: {rights!r} names {sorted(unknown) if given else 'none'}; of {', '.join(RIGHTS)}")
-    with _open(None, store) as opened:
-        typer.echo(opened.add_key(name, given, user))
-
-
-@keys_app.command("list", epilog=example("pref keys list --store sqlite:///mine.db"))
-def list_keys(store: StoreUrl = "", as_json: Json = False) -> None:
-    """List keys: name, rights, user."""
-    with _open(None, store) as opened:
-        every: list[Key] = opened.keys()
-    rows = [{"name": key.name, "rights": sorted(key.rights), "user": key.user} for key in every]
-    for row in rows:
-        typer.echo(json.dumps(row) if as_json else f"{row['name']}\t{','.join(row['rights'])}\t{row['user'] or 'all'}")
-
-
-@keys_app.command(epilog=example("pref keys remove trainer --store sqlite:///mine.db"))
-def remove(name: Annotated[str, typer.Argument(help="Of the key.")], store: StoreUrl = "") -> None:
-    """Remove a key; it is good for nothing from then on."""
-    with _open(None, store) as opened:
-        if not opened.remove_key(name):
-            raise UserError(f"there is no key {name!r}; see pref keys list")
-    log(f"removed the key {name}")

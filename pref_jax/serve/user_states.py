@@ -19,6 +19,7 @@ from pref_jax.locks import hold
 from pref_jax.personal import PersonalReward, Question, Scores
 from pref_jax.progress import log
 from pref_jax.serve.faults import unknown_user
+from pref_jax.serve.store.lines import as_line
 from pref_jax.serve.store.records import TEACHING, StoredVote
 
 # Seconds to wait for another process that changes the same folder.
@@ -51,22 +52,6 @@ class Removal(NamedTuple):
     why: str
 
 
-def teaching_rows(votes: Sequence[StoredVote]) -> list[dict[str, Any]]:
-    """Votes as `PersonalReward.add_votes` takes them: preferences and ties."""
-    rows = []
-    for vote in votes:
-        if vote.choice not in TEACHING:
-            continue
-        chosen, rejected = (vote.second, vote.first) if vote.choice == "second" else (vote.first, vote.second)
-        row: dict[str, Any] = {"prompt": vote.prompt, "chosen": chosen, "rejected": rejected}
-        if vote.choice == "tie":
-            row["outcome"] = "tie"
-        elif vote.strength is not None:
-            row["strength"] = vote.strength
-        rows.append(row)
-    return rows
-
-
 class UserStates:
     """Users of a model in memory."""
 
@@ -93,7 +78,8 @@ class UserStates:
         before = self._applied.get(user)
         snapshot = self._model.snapshot_user(user) if before is None else before.snapshot
         self._model.restore_user(user, snapshot)
-        rows, how = teaching_rows(votes), "no vote teaches anything yet"
+        rows = [as_line(user, vote) for vote in votes if vote.choice in TEACHING]
+        how = "no vote teaches anything yet"
         if rows:
             try:
                 how = self._model.add_votes(user, rows, read=read).how

@@ -66,7 +66,13 @@ def vote(number: int = 0, choice: str = "first", **more: Any) -> dict[str, Any]:
     """A vote as a client sends it."""
     rng = np.random.default_rng(number)
     first, second = rng.choice(len(WORDS), 2, replace=False)
-    return {"prompt": f"What of {number % 5}?", "first": WORDS[first], "second": WORDS[second], "choice": choice, **more}
+    return {
+        "prompt": f"What of {number % 5}?",
+        "first": WORDS[first],
+        "second": WORDS[second],
+        "choice": choice,
+        **more,
+    }
 
 
 def row(given: dict[str, Any]) -> dict[str, Any]:

@@ -150,6 +150,6 @@ def _is_number(value: Any, end: float = math.inf) -> bool:
 def _float32(value: float) -> float:
     """The value as float32; 0 where it is too large or too small for it."""
     try:
-        return struct.unpack("f", struct.pack("f", value))[0]
+        return struct.unpack("<f", struct.pack("<f", value))[0]
     except OverflowError:
         return 0.0

@@ -29,23 +29,28 @@ class Database:
     """An engine, and transactions that read or write.
 
     Args:
-      url: "sqlite:///path" or "postgresql+psycopg://...".
+      url: "sqlite:///path", the path alone, or "postgresql://...".
       wait: seconds to wait for another writer.
       connections: at most.
 
+      make: whether a file that is not there is made.
+
     Raises:
-      UserError: for another kind of URL, or a folder that is not there.
+      UserError: for another kind of URL, a folder or file that is not there, or a driver that is not installed.
     """
 
-    def __init__(self, url: str, *, wait: float = WAIT, connections: int = 16):
+    def __init__(self, url: str, *, wait: float = WAIT, connections: int = 16, make: bool = True):
         self.wait, parsed = wait, parse(url)
         self.name = parsed.render_as_string(hide_password=True)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         options: dict[str, Any] = {"pool_size": connections, "max_overflow": 0, "pool_timeout": wait}
         # What is written must not be told in errors.
         options |= {"hide_parameters": True, "pool_pre_ping": not self.is_sqlite}
-        given = _sqlite(parsed, wait) if self.is_sqlite else _postgres(wait)
-        self.engine = sa.create_engine(parsed, **options, connect_args=given)
+        given = _sqlite(parsed, wait, make) if self.is_sqlite else _postgres(wait)
+        try:
+            self.engine = sa.create_engine(parsed, **options, connect_args=given)
+        except ModuleNotFoundError:
+            raise UserError("PostgreSQL's driver is not installed: pip install 'pref-jax[postgres]'") from None
         event.listen(self.engine, "connect", _set_sqlite if self.is_sqlite else _set_postgres)
         if self.is_sqlite:
             event.listen(self.engine, "begin", _begin)
@@ -91,12 +96,25 @@ class Database:
             self._writer.release()
 
     def wipe(self) -> bool | None:
-        """Empties SQLite's log into the database; whether that came about. None: there is nothing to empty."""
+        """Rids SQLite's files of what was removed; whether they are free of it. None: PostgreSQL looks after itself.
+
+        `secure_delete` zeroes what is deleted, but not copies that were left behind when rows moved from page to page:
+        only a file that is written anew is free of them.
+        """
         if not self.is_sqlite:
             return None
-        with self._turn(), self.told(), contextlib.closing(self.engine.raw_connection()) as connection:
-            busy, *_ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            return not busy
+        try:
+            with self._turn(), self.told(), contextlib.closing(self.engine.raw_connection()) as connection:
+                cursor = connection.cursor()
+                if not cursor.execute("PRAGMA user_version").fetchone()[0]:
+                    return True
+                cursor.execute("VACUUM")
+                busy, *_ = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                if not busy:
+                    cursor.execute("PRAGMA user_version=0")
+                return not busy
+        except StoreUnavailableError:
+            return False
 
     @contextlib.contextmanager
     def told(self) -> Iterator[None]:
@@ -118,15 +136,21 @@ class Database:
         return StoreUnavailableError("locked", f"{self.name}: {what}; {_SAFE}")
 
 
+def owe_wiping(connection: sa.Connection) -> None:
+    """Notes in a transaction that removes something that `Database.wipe` has to follow."""
+    if connection.dialect.name == "sqlite":
+        connection.execute(sa.text("PRAGMA user_version=1"))
+
+
 def parse(url: str) -> sa.URL:
-    """The URL, with its driver.
+    """The URL, with its driver; a path is one of SQLite's.
 
     Raises:
       UserError: if it is none of SQLite's or PostgreSQL's.
     """
-    fix = "give sqlite:///votes.db, or postgresql://user@host/database"
+    fix = "give a file such as votes.db, or postgresql://user@host/database"
     try:
-        parsed = sa.make_url(url)
+        parsed = sa.make_url(url) if "://" in url else sa.URL.create("sqlite", database=url)
     except (exc.ArgumentError, ValueError):
         raise UserError(f"the store's address is no URL; {fix}") from None
     kind = parsed.drivername
@@ -135,12 +159,16 @@ def parse(url: str) -> sa.URL:
     if kind not in ("sqlite", "sqlite+pysqlite"):
         raise UserError(f"the store's address begins with {kind}://; {fix}")
     if parsed.database in (None, "", ":memory:") or parsed.query:
-        raise UserError(f"{url}: votes in memory do not last; {fix}, without anything after ?")
+        raise UserError(f"{url}: votes in memory do not last, and options after ? are not taken; {fix}")
     return parsed
 
 
-def _sqlite(url: sa.URL, wait: float) -> dict[str, Any]:
+def _sqlite(url: sa.URL, wait: float, make: bool) -> dict[str, Any]:
     path = Path(str(url.database))
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file in it")
+    if not make and not path.exists():
+        raise UserError(f"{path}: no such file; pref serve makes it, or pref store keys add")
     if not path.parent.is_dir():
         raise UserError(f"{path}: there is no folder {path.parent}; make it, or name another file")
     with contextlib.suppress(OSError):
@@ -166,7 +194,7 @@ def _set_sqlite(connection: sqlite3.Connection, _: Any) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
-    for setting in ("synchronous=FULL", "foreign_keys=ON", "secure_delete=ON", "temp_store=MEMORY"):
+    for setting in ("synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
         connection.execute(f"PRAGMA {setting}")
 
 

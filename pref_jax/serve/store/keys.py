@@ -36,7 +36,7 @@ def add_key(connection: sa.Connection, key: str, name: str, rights: Iterable[str
     """
     person = None if user is None else people.hold_or_make(connection, user)
     row = {"name": name, "digest": _digest(key), "rights": " ".join(sorted(set(rights))), "person": person}
-    if connection.execute(insert_new(connection, tables.keys).values(row)).rowcount != 1:
+    if connection.scalar(insert_new(connection, tables.keys).values(row).returning(_KEYS.name)) is None:
         raise UserError(f"a key has the name {name!r}; remove it, or give this one another name")
 
 

@@ -3,6 +3,7 @@
 import sqlalchemy as sa
 
 from pref_jax.serve.store import tables
+from pref_jax.serve.store.engine import owe_wiping
 from pref_jax.serve.store.records import Removed, User
 from pref_jax.serve.store.texts import draw, insert_new, remove_unnamed
 
@@ -57,6 +58,7 @@ def remove_user(connection: sa.Connection, user: str) -> Removed:
     person, votes = hold(connection, user), tables.votes.c
     if person is None:
         return Removed(0, 0, 0, None)
+    owe_wiping(connection)
     named = (votes.prompt, votes.first, votes.second)
     rows = connection.execute(sa.delete(tables.votes).where(votes.person == person).returning(*named)).all()
     keys = connection.execute(sa.delete(tables.keys).where(tables.keys.c.person == person)).rowcount

@@ -72,8 +72,8 @@ class Removed(NamedTuple):
       votes: how many.
       texts: prompts and responses that no other user's vote and no pool names.
       keys: those bound to the user.
-      wiped: whether the database's files are free of it as well. False while a reader holds SQLite's log, whose next
-        checkpoint wipes it; None for PostgreSQL, which frees the space when it vacuums.
+      wiped: whether the database's files are free of it as well. False while a reader or the lack of space stands
+        against it, see `Store.remove_user`; None for PostgreSQL, which writes over the space after it has vacuumed.
     """
 
     votes: int

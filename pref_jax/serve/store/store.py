@@ -32,7 +32,7 @@ class Store:
 
     Example:
       >>> import tempfile
-      >>> store = Store.open(f"sqlite:///{tempfile.mkdtemp()}/votes.db")
+      >>> store = Store.open(f"{tempfile.mkdtemp()}/votes.db")
       >>> vote = Vote(id="1", prompt="How long?", first="Seven minutes.", second="It depends.", choice="first")
       >>> store.add("ada", [vote])
       Added(stored=('1',), repeated=())
@@ -51,22 +51,24 @@ class Store:
         self._database = database
 
     @classmethod
-    def open(cls, url: str, *, wait: float = WAIT, connections: int = 16) -> "Store":
+    def open(cls, url: str, *, wait: float = WAIT, connections: int = 16, make: bool = True) -> "Store":
         """Opens a database, makes it if it is a file that is not there, and brings its tables to this version.
 
         Args:
-          url: "sqlite:///votes.db" (four slashes before an absolute path), or "postgresql://user@host/database". A
-            SQLite file must lie on a disk of this machine.
+          url: a file, which must lie on a disk of this machine, or "sqlite:///" and its path; or
+            "postgresql://user:password@host/database".
           wait: seconds to wait for another writer.
           connections: at most, of this process.
+          make: whether a file, or tables, that are not there are made.
 
         Raises:
           UserError: for another kind of URL, a missing folder, tables of something else or of a newer version.
           StoreUnavailableError: if the database cannot be reached.
         """
-        database = Database(url, wait=wait, connections=connections)
+        database = Database(url, wait=wait, connections=connections, make=make)
         try:
-            upgrade(database)
+            upgrade(database, make=make)
+            database.wipe()
         except BaseException:
             database.engine.dispose()
             raise
@@ -140,7 +142,11 @@ class Store:
         return self._database.write(lambda connection: people.remove_vote(connection, user, vote_id))
 
     def remove_user(self, user: str) -> Removed:
-        """Removes all that is kept of a user, and the keys bound to them."""
+        """Removes all that is kept of a user, and the keys bound to them.
+
+        SQLite's file is then written anew, since deleted rows leave copies in it: other writers wait meanwhile. Where
+        that cannot be done now, `wiped` is false, and the next removal or the next `open` does it.
+        """
         checks.check_id(user, "user")
         gone = self._database.write(lambda connection: people.remove_user(connection, user))
         return gone._replace(wiped=self._database.wipe())

@@ -8,7 +8,7 @@ from pref_jax.serve.store import tables
 from pref_jax.serve.store.records import Day, Judgement, Statistics
 
 _VOTES = tables.votes.c
-_TURNED = {"first": "second", "second": "first"}
+_TURNED: dict[str, str] = {"first": "second", "second": "first"}
 
 
 def statistics(connection: sa.Connection, since: int, raters: int) -> Statistics:
@@ -48,6 +48,6 @@ def _judgements(connection: sa.Connection, raters: int) -> list[Judgement]:
     for prompt, one, other, person, choice, is_turned in rows:
         place = pairs.setdefault((prompt, one, other), len(pairs)), people.setdefault(person, len(people))
         times = found[place].times if place in found else 0
-        seen = _TURNED.get(choice, choice) if is_turned else choice
+        seen = _TURNED[choice] if is_turned and choice in _TURNED else choice
         found[place] = Judgement(*place, choice=seen, times=times + 1)
     return sorted(found.values())

@@ -13,16 +13,20 @@ _LOCK = 7065318
 _VERSION = sa.table("alembic_version", sa.column("version_num"))
 
 
-def upgrade(database: Database) -> None:
-    """Makes or changes the tables if they are not of version `tables.HEAD`.
+def upgrade(database: Database, *, make: bool = True) -> None:
+    """Makes (if `make`) or changes the tables if they are not of version `tables.HEAD`.
 
     Raises:
-      UserError: if the database is of a newer version than this code, or holds tables of something else.
+      UserError: if there are none and none are to be made; if they are of a newer version than this code; if they are
+        of something else.
       StoreUnavailableError: if it cannot be reached, or another process holds it for too long.
     """
     with database.read() as connection:
-        if version(connection) == tables.HEAD:
-            return
+        found = version(connection)
+    if found == tables.HEAD:
+        return
+    if found is None and not make:
+        raise UserError(f"{database.name}: holds no votes; pref serve makes its tables, or pref store keys add")
     database.write(lambda connection: _migrate(connection, database.name))
 
 
