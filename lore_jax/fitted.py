@@ -51,6 +51,8 @@ class OneUser(NamedTuple):
 
 # Responses whose basis rewards are worked out at a time: it bounds the memory.
 ROWS_AT_A_TIME = 1 << 12
+# Rows of one matrix product.
+ROWS_AT_ONCE = 8
 
 
 @partial(jax.jit, static_argnames=("kind", "columns"))
@@ -473,14 +475,17 @@ class LoRe(PersonalReward):
 
 
 def basis_rewards(fit: Fit, features: Float32[np.ndarray, "N D"]) -> Float64[np.ndarray, "N K"]:
-    """z of features; in double precision, by which rows do not feel how many others there are."""
+    """z of features, in double precision; a row is the same to the bit whichever others there are."""
     basis, mean, scale = (np.asarray(leaf, np.float64) for leaf in (fit.basis, *fit.standardiser))
     if features.ndim != 2 or features.shape[1] != len(basis) or not np.isfinite(features).all():
         raise UserError(f"features: shape {features.shape}; give finite numbers, [N, {len(basis)}]")
     basis, found = basis / scale[:, None], np.empty((len(features), basis.shape[1]))
+    # Products of one shape: how a matrix product sums depends on the number of its rows.
+    padded = np.pad(features, ((0, -len(features) % ROWS_AT_ONCE), (0, 0)))
     for start in range(0, len(features), ROWS_AT_A_TIME):
         here = slice(start, start + ROWS_AT_A_TIME)
-        found[here] = (features[here].astype(np.float64) - mean) @ basis
+        blocks = (padded[here].astype(np.float64) - mean).reshape(-1, ROWS_AT_ONCE, len(mean)) @ basis
+        found[here] = blocks.reshape(-1, basis.shape[1])[: len(found[here])]
     return found
 
 

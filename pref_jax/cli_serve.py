@@ -33,7 +33,7 @@ def serve(
     base: Base = "",
     model_name: Annotated[str, option(help="For other protocols; by default the folder's.")] = "",
     key_required: Annotated[bool, typer.Option("--key-required", help="Also on this machine.")] = False,
-    max_batch: Annotated[int, option(min=1, help="Texts read at a time; by default 8 on CPUs, else 32.")] = 0,
+    max_batch: Annotated[int | None, option(min=1, help="Texts read at a time; 8 on CPUs, else 32.")] = None,
     max_body: Annotated[int, typer.Option(min=1024, help="Bytes of a request.")] = 4 << 20,
     max_characters: Annotated[int, typer.Option(min=1, help="Of a text.")] = 100_000,
     max_texts: Annotated[int, typer.Option(min=1, help="Of a request.")] = 256,

@@ -43,7 +43,7 @@ from pref_jax.lm import backbone, lora
 from pref_jax.lm.pair_batches import Texts, pair_margins
 from pref_jax.lm.pairs import apply_head, init_head, pair_states, pairwise_loss, text_states
 from pref_jax.lm.text_model import TextModel
-from pref_jax.personal import Added, Read, Saved, Scores
+from pref_jax.personal import Added, PersonalReward, Read, Saved, Scores
 from pref_jax.train.state import LossFn
 
 
@@ -130,6 +130,10 @@ class PRLHFReward(SharedReward):
 
     def read(self, rows: Any) -> None:
         """None: a soft prompt stands before the text."""
+
+    def rewards_of(self, users: Sequence[str | None], read: Any, *, uncertainty: bool = False) -> Scores:
+        """Raises `UserError`, for the same reason."""
+        return PersonalReward.rewards_of(self, users, read, uncertainty=uncertainty)
 
     def rewards(self, users: Sequence[str | None], rows: Any, *, uncertainty: bool = False) -> Scores:
         """Rewards behind each user's soft prompt; for None and later users behind the generic one."""

@@ -146,7 +146,7 @@ def validated(model: Any, value: Any, status: int) -> Any:
 
 
 @functools.lru_cache(None)
-def _adapter(model: Any) -> pydantic.TypeAdapter[Any]:
+def _adapter(model: Any) -> Any:
     return pydantic.TypeAdapter(model)
 
 

@@ -18,6 +18,9 @@ from starlette.testclient import TestClient
 
 from lore_jax.fitted import LoRe
 from lore_jax.fitting.bradley_terry import Fit
+from lore_jax.fitting.gaussian_mixture import Clusters
+from lore_jax.fitting.reading import Reading
+from pref_jax.likelihood import Scale
 from pref_jax.lm.text_model import TextModel, open_text
 from pref_jax.serve.app import make_app
 from pref_jax.serve.store.store import Store
@@ -29,8 +32,9 @@ KNOWN = ("ada", "bo/ba", "cy")
 PROMPT, TEXTS = "How long?", ["Seven minutes.", "It depends.", "Rain"]
 
 
-def lore(base: Path, *, rank: int = 3) -> LoRe:
+def lore(base: Path, *, kind: str = "gaussian", ties: bool = False) -> LoRe:
     """A LoRe of random numbers on a base, with three users of a few votes each."""
+    rank = 1 if kind == "shared" else 3
     text = open_text(str(base), max_length=48, batch_size=8)
     rng, width = np.random.default_rng(0), text.config.hidden_size
 
@@ -38,22 +42,29 @@ def lore(base: Path, *, rank: int = 3) -> LoRe:
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
     root = draw(rank, rank)
-    chosen = {"kind": "gaussian", "rank": rank, "log_loss": 0.5}
+    chosen = {"kind": kind, "rank": rank, "log_loss": 0.5}
+    on_simplex = kind in ("mixture", "simplex")
+    weights = jnp.asarray(rng.dirichlet(np.ones(rank), len(KNOWN)), jnp.float32) if on_simplex else draw(3, rank)
+    precision = root @ root.T + jnp.eye(rank)
+    own = Clusters(jnp.log(jnp.asarray([0.7, 0.3])), draw(2, rank), jnp.stack([precision, jnp.eye(rank)]))
+    reading = Reading(Scale(ties=True), {"gaps": jnp.asarray([0.2], jnp.float32)}) if ties else Reading()
     fit = Fit(
-        "gaussian",
+        kind,
         Standardiser(draw(width), jnp.exp(draw(width) / 4)),
         draw(width, rank),
-        draw(len(KNOWN), rank),
-        jnp.ones(rank),
-        root @ root.T + jnp.eye(rank),
+        weights,
+        jnp.full(rank, 1 / rank) if on_simplex else jnp.ones(rank),
+        precision,
         jnp.zeros(0),
         chosen,
         (chosen,),
-        None,
+        own if kind == "clusters" else None,
+        reading,
     )
     facts = {"chosen": chosen, "candidates": [chosen], "validation_votes": 4, "config": {}}
-    z = rng.normal(size=(6, rank)).astype(np.float32)
-    return LoRe(fit=fit, users=KNOWN, z=z, counts=np.array([2, 2, 2]), text=text, facts=facts)
+    z, columns = rng.normal(size=(6, rank)).astype(np.float32), reading.columns
+    z = np.concatenate([z, np.ones((6, len(columns)), np.float32)], 1)
+    return LoRe(fit=fit, users=KNOWN, z=z, counts=np.array([2, 2, 2]), text=text, facts=facts, columns=columns)
 
 
 def texts_of(model: Any) -> TextModel:
