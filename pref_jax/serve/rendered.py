@@ -58,7 +58,7 @@ class TemplateReader:
         if not self._tokenizer.chat_template:
             return []
         found = []
-        for system, several in itertools.product((True, False), (True, False)):
+        for system, several in itertools.product((False, True), (False, True)):
             try:
                 found.append(_shape(self._tokenizer, system=system, several=several))
             except Exception:  # a template is a program, which may refuse a dialogue in any way of its own
@@ -67,13 +67,17 @@ class TemplateReader:
 
     def read(self, text: str) -> Dialogue | None:
         """Prompt and answer of a rendered dialogue; None if the template does not write it."""
-        begin = str(self._tokenizer.bos_token or "")
+        begin, found = str(self._tokenizer.bos_token or ""), []
         for shape in self._shapes:
             for lead in ("", begin) if begin and not text.startswith(begin) else ("",):
                 chat = _cut(shape, lead + text)
                 if chat is not None and self._writes(chat, lead + text, shape.tail):
-                    return Dialogue(chat[:-1], str(chat[-1]["content"]))
-        return None
+                    found.append(chat)
+        if not found:
+            return None
+        # Of several readings the one in which most is the template's.
+        chat = min(found, key=lambda chat: sum(len(message["content"]) for message in chat))
+        return Dialogue(chat[:-1], str(chat[-1]["content"]))
 
     def _writes(self, chat: Chat, text: str, tail: str) -> bool:
         try:
