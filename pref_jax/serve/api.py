@@ -258,7 +258,7 @@ ROUTES = (
         "Store one vote or several; durable when answered",
         schemas.AddedAnswer,
         "vote",
-        schemas.VotesBody | schemas.VoteBody,
+        schemas.OneOrSeveral,
     ),
     Route("GET", f"{_USER}/votes", list_votes, "Votes in order", schemas.VotesAnswer, "vote", None, schemas.Page),
     Route("DELETE", f"{_USER}/votes/{{vote}}", remove_vote, "Take a vote back", schemas.VoteRemovedAnswer, "vote"),

@@ -151,7 +151,9 @@ def _adapter(model: Any) -> Any:
 
 
 def _place(parts: tuple[Any, ...]) -> str:
-    return ".".join(map(str, parts))[:SHOWN] or "body"
+    """A field by names and numbers; what pydantic calls the sides of a union is left out."""
+    named = [str(part) for part in parts if str(part).isidentifier() or isinstance(part, int)]
+    return ".".join(named)[:SHOWN] or "body"
 
 
 async def client_for(front: Front, request: Request, route: Route) -> Client:

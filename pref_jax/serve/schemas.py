@@ -2,7 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
 
 
 def _storable(text: str) -> str:
@@ -127,6 +136,13 @@ class VotesBody(Strict):
     """Votes that are stored all or none."""
 
     votes: Annotated[list[VoteBody], Field(min_length=1)]
+
+
+def _which(given: Any) -> str:
+    return "several" if isinstance(given, dict) and "votes" in given else "one"
+
+
+OneOrSeveral = Annotated[Annotated[VotesBody, Tag("several")] | Annotated[VoteBody, Tag("one")], Discriminator(_which)]
 
 
 class AddedAnswer(Answer):

@@ -262,7 +262,7 @@ def _post(path: str, handler: Any, summary: str, answer: Any, body: Any) -> Rout
 
 _EITHER = "Score responses for a user; or vLLM's pairs of query and document, by the body's shape"
 ROUTES = (
-    _post("/v1/score", score_either, _EITHER, ScoreAnswer | ListAnswer, dict[str, Any]),
+    _post("/v1/score", score_either, _EITHER, ScoreAnswer | ListAnswer, dict[str, Any])._replace(invalid=422),
     _post("/score", score_pairs, "vLLM's scores of pairs", ListAnswer, PairsBody),
     *(_post(path, classify, "vLLM's classes", ListAnswer, ReadBody) for path in ("/classify", "/v1/classify")),
     *(_post(path, pooling, "vLLM's vectors", ListAnswer, ReadBody) for path in ("/pooling", "/v1/pooling")),
