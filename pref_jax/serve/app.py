@@ -39,11 +39,11 @@ async def readiness(call: Call) -> Reply:
     """Whether the model is warm and the store answers."""
     service = call.front.service
     if not service.ready:
-        raise RefusedError(503, "the model is being made ready", retry=1)
+        raise RefusedError(503, "the model is being made ready", retry=1.0)
     try:
         await service.ask_store(service.store.ready)
     except StoreUnavailableError as error:
-        raise RefusedError(503, f"the store cannot answer ({error.reason})", retry=1) from None
+        raise RefusedError(503, f"the store cannot answer ({error.reason})", retry=1.0) from None
     return Reply({"status": "ready"})
 
 

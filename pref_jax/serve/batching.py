@@ -71,7 +71,7 @@ class Worker:
             await asyncio.gather(self._task, return_exceptions=True)
         for waiting in (*self._jobs, *itertools.chain.from_iterable(self._waiting.values())):
             if not waiting.done.done():
-                waiting.done.set_exception(RefusedError(503, "the service stops; send the same again", retry=1))
+                waiting.done.set_exception(RefusedError(503, "the service stops; send the same again", retry=1.0))
         self._thread.shutdown(wait=True)
 
     async def run(self, job: Callable[..., T], *arguments: Any, **options: Any) -> T:

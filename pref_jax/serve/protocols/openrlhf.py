@@ -5,11 +5,12 @@ policy's template rendered it, its prompt of `prompts` with it: the model's own 
 (`pref_jax.serve.rendered`), an encoder is given prompt and the rest, and else the query is read as it is.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel
+from scipy.special import expit
 
 from pref_jax.json_fields import decimals
 from pref_jax.serve.faults import RefusedError
@@ -62,7 +63,7 @@ async def get_reward(call: Call) -> Reply:
         "unknown_user": [float(unknown) for unknown in found.unknown],
         "truncated": [float(read.truncated) for read in found.read],
     }
-    scores = [0.5 * (1 + math.tanh(reward / 2)) for reward in rewards]
+    scores = expit(np.array(rewards)).tolist()
     return Reply({"rewards": rewards, "scores": scores, "extra_logs": logs}, headers)
 
 

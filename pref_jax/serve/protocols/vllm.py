@@ -5,13 +5,13 @@ certain. A string of `input` is a rendered dialogue, see `pref_jax.serve.rendere
 response.
 """
 
-import math
 import time
 import uuid
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, Field
+from scipy.special import expit
 
 from pref_jax.data.messages import joined
 from pref_jax.json_fields import decimals
@@ -121,7 +121,7 @@ class Models(BaseModel):
 def _activated(rewards: np.ndarray, wanted: bool | None) -> list[float]:
     """Rewards, or what the logistic function makes of them."""
     plain = decimals(rewards)
-    return [0.5 * (1 + math.tanh(value / 2)) for value in plain] if wanted else plain
+    return expit(np.array(plain)).tolist() if wanted else plain
 
 
 def _usage(found: Scored) -> dict[str, int]:
