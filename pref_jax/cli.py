@@ -19,7 +19,7 @@ import typer
 
 from pref_jax import methods, saved
 from pref_jax.cli_data import data_app
-from pref_jax.cli_lines import STDIN, decimals, load_model, print_data, read_texts, rewards, write_lines
+from pref_jax.cli_lines import STDIN, load_model, print_data, read_texts, rewards, write_lines
 from pref_jax.cli_options import (
     ENCODER,
     Base,
@@ -40,6 +40,7 @@ from pref_jax.cli_options import (
 from pref_jax.cli_serve import serve
 from pref_jax.cli_store import store_app
 from pref_jax.errors import UserError
+from pref_jax.json_fields import decimals
 from pref_jax.locks import hold
 from pref_jax.progress import log
 from pref_jax.version import __version__

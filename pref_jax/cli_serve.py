@@ -62,24 +62,24 @@ def serve(
     )
     whole = folder.resolve()
     store = store or str(whole.with_name(f"{whole.name}.db"))
-    opened = open_store(store)
+    opened = open_store(store, make=True)
     keys = key_required or host not in LOOPBACK or bool(opened.keys())
     if keys and not opened.keys():
         fix = f"make one: pref store keys add {store} NAME --right score --right vote"
         raise UserError(f"clients of {host} need a key, and there is none; {fix}")
+    from pref_jax.serve.server import bind, log_to_stderr, make_server
+
+    # Before the model is opened, which takes longer.
+    listener = bind(host, port)
     from pref_jax.personal import load
     from pref_jax.serve.app import make_app
-    from pref_jax.serve.server import log_to_stderr, make_server
 
     model = load(folder, base=base or None, batch_size=max_batch or _batch())
     limits = dataclasses.replace(limits, batch=max_batch or _batch())
     log(str(model))
     app = make_app(model, opened, folder=folder, name=model_name, limits=limits, keys=keys, host=host, log_ids=log_ids)
     log_to_stderr()
-    server = make_server(app, host=host, port=port, limits=limits)
-    server.run()
-    if not server.started:
-        raise UserError(f"cannot listen on {host}:{port}; name another --port, or stop what listens there")
+    make_server(app, limits=limits).run(sockets=[listener])
 
 
 def _batch() -> int:

@@ -58,7 +58,7 @@ class Worker:
         self._turns = itertools.count()
         self._wake, self._rate = asyncio.Event(), 100.0
         self._task: asyncio.Task[None] | None = None
-        self.queued = 0
+        self.queued, self._stopping = 0, False
 
     def start(self) -> None:
         """Begins."""
@@ -66,9 +66,10 @@ class Worker:
 
     async def stop(self) -> None:
         """Ends the thread once its job is done; what still waits is refused."""
+        self._stopping = True
+        self._wake.set()
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await self._task
         for waiting in (*self._jobs, *itertools.chain.from_iterable(self._waiting.values())):
             if not waiting.done.done():
                 waiting.done.set_exception(RefusedError(503, "the service stops; send the same again", retry=1.0))
@@ -105,10 +106,10 @@ class Worker:
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
-        while True:
+        while not self._stopping:
             await self._wake.wait()
             self._wake.clear()
-            while self._jobs or self.queued:
+            while (self._jobs or self.queued) and not self._stopping:
                 if jobs := list(self._jobs):
                     self._jobs.clear()
                     _settle(jobs, await loop.run_in_executor(self._thread, _run_all, jobs))

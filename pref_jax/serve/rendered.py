@@ -51,6 +51,8 @@ class TemplateReader:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._tokenizer = tokenizer
+        added = tokenizer.added_tokens_decoder.values()
+        self._special = [token.content for token in added if token.special and token.content.strip()]
 
     @functools.cached_property
     def _shapes(self) -> list[_Shape]:
@@ -80,6 +82,9 @@ class TemplateReader:
         return Dialogue(chat[:-1], str(chat[-1]["content"]))
 
     def _writes(self, chat: Chat, text: str, tail: str) -> bool:
+        # Control tokens in a message would become text, which they are not in what was sent.
+        if any(token in message["content"] for message in chat for token in self._special):
+            return False
         try:
             again = rendered(self._tokenizer, [chat])[0]
         except Exception:  # as above

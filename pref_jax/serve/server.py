@@ -4,6 +4,7 @@ import asyncio
 import functools
 import logging
 import signal
+import socket
 import sys
 from types import FrameType
 from typing import Any
@@ -12,6 +13,7 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from pref_jax.errors import UserError
 from pref_jax.progress import log
 from pref_jax.serve.settings import Limits
 
@@ -76,12 +78,27 @@ class Server(uvicorn.Server):
                 log(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
 
 
-def make_server(app: Starlette, *, host: str, port: int, limits: Limits) -> Server:
-    """A server of the application; `run` it. Port 0: any that is free."""
+def bind(host: str, port: int) -> socket.socket:
+    """A socket at an address, which does not listen yet; port 0: any that is free.
+
+    Raises:
+      UserError: if it is taken, or not of this machine.
+    """
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+    except OSError as error:
+        found.close()
+        fix = "name another --port or --host, or stop what listens there"
+        raise UserError(f"cannot listen on {host}:{port} ({error.strerror or error}); {fix}") from None
+    return found
+
+
+def make_server(app: Starlette, *, limits: Limits) -> Server:
+    """A server of the application; `run` it with sockets of `bind`."""
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         http=functools.partial(_Protocol, seconds=limits.head_seconds),  # pyright: ignore[reportArgumentType]
         ws="none",
         log_config=None,

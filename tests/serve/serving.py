@@ -124,7 +124,7 @@ class Running:
 def running(folder: Path, store: str, log: Path, *options: str) -> Iterator[Running]:
     """`pref serve` on a free port, ready."""
     command = [sys.executable, "-m", "pref_jax.cli", "serve", str(folder), "--store", store, "--port", "0", *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=out, stdout=out, text=True)
     try:
