@@ -6,6 +6,7 @@ import random
 import sqlite3
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,15 +46,8 @@ class Database:
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         options: dict[str, Any] = {"pool_size": connections, "max_overflow": 0, "pool_timeout": wait}
         # What is written must not be told in errors.
-        options |= {"hide_parameters": True, "pool_pre_ping": not self.is_sqlite}
-        given = _sqlite(parsed, wait, make) if self.is_sqlite else _postgres(wait)
-        try:
-            self.engine = sa.create_engine(parsed, **options, connect_args=given)
-        except ModuleNotFoundError:
-            raise UserError("PostgreSQL's driver is not installed: pip install 'pref-jax[postgres]'") from None
-        event.listen(self.engine, "connect", _set_sqlite if self.is_sqlite else _set_postgres)
-        if self.is_sqlite:
-            event.listen(self.engine, "begin", _begin)
+        options |= {"hide_parameters": True, "poolclass": sa.QueuePool}
+        self.engine = _sqlite(parsed, wait, make, options) if self.is_sqlite else _postgres(parsed, wait, options)
         # SQLite's own queue of writers lets them sleep; that of one process need not.
         self._writer = threading.Lock() if self.is_sqlite else None
 
@@ -163,8 +157,8 @@ def parse(url: str) -> sa.URL:
     return parsed
 
 
-def _sqlite(url: sa.URL, wait: float, make: bool) -> dict[str, Any]:
-    path = Path(str(url.database))
+def _sqlite(url: sa.URL, wait: float, make: bool, options: dict[str, Any]) -> sa.Engine:
+    path = Path(str(url.database)).absolute()
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a file in it")
     if not make and not path.exists():
@@ -174,17 +168,39 @@ def _sqlite(url: sa.URL, wait: float, make: bool) -> dict[str, Any]:
     with contextlib.suppress(OSError):
         # Votes are private; SQLite gives its log the mode of the file.
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    return {"timeout": wait}
+
+    def connect() -> sqlite3.Connection:
+        # A file that has gone is not made anew: nobody would notice that its votes are missing.
+        given = f"file:{urllib.parse.quote(str(path))}?mode=rw"
+        # The module must not begin transactions by itself: `_begin` does.
+        return sqlite3.connect(given, uri=True, timeout=wait, check_same_thread=False, isolation_level=None)
+
+    def note(connection: sqlite3.Connection, record: Any) -> None:
+        _set_sqlite(connection)
+        record.info["file"] = _file(path)
+
+    def check(_: sqlite3.Connection, record: Any, __: Any) -> None:
+        # What is written to a file that was moved away, or replaced, would be acknowledged and lost.
+        if _file(path) != record.info["file"]:
+            raise exc.DisconnectionError
+
+    engine = sa.create_engine(url, creator=connect, **options)
+    event.listen(engine, "connect", note)
+    event.listen(engine, "checkout", check)
+    event.listen(engine, "begin", _begin)
+    return engine
 
 
-def _postgres(wait: float) -> dict[str, Any]:
-    limit = f"-c lock_timeout={int(wait * 1000)} -c client_encoding=utf8"
-    return {"connect_timeout": CONNECT, "options": limit, "application_name": "pref"}
+def _file(path: Path) -> tuple[int, int] | None:
+    """Which file this is; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
-def _set_sqlite(connection: sqlite3.Connection, _: Any) -> None:
-    # The module must not begin transactions by itself: `_begin` does.
-    connection.isolation_level = None
+def _set_sqlite(connection: sqlite3.Connection) -> None:
     deadline = time.monotonic() + WAIT
     while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
         # Two processes that both change it meet without waiting for each other.
@@ -201,6 +217,18 @@ def _set_sqlite(connection: sqlite3.Connection, _: Any) -> None:
 def _begin(connection: sa.Connection) -> None:
     writes = connection.get_execution_options().get("writes")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _postgres(url: sa.URL, wait: float, options: dict[str, Any]) -> sa.Engine:
+    limit = f"-c lock_timeout={int(wait * 1000)} -c client_encoding=utf8"
+    given = {"connect_timeout": CONNECT, "options": limit, "application_name": "pref"}
+    try:
+        # A connection that broke while nobody used it is replaced before anybody does.
+        engine = sa.create_engine(url, connect_args=given, pool_pre_ping=True, **options)
+    except ModuleNotFoundError:
+        raise UserError("PostgreSQL's driver is not installed: pip install 'pref-jax[postgres]'") from None
+    event.listen(engine, "connect", _set_postgres)
+    return engine
 
 
 def _set_postgres(connection: Any, _: Any) -> None:
