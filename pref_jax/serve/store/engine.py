@@ -48,8 +48,27 @@ class Database:
         # What is written must not be told in errors.
         options |= {"hide_parameters": True, "poolclass": sa.QueuePool}
         self.engine = _sqlite(parsed, wait, make, options) if self.is_sqlite else _postgres(parsed, wait, options)
+        self._log = False
+        if self.is_sqlite:
+            event.listen(self.engine, "connect", self._use_log)
         # SQLite's own queue of writers lets them sleep; that of one process need not.
         self._writer = threading.Lock() if self.is_sqlite else None
+
+    def use(self) -> None:
+        """Says that the tables are ours: SQLite then keeps a log beside its file, which changes the file for good."""
+        self._log = True
+        self.engine.dispose()
+
+    def _use_log(self, connection: sqlite3.Connection, _: Any) -> None:
+        deadline = time.monotonic() + self.wait
+        while self._log and connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            # Two processes that both change it meet without waiting for each other.
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+            except sqlite3.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     @contextlib.contextmanager
     def read(self, *, snapshot: bool = False) -> Iterator[sa.Connection]:
@@ -176,7 +195,8 @@ def _sqlite(url: sa.URL, wait: float, make: bool, options: dict[str, Any]) -> sa
         return sqlite3.connect(given, uri=True, timeout=wait, check_same_thread=False, isolation_level=None)
 
     def note(connection: sqlite3.Connection, record: Any) -> None:
-        _set_sqlite(connection)
+        for setting in ("synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
+            connection.execute(f"PRAGMA {setting}")
         record.info["file"] = _file(path)
 
     def check(_: sqlite3.Connection, record: Any, __: Any) -> None:
@@ -198,20 +218,6 @@ def _file(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _set_sqlite(connection: sqlite3.Connection) -> None:
-    deadline = time.monotonic() + WAIT
-    while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-        # Two processes that both change it meet without waiting for each other.
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-        except sqlite3.OperationalError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-    for setting in ("synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
-        connection.execute(f"PRAGMA {setting}")
 
 
 def _begin(connection: sa.Connection) -> None:
@@ -266,15 +272,15 @@ def _postgres_error(error: exc.SQLAlchemyError) -> tuple[str, str]:
         "25006": ("readonly", f"the server takes no writes now; {_SAFE} when it does"),
         "55P03": ("locked", ""),
         "57014": ("locked", ""),
-        "3D000": ("gone", "there is no such database; create it with createdb"),
         "42501": ("readonly", "the server does not let this user do that; grant it rights on the database"),
-        **dict.fromkeys(("28000", "28P01"), ("gone", "the server does not let this user in; see user and password")),
         **dict.fromkeys(_MET, ("locked", "")),
     }
     if state in kinds:
         return kinds[state]
     if not state or state[:2] in ("08", "57") or getattr(error, "connection_invalidated", False):
-        return "gone", f"the server cannot be reached, or went away; {_SAFE} when it is back"
+        # Of one that cannot be reached libpq tells the reason in its own words alone, and no texts were sent yet.
+        why = "" if getattr(error, "statement", None) else " ".join(str(getattr(error, "orig", "")).split())[:300]
+        return "gone", f"the server cannot be reached, or went away{why and f' ({why})'}; {_SAFE} when it is back"
     return "failed", f"the database refused (SQLSTATE {state}); {_SAFE}"
 
 

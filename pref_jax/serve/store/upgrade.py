@@ -26,11 +26,11 @@ def upgrade(database: Database, *, make: bool = True) -> None:
     """
     with database.read() as connection:
         found = version(connection)
-    if found == tables.HEAD:
-        return
     if found is None and not make:
         raise UserError(f"{database.name}: holds no votes; pref serve makes its tables, or pref store keys add")
-    database.write(lambda connection: _migrate(connection, database.name))
+    if found != tables.HEAD:
+        database.write(lambda connection: _migrate(connection, database.name))
+    database.use()
 
 
 def version(connection: sa.Connection) -> str | None:
