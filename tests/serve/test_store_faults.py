@@ -15,6 +15,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 from ballots import vote
+from sqlalchemy import event
 
 from experiments.benchmarks import store_crash, store_writer
 from pref_jax.serve.store.errors import StoreUnavailableError
@@ -95,7 +96,7 @@ def check_full(store, room):
 def test_a_file_that_may_not_grow_is_told_and_used_again_when_it_may(tmp_path):
     with Store.open(str(tmp_path / "votes.db")) as store:
         pages = [60]
-        sa.event.listen(
+        event.listen(
             store._database.engine, "checkout", lambda c, *_: c.execute(f"PRAGMA max_page_count={pages[0]}").fetchone()
         )
         assert fill(store) > 0

@@ -1,6 +1,7 @@
 """Random calls on two handles of one store, compared with a plain dict."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 from ballots import given, vote
@@ -28,8 +29,11 @@ HANDLES = st.integers(0, 1)
 class Machine(RuleBasedStateMachine):
     """The store, and beside it user -> id -> vote in order, and all revisions that a user ever had."""
 
-    def __init__(self, url: str):
+    new_store: Callable[[], str]
+
+    def __init__(self):
         super().__init__()
+        url = self.new_store()
         self.handles = [Store.open(url), Store.open(url)]
         self.users, self.revisions = {}, {}
 
@@ -95,9 +99,11 @@ def _texts(each):
 def test_a_store_is_a_dict(kind, request, tmp_path):
     files = (str(tmp_path / f"{number}.db") for number in itertools.count())
     postgres = request.getfixturevalue("postgres") if kind == "postgresql" else None
-    run_state_machine_as_test(
-        lambda: Machine(next(files) if postgres is None else postgres.database("empty_store")),
-        settings=settings(
-            max_examples=5, stateful_step_count=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-        ),
+
+    class Here(Machine):
+        new_store = staticmethod(lambda: next(files) if postgres is None else postgres.database("empty_store"))
+
+    small = settings(
+        max_examples=5, stateful_step_count=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
+    run_state_machine_as_test(Here, settings=small)
