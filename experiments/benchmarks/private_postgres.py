@@ -96,10 +96,14 @@ class PostgresServer:
 
     def execute(self, statement: str, database: str = "postgres") -> None:
         """Runs a statement outside of transactions."""
+        with self.connect(database) as connection:
+            connection.execute(statement.encode())
+
+    def connect(self, database: str = "postgres") -> Any:
+        """A connection of the bare driver, which commits each statement."""
         import psycopg
 
-        with psycopg.connect(host=str(self._folder), user="pref", dbname=database, autocommit=True) as connection:
-            connection.execute(statement.encode())
+        return psycopg.connect(host=str(self._folder), user="pref", dbname=database, autocommit=True)
 
     def _wait(self) -> None:
         import psycopg

@@ -41,7 +41,7 @@ def test_training_reads_what_is_exported(capsys, filled, tmp_path):
     assert run(capsys, "export", filled, "--output", str(path))[:2] == (0, "")
     tables = pref_jax.read_votes(path, validation_fraction=0.0)
     assert tables.users["user_id"].to_pylist() == ["ada", "bo"]
-    assert not tables.meta['ignored_fields']
+    assert not tables.meta["ignored_fields"]
     found = tables.comparisons.to_pylist()
     texts = tables.responses["text"].to_pylist()
     said = [
