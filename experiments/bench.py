@@ -29,6 +29,8 @@ from experiments.benchmarks import (
     prepare,
     ragged,
     solver,
+    store_crash,
+    store_speed,
 )
 from experiments.benchmarks.measure import Benchmark, Result, merged, read, table
 from pref_jax.errors import UserError
@@ -50,6 +52,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "adapt": adapt.adapt_unseen,
     "prepare": prepare.prepare,
     "fuzz": fuzz.fuzz,
+    "store_speed": store_speed.store_speed,
+    "store_crash": store_crash.store_crash,
     "experts": experts.mixture_step,
     "prefix_pairs": prefix.prefix_pairs,
     "invariance": invariance.invariance,

@@ -39,6 +39,9 @@ class PostgresServer:
     Args:
       folder: empty; holds the data and the socket.
       safe: whether what is committed survives a power cut, as it does by default; without, it is quicker.
+
+    Attributes:
+      owner: numbers of the user and group that it runs as.
     """
 
     def __init__(self, folder: Path, *, safe: bool):
@@ -49,11 +52,13 @@ class PostgresServer:
         self._numbers, self._process = itertools.count(), None
         self._log = folder / "log"
         self._run_as: dict[str, Any] = {}
+        self.owner = os.geteuid(), os.getegid()
         if os.geteuid() == 0:
             # PostgreSQL does not run as root.
             names = {entry.pw_name for entry in pwd.getpwall()}
             user = pwd.getpwnam("postgres" if "postgres" in names else "nobody")
-            os.chown(folder, user.pw_uid, user.pw_gid)
+            self.owner = user.pw_uid, user.pw_gid
+            os.chown(folder, *self.owner)
             self._run_as = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
         command = [self._bin / "initdb", "-D", folder / "data", "-U", "pref", "-A", "trust", "-E", "UTF8", "--no-sync"]
         done = subprocess.run(
@@ -91,10 +96,14 @@ class PostgresServer:
 
     def execute(self, statement: str, database: str = "postgres") -> None:
         """Runs a statement outside of transactions."""
+        with self.connect(database) as connection:
+            connection.execute(statement.encode())
+
+    def connect(self, database: str = "postgres") -> Any:
+        """A connection of the bare driver, which commits each statement."""
         import psycopg
 
-        with psycopg.connect(host=str(self._folder), user="pref", dbname=database, autocommit=True) as connection:
-            connection.execute(statement.encode())
+        return psycopg.connect(host=str(self._folder), user="pref", dbname=database, autocommit=True)
 
     def _wait(self) -> None:
         import psycopg

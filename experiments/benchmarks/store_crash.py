@@ -91,7 +91,7 @@ def crash(url: str, seed: int) -> Crash:
             raise RuntimeError("the process that should vote ended by itself")
         # The last line may have been cut.
         lines = [line.split() for line in Path(said.name).read_text().split("\n")[:-1]]
-    return _judge(url, seed, lines)
+    return judge(url, seed, lines)
 
 
 def _until(true: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -102,7 +102,8 @@ def _until(true: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.005)
 
 
-def _judge(url: str, seed: int, lines: list[list[str]]) -> Crash:
+def judge(url: str, seed: int, lines: list[list[str]]) -> Crash:
+    """What is in a store, compared with lines that a writer of this seed printed."""
     start = time.perf_counter()
     with Store.open(url) as store:
         there = {vote.id: (user, vote) for user, vote in store.export()}

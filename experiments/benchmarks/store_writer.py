@@ -26,8 +26,8 @@ def vote_of(name: str) -> Vote:
     choice = drawn.choice(CHOICES)
     strength = drawn.uniform(0.5, 3) if choice in CHOICES[:2] and drawn.random() < 0.5 else None
     prompt = drawn.choice(["How long?", [{"role": "user", "content": f"How long, {name}?"}]])
-    texts = {"first": f"Answer {first}" * 40, "second": f"Answer {second}"}
-    return Vote(id=name, prompt=prompt, choice=choice, strength=strength, asked="bald", **texts)
+    texts = f"Answer {first}" * 40, f"Answer {second}"
+    return Vote(id=name, prompt=prompt, first=texts[0], second=texts[1], choice=choice, strength=strength)
 
 
 def user_of(name: str) -> str:

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import tiny
+from services import need_postgres
 
 from experiments import bench
 from experiments.benchmarks import (
@@ -24,6 +25,8 @@ from experiments.benchmarks import (
     ragged,
     reference,
     solver,
+    store_crash,
+    store_speed,
 )
 from experiments.benchmarks.measure import merged, result
 from experiments.benchmarks.training import Case
@@ -44,6 +47,8 @@ RUNS = {
     "lore_active": lambda: asking.lore_active(users=8, pairs=30, rank=2, trials=2, sample=3, each=4),
     "adapt": lambda: adapt.adapt_unseen((40, 60), dim=8, sample=10),
     "experts": lambda: experts.mixture_step(TINY, rounds=1, each=1),
+    "store_speed": lambda: store_speed.store_speed(seconds=0.05, filled=20),
+    "store_crash": lambda: store_crash.store_crash(kills=1),
     "fuzz": lambda: fuzz.fuzz(files=3, formats=("JSON lines",)),
     "prepare": lambda: prepare.prepare(small=2000, times=2),
     "prefix_pairs": lambda: prefix.prefix_pairs(
@@ -69,6 +74,8 @@ def test_results_have_the_promised_fields(name):
         need_torch()
     if name == "load_memory" and not sys.platform.startswith("linux"):
         pytest.skip("memory is read from /proc")
+    if name.startswith("store"):
+        need_postgres()
     rows = json.loads(json.dumps(RUNS[name]()))
     assert len({row["size"] for row in rows}) == len(rows) > 0
     for row in rows:

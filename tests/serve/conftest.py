@@ -1,21 +1,16 @@
 """A private PostgreSQL server for the tests of the service, and stores in it and in SQLite."""
 
-import os
-
 import pytest
+from services import need_postgres
 
-from experiments.benchmarks.private_postgres import binaries, private_postgres
+from experiments.benchmarks.private_postgres import private_postgres
 from pref_jax.serve.store.store import Store
 
 
 @pytest.fixture(scope="session")
 def postgres():
-    """A running server; where there is none to run, a skip, or a failure if PREF_REQUIRE_SERVICES is set."""
-    if binaries() is None:
-        reason = "there is no PostgreSQL server here: apt-get install postgresql"
-        if os.environ.get("PREF_REQUIRE_SERVICES"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+    """A running server, which forgets on a power cut, so that it is quick."""
+    need_postgres()
     with private_postgres(safe=False) as server:
         server.execute("CREATE DATABASE empty_store")
         Store.open(server.url("empty_store")).close()

@@ -11,6 +11,7 @@ from ballots import CHAT, FULL, given, vote
 
 from experiments.benchmarks.store_crash import strays
 from pref_jax.errors import UserError
+from pref_jax.serve.store import checks
 from pref_jax.serve.store.errors import VoteConflictError
 from pref_jax.serve.store.records import Added, Key, Pair, Removed, User
 from pref_jax.serve.store.store import Store
@@ -277,16 +278,20 @@ def test_statistics_count_days_and_tell_judgements_alike_whichever_way_round(sto
     ],
     ids=lambda given: str(given)[:40].encode("ascii", "backslashreplace").decode(),
 )
-def test_what_cannot_be_held_or_trained_on_is_refused_in_words(store, changes, message):
+def test_what_cannot_be_held_or_trained_on_is_refused_in_words(changes, message):
     with pytest.raises(UserError) as error:
-        store.add("ada", [vote("fine"), vote(**{"name": "bad", **changes}) if "id" not in changes else _named(changes)])
+        checks.check_votes([vote("fine"), vote(**{"name": changes.get("id", "bad"), **changes})])
     assert f"vote 1, field {message}" in str(error.value)
-    assert store.users() == []
     str(error.value).encode()
 
 
-def _named(changes):
-    return vote(changes["id"])
+def test_nothing_of_a_call_with_a_bad_vote_is_stored(store):
+    bad = [vote("1", strength=math.nan), vote("2"), vote("\0", first="\0")]
+    with pytest.raises(UserError, match=r"3 faults"):
+        store.add("ada", bad)
+    with pytest.raises(UserError, match=r"pair 0, field 'first'"):
+        store.add_pairs("pool", [Pair(id="1", prompt="Why?", first="\ud800", second="So.")])
+    assert (store.users(), store.pools()) == ([], {})
 
 
 @pytest.mark.parametrize("user", ["", "  ", "a\tb", "\x7f", "\u2028", "\ud83d", "x" * 257])

@@ -1,6 +1,6 @@
 """Votes going in and coming out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -13,8 +13,30 @@ from pref_jax.serve.store.texts import Text, draw, in_parts, numbers_of, text_of
 DAY = 86400
 _NUMBERS = ("strength", "latency", "time")
 _PROVENANCE = ("shown", "asked", "pair", "page_version", "model_version")
-_PAGE = 1000
+_MOST = 1000
+_VOTES, _PEOPLE = tables.votes.c, tables.people.c
 _PROMPT, _FIRST, _SECOND = (tables.texts.alias(name) for name in ("prompt_text", "first_text", "second_text"))
+_JOINED = (
+    tables.votes.join(_PROMPT, _PROMPT.c.number == _VOTES.prompt)
+    .join(_FIRST, _FIRST.c.number == _VOTES.first)
+    .join(_SECOND, _SECOND.c.number == _VOTES.second)
+)
+# Of a stored vote, in the order of the columns of a query; before them come the prompt, and whether it is JSON.
+_FIELDS = ("first", "second", "number", "id", "choice", "received", *_NUMBERS, *_PROVENANCE)
+_COLUMNS = (_PROMPT.c.chat, _PROMPT.c.text, _FIRST.c.text, _SECOND.c.text, *(_VOTES[name] for name in _FIELDS[2:]))
+# Statements that every vote needs are built once.
+_KNOWN = (
+    sa.select(
+        _VOTES.id, _VOTES.person, _PROMPT.c.digest, _FIRST.c.digest, _SECOND.c.digest, _VOTES.choice, _VOTES.strength
+    )
+    .select_from(_JOINED)
+    .where(_VOTES.id.in_(sa.bindparam("ids", expanding=True)))
+)
+_AFTER: Any = sa.select(*_COLUMNS).where(_VOTES.number > sa.bindparam("after")).order_by(_VOTES.number)
+_WHOSE = sa.select(_PEOPLE.number).where(_PEOPLE.id == sa.bindparam("user")).scalar_subquery()
+_OF_USER = _AFTER.select_from(_JOINED).where(_VOTES.person == _WHOSE)
+_WITH_USERS = _JOINED.join(tables.people, _PEOPLE.number == _VOTES.person)
+_PAGE = _AFTER.select_from(_WITH_USERS).add_columns(_PEOPLE.id.label("user")).limit(_MOST)
 
 
 class Ballot(NamedTuple):
@@ -73,12 +95,9 @@ def _conflict(ids: Sequence[str]) -> VoteConflictError:
 
 def _known(connection: sa.Connection, ids: Sequence[str]) -> dict[str, tuple[Any, ...]]:
     """What votes of these ids say, after whose they are."""
-    votes = tables.votes.c
-    columns = (votes.id, votes.person, _PROMPT.c.digest, _FIRST.c.digest, _SECOND.c.digest, votes.choice)
-    query: Any = sa.select(*columns, votes.strength)
     found: dict[str, tuple[Any, ...]] = {}
     for some in in_parts(ids):
-        rows: Any = connection.execute(_with_texts(query).where(votes.id.in_(some)))
+        rows: Any = connection.execute(_KNOWN, {"ids": some})
         found |= {name: (who, bytes(a), bytes(b), bytes(c), *said) for name, who, a, b, c, *said in rows}
     return found
 
@@ -91,39 +110,19 @@ def _row(number: int, person: int, ballot: Ballot, texts: dict[bytes, int], rece
     return {**own, **given, **numbers, **named, "received": received, "day": int(received // DAY)}
 
 
-def _with_texts(query: Any) -> Any:
-    votes = tables.votes
-    joined = votes.join(_PROMPT, _PROMPT.c.number == votes.c.prompt).join(_FIRST, _FIRST.c.number == votes.c.first)
-    return query.select_from(joined.join(_SECOND, _SECOND.c.number == votes.c.second))
-
-
-def _columns() -> list[Any]:
-    votes = tables.votes.c
-    own = [votes[name] for name in ("number", "id", "choice", "received", *_NUMBERS, *_PROVENANCE)]
-    texts = (("prompt", _PROMPT), ("first", _FIRST), ("second", _SECOND))
-    chats = [alias.c.chat.label(f"{name}_chat") for name, alias in texts]
-    return [*own, *(alias.c.text.label(name) for name, alias in texts), *chats]
-
-
-def _stored(row: Mapping[Any, Any]) -> StoredVote:
-    names = ("number", "id", "choice", "received", *_NUMBERS, *_PROVENANCE)
-    texts = {name: value_of(row[f"{name}_chat"], row[name]) for name in ("prompt", "first", "second")}
-    return StoredVote(**{name: row[name] for name in names}, **texts)
-
-
 def votes_of(connection: sa.Connection, user: str, after: int) -> list[StoredVote]:
     """A user's votes with higher numbers than `after`, in order."""
-    votes = tables.votes.c
-    whose = sa.select(tables.people.c.number).where(tables.people.c.id == user).scalar_subquery()
-    query = _with_texts(sa.select(*_columns())).where(votes.person == whose, votes.number > after)
-    return [_stored(row) for row in connection.execute(query.order_by(votes.number)).mappings()]
+    return [_stored(row) for row in connection.execute(_OF_USER, {"user": user, "after": after})]
 
 
 def all_votes(connection: sa.Connection) -> Iterator[tuple[str, StoredVote]]:
     """Every vote with its user, in order of number, some at a time."""
-    votes, person, last = tables.votes.c, tables.people, 0
-    query = _with_texts(sa.select(*_columns(), person.c.id.label("user"))).join(person, person.c.number == votes.person)
-    query = query.order_by(votes.number).limit(_PAGE)
-    while rows := connection.execute(query.where(votes.number > last)).mappings().all():
-        yield from ((row["user"], _stored(row)) for row in rows)
-        last = rows[-1]["number"]
+    last = 0
+    while rows := connection.execute(_PAGE, {"after": last}).all():
+        yield from ((row.user, _stored(row[:-1])) for row in rows)
+        last = rows[-1].number
+
+
+def _stored(row: Sequence[Any]) -> StoredVote:
+    chat, prompt, *rest = row
+    return StoredVote(prompt=value_of(chat, prompt), **dict(zip(_FIELDS, rest, strict=True)))

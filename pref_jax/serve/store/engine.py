@@ -6,6 +6,7 @@ import random
 import sqlite3
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,17 +46,29 @@ class Database:
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         options: dict[str, Any] = {"pool_size": connections, "max_overflow": 0, "pool_timeout": wait}
         # What is written must not be told in errors.
-        options |= {"hide_parameters": True, "pool_pre_ping": not self.is_sqlite}
-        given = _sqlite(parsed, wait, make) if self.is_sqlite else _postgres(wait)
-        try:
-            self.engine = sa.create_engine(parsed, **options, connect_args=given)
-        except ModuleNotFoundError:
-            raise UserError("PostgreSQL's driver is not installed: pip install 'pref-jax[postgres]'") from None
-        event.listen(self.engine, "connect", _set_sqlite if self.is_sqlite else _set_postgres)
+        options |= {"hide_parameters": True, "poolclass": sa.QueuePool}
+        self.engine = _sqlite(parsed, wait, make, options) if self.is_sqlite else _postgres(parsed, wait, options)
+        self._log = False
         if self.is_sqlite:
-            event.listen(self.engine, "begin", _begin)
+            event.listen(self.engine, "connect", self._use_log)
         # SQLite's own queue of writers lets them sleep; that of one process need not.
         self._writer = threading.Lock() if self.is_sqlite else None
+
+    def use(self) -> None:
+        """Says that the tables are ours: SQLite then keeps a log beside its file, which changes the file for good."""
+        self._log = True
+        self.engine.dispose()
+
+    def _use_log(self, connection: sqlite3.Connection, _: Any) -> None:
+        deadline = time.monotonic() + self.wait
+        while self._log and connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            # Two processes that both change it meet without waiting for each other.
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+            except sqlite3.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     @contextlib.contextmanager
     def read(self, *, snapshot: bool = False) -> Iterator[sa.Connection]:
@@ -163,8 +176,8 @@ def parse(url: str) -> sa.URL:
     return parsed
 
 
-def _sqlite(url: sa.URL, wait: float, make: bool) -> dict[str, Any]:
-    path = Path(str(url.database))
+def _sqlite(url: sa.URL, wait: float, make: bool, options: dict[str, Any]) -> sa.Engine:
+    path = Path(str(url.database)).absolute()
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a file in it")
     if not make and not path.exists():
@@ -174,33 +187,54 @@ def _sqlite(url: sa.URL, wait: float, make: bool) -> dict[str, Any]:
     with contextlib.suppress(OSError):
         # Votes are private; SQLite gives its log the mode of the file.
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    return {"timeout": wait}
+
+    def connect() -> sqlite3.Connection:
+        # A file that has gone is not made anew: nobody would notice that its votes are missing.
+        given = f"file:{urllib.parse.quote(str(path))}?mode=rw"
+        # The module must not begin transactions by itself: `_begin` does.
+        return sqlite3.connect(given, uri=True, timeout=wait, check_same_thread=False, isolation_level=None)
+
+    def note(connection: sqlite3.Connection, record: Any) -> None:
+        for setting in ("synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
+            connection.execute(f"PRAGMA {setting}")
+        record.info["file"] = _file(path)
+
+    def check(_: sqlite3.Connection, record: Any, __: Any) -> None:
+        # What is written to a file that was moved away, or replaced, would be acknowledged and lost.
+        if _file(path) != record.info["file"]:
+            raise exc.DisconnectionError
+
+    engine = sa.create_engine(url, creator=connect, **options)
+    event.listen(engine, "connect", note)
+    event.listen(engine, "checkout", check)
+    event.listen(engine, "begin", _begin)
+    return engine
 
 
-def _postgres(wait: float) -> dict[str, Any]:
-    limit = f"-c lock_timeout={int(wait * 1000)} -c client_encoding=utf8"
-    return {"connect_timeout": CONNECT, "options": limit, "application_name": "pref"}
-
-
-def _set_sqlite(connection: sqlite3.Connection, _: Any) -> None:
-    # The module must not begin transactions by itself: `_begin` does.
-    connection.isolation_level = None
-    deadline = time.monotonic() + WAIT
-    while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-        # Two processes that both change it meet without waiting for each other.
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-        except sqlite3.OperationalError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-    for setting in ("synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
-        connection.execute(f"PRAGMA {setting}")
+def _file(path: Path) -> tuple[int, int] | None:
+    """Which file this is; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _begin(connection: sa.Connection) -> None:
     writes = connection.get_execution_options().get("writes")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _postgres(url: sa.URL, wait: float, options: dict[str, Any]) -> sa.Engine:
+    limit = f"-c lock_timeout={int(wait * 1000)} -c client_encoding=utf8"
+    given = {"connect_timeout": CONNECT, "options": limit, "application_name": "pref"}
+    try:
+        # A connection that broke while nobody used it is replaced before anybody does.
+        engine = sa.create_engine(url, connect_args=given, pool_pre_ping=True, **options)
+    except ModuleNotFoundError:
+        raise UserError("PostgreSQL's driver is not installed: pip install 'pref-jax[postgres]'") from None
+    event.listen(engine, "connect", _set_postgres)
+    return engine
 
 
 def _set_postgres(connection: Any, _: Any) -> None:
@@ -238,15 +272,15 @@ def _postgres_error(error: exc.SQLAlchemyError) -> tuple[str, str]:
         "25006": ("readonly", f"the server takes no writes now; {_SAFE} when it does"),
         "55P03": ("locked", ""),
         "57014": ("locked", ""),
-        "3D000": ("gone", "there is no such database; create it with createdb"),
         "42501": ("readonly", "the server does not let this user do that; grant it rights on the database"),
-        **dict.fromkeys(("28000", "28P01"), ("gone", "the server does not let this user in; see user and password")),
         **dict.fromkeys(_MET, ("locked", "")),
     }
     if state in kinds:
         return kinds[state]
     if not state or state[:2] in ("08", "57") or getattr(error, "connection_invalidated", False):
-        return "gone", f"the server cannot be reached, or went away; {_SAFE} when it is back"
+        # Of one that cannot be reached libpq tells the reason in its own words alone, and no texts were sent yet.
+        why = "" if getattr(error, "statement", None) else " ".join(str(getattr(error, "orig", "")).split())[:300]
+        return "gone", f"the server cannot be reached, or went away{why and f' ({why})'}; {_SAFE} when it is back"
     return "failed", f"the database refused (SQLSTATE {state}); {_SAFE}"
 
 

@@ -8,11 +8,15 @@ from pref_jax.serve.store.records import Removed, User
 from pref_jax.serve.store.texts import draw, insert_new, remove_unnamed
 
 _PEOPLE = tables.people.c
+# Statements that every vote needs are built once.
+_HOLD = sa.select(_PEOPLE.number).where(_PEOPLE.id == sa.bindparam("user")).with_for_update()
+_TOUCH = sa.update(tables.people).where(_PEOPLE.number == sa.bindparam("person")).values(revision=sa.bindparam("new"))
+_REVISION = sa.select(_PEOPLE.revision).where(_PEOPLE.id == sa.bindparam("user"))
 
 
 def hold(connection: sa.Connection, user: str) -> int | None:
     """The user's number, held until the transaction ends; None if there is no such user."""
-    return connection.scalar(sa.select(_PEOPLE.number).where(_PEOPLE.id == user).with_for_update())
+    return connection.scalar(_HOLD, {"user": user})
 
 
 def hold_or_make(connection: sa.Connection, user: str) -> int:
@@ -25,12 +29,12 @@ def hold_or_make(connection: sa.Connection, user: str) -> int:
 
 def touch(connection: sa.Connection, person: int, revision: int) -> None:
     """Sets the revision."""
-    connection.execute(sa.update(tables.people).where(_PEOPLE.number == person).values(revision=revision))
+    connection.execute(_TOUCH, {"person": person, "new": revision})
 
 
 def revision(connection: sa.Connection, user: str) -> int:
     """The number of the last change; 0 for who has never voted, or is not there."""
-    return connection.scalar(sa.select(_PEOPLE.revision).where(_PEOPLE.id == user)) or 0
+    return connection.scalar(_REVISION, {"user": user}) or 0
 
 
 def users(connection: sa.Connection, after: str, limit: int) -> list[User]:

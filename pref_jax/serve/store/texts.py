@@ -1,7 +1,6 @@
 """Texts, each stored once by its digest, and let go of when nothing names it."""
 
 import hashlib
-import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -17,6 +16,17 @@ T = TypeVar("T")
 # Values named in one statement: databases limit them.
 MOST_VALUES = 500
 _NAMES = ("prompt", "first", "second")
+_TEXTS = tables.texts.c
+# Statements that every vote needs are built once.
+_LOCKED = (
+    sa.select(_TEXTS.digest, _TEXTS.number)
+    .where(_TEXTS.digest.in_(sa.bindparam("digests", expanding=True)))
+    .order_by(_TEXTS.number)
+    .with_for_update(read=True, key_share=True)
+)
+_SEQUENCE = sa.text("SELECT nextval('numbers') FROM generate_series(1, :count)")
+_LAST = tables.counter.c.last
+_COUNT = sa.update(tables.counter).values(last=_LAST + sa.bindparam("count")).returning(_LAST)
 
 
 class Text(NamedTuple):
@@ -58,11 +68,9 @@ def numbers_of(connection: sa.Connection, wanted: Iterable[Text]) -> dict[bytes,
 
 
 def _locked(connection: sa.Connection, digests: Iterable[bytes]) -> dict[bytes, int]:
-    table = tables.texts
     found = {}
     for some in in_parts(sorted(digests)):
-        query = sa.select(table.c.digest, table.c.number).where(table.c.digest.in_(some)).order_by(table.c.number)
-        rows = connection.execute(query.with_for_update(read=True, key_share=True))
+        rows = connection.execute(_LOCKED, {"digests": some})
         found |= {bytes(digest): number for digest, number in rows}
     return found
 
@@ -95,9 +103,6 @@ def in_parts(values: Sequence[T]) -> Iterator[list[T]]:
 def draw(connection: sa.Connection, count: int) -> list[int]:
     """New numbers, rising, above all that were drawn before; nobody gets one of them again."""
     if connection.dialect.name == "postgresql":
-        query = sa.text("SELECT nextval('numbers') FROM generate_series(1, :count)")
-        return sorted(connection.scalars(query, {"count": count}))
-    last = tables.counter.c.last
-    connection.execute(sa.update(tables.counter).values(last=last + count))
-    end = connection.scalar(sa.select(last)) or 0
-    return list(itertools.islice(itertools.count(end - count + 1), count))
+        return sorted(connection.scalars(_SEQUENCE, {"count": count}))
+    end = connection.execute(_COUNT, {"count": count}).scalar_one()
+    return list(range(end - count + 1, end + 1))

@@ -1,5 +1,6 @@
 """Brings a database's tables to the newest version, once, however many processes start at a time."""
 
+import threading
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -10,6 +11,8 @@ from pref_jax.serve.store.engine import Database
 
 # Any number, of which PostgreSQL makes a lock that all who migrate wait for.
 _LOCK = 7065318
+# Alembic keeps what it works on in its modules, for one thread at a time.
+_ALEMBIC = threading.Lock()
 _VERSION = sa.table("alembic_version", sa.column("version_num"))
 
 
@@ -23,11 +26,11 @@ def upgrade(database: Database, *, make: bool = True) -> None:
     """
     with database.read() as connection:
         found = version(connection)
-    if found == tables.HEAD:
-        return
     if found is None and not make:
         raise UserError(f"{database.name}: holds no votes; pref serve makes its tables, or pref store keys add")
-    database.write(lambda connection: _migrate(connection, database.name))
+    if found != tables.HEAD:
+        database.write(lambda connection: _migrate(connection, database.name))
+    database.use()
 
 
 def version(connection: sa.Connection) -> str | None:
@@ -59,4 +62,5 @@ def _migrate(connection: sa.Connection, name: str) -> None:
     if found is None and (others := set(sa.inspect(connection).get_table_names())):
         some = ", ".join(sorted(others)[:5])
         raise UserError(f"{name}: holds tables of something else ({some}); name a database of its own")
-    command.upgrade(config, "head")
+    with _ALEMBIC:
+        command.upgrade(config, "head")
