@@ -1,10 +1,14 @@
 """Programs that are compiled before anyone asks, so that the first request is not slow."""
 
+import asyncio
+import contextlib
 import secrets
 from typing import Any
 
 import numpy as np
 
+from pref_jax.data.text.token_table import TokenTable, bucket_length
+from pref_jax.errors import UserError
 from pref_jax.lm.text_model import as_responses
 from pref_jax.serve.service import Service
 
@@ -12,10 +16,10 @@ from pref_jax.serve.service import Service
 FIRST = 128
 
 
-def lengths(service: Service, *, most: int | None = None) -> list[int]:
-    """The greatest length of each bucket of texts that the model reads, up to `most` tokens."""
+def lengths(service: Service) -> list[int]:
+    """The greatest length of each bucket of texts that the model reads."""
     limit = min(service.text.max_length, service.text.config.max_positions)
-    return [length for length in (32, 48, *range(64, limit + 32, 32)) if length - 32 < min(limit, most or limit)]
+    return sorted({min(limit, bucket_length(length, limit=limit)) for length in range(1, limit + 1)})
 
 
 def warm_up(service: Service, length: int) -> None:
@@ -39,17 +43,31 @@ def warm_up(service: Service, length: int) -> None:
 
 def _words(service: Service, length: int) -> str:
     """A text that makes about so many tokens with its prompt, and not more."""
-    count = lambda words: int(service.text.tokenize(as_responses(["?"], ["A" + " word" * words])).lengths[0])  # noqa: E731
+
+    def count(words: int) -> int:
+        return int(service.text.tokenize(as_responses(["?"], ["A" + " word" * words])).lengths[0])
+
     base = count(0)
     each = max(1, count(8) - base) / 8
     return "A" + " word" * max(0, int((length - base - 2) / each))
 
 
+def read_tokens(service: Service, length: int) -> None:
+    """Compiles what reads texts of a length; in any thread, as no tokenizer is asked."""
+    tokens = TokenTable(np.ones(length, np.int32), np.array([0, length], np.int64), 0)
+    if service.model.reads_with_user:
+        service.model.rewards([None], tokens, uncertainty=False)
+    else:
+        service.model.read(tokens)
+
+
 async def warm_all(service: Service) -> None:
-    """Compiles for short texts, says that the service is ready, and goes on with longer ones between requests."""
+    """Compiles for short texts, says that the service is ready, and goes on with longer ones beside requests."""
     every = lengths(service)
-    for length in every:
-        if length > FIRST:
-            service.ready = True
+    for length in (length for length in every if length <= FIRST):
         await service.reader.worker.run(warm_up, service, length)
     service.ready = True
+    # Heads that read the prompt too take no tokens; what reads long texts is then compiled when the first one comes.
+    with contextlib.suppress(UserError):
+        for length in (length for length in every if length > FIRST):
+            await asyncio.to_thread(read_tokens, service, length)

@@ -2,6 +2,8 @@
 
 import json
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import tiny
@@ -24,6 +26,7 @@ from experiments.benchmarks import (
     prepare,
     ragged,
     reference,
+    service_load,
     solver,
     store_crash,
     store_speed,
@@ -55,10 +58,19 @@ RUNS = {
         (Case(tiny.llama(), pairs=4, length=16),), (0.6, 0.8), rounds=1, each=1, size=10
     ),
     "invariance": lambda: invariance.invariance(texts=12, alone=2, programs=40, length=64),
+    "service_load": lambda: _service_load(),
     "backbone_step": lambda: backbone.backbone_step(TINY, rounds=1, each=1),
     "load_memory": lambda: loading.load_memory(tiny.llama(), (("bfloat16", 0.01),), repeats=1),
     "lore_fit": lambda: joint.lore_fit((joint.Case(20, 6, 8, 3),), steps=30, sample=1),
 }
+
+
+def _service_load():
+    with tempfile.TemporaryDirectory() as folder:
+        base = str(tiny.reward_model(Path(folder) / "base"))
+        return service_load.service_load(3, 1.0, ("sqlite",), base, times=20)
+
+
 # How far the two sides may be apart in what they compute.
 DISTANCES = ("largest_difference", "vectors_apart", "answers_apart")
 
