@@ -136,6 +136,11 @@ class PersonalReward(abc.ABC):
         """
         return self.rewards_of(users, self._must_read(rows), uncertainty=uncertainty)
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether `read` and `rewards` take tokens in place of texts."""
+        return self.text is not None
+
     def read(self, rows: Any) -> Float[np.ndarray, "N F"] | None:
         """What the rewards of texts are made of whoever the user is: a row a text, which a service may keep.
 

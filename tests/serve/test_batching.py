@@ -19,7 +19,7 @@ def run(test: Callable[[Worker, list[Any]], Awaitable[None]], **sizes: int) -> l
     def read(batch: list[Any]) -> list[Any]:
         time.sleep(0.02)
         batches.append(list(batch))
-        assert threading.current_thread().name.startswith("model")
+        assert threading.current_thread().name.startswith("reader" if sizes.get("alone", True) else "model")
         if "broken" in batch:
             raise RuntimeError("all of it")
         return [one if isinstance(one, Exception) else one * 2 for one in batch]
@@ -59,7 +59,8 @@ def test_nothing_waits_for_company():
     assert run(test) == [[3]]
 
 
-def test_short_jobs_run_between_batches():
+@pytest.mark.parametrize("alone", [False, True])
+def test_short_jobs_do_not_wait_for_all_batches(alone):
     async def test(worker: Worker, batches: list[Any]) -> None:
         reading = asyncio.create_task(worker.read([(32, n) for n in range(12)]))
         await asyncio.sleep(0.01)
@@ -68,7 +69,7 @@ def test_short_jobs_run_between_batches():
         with pytest.raises(KeyError):
             await worker.run({}.__getitem__, "a")
 
-    assert len(run(test)) == 3
+    assert len(run(test, alone=alone)) == 3
 
 
 def test_ones_fault_is_ones_own():
