@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float32, Int64, UInt8
 
-from copl_jax.graph.embedding import embed_new_users
+from copl_jax.graph.embedding import NewUsers, embed_new_users
 from copl_jax.graph.signed_graph import bucket
 from copl_jax.graph.solved_users import COLUMNS, ResponseTable, columns, from_columns, with_texts
 from copl_jax.graph.training import normalised
@@ -36,7 +36,7 @@ from pref_jax.lm import parameter_files
 from pref_jax.lm.classifier import check_padding
 from pref_jax.lm.text_model import TextModel
 from pref_jax.mesh import replicated
-from pref_jax.personal import Added, PersonalReward, Saved, Scores
+from pref_jax.personal import Added, PersonalReward, Read, Saved, Scores
 
 DIGEST = 16
 # Columns of votes in a saved folder.
@@ -73,6 +73,13 @@ class Known(NamedTuple):
     table: ResponseTable | None = None
 
 
+class OneUser(NamedTuple):
+    """What is kept of a user: the embedding [C], and the comparisons by rows of responses."""
+
+    embedding: np.ndarray
+    pairs: Comparisons
+
+
 class CoPL(PersonalReward):
     """A fitted CoPL; see `copl_jax.fit`.
 
@@ -91,9 +98,31 @@ class CoPL(PersonalReward):
     """
 
     kind: ClassVar[str] = "copl"
+    reads_with_user: ClassVar[bool] = True
 
-    def __init__(self, *, text: TextModel, config: RewardConfig, params: Any, known: Known, facts: dict[str, Any]):
+    def __init__(
+        self,
+        *,
+        text: TextModel,
+        config: RewardConfig,
+        params: Any,
+        known: Known,
+        facts: dict[str, Any],
+        nobody: Float32[np.ndarray, " C"] | None = None,
+    ):
+        """A model of parts that fit together; see `copl_jax.fit`.
+
+        Args:
+          text: the base.
+          config: the reward model.
+          params: experts, gates and head.
+          known: users and responses.
+          facts: JSON values.
+          nobody: the embedding of someone of whom nothing is known; None: the mean of the graph's users.
+        """
         self.text = self.base = text
+        # What later votes of a user of the graph change must not change others: all read the graph as it was here.
+        self._graph, self._nobody = known, mean_user(known) if nobody is None else nobody
         self.config, self.params, self.known, self.facts = config, params, known, facts
         self.scale = read_scale(facts.get("scale"))
         self._row = {name: row for row, name in enumerate(known.ids)}
@@ -116,7 +145,7 @@ class CoPL(PersonalReward):
         return "\n".join(lines)
 
     def rewards(self, users: Sequence[str | None], rows: Any, *, uncertainty: bool = False) -> Scores:
-        """Rewards by each user's experts; None: those of the mean of the graph's users."""
+        """Rewards by each user's experts; None: those of the mean of the graph's users, as it was fitted."""
         if uncertainty:
             raise UserError("CoPL has no posterior over rewards, so no uncertainty; leave uncertainty out")
         tokens = self.base.tokenize(rows)
@@ -126,19 +155,20 @@ class CoPL(PersonalReward):
         return Scores(found, np.zeros_like(found))
 
     def _table(self) -> np.ndarray:
-        """Embeddings with the mean of the graph's users first, up to a bucket: more users compile nothing again."""
-        mean = self.known.users[self.known.graph].mean(axis=0, keepdims=True)
-        table = np.concatenate([mean, self.known.users])
+        """Embeddings with nobody's first, up to a bucket: more users compile nothing again."""
+        table = np.concatenate([self._nobody[None], self.known.users])
         return np.pad(table, ((0, bucket(len(table)) - len(table)), (0, 0)))
 
-    def add_votes(self, user: str, votes: Any) -> Added:
+    def add_votes(self, user: str, votes: Any, *, read: Read | None = None) -> Added:
         """Embeds the user from all votes on responses that the graph knows.
 
         Where the graph's nodes have texts (`GCFConfig.nodes`), it knows all responses: new ones are embedded by their
         texts, and kept as numbers and digests. Otherwise votes on them are counted in what it returns and teach
         nothing: the graph has no place for them.
         Where none is known, a new user gets the mean of the graph's users. Ties are read where training had some.
+        Neighbours are taken as they were when the model was made or loaded: what others vote later changes nothing.
         """
+        del read
         given = vote_rows(votes, user, ties=self.scale is not None and self.scale.scale.ties)
         chosen, rejected = self._place(given.responses).reshape(2, -1)
         there = (chosen >= 0) & (rejected >= 0)
@@ -176,19 +206,7 @@ class CoPL(PersonalReward):
         graph = np.concatenate([known.graph, np.zeros(int(new), bool)])
         own, how = pairs.take(pairs.user == row), ""
         if len(votes.user) or new:
-            # Neighbours chose the same, so all other votes can be left out.
-            same = np.zeros(len(known.responses), bool)
-            same[own.chosen[~own.tie]] = True
-            found = embed_new_users(
-                users=users,
-                responses=known.responses,
-                table=known.table,
-                seen=graph,
-                train_pairs=pairs.take(graph[pairs.user] & same[pairs.chosen]),
-                context=own,
-                unseen=np.array([row]),
-                scale=self.scale,
-            )
+            found = self._embed(user, own)
             # Those of the graph have length 1, as whose neighbours they are expects.
             users[row] = (normalised(found.users) if graph[row] else found.users)[0]
             how = f"embedded from {len(own.user)} votes"
@@ -205,6 +223,73 @@ class CoPL(PersonalReward):
         self._row[user] = row
         return Added(user, len(own.user), how)
 
+    def _embed(self, user: str, own: Comparisons) -> NewUsers:
+        """The user by these votes in the graph as it was made or loaded, whatever others have voted since."""
+        graph = self._graph
+        base, count = len(graph.responses), len(graph.ids)
+        # New responses by the order in which this user met them, as if nobody else had brought any.
+        met = np.stack([own.chosen, own.rejected], axis=1).ravel()
+        new = np.array(list(dict.fromkeys(met[met >= base].tolist())), np.int64)
+        place = np.arange(len(self.known.responses))
+        place[new] = base + np.arange(len(new))
+        rows = np.concatenate([np.arange(base), new])
+        row = graph.ids.index(user) if user in graph.ids else count
+        own = own._replace(user=np.full(len(own.user), row), chosen=place[own.chosen], rejected=place[own.rejected])
+        # Neighbours chose the same, so all other votes can be left out.
+        same = np.zeros(len(rows), bool)
+        same[own.chosen[~own.tie]] = True
+        near = graph.graph[graph.pairs.user] & same[graph.pairs.chosen] & (graph.pairs.user != row)
+        table = self.known.table
+        return embed_new_users(
+            users=np.concatenate([graph.users, np.zeros((1, graph.users.shape[1]), np.float32)]),
+            responses=self.known.responses[rows],
+            table=None if table is None else only_rows(table, rows),
+            seen=np.append(graph.graph, False),
+            train_pairs=concatenate([graph.pairs.take(near), own.take(np.full(len(own.user), row < count))]),
+            context=own,
+            unseen=np.array([row]),
+            scale=self.scale,
+        )
+
+    def snapshot_user(self, user: str) -> OneUser | None:
+        """The user's embedding and comparisons."""
+        row = self._row.get(user)
+        if row is None:
+            return None
+        return OneUser(self.known.users[row].copy(), self.known.pairs.take(self.known.pairs.user == row))
+
+    def restore_user(self, user: str, snapshot: OneUser | None) -> None:
+        """Sets both back; responses that only later votes brought stay until someone is removed."""
+        known, row = self.known, self._row.get(user)
+        if snapshot is None:
+            if row is not None:
+                self._set(_without(known, row))
+            return
+        if row is None:
+            row = len(known.ids)
+            more = np.zeros((1, known.users.shape[1]), np.float32)
+            graph = np.append(known.graph, False)
+            known = known._replace(ids=[*known.ids, user], users=np.concatenate([known.users, more]), graph=graph)
+        users = known.users.copy()
+        users[row] = snapshot.embedding
+        own = snapshot.pairs._replace(user=np.full(len(snapshot.pairs.user), row))
+        self._set(known._replace(users=users, pairs=concatenate([known.pairs.take(known.pairs.user != row), own])))
+
+    def describe_user(self, user: str) -> dict[str, Any]:
+        """The user's embedding, nobody's, and whether training knew the user."""
+        self._check_users([user])
+        row = self._row[user]
+        return {
+            "embedding": self.known.users[row].tolist(),
+            "shared_embedding": self._nobody.tolist(),
+            "in_graph": bool(self.known.graph[row]),
+        }
+
+    def _set(self, known: Known) -> None:
+        self.known = known
+        self._row = {name: row for row, name in enumerate(known.ids)}
+        self._response = {digest.tobytes(): row for row, digest in enumerate(known.digests)}
+
     def remove_user(self, user: str) -> None:
         """Removes id, embedding and comparisons.
 
@@ -215,16 +300,13 @@ class CoPL(PersonalReward):
         stay = np.arange(len(known.ids)) != row
         if not known.graph[stay].any():
             raise UserError(f"remove_user: {user!r} is the last user of the graph; delete the model instead")
-        pairs = known.pairs.take(known.pairs.user != row)
-        known = known._replace(
-            ids=[name for name in known.ids if name != user],
-            users=known.users[stay],
-            pairs=pairs._replace(user=pairs.user - (pairs.user > row)),
-            graph=known.graph[stay],
-        )
-        self.known = without_lone_texts(known)
-        self._row = {name: row for row, name in enumerate(self.known.ids)}
-        self._response = {digest.tobytes(): row for row, digest in enumerate(self.known.digests)}
+        known, kept = without_lone_texts(_without(known, row))
+        self._set(known)
+        graph = self._graph
+        if user in graph.ids:
+            graph, again = _without(graph, graph.ids.index(user)), bool(graph.graph[graph.ids.index(user)])
+            self._nobody = mean_user(graph) if again else self._nobody
+        self._graph = _take_responses(graph, kept[: len(graph.responses)])
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], list[int]]:
         """Experts, gates and head; embeddings, digests and comparisons."""
@@ -233,6 +315,7 @@ class CoPL(PersonalReward):
         model = {"model": own, "embedding_dim": int(known.users.shape[1]), "facts": self.facts}
         tensors = {f"params/{path}": leaf for path, leaf in parameter_files.as_tensors(self.params).items()}
         tensors |= {"users": known.users, "responses": known.responses, "digests": known.digests}
+        tensors["nobody"] = self._nobody
         tensors |= {name: np.asarray(getattr(known.pairs, name), kind) for name, kind in VOTES.items()}
         if known.table is not None:
             model["table"] = {"prior": known.table.prior, "edges": known.table.edges}
@@ -250,7 +333,7 @@ class CoPL(PersonalReward):
         params = {name.removeprefix("params/"): leaf for name, leaf in tensors.items() if name.startswith("params/")}
         tree = checkpoint.as_params(params, config, dim, where=str(saved.folder / personal.TENSORS))
         about: dict[str, Any] | None = saved.model.get("table")
-        wanted = ("users", "responses", "digests", "graph", *VOTES, *(() if about is None else COLUMNS))
+        wanted = ("users", "nobody", "responses", "digests", "graph", *VOTES, *(() if about is None else COLUMNS))
         if missing := [name for name in wanted if name not in tensors]:
             raise UserError(
                 f"{saved.folder / personal.TENSORS}: lacks {', '.join(missing)}; it is damaged or of another version "
@@ -267,7 +350,8 @@ class CoPL(PersonalReward):
             table=table,
         )
         params = jax.device_put(tree, replicated(text.mesh))
-        return cls(text=text, config=config, params=params, known=known, facts=saved.model["facts"])
+        more = {"facts": saved.model["facts"], "nobody": tensors["nobody"]}
+        return cls(text=text, config=config, params=params, known=known, **more)
 
     def export(self, folder: str | Path, *, user: str | None = None) -> None:
         """Writes one user's model as a LoRA adapter that PEFT opens on the base.
@@ -288,19 +372,52 @@ class CoPL(PersonalReward):
         peft.save_peft(folder, self.config, self.params, row, base_name=self.base.name)
 
 
-def without_lone_texts(known: Known) -> Known:
-    """What is known without responses that nobody voted on in the graph and nobody's votes name any longer."""
+def mean_user(known: Known) -> Float32[np.ndarray, " C"]:
+    """The mean of the graph's users."""
+    return known.users[known.graph].mean(axis=0)
+
+
+def _without(known: Known, row: int) -> Known:
+    """What is known but for one user."""
+    stay = np.arange(len(known.ids)) != row
+    pairs = known.pairs.take(known.pairs.user != row)
+    return known._replace(
+        ids=[name for name, here in zip(known.ids, stay, strict=True) if here],
+        users=known.users[stay],
+        pairs=pairs._replace(user=pairs.user - (pairs.user > row)),
+        graph=known.graph[stay],
+    )
+
+
+def only_rows(table: ResponseTable, rows: Any) -> ResponseTable:
+    """The table of some responses, by number or by mask."""
+    own: Any = {name: getattr(table, name)[rows] for name in ("embeddings", *COLUMNS)}
+    return table._replace(**own)
+
+
+def _take_responses(known: Known, stay: Bool[np.ndarray, " N"]) -> Known:
+    """What is known with these responses alone, which are all that its votes name."""
+    if stay.all():
+        return known
+    place = np.cumsum(stay) - 1
+    pairs = known.pairs._replace(chosen=place[known.pairs.chosen], rejected=place[known.pairs.rejected])
+    table = None if known.table is None else only_rows(known.table, stay)
+    return known._replace(table=table, responses=known.responses[stay], digests=known.digests[stay], pairs=pairs)
+
+
+def without_lone_texts(known: Known) -> tuple[Known, Bool[np.ndarray, " N"]]:
+    """What is known without responses that nobody voted on in the graph and nobody's votes name any longer.
+
+    Returns:
+      It, and which responses have stayed.
+    """
     table = known.table
     if table is None or table.text is None:
-        return known
+        return known, np.ones(len(known.digests), bool)
     named = np.zeros(len(known.digests), bool)
     named[np.concatenate([known.pairs.chosen, known.pairs.rejected])] = True
     stay = named | table.degrees.any(axis=1)
-    place = np.cumsum(stay) - 1
-    rows: Any = {name: getattr(table, name)[stay] for name in ("embeddings", *COLUMNS)}
-    pairs = known.pairs._replace(chosen=place[known.pairs.chosen], rejected=place[known.pairs.rejected])
-    table = table._replace(**rows)
-    return known._replace(table=table, responses=table.embeddings, digests=known.digests[stay], pairs=pairs)
+    return _take_responses(known, stay), stay
 
 
 def every_kind(votes: Comparisons) -> Comparisons:

@@ -28,7 +28,10 @@ from experiments.benchmarks import (
     prefix,
     prepare,
     ragged,
+    service_load,
     solver,
+    store_crash,
+    store_speed,
 )
 from experiments.benchmarks.measure import Benchmark, Result, merged, read, table
 from pref_jax.errors import UserError
@@ -50,9 +53,12 @@ BENCHMARKS: dict[str, Benchmark] = {
     "adapt": adapt.adapt_unseen,
     "prepare": prepare.prepare,
     "fuzz": fuzz.fuzz,
+    "store_speed": store_speed.store_speed,
+    "store_crash": store_crash.store_crash,
     "experts": experts.mixture_step,
     "prefix_pairs": prefix.prefix_pairs,
     "invariance": invariance.invariance,
+    "service_load": service_load.service_load,
     "backbone_step": backbone.backbone_step,
     "load_memory": loading.load_memory,
     "lore_fit": joint.lore_fit,

@@ -11,7 +11,7 @@ Axis letters: U users, P votes, N responses, D features, K basis, M users who ar
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from lore_jax.fitting.candidates import infer_weights
 from lore_jax.fitting.gaussian_mixture import Clusters
 from lore_jax.fitting.reading import Reading, Scales, parse, plain
 from lore_jax.known_responses import KnownResponses, marks
+from lore_jax.online.questions import select_pairs
 from lore_jax.user_votes import UserVotes, per_user
 from lore_jax.weights.objective import Prior
 from lore_jax.weights.precision import full_matmul_precision
@@ -32,13 +33,26 @@ from pref_jax.comparisons import Comparisons, Ratings
 from pref_jax.data.text.token_table import TokenTable
 from pref_jax.data.votes import vote_rows
 from pref_jax.errors import UserError
+from pref_jax.likelihood import thresholds
 from pref_jax.lm.text_model import TextModel
-from pref_jax.personal import Added, PersonalReward, Saved, Scores
+from pref_jax.personal import Added, PersonalReward, Question, Read, Saved, Scores
 from pref_jax.standardiser import Standardiser
 
 Columns = tuple[str, ...]
+
+
+class OneUser(NamedTuple):
+    """What is kept of a user: weights [K], rows of votes, and what columns these have."""
+
+    weights: np.ndarray
+    votes: np.ndarray
+    columns: Columns
+
+
 # Responses whose basis rewards are worked out at a time: it bounds the memory.
 ROWS_AT_A_TIME = 1 << 12
+# Rows of one matrix product.
+ROWS_AT_ONCE = 8
 
 
 @partial(jax.jit, static_argnames=("kind", "columns"))
@@ -150,7 +164,11 @@ class LoRe(PersonalReward):
         Raises:
           UserError: for features of another width or not finite; for the uncertainty of a simplex.
         """
-        z = self._read(rows)
+        return self.rewards_of(users, self.read(rows), uncertainty=uncertainty)
+
+    def rewards_of(self, users: Sequence[str | None], read: Float[np.ndarray, "N K"], *, uncertainty: bool) -> Scores:
+        """`rewards` from basis rewards."""
+        z = read
         place = np.array([-1 if user is None else self._rows[user] for user in users], np.int64)
         mean = (z * self._weights[place]).sum(1).astype(np.float32)
         if not uncertainty:
@@ -160,8 +178,8 @@ class LoRe(PersonalReward):
         variance = np.einsum("nk,nkl,nl->n", z, covariance.astype(np.float64), z)
         return Scores(mean, np.sqrt(np.maximum(variance, 0)).astype(np.float32))
 
-    def _read(self, rows: Any) -> Float64[np.ndarray, "N K"]:
-        """z of texts (a table of responses) or features."""
+    def read(self, rows: Any) -> Float64[np.ndarray, "N K"]:
+        """Basis rewards z of texts (a table of responses, or tokens) or of features."""
         if self.text is None:
             return self._basis_rewards(np.asarray(rows, np.float32))
         tokens = self.text.tokenize(rows)
@@ -192,7 +210,7 @@ class LoRe(PersonalReward):
 
     # --- learning and forgetting ---
 
-    def add_votes(self, user: str, votes: Any) -> Added:
+    def add_votes(self, user: str, votes: Any, *, read: Read | None = None) -> Added:
         """Solves the weights of a user, new or known, from all of the user's votes; nothing is trained.
 
         Exactly what solving from all of them at once gives.
@@ -202,6 +220,7 @@ class LoRe(PersonalReward):
           votes: see `pref_jax.read_votes`; for models of features a pair of arrays [P D], chosen and rejected, or a
             dict of `chosen` and `rejected`, and where known `tie` (bool), `strength` and `choice` [P], all as of
             `pref_jax.comparisons.Comparisons`, and of `rated` [R D] and `rating` [R].
+          read: gives the basis rewards of responses in place of `read`.
 
         Raises:
           UserError: for votes that cannot be read, or are of someone else.
@@ -209,17 +228,17 @@ class LoRe(PersonalReward):
         if not isinstance(user, str) or not user.strip():
             raise UserError(f"user: is {user!r}; give an id, a string that is not empty")
         if self.text is not None:
-            return self.add_many(votes, user)[0]
+            return self.add_many(votes, user, read=read)[0]
         features, given, ratings = kept_rows.read_features(votes)
-        return self._add([user], self._read(features), given, ratings)[0]
+        return self._add([user], self.read(features), given, ratings)[0]
 
-    def add_many(self, votes: Any, user: str | None = None) -> list[Added]:
+    def add_many(self, votes: Any, user: str | None = None, *, read: Read | None = None) -> list[Added]:
         """`add_votes` of many users at a time, each row naming its own; in one program for each bucket of votes."""
         if self.text is None:
             raise UserError("add_many: reads texts; add votes as features user by user, with add_votes")
         found = vote_rows(votes, user, ties=self._reading.scale.ties)
         names = list(dict.fromkeys(found.users))
-        done = self._add(names, self._read(found.responses), found.comparisons, None)
+        done = self._add(names, (read or self.read)(found.responses), found.comparisons, None)
         return [added._replace(how="; ".join(filter(None, [added.how, found.unused]))) for added in done]
 
     def _add(
@@ -312,6 +331,59 @@ class LoRe(PersonalReward):
         self._weights = np.delete(self._weights, row, axis=0)
         self._rows = {name: place for place, name in enumerate(self._rows)}
 
+    # --- one user ---
+
+    def snapshot_user(self, user: str) -> OneUser | None:
+        """The user's weights and rows of votes."""
+        row = self._rows.get(user)
+        return None if row is None else OneUser(self._weights[row].copy(), self._votes.of(row), self._columns)
+
+    def restore_user(self, user: str, snapshot: OneUser | None) -> None:
+        """Sets both back; a user whom the snapshot has and the model has not is its last one then."""
+        if snapshot is None:
+            if user in self._rows:
+                self.remove_user(user)
+            return
+        if user not in self._rows:
+            self._rows[user] = len(self._rows)
+            self._weights = np.insert(self._weights, -1, np.float32(0), axis=0)
+        row = self._rows[user]
+        self._weights[row] = snapshot.weights
+        self._votes.replace({row: kept_rows.widened(snapshot.votes, snapshot.columns, self._columns)})
+
+    def describe_user(self, user: str) -> dict[str, Any]:
+        """Weights of the basis rewards with their deviations (null where the fit has no posterior), and nobody's."""
+        self._check_users([user])
+        row, fit = self._rows[user], self._fit
+        deviations = None
+        if fit.kind != "simplex":
+            deviations = np.sqrt(np.maximum(np.diagonal(self._covariances(np.array([row]))[0]), 0)).tolist()
+        return {
+            "fit": fit.kind,
+            "weights": self._weights[row].tolist(),
+            "deviations": deviations,
+            "shared_weights": self._weights[-1].tolist(),
+        }
+
+    def select_pairs(
+        self,
+        user: str | None,
+        first: Float64[np.ndarray, "P K"],
+        second: Float64[np.ndarray, "P K"],
+        count: int,
+    ) -> list[Question] | None:
+        """Pairs by the mutual information between answer and weights; None for kinds of fit without a posterior."""
+        self._check_users([user])
+        if self._fit.kind in ("shared", "simplex"):
+            return None
+        row = -1 if user is None else self._rows[user]
+        scale, threshold = self._reading.scale, None
+        if scale.ties:
+            threshold = float(thresholds(jnp.asarray(self._reading.scales["gaps"]))[0])
+        covariance = self._covariances(np.array([row]))[0]
+        found = select_pairs(self._weights[row], covariance, first - second, count, threshold)
+        return [Question(*one) for one in found]
+
     # --- folders ---
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], list[int]]:
@@ -403,14 +475,17 @@ class LoRe(PersonalReward):
 
 
 def basis_rewards(fit: Fit, features: Float32[np.ndarray, "N D"]) -> Float64[np.ndarray, "N K"]:
-    """z of features; in double precision, by which rows do not feel how many others there are."""
+    """z of features, in double precision; a row is the same to the bit whichever others there are."""
     basis, mean, scale = (np.asarray(leaf, np.float64) for leaf in (fit.basis, *fit.standardiser))
     if features.ndim != 2 or features.shape[1] != len(basis) or not np.isfinite(features).all():
         raise UserError(f"features: shape {features.shape}; give finite numbers, [N, {len(basis)}]")
     basis, found = basis / scale[:, None], np.empty((len(features), basis.shape[1]))
+    # Products of one shape: how a matrix product sums depends on the number of its rows.
+    padded = np.pad(features, ((0, -len(features) % ROWS_AT_ONCE), (0, 0)))
     for start in range(0, len(features), ROWS_AT_A_TIME):
         here = slice(start, start + ROWS_AT_A_TIME)
-        found[here] = (features[here].astype(np.float64) - mean) @ basis
+        blocks = (padded[here].astype(np.float64) - mean).reshape(-1, ROWS_AT_ONCE, len(mean)) @ basis
+        found[here] = blocks.reshape(-1, basis.shape[1])[: len(found[here])]
     return found
 
 

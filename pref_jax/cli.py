@@ -19,7 +19,7 @@ import typer
 
 from pref_jax import methods, saved
 from pref_jax.cli_data import data_app
-from pref_jax.cli_lines import STDIN, decimals, load_model, print_data, read_texts, rewards, write_lines
+from pref_jax.cli_lines import STDIN, load_model, print_data, read_texts, rewards, write_lines
 from pref_jax.cli_options import (
     ENCODER,
     Base,
@@ -37,7 +37,10 @@ from pref_jax.cli_options import (
     find_base,
     option,
 )
+from pref_jax.cli_serve import serve
+from pref_jax.cli_store import store_app
 from pref_jax.errors import UserError
+from pref_jax.json_fields import decimals
 from pref_jax.locks import hold
 from pref_jax.progress import log
 from pref_jax.version import __version__
@@ -59,6 +62,8 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(store_app, name="store")
+app.command(epilog=example("pref serve mine", "pref serve mine --store postgresql://me@db/votes --port 80"))(serve)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -59,11 +59,6 @@ def rewards(
     return [Scores(mean[start:end], deviation[start:end]) for start, end in itertools.pairwise(ends)]
 
 
-def decimals(values: Any) -> list[float]:
-    """Float32 values as the shortest decimals that name them."""
-    return [float(str(value)) for value in values]
-
-
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     """Writes JSON lines to a file, at once, or to standard output."""
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -58,3 +58,8 @@ def check(raw: Mapping[str, Any], kinds: Mapping[str, Kind], faults: Faults, whe
     for name, (fits, fix) in kinds.items():
         if raw.get(name) is not None and not fits(raw[name]):
             faults.add(f"{where}: {name}", f"is {brief(raw[name])}", fix)
+
+
+def decimals(values: Any) -> list[float]:
+    """Float32 values as the shortest decimals that name them."""
+    return [float(str(value)) for value in values]

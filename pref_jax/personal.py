@@ -15,7 +15,7 @@ import abc
 import dataclasses
 import importlib.metadata
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, overload
 
@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors
 import safetensors.numpy
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Float32, Int64
 
 from pref_jax import compile_cache
 from pref_jax.errors import UserError
@@ -43,6 +43,8 @@ from pref_jax.saved import ABOUT, FORMAT, TEMPLATE, TENSORS, USERS, about, check
 from pref_jax.version import __version__
 
 GROUP = "pref_jax.rewards"
+# What reads texts in place of `PersonalReward.read`, such as a cache before it.
+Read = Callable[[pa.Table], np.ndarray]
 
 
 class Scores(NamedTuple):
@@ -64,6 +66,13 @@ class Added(NamedTuple):
     user: str
     votes: int
     how: str
+
+
+class Question(NamedTuple):
+    """One pair to show a user next: its number among those given, and what its answer is expected to tell, in nats."""
+
+    pair: int
+    information: float
 
 
 class Saved(NamedTuple):
@@ -91,10 +100,12 @@ class PersonalReward(abc.ABC):
 
     Attributes:
       kind: under which the class is registered, and which saved folders carry.
+      reads_with_user: the method reads every text together with its user, and so has no `read`.
       text: the base that reads texts; None for models of features, which take features in place of texts.
     """
 
     kind: ClassVar[str]
+    reads_with_user: ClassVar[bool] = False
     text: TextModel | None
 
     @property
@@ -113,20 +124,52 @@ class PersonalReward(abc.ABC):
             own.setdefault(row["user"], []).append(row)
         return [self.add_votes(user, rows) for user, rows in own.items()]
 
-    @abc.abstractmethod
     def rewards(self, users: Sequence[str | None], rows: Any, *, uncertainty: bool) -> Scores:
-        """Rewards of texts (`rows`: a table of responses, or features [N D]), each for its user; None: nobody's.
+        """Rewards of texts, each for its user; None: nobody's.
 
-        Without `uncertainty` the deviations may be anything.
+        Methods that read every text together with its user, and so have no `read`, define this one.
+
+        Args:
+          users: N ids.
+          rows: a table of N responses, their tokens (`TokenTable`), or features [N D].
+          uncertainty: also the deviations, which without it may be anything.
         """
+        return self.rewards_of(users, self._must_read(rows), uncertainty=uncertainty)
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether `read` and `rewards` take tokens in place of texts."""
+        return self.text is not None
+
+    def read(self, rows: Any) -> Float[np.ndarray, "N F"] | None:
+        """What the rewards of texts are made of whoever the user is: a row a text, which a service may keep.
+
+        Args:
+          rows: as of `rewards`.
+
+        Returns:
+          float [N F]; None where the method reads every text together with its user.
+        """
+        del rows
+        return None
+
+    def rewards_of(self, users: Sequence[str | None], read: Float[np.ndarray, "N F"], *, uncertainty: bool) -> Scores:
+        """`rewards` from rows of `read`, to the bit."""
+        raise UserError(f"a model of kind {self.kind} reads each text together with its user; call rewards")
+
+    def _must_read(self, rows: Any) -> Float[np.ndarray, "N F"]:
+        found = self.read(rows)
+        assert found is not None, f"{type(self).__name__} defines neither rewards nor read"
+        return found
 
     @abc.abstractmethod
-    def add_votes(self, user: str, votes: Any) -> Added:
+    def add_votes(self, user: str, votes: Any, *, read: Read | None = None) -> Added:
         """Learns from more votes of a user, new or known; nothing is trained.
 
         Args:
           user: whose votes.
           votes: see `read_votes`; their own `user` fields may be left out, and must name `user` if given.
+          read: gives rows of `read` in its place, to the bit.
 
         Raises:
           UserError: for votes that cannot be read, or are of someone else.
@@ -139,6 +182,47 @@ class PersonalReward(abc.ABC):
         Raises:
           UserError: if the user is not known.
         """
+
+    @abc.abstractmethod
+    def snapshot_user(self, user: str) -> Any | None:
+        """What the model keeps of a user, for `restore_user`; None of a user it does not know."""
+
+    @abc.abstractmethod
+    def restore_user(self, user: str, snapshot: Any | None) -> None:
+        """Sets back what the model keeps of a user, to the bit; None: the model knows the user no longer.
+
+        After it, votes teach as they did when the snapshot was taken. A snapshot is good until someone is removed.
+        """
+
+    def describe_user(self, user: str) -> dict[str, Any]:
+        """What the model believes of a user, as JSON values; which these are depends on the method.
+
+        Raises:
+          UserError: if the user is not known.
+        """
+        self._check_users([user])
+        return {}
+
+    def select_pairs(
+        self,
+        user: str | None,
+        first: Float[np.ndarray, "P F"],
+        second: Float[np.ndarray, "P F"],
+        count: int,
+    ) -> list[Question] | None:
+        """The pairs whose answers are expected to say most about a user, best first.
+
+        Args:
+          user: an id, or None for someone of whom nothing is known.
+          first: rows of `read` of each pair's first response.
+          second: of its second.
+          count: how many; fewer come back if there are fewer pairs.
+
+        Returns:
+          None if the method cannot tell, as it has no posterior.
+        """
+        del user, first, second, count
+        return None
 
     @abc.abstractmethod
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], list[int]]:

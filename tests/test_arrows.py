@@ -25,7 +25,7 @@ ARROWS = {
 ORDER = {
     "pref_jax": (
         "data", "lm", "train", "eval", "personal", "fitting", "baselines", "auto", "serve",
-        "cli_options", "cli_lines", "cli_data", "cli",
+        "cli_options", "cli_lines", "cli_data", "cli_store", "cli_serve", "cli",
     ),
     "copl_jax": ("graph", "reward", "io", "fitted", "model"),
     "lore_jax": ("weights", "deep", "fitting", "online", "fitted", "model"),

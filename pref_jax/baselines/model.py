@@ -41,12 +41,13 @@ from pref_jax.baselines.vpl import VPL
 from pref_jax.data.loaders.contexts import contexts
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.schema import prompt_ids
+from pref_jax.data.text.token_table import TokenTable
 from pref_jax.data.votes import vote_rows
 from pref_jax.errors import UserError
 from pref_jax.lm import parameter_files
 from pref_jax.lm.pair_batches import Texts
 from pref_jax.lm.text_model import TextModel
-from pref_jax.personal import Added, PersonalReward, Saved, Scores
+from pref_jax.personal import Added, PersonalReward, Read, Saved, Scores
 from pref_jax.standardiser import Standardiser, standardise
 
 KINDS: dict[str, type[Head]] = {"I2E": I2E, "VPL": VPL, "PAL-A": PALA, "PAL-B": PALB, "GPO": GPO}
@@ -128,12 +129,46 @@ class HeadReward(PersonalReward):
         """Whether something is kept of the user."""
         return user in self._members
 
-    def rewards(self, users: Sequence[str | None], rows: Any, *, uncertainty: bool = False) -> Scores:
+    def read(self, rows: Any) -> Float32[np.ndarray, "N F"]:
+        """Standardised states of each text side by side: that which is rated; the frozen one, where votes are read by
+        it and the transformer is adapted; that of the prompt, where the head reads it.
+
+        Raises:
+          UserError: for tokens, where the head reads the prompt too.
+        """
+        if isinstance(rows, TokenTable) and self.fitted.head.reads_prompt:
+            raise UserError("this head reads the prompt apart from the dialogue; give prompt and response, not tokens")
+        parts = [self._rated(rows)]
+        if self._apart:
+            parts.append(self._frozen(rows))
+        if self.fitted.head.reads_prompt:
+            parts.append(self._prompts(rows))
+        return np.concatenate(parts, axis=1)
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Not where the head reads the prompt apart from the dialogue."""
+        return not self.fitted.head.reads_prompt
+
+    @property
+    def _apart(self) -> bool:
+        """Whether votes are read by other states than those that rewards are of."""
+        return self.fitted.adapters is not None and not self.fitted.head.has_table
+
+    def _parts(self, read: Float32[np.ndarray, "N F"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of rows of `read`: states that rewards are of, states that votes are read by, states of prompts."""
+        parts = np.split(read, read.shape[1] // self._width, axis=1)
+        prompts = parts[-1] if self.fitted.head.reads_prompt else np.zeros((len(read), self._width), np.float32)
+        return parts[0], parts[int(self._apart)], prompts
+
+    def rewards_of(
+        self, users: Sequence[str | None], read: Float32[np.ndarray, "N F"], *, uncertainty: bool = False
+    ) -> Scores:
         """Rewards for each user as the head knows them; None: someone without votes."""
         refuse(self.kind, uncertainty=uncertainty)
         nobody = self._member(self._nothing(), 0) if None in users else None
         members = [nobody if user is None else self._members[user] for user in users]
-        states, prompts = self._rated(rows), self._prompts(rows)
+        states, _, prompts = self._parts(read)
         own = np.stack([member.own for member in members if member])
         known, mask = zip(*(self._padded(member.context) for member in members if member), strict=True)
         columns = (own, np.stack(known), np.stack(mask), states, prompts)
@@ -142,7 +177,7 @@ class HeadReward(PersonalReward):
         found = np.array(_rewards(self.fitted.head, self.fitted.params, *padded))[: len(states)]
         return Scores(found, np.zeros_like(found))
 
-    def add_votes(self, user: str, votes: Any) -> Added:
+    def add_votes(self, user: str, votes: Any, *, read: Read | None = None) -> Added:
         """Keeps the newest `context` votes of the user, and finds the user by them.
 
         VPL and GPO read them. For I2E and PAL a new user's row is fitted to them; that of a user met in training stays,
@@ -155,9 +190,8 @@ class HeadReward(PersonalReward):
             self._members[user] = before._replace(votes=count)
             how = "the row of training stays; votes after it are counted and teach nothing"
             return Added(user, count, "; ".join(filter(None, [how, given.unused])))
-        read = self._rated if self.fitted.head.has_table else self._frozen
-        chosen, rejected = np.split(read(given.responses), 2)
-        asked = self._prompts(given.responses)[: len(chosen)]
+        _, states, prompts = self._parts((read or self.read)(given.responses))
+        (chosen, rejected), asked = np.split(states, 2), prompts[: len(states) // 2]
         context = np.concatenate([before.context, np.stack([chosen, rejected, asked], axis=1)])
         self._members[user] = self._member(context[-self.fitted.context :], count)
         how = "a row fitted to" if self.fitted.head.has_table else "the head reads"
@@ -178,6 +212,23 @@ class HeadReward(PersonalReward):
             if again and not member.trained:
                 rest[name] = self._member(member.context, member.votes)
 
+    def snapshot_user(self, user: str) -> Member | None:
+        """What is kept of the user."""
+        return self._members.get(user)
+
+    def restore_user(self, user: str, snapshot: Member | None) -> None:
+        """Keeps of the user what the snapshot says."""
+        if snapshot is None:
+            self._members.pop(user, None)
+        else:
+            self._members[user] = snapshot
+
+    def describe_user(self, user: str) -> dict[str, Any]:
+        """The row that the user owns, if the head has a table."""
+        self._check_users([user])
+        member = self._members[user]
+        return {"row": member.own.tolist()} if self.fitted.head.has_table else {}
+
     def _member(self, context: np.ndarray, votes: int) -> Member:
         """A user who is known by these votes alone."""
         head = self.fitted.head
@@ -195,10 +246,10 @@ class HeadReward(PersonalReward):
         room = self.fitted.context - len(context)
         return np.pad(context, ((0, room), (0, 0), (0, 0))), np.arange(self.fitted.context) < len(context)
 
-    def _frozen(self, rows: pa.Table) -> Float32[np.ndarray, "N D"]:
+    def _frozen(self, rows: pa.Table | TokenTable) -> Float32[np.ndarray, "N D"]:
         return self._standardised(self.base.states(self.base.tokenize(rows)))
 
-    def _rated(self, rows: pa.Table) -> Float32[np.ndarray, "N D"]:
+    def _rated(self, rows: pa.Table | TokenTable) -> Float32[np.ndarray, "N D"]:
         """States that rewards are of."""
         if self.fitted.adapters is None:
             return self._frozen(rows)
@@ -206,8 +257,6 @@ class HeadReward(PersonalReward):
         return self._standardised(on_transformer.tuned_states(*self.fitted.adapters, texts))
 
     def _prompts(self, rows: pa.Table) -> Float32[np.ndarray, "N D"]:
-        if not self.fitted.head.reads_prompt:
-            return np.zeros((rows.num_rows, self._width), np.float32)
         number = np.unique(prompt_ids(rows["prompt"]), return_inverse=True)[1]
         return self._standardised(self.base.states(self.base.tokenize_prompts(rows)))[number]
 

@@ -43,7 +43,7 @@ from pref_jax.lm import backbone, lora
 from pref_jax.lm.pair_batches import Texts, pair_margins
 from pref_jax.lm.pairs import apply_head, init_head, pair_states, pairwise_loss, text_states
 from pref_jax.lm.text_model import TextModel
-from pref_jax.personal import Added, Saved, Scores
+from pref_jax.personal import Added, PersonalReward, Read, Saved, Scores
 from pref_jax.train.state import LossFn
 
 
@@ -121,11 +121,19 @@ class PRLHFReward(SharedReward):
     """
 
     kind: ClassVar[str] = "p_rlhf"
+    reads_with_user: ClassVar[bool] = True
 
     def __init__(self, *, rows: Mapping[str, np.ndarray], **rest: Any):
         super().__init__(**rest)
         # float32 [S*D], what each user met in training adds to the generic prompt.
         self._rows = dict(rows)
+
+    def read(self, rows: Any) -> None:
+        """None: a soft prompt stands before the text."""
+
+    def rewards_of(self, users: Sequence[str | None], read: Any, *, uncertainty: bool = False) -> Scores:
+        """Raises `UserError`, for the same reason."""
+        return PersonalReward.rewards_of(self, users, read, uncertainty=uncertainty)
 
     def rewards(self, users: Sequence[str | None], rows: Any, *, uncertainty: bool = False) -> Scores:
         """Rewards behind each user's soft prompt; for None and later users behind the generic one."""
@@ -141,15 +149,29 @@ class PRLHFReward(SharedReward):
         """The users' rows and one of zeros, so that there is one."""
         return np.stack([*self._rows.values(), np.zeros(self.params["generic"].size, np.float32)])
 
-    def add_votes(self, user: str, votes: Any) -> Added:
+    def add_votes(self, user: str, votes: Any, *, read: Read | None = None) -> Added:
         """Makes the user known; a soft prompt is learned in training alone."""
         how = "the soft prompt of training" if user in self._rows else "the generic soft prompt"
-        return super().add_votes(user, votes)._replace(how=f"{how}: votes after training change nothing")
+        return super().add_votes(user, votes, read=read)._replace(how=f"{how}: votes after training change nothing")
 
     def remove_user(self, user: str) -> None:
         """Removes id and soft prompt; what adapters and head learned in training stays in them."""
         super().remove_user(user)
         self._rows.pop(user, None)
+
+    def snapshot_user(self, user: str) -> Any | None:
+        """The number of votes and the soft prompt."""
+        votes = super().snapshot_user(user)
+        return None if votes is None else (votes, self._rows.get(user))
+
+    def restore_user(self, user: str, snapshot: Any | None) -> None:
+        """Sets both back; a soft prompt keeps its place in the table."""
+        votes, row = snapshot or (None, None)
+        super().restore_user(user, votes)
+        if row is None:
+            self._rows.pop(user, None)
+        else:
+            self._rows[user] = row
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], list[int]]:
         """Adapters, head, generic prompt, and the users' rows."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int32, Key
+from jaxtyping import Array, Bool, Float, Float32, Int32, Key
 
 from pref_jax import fitting
 from pref_jax.comparisons import Comparisons
@@ -26,7 +26,7 @@ from pref_jax.lm.pair_batches import Texts, text_batches
 from pref_jax.lm.pairs import apply_head, init_head, pair_states, pairwise_loss, text_states
 from pref_jax.lm.text_model import TextModel
 from pref_jax.mesh import replicated
-from pref_jax.personal import Added, PersonalReward, Saved, Scores
+from pref_jax.personal import Added, PersonalReward, Read, Saved, Scores
 from pref_jax.train.method import Trained, TrainingConfig, open_votes, train
 from pref_jax.train.state import LossFn
 
@@ -151,16 +151,22 @@ class SharedReward(PersonalReward):
         """Whether the user is one of them."""
         return user in self._votes
 
-    def rewards(self, users: Sequence[str | None], rows: Any, *, uncertainty: bool = False) -> Scores:
+    def read(self, rows: Any) -> Float32[np.ndarray, "N 1"] | None:
+        """The rewards, one for all."""
+        read = functools.partial(rewards, self.config, self.params, self.base.params)
+        return self.base.read_rows(self.base.tokenize(rows), read)
+
+    def rewards_of(
+        self, users: Sequence[str | None], read: Float32[np.ndarray, "N 1"], *, uncertainty: bool = False
+    ) -> Scores:
         """One reward for all."""
         del users
         refuse(self.kind, uncertainty=uncertainty)
-        read = functools.partial(rewards, self.config, self.params, self.base.params)
-        found = self.base.read_rows(self.base.tokenize(rows), read)[:, 0]
-        return Scores(found, np.zeros_like(found))
+        return Scores(read[:, 0], np.zeros_like(read[:, 0]))
 
-    def add_votes(self, user: str, votes: Any) -> Added:
+    def add_votes(self, user: str, votes: Any, *, read: Read | None = None) -> Added:
         """Makes the user known; one reward for all learns nothing from one user's votes."""
+        del read
         given = vote_rows(votes, user)
         self._votes[user] = self._votes.get(user, 0) + len(given.users)
         how = "one reward for all: nothing to solve"
@@ -170,6 +176,17 @@ class SharedReward(PersonalReward):
         """Forgets the id and the number of votes; it kept nothing else."""
         self._check_users([user])
         del self._votes[user]
+
+    def snapshot_user(self, user: str) -> int | None:
+        """The number of votes."""
+        return self._votes.get(user)
+
+    def restore_user(self, user: str, snapshot: int | None) -> None:
+        """Sets the number of votes back."""
+        if snapshot is None:
+            self._votes.pop(user, None)
+        else:
+            self._votes[user] = snapshot
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], list[int]]:
         """Adapters and head."""

@@ -149,12 +149,14 @@ class TextModel:
         shards = batch_shards(self.mesh)
         return -(-self.batch_size // shards) * shards
 
-    def tokenize(self, responses: pa.Table) -> TokenTable:
+    def tokenize(self, responses: pa.Table | TokenTable) -> TokenTable:
         """Responses under their prompts: dialogues by the chat template for decoders, text pairs for encoders.
 
         Args:
-          responses: columns `prompt` (list of {role, content}) and `text`, see `as_responses`.
+          responses: columns `prompt` (list of {role, content}) and `text`, see `as_responses`; tokens stay as they are.
         """
+        if isinstance(responses, TokenTable):
+            return self._within_vocabulary(responses)
         pairs = not self.config.traits.causal
         found = tokenize_responses(self.tokenizer, responses, max_length=self.max_length, pairs=pairs)
         return self._within_vocabulary(found)

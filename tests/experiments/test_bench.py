@@ -2,9 +2,12 @@
 
 import json
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import tiny
+from services import need_postgres
 
 from experiments import bench
 from experiments.benchmarks import (
@@ -23,7 +26,10 @@ from experiments.benchmarks import (
     prepare,
     ragged,
     reference,
+    service_load,
     solver,
+    store_crash,
+    store_speed,
 )
 from experiments.benchmarks.measure import merged, result
 from experiments.benchmarks.training import Case
@@ -44,16 +50,27 @@ RUNS = {
     "lore_active": lambda: asking.lore_active(users=8, pairs=30, rank=2, trials=2, sample=3, each=4),
     "adapt": lambda: adapt.adapt_unseen((40, 60), dim=8, sample=10),
     "experts": lambda: experts.mixture_step(TINY, rounds=1, each=1),
+    "store_speed": lambda: store_speed.store_speed(seconds=0.05, filled=20),
+    "store_crash": lambda: store_crash.store_crash(kills=1),
     "fuzz": lambda: fuzz.fuzz(files=3, formats=("JSON lines",)),
     "prepare": lambda: prepare.prepare(small=2000, times=2),
     "prefix_pairs": lambda: prefix.prefix_pairs(
         (Case(tiny.llama(), pairs=4, length=16),), (0.6, 0.8), rounds=1, each=1, size=10
     ),
     "invariance": lambda: invariance.invariance(texts=12, alone=2, programs=40, length=64),
+    "service_load": lambda: _service_load(),
     "backbone_step": lambda: backbone.backbone_step(TINY, rounds=1, each=1),
     "load_memory": lambda: loading.load_memory(tiny.llama(), (("bfloat16", 0.01),), repeats=1),
     "lore_fit": lambda: joint.lore_fit((joint.Case(20, 6, 8, 3),), steps=30, sample=1),
 }
+
+
+def _service_load():
+    with tempfile.TemporaryDirectory() as folder:
+        base = str(tiny.reward_model(Path(folder) / "base"))
+        return service_load.service_load(3, 1.0, ("sqlite",), base, times=20)
+
+
 # How far the two sides may be apart in what they compute.
 DISTANCES = ("largest_difference", "vectors_apart", "answers_apart")
 
@@ -69,6 +86,8 @@ def test_results_have_the_promised_fields(name):
         need_torch()
     if name == "load_memory" and not sys.platform.startswith("linux"):
         pytest.skip("memory is read from /proc")
+    if name.startswith("store"):
+        need_postgres()
     rows = json.loads(json.dumps(RUNS[name]()))
     assert len({row["size"] for row in rows}) == len(rows) > 0
     for row in rows:

@@ -1,0 +1,1 @@
+"""What other engines and trainers speak, so that their stock clients work unchanged."""

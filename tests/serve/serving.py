@@ -1,0 +1,152 @@
+"""A small served model, and clients of it."""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jax.numpy as jnp
+import numpy as np
+from starlette.testclient import TestClient
+
+from lore_jax.fitted import LoRe
+from lore_jax.fitting.bradley_terry import Fit
+from lore_jax.fitting.gaussian_mixture import Clusters
+from lore_jax.fitting.reading import Reading
+from pref_jax.likelihood import Scale
+from pref_jax.lm.text_model import TextModel, open_text
+from pref_jax.serve.app import make_app
+from pref_jax.serve.store.store import Store
+from pref_jax.standardiser import Standardiser
+
+ROOT = Path(__file__).parents[2]
+WORDS = ("red", "green", "a long walk", "rain", "sun and rain", "no", "seven minutes", "it depends on the weather")
+KNOWN = ("ada", "bo/ba", "cy")
+PROMPT, TEXTS = "How long?", ["Seven minutes.", "It depends.", "Rain"]
+
+
+def lore(base: Path, *, kind: str = "gaussian", ties: bool = False) -> LoRe:
+    """A LoRe of random numbers on a base, with three users of a few votes each."""
+    rank = 1 if kind == "shared" else 3
+    text = open_text(str(base), max_length=48, batch_size=8)
+    rng, width = np.random.default_rng(0), text.config.hidden_size
+
+    def draw(*shape: int) -> Any:
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    root = draw(rank, rank)
+    chosen = {"kind": kind, "rank": rank, "log_loss": 0.5}
+    on_simplex = kind in ("mixture", "simplex")
+    weights = jnp.asarray(rng.dirichlet(np.ones(rank), len(KNOWN)), jnp.float32) if on_simplex else draw(3, rank)
+    precision = root @ root.T + jnp.eye(rank)
+    own = Clusters(jnp.log(jnp.asarray([0.7, 0.3])), draw(2, rank), jnp.stack([precision, jnp.eye(rank)]))
+    reading = Reading(Scale(ties=True), {"gaps": jnp.asarray([0.2], jnp.float32)}) if ties else Reading()
+    fit = Fit(
+        kind,
+        Standardiser(draw(width), jnp.exp(draw(width) / 4)),
+        draw(width, rank),
+        weights,
+        jnp.full(rank, 1 / rank) if on_simplex else jnp.ones(rank),
+        precision,
+        jnp.zeros(0),
+        chosen,
+        (chosen,),
+        own if kind == "clusters" else None,
+        reading,
+    )
+    facts = {"chosen": chosen, "candidates": [chosen], "validation_votes": 4, "config": {}}
+    z, columns = rng.normal(size=(6, rank)).astype(np.float32), reading.columns
+    z = np.concatenate([z, np.ones((6, len(columns)), np.float32)], 1)
+    return LoRe(fit=fit, users=KNOWN, z=z, counts=np.array([2, 2, 2]), text=text, facts=facts, columns=columns)
+
+
+def texts_of(model: Any) -> TextModel:
+    """The base of a model that reads texts."""
+    assert model.text is not None
+    return model.text
+
+
+def vote(number: int = 0, choice: str = "first", **more: Any) -> dict[str, Any]:
+    """A vote as a client sends it."""
+    rng = np.random.default_rng(number)
+    first, second = rng.choice(len(WORDS), 2, replace=False)
+    return {
+        "prompt": f"What of {number % 5}?",
+        "first": WORDS[first],
+        "second": WORDS[second],
+        "choice": choice,
+        **more,
+    }
+
+
+def row(given: dict[str, Any]) -> dict[str, Any]:
+    """The same as `add_votes` of a model takes it."""
+    sides = (given["first"], given["second"])
+    chosen, rejected = sides[::-1] if given["choice"] == "second" else sides
+    tie = {"outcome": "tie"} if given["choice"] == "tie" else {}
+    return {"prompt": given["prompt"], "chosen": chosen, "rejected": rejected, **tie}
+
+
+@contextlib.contextmanager
+def client_of(model: Any, store: Store, **options: Any) -> Iterator[TestClient]:
+    """A client of an application in this process, which closes the store."""
+    app = make_app(model, store, **{"warm": False, **options})
+    with TestClient(app, base_url="http://127.0.0.1", headers={"host": "127.0.0.1"}) as client:
+        yield client
+
+
+def scores(client: Any, user: str | None, prompt: Any = PROMPT, texts: Any = TEXTS, **more: Any) -> bytes:
+    """Rewards by /v1/score, as the bytes of float32."""
+    answer = client.post("/v1/score", json={"user": user, "prompt": prompt, "responses": texts, **more})
+    assert answer.status_code == 200, answer.text
+    return np.array(answer.json()["rewards"], np.float32).tobytes()
+
+
+class Running:
+    """`pref serve` in a process of its own."""
+
+    def __init__(self, process: subprocess.Popen[str], url: str, log: Path):
+        self.process, self.url, self._log = process, url, log
+
+    def log(self) -> str:
+        """What it has said so far."""
+        return self._log.read_text()
+
+
+@contextlib.contextmanager
+def running(folder: Path, store: str, log: Path, *options: str) -> Iterator[Running]:
+    """`pref serve` on a free port, ready."""
+    command = [sys.executable, "-m", "pref_jax.cli", "serve", str(folder), "--store", store, "--port", "0", *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with log.open("w") as out:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=out, stdout=out, text=True)
+    try:
+        url = _wait_for(process, log)
+        yield Running(process, url, log)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_for(process: subprocess.Popen[str], log: Path) -> str:
+    end = time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        found = re.search(r"listening on (http://\S+)", log.read_text())
+        if found:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{found[1]}/readyz").status_code == 200:
+                    return found[1]
+        time.sleep(0.05)
+    raise AssertionError(f"not ready: {log.read_text()[-3000:]}")
+
+
+def lines_of(log: str) -> list[dict[str, Any]]:
+    """The log lines of requests."""
+    return [json.loads(line) for line in log.splitlines() if line.startswith('{"time"')]
