@@ -143,6 +143,9 @@ def test_a_wiping_that_a_reader_held_up_is_done_when_the_store_is_opened_next(tm
     reader.execute("BEGIN")
     reader.execute("SELECT count(*) FROM votes").fetchone()
     assert store.remove_user("ada") == Removed(1, 3, 0, False)
+    reader.execute("ROLLBACK")
+    reader.execute("BEGIN IMMEDIATE")
+    assert store._database.wipe() is False
     store.close()
     reader.close()
     Store.open(str(path)).close()
@@ -319,6 +322,21 @@ def test_no_user_has_an_id_that_cannot_be_held(store, user):
     for call in (store.revision, store.votes, store.remove_user, lambda name: store.add(name, [vote()])):
         with pytest.raises(UserError, match="user"):
             call(user)
+
+
+def test_no_page_begins_where_no_database_can_look(store):
+    for name in ("a\0", "\ud800", "x" * 257):
+        for call in (lambda name: store.users(after=name), lambda name: store.pairs("pool", after=name)):
+            with pytest.raises(UserError, match="after"):
+                call(name)
+    for number in (-1, 2**63, 10**5000):
+        with pytest.raises(UserError, match="whole number from 0 on"):
+            store.votes("ada", after=number)
+        for call in (lambda n: store.users(limit=n), lambda n: store.pairs("p", limit=n)):
+            with pytest.raises(UserError, match=r"limit: .* whole number from 1 on"):
+                call(number)
+    assert store.votes("ada", after=2**63 - 1) == []
+    assert store.statistics(days=10**5000).votes == 0
 
 
 def test_strange_but_lawful_texts_come_back(store):
