@@ -33,7 +33,6 @@ class Database:
       url: "sqlite:///path", the path alone, or "postgresql://...".
       wait: seconds to wait for another writer.
       connections: at most.
-
       make: whether a file that is not there is made.
 
     Raises:
@@ -126,7 +125,7 @@ class Database:
                 if not busy:
                     cursor.execute("PRAGMA user_version=0")
                 return not busy
-        except StoreUnavailableError:
+        except (StoreUnavailableError, sqlite3.Error):
             return False
 
     @contextlib.contextmanager
