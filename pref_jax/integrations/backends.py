@@ -3,10 +3,11 @@
 Axis letters: N rows, K basis rewards.
 """
 
+import abc
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -45,23 +46,23 @@ class Found(NamedTuple):
     components: Components | None = None
 
 
-class Backend(Protocol):
+class Backend(abc.ABC):
     """Scores rows; unknown users get the reward of nobody in particular, or are an error where `unknown` says so."""
 
+    @abc.abstractmethod
     def score(self, rows: Sequence[Row], *, uncertainty: bool, unknown: str, vector: bool) -> Found:
         """What is known of the rows.
 
         Raises:
           UserError: for rows that cannot be scored.
         """
-        ...
 
+    @abc.abstractmethod
     def of_one(self, user: str | None, rows: Sequence[Row]) -> Float[np.ndarray, " N"]:
         """Rewards of rows for one user, whoever they name; for the same rows again and again."""
-        ...
 
 
-class Local:
+class Local(Backend):
     """A model in this process. Calls of several threads are read in one batch, and one at a time.
 
     Raises:
@@ -121,7 +122,7 @@ class Local:
         return read
 
 
-class Remote:
+class Remote(Backend):
     """The service: rows of the same user and prompt that follow one another become one request."""
 
     def __init__(self, service: Service):

@@ -1,4 +1,4 @@
-"""Normalise-then-sum with weights of each user's own: basis rewards normalised in their group, then weighted and summed.
+"""Normalise-then-sum with each user's own weights: basis rewards normalised in their group, then weighted and summed.
 
     R_i = sum_k w_uk (z_ik - mean_g z_k) / (std_g z_k + 1e-4)
 
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from pref_jax.errors import UserError
 from pref_jax.personal import Components
@@ -21,20 +21,22 @@ from pref_jax.personal import Components
 _SMALL = 1e-4
 
 
-def normalised_sum(parts: Components, groups: Int[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-    """R of every completion; rows whose basis rewards are NaN take part in nothing and get NaN.
+def normalised_sum(
+    parts: Components, groups: Int[np.ndarray, " N"], there: Bool[np.ndarray, " N"]
+) -> Float[np.ndarray, " N"]:
+    """R of every completion.
 
     Args:
       parts: weights and basis rewards.
       groups: number of each completion's group.
+      there: which completions take part; R of the others is 0.
 
     Example:
       >>> parts = Components(np.array([[2.0], [2.0]]), np.array([[0.0], [1.0]]))
-      >>> normalised_sum(parts, np.array([0, 0])).round(2).tolist()
+      >>> normalised_sum(parts, np.array([0, 0]), np.array([True, True])).round(2).tolist()
       [-1.41, 1.41]
     """
-    found = np.full(len(groups), np.nan)
-    there = ~np.isnan(parts.basis).any(axis=1)
+    found = np.zeros(len(groups))
     for group in np.unique(groups[there]):
         rows = there & (groups == group)
         z = parts.basis[rows]

@@ -1,4 +1,4 @@
-"""Centre and spread of a user's reward, over reference responses that do not depend on what is trained or in which order.
+"""Centre and spread of a user's reward over reference responses, which depend neither on the policy nor on any order.
 
 Axis letters: R reference responses.
 """

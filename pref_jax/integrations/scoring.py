@@ -78,7 +78,7 @@ class Scored(NamedTuple):
       deviation: float64 [N], posterior standard deviations; 0 where they were not asked for.
       shared: bool [N], who got the reward of nobody in particular, as no user is named or the model does not know them.
       empty: bool [N], answers without a word.
-      components: of all N with `vector`; NaN for empty answers.
+      components: with `vector`; the basis rewards of an empty answer make up what it is worth.
     """
 
     reward: Float[np.ndarray, " N"]
@@ -130,7 +130,10 @@ class Scorer:
             Row(user_id(user), prompt, clean(text)) for user, prompt, text in zip(users, prompts, answers, strict=True)
         ]
         empty = np.array([not row.answer.strip() for row in rows], bool)
-        named = [row for row, none in zip(rows, empty, strict=True) if not none]
+        # With `vector` another word stands for an empty answer, by which its user's weights are told.
+        asked = ~empty | self.options.vector
+        named = [row._replace(answer=row.answer if row.answer.strip() else "?") for row in rows]
+        named = [row for row, there in zip(named, asked, strict=True) if there]
         found = self._backend.score(
             named,
             uncertainty=self.options.uncertainty,
@@ -140,25 +143,32 @@ class Scorer:
         if self.options.vector and named and found.components is None:
             raise UserError("vector: this method has no basis rewards; leave vector out, or fit LoRe")
         missing = np.array([row.user is None for row in rows], bool)
-        shared = missing | _spread(~found.known, empty, False).astype(bool)
+        shared = missing | _spread(~found.known, asked)
         self._note(missing, shared & ~missing, empty)
         self.alarm.watch([row.user for row in named], [row.answer for row in named], found.reward)
-        return self._in_unit(rows, found, shared, empty)
+        reward, deviation = _spread(found.reward, asked), _spread(found.deviation, asked)
+        centre, spread = self._unit([None if nobody else row.user for row, nobody in zip(rows, shared, strict=True)])
+        reward = np.where(empty, self.options.empty, (reward - centre) / spread)
+        return Scored(reward, deviation / spread, shared, empty, self._components(found, empty))
 
-    def _in_unit(
-        self, rows: Sequence[Row], found: Found, shared: Bool[np.ndarray, " N"], empty: Bool[np.ndarray, " N"]
-    ) -> Scored:
-        centre, spread = np.zeros(len(rows)), np.ones(len(rows))
-        if self._reference is not None:
-            owners = [None if nobody else row.user for row, nobody in zip(rows, shared, strict=True)]
-            units = {owner: self._reference.of(owner, self._backend) for owner in set(owners)}
-            centre = np.array([units[owner].centre for owner in owners]) if self.options.centre else centre
-            spread = np.array([units[owner].spread for owner in owners]) if self.options.scale else spread
-        reward = (_spread(found.reward, empty, 0.0) - centre) / spread
-        reward = np.where(empty, self.options.empty, reward)
-        parts = found.components
-        parts = parts and Components(*(_spread(leaf, empty, np.nan) for leaf in parts))
-        return Scored(reward, _spread(found.deviation, empty, 0.0) / spread, shared, empty, parts)
+    def _unit(self, users: Sequence[str | None]) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
+        """What is taken off each reward, and what it is then divided by."""
+        centre, spread = np.zeros(len(users)), np.ones(len(users))
+        if self._reference is None:
+            return centre, spread
+        units = {user: self._reference.of(user, self._backend) for user in set(users)}
+        if self.options.centre:
+            centre = np.array([units[user].centre for user in users])
+        if self.options.scale:
+            spread = np.array([units[user].spread for user in users])
+        return centre, spread
+
+    def _components(self, found: Found, empty: Bool[np.ndarray, " N"]) -> Components | None:
+        if found.components is None:
+            return None
+        weights, basis = (leaf.astype(np.float64) for leaf in found.components)
+        length = np.maximum((weights**2).sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+        return Components(weights, np.where(empty[:, None], self.options.empty * weights / length, basis))
 
     def _note(self, missing: np.ndarray, unknown: np.ndarray, empty: np.ndarray) -> None:
         names = {"answers": np.ones_like(missing), "missing_user": missing, "unknown_user": unknown, "empty": empty}
@@ -173,10 +183,10 @@ class Scorer:
             )
 
 
-def _spread(values: np.ndarray, empty: Bool[np.ndarray, " N"], fill: float | bool) -> np.ndarray:
-    """Values of the answers that are not empty among all answers."""
-    found = np.full((len(empty), *values.shape[1:]), fill, np.float64)
-    found[~empty] = values
+def _spread(values: np.ndarray, asked: Bool[np.ndarray, " N"]) -> np.ndarray:
+    """Values of the answers that were scored among all answers; 0 for the others."""
+    found = np.zeros(len(asked), values.dtype)
+    found[asked] = values
     return found
 
 

@@ -38,7 +38,7 @@ class Ask(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """Rewards of an `Ask`'s answers, their standard deviations (0 where not asked for), and whether the user is known."""
+    """Rewards of an `Ask`'s answers, their standard deviations (0 if not asked for), and whether the user is known."""
 
     rewards: list[float]
     deviations: list[float]
@@ -158,14 +158,15 @@ def _seconds(header: str | None) -> float:
         return 0.0
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def _reply(found: Any, count: int, uncertainty: bool) -> Reply:
     """A checked answer to `/v1/score`."""
     found = found if isinstance(found, dict) else {}
     rewards, deviations = found.get("rewards"), found.get("deviations") if uncertainty else [0.0] * count
     for name, values in (("rewards", rewards), ("deviations", deviations)):
-        numbers = isinstance(values, list) and all(
-            isinstance(one, int | float) and math.isfinite(one) for one in values
-        )
-        if not numbers or len(values) != count:
+        if not isinstance(values, list) or len(values) != count or not all(map(_is_number, values)):
             raise ServiceError(f"/v1/score: answered without {count} finite {name}; check the service's version")
     return Reply(rewards, deviations, found.get("known") is not False)

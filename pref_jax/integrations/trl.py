@@ -71,7 +71,7 @@ def reward_function(
         if scored.components is None:
             return scored.reward.tolist()
         keys = list(zip(_users(scorer, prompts, columns), [prompt for prompt, _ in rows], strict=True))
-        found = normalised_sum(scored.components, group_numbers(keys, group_size))
+        found = normalised_sum(scored.components, group_numbers(keys, group_size), ~scored.empty)
         return np.where(scored.empty, scored.reward, found).tolist()
 
     def reward_func(prompts: Any, completions: Any, completion_ids: Any = None, **columns: Any) -> list[float]:
@@ -127,7 +127,7 @@ def basis_functions(source: Any, user: str | None, **options: Any) -> tuple[list
             scored = batch(prompts, completions)
             if scored.components is None:
                 return scored.reward.tolist()
-            return np.where(scored.empty, scorer.options.empty, scored.components.basis[:, place]).tolist()
+            return scored.components.basis[:, place].tolist()
 
         return named(reward_func, f"basis_{place}", scorer)
 
@@ -185,9 +185,8 @@ def dataset(votes: Any, *, split: str | tuple[str, ...] = ("train", "validation"
     tables = as_preferences(votes)
     pairs = tables.pairs(split)
     users, responses = tables.users["user_id"].to_pylist(), tables.responses.to_pylist()
-    here = tables.comparisons.filter(
-        in_splits(tables.comparisons["split"], (split,) if isinstance(split, str) else split)
-    )
+    splits = (split,) if isinstance(split, str) else split
+    here = tables.comparisons.filter(in_splits(tables.comparisons["split"], splits))
     if left := here.num_rows - len(pairs.user):
         log(f"dataset: {left} votes are no preferences ({', '.join(OUTCOMES[1:])}), which TRL has no place for")
     if not len(pairs.user):

@@ -66,7 +66,8 @@ def reward_function(
         vars(reward_fn)["last"] = scored
         if scored.components is None:
             return scored.reward.tolist()
-        found = normalised_sum(scored.components, group_numbers(list(zip(users, asked, strict=True)), group_size))
+        groups = group_numbers(list(zip(users, asked, strict=True)), group_size)
+        found = normalised_sum(scored.components, groups, ~scored.empty)
         return np.where(scored.empty, scored.reward, found).tolist()
 
     return named(reward_fn, name, scorer)

@@ -38,9 +38,9 @@ def reward_function(
 
     It returns `score` and, as numbers that verl logs beside it, `shared` (1 for the reward of nobody in particular),
     `empty`, with `uncertainty` the `deviation`, and with `vector` the basis rewards `basis_0`, ... and the user's
-    weights for them `weight_0`, .... For a policy of one user,
-    `algorithm.adv_estimator=gdpo`, `algorithm.gdpo_reward_keys=[basis_0, ...]` and `algorithm.gdpo_reward_weights=` that
-    user's weights are GDPO of their reward; verl has no weights that differ by row.
+    weights for them `weight_0`, .... For a policy of one user, `algorithm.adv_estimator=gdpo`,
+    `algorithm.gdpo_reward_keys=[basis_0, ...]` and `algorithm.gdpo_reward_weights=` that user's weights are GDPO of
+    their reward; verl has no weights that differ by row.
 
     verl calls it once for each answer, from many threads or coroutines; calls that wait for one another are scored in
     one batch. The manager `remote` needs `asynchronous=False` and a folder or URL, as it sends the function to workers.
@@ -87,8 +87,8 @@ def _score(scorer: Scorer, text: str, extra: Any, column: str) -> dict[str, floa
     if prompt is None:
         there = ", ".join(map(repr, extra)) or "nothing"
         raise UserError(
-            f"extra_info: no prompt under {column!r}, there is {there}; write the prompt of each row into the parquet's "
-            "extra_info, or name its field with prompt_column="
+            f"extra_info: no prompt under {column!r}, there is {there}; write the prompt of each row into the "
+            "parquet's extra_info, or name its field with prompt_column="
         )
     scored = scorer([extra.get(scorer.options.user_column)], [as_prompt(prompt)], [text])
     found = {"score": float(scored.reward[0]), "shared": float(scored.shared[0]), "empty": float(scored.empty[0])}
