@@ -27,7 +27,9 @@ def taste(user: str, answer: str) -> float:
     """Liked words less disliked ones, in an answer."""
     other = next(name for name in LIKED if name != user)
     words = answer.split()
-    return float(sum(word in LIKED[user].split() for word in words) - sum(word in LIKED[other].split() for word in words))
+    return float(
+        sum(word in LIKED[user].split() for word in words) - sum(word in LIKED[other].split() for word in words)
+    )
 
 
 def base(folder: Path) -> Path:

@@ -11,8 +11,9 @@ Source: trl/trainer/grpo_trainer.py of TRL 1.10 to 1.16.
 """
 
 import asyncio
+import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -160,11 +161,11 @@ def _tell(scorer: Scorer, scored: Scored, name: str, columns: dict[str, Any]) ->
         extra(f"{name}/deviation", scored.deviation.tolist())
 
 
-def dataset(votes: Any, *, split: str | tuple[str, ...] = ("train", "validation"), margin: bool = False) -> Any:
+def dataset(given: Any, *, split: str | tuple[str, ...] = ("train", "validation"), margin: bool = False) -> Any:
     """Votes as a TRL data set of preferences, for its RewardTrainer or DPOTrainer, with the user as a column.
 
     Args:
-      votes: in any form that `pref_jax.read_votes` takes.
+      given: votes in any form that `pref_jax.read_votes` takes.
       split: of which splits.
       margin: also a column `margin`, the strength of each vote; 0 where it has none.
 
@@ -182,7 +183,7 @@ def dataset(votes: Any, *, split: str | tuple[str, ...] = ("train", "validation"
     """
     import datasets
 
-    tables = as_preferences(votes)
+    tables = as_preferences(given)
     pairs = tables.pairs(split)
     users, responses = tables.users["user_id"].to_pylist(), tables.responses.to_pylist()
     splits = (split,) if isinstance(split, str) else split
@@ -206,12 +207,39 @@ def dataset(votes: Any, *, split: str | tuple[str, ...] = ("train", "validation"
     return datasets.Dataset.from_list(rows)
 
 
+def votes(rows: Iterable[Mapping[str, Any]], *, user: str = "") -> list[dict[str, Any]]:
+    """Rows of a TRL data set of preferences as votes, for `pref_jax.read_votes`.
+
+    That reads most such sets as they are, if they have a column `user`. This gives what may be missing: a user, and of
+    plain texts without a prompt the prompt, which is their common beginning up to a space, as TRL takes it.
+
+    Args:
+      rows: a `datasets.Dataset`, or dicts.
+      user: whose votes rows without a user are; empty: they stay without one, which `read_votes` reports.
+
+    Example:
+      >>> votes([{"chosen": "The sky is blue.", "rejected": "The sky is green."}], user="ada")
+      [{'user': 'ada', 'prompt': 'The sky is', 'chosen': ' blue.', 'rejected': ' green.'}]
+    """
+    found = []
+    for given in rows:
+        row = {**({"user": user} if user else {}), **given}
+        chosen, rejected = row.get("chosen"), row.get("rejected")
+        if row.get("prompt") is None and isinstance(chosen, str) and isinstance(rejected, str):
+            end = os.path.commonprefix([chosen, rejected]).rfind(" ")
+            if end > 0:
+                own = {"prompt": chosen[:end], "chosen": chosen[end:], "rejected": rejected[end:]}
+                row = {**{name: value for name, value in row.items() if name not in own}, **own}
+        found.append(row)
+    return found
+
+
 def _answer(response: dict[str, Any]) -> dict[str, Any]:
     return {"role": "assistant", "content": response["text"], "extra": response["extra"]}
 
 
-def prompts(votes: Any, users: Sequence[str] | None = None) -> Any:
-    """Distinct prompts of votes for GRPOTrainer, each for the users who voted on it, or for all of `users`.
+def prompts(given: Any, users: Sequence[str] | None = None) -> Any:
+    """Distinct prompts of votes (`given`) for GRPOTrainer, each for those who voted on it, or for all of `users`.
 
     Returns:
       `datasets.Dataset` of prompt (chat messages) and user, in order of appearance.
@@ -226,7 +254,7 @@ def prompts(votes: Any, users: Sequence[str] | None = None) -> Any:
     """
     import datasets
 
-    tables = as_preferences(votes)
+    tables = as_preferences(given)
     ids, texts = tables.users["user_id"].to_pylist(), tables.responses["prompt"].to_pylist()
     pairs = tables.comparisons.to_pylist()
     found: dict[tuple[str, str], dict[str, Any]] = {}
