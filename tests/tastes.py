@@ -1,4 +1,4 @@
-"""Two people of opposite taste, a reward that learned it from their votes, and a policy small enough to be trained here.
+"""Two people of opposite taste, a reward that learned it from their votes, and a policy small enough to train here.
 
 Answers are words of two kinds and of none; one person likes those of the first kind and dislikes the second, the other
 the other way round.

@@ -36,7 +36,7 @@ class ConstantAlarm:
     def watch(
         self, users: Sequence[str | None], answers: Sequence[str], rewards: Float[np.ndarray, " N"]
     ) -> list[str | None]:
-        """Notes rewards; returns users for whom they are constant."""
+        """Notes rewards of completions as they were generated; returns users for whom they are constant."""
         with self._lock:
             if len(self._seen) > MOST_USERS:
                 self._seen.clear()
@@ -55,7 +55,7 @@ class ConstantAlarm:
 
     def _constant(self, user: str | None, text: str, reward: float) -> bool:
         watch = self._seen.setdefault(user, _Watch(set(), []))
-        watch.texts.add(hash(text))
+        watch.texts.add(hash(text.strip()))
         watch.rewards.append(reward)
         if len(watch.texts) < ENOUGH and len(watch.rewards) < 64 * ENOUGH:
             return False

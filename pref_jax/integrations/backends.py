@@ -169,6 +169,4 @@ def open_backend(source: Any, service: dict[str, Any]) -> Backend:
         saved.about(source)
         return Local(load(source))
     kind = type(source).__name__
-    raise UserError(
-        f"reward_function: {kind} is no reward; give a model, the folder of a saved one, or a service's URL"
-    )
+    raise UserError(f"reward_function: got a {kind}; give a model, the folder of a saved one, or a service's URL")

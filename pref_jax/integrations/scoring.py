@@ -145,10 +145,10 @@ class Scorer:
         missing = np.array([row.user is None for row in rows], bool)
         shared = missing | _spread(~found.known, asked)
         self._note(missing, shared & ~missing, empty)
-        self.alarm.watch([row.user for row in named], [row.answer for row in named], found.reward)
         reward, deviation = _spread(found.reward, asked), _spread(found.deviation, asked)
         centre, spread = self._unit([None if nobody else row.user for row, nobody in zip(rows, shared, strict=True)])
         reward = np.where(empty, self.options.empty, (reward - centre) / spread)
+        self.alarm.watch([row.user for row in rows], answers, reward)
         return Scored(reward, deviation / spread, shared, empty, self._components(found, empty))
 
     def _unit(self, users: Sequence[str | None]) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:

@@ -11,7 +11,7 @@ Source: trl/trainer/grpo_trainer.py of TRL 1.10 to 1.16.
 """
 
 import asyncio
-import os
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -211,7 +211,7 @@ def votes(rows: Iterable[Mapping[str, Any]], *, user: str = "") -> list[dict[str
     """Rows of a TRL data set of preferences as votes, for `pref_jax.read_votes`.
 
     That reads most such sets as they are, if they have a column `user`. This gives what may be missing: a user, and of
-    plain texts without a prompt the prompt, which is their common beginning up to a space, as TRL takes it.
+    plain texts without a prompt the prompt, which is their common beginning, up to a space.
 
     Args:
       rows: a `datasets.Dataset`, or dicts.
@@ -226,7 +226,8 @@ def votes(rows: Iterable[Mapping[str, Any]], *, user: str = "") -> list[dict[str
         row = {**({"user": user} if user else {}), **given}
         chosen, rejected = row.get("chosen"), row.get("rejected")
         if row.get("prompt") is None and isinstance(chosen, str) and isinstance(rejected, str):
-            end = os.path.commonprefix([chosen, rejected]).rfind(" ")
+            equal = (one == other for one, other in zip(chosen, rejected, strict=False))
+            end = chosen.rfind(" ", 0, sum(itertools.takewhile(bool, equal)))
             if end > 0:
                 own = {"prompt": chosen[:end], "chosen": chosen[end:], "rejected": rejected[end:]}
                 row = {**{name: value for name, value in row.items() if name not in own}, **own}
