@@ -90,7 +90,7 @@ class Local(Backend):
         found = self._calls[uncertainty, vector]([row if known[row.user] else row._replace(user=None) for row in rows])
         there = np.array([known[row.user] for row in rows], bool)
         reward, deviation, weights, basis = zip(*found, strict=True) if found else ((), (), (), ())
-        parts = Components(np.stack(weights), np.stack(basis)) if vector and found else None
+        parts = Components(np.stack(weights), np.stack(basis)) if found and weights[0] is not None else None
         return Found(np.array(reward, np.float64), np.array(deviation, np.float64), there, parts)
 
     def of_one(self, user: str | None, rows: Sequence[Row]) -> Float[np.ndarray, " N"]:

@@ -24,6 +24,8 @@ from pref_jax.personal import Components
 from pref_jax.progress import log
 
 UNKNOWN = ("shared", "error")
+# Stands for an answer without a word, which models and service refuse to read.
+EMPTY = "?"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +77,7 @@ class Scored(NamedTuple):
 
     Attributes:
       reward: float64 [N].
-      deviation: float64 [N], posterior standard deviations; 0 where they were not asked for.
+      deviation: float64 [N], posterior standard deviations; 0 for empty answers, and where they were not asked for.
       shared: bool [N], who got the reward of nobody in particular, as no user is named or the model does not know them.
       empty: bool [N], answers without a word.
       components: with `vector`; the basis rewards of an empty answer make up what it is worth.
@@ -130,26 +132,23 @@ class Scorer:
             Row(user_id(user), prompt, clean(text)) for user, prompt, text in zip(users, prompts, answers, strict=True)
         ]
         empty = np.array([not row.answer.strip() for row in rows], bool)
-        # With `vector` another word stands for an empty answer, by which its user's weights are told.
-        asked = ~empty | self.options.vector
-        named = [row._replace(answer=row.answer if row.answer.strip() else "?") for row in rows]
-        named = [row for row, there in zip(named, asked, strict=True) if there]
+        # Another word stands for an empty answer, by which it is told whether its user is known.
         found = self._backend.score(
-            named,
+            [row._replace(answer=EMPTY) if none else row for row, none in zip(rows, empty, strict=True)],
             uncertainty=self.options.uncertainty,
             unknown=self.options.unknown,
             vector=self.options.vector,
         )
-        if self.options.vector and named and found.components is None:
+        if self.options.vector and rows and found.components is None:
             raise UserError("vector: this method has no basis rewards; leave vector out, or fit LoRe")
         missing = np.array([row.user is None for row in rows], bool)
-        shared = missing | _spread(~found.known, asked)
+        shared = missing | ~found.known
         self._note(missing, shared & ~missing, empty)
-        reward, deviation = _spread(found.reward, asked), _spread(found.deviation, asked)
         centre, spread = self._unit([None if nobody else row.user for row, nobody in zip(rows, shared, strict=True)])
-        reward = np.where(empty, self.options.empty, (reward - centre) / spread)
+        reward = np.where(empty, self.options.empty, (found.reward - centre) / spread)
         self.alarm.watch([row.user for row in rows], answers, reward)
-        return Scored(reward, deviation / spread, shared, empty, self._components(found, empty))
+        deviation = np.where(empty, 0, found.deviation / spread)
+        return Scored(reward, deviation, shared, empty, self._components(found, empty))
 
     def _unit(self, users: Sequence[str | None]) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
         """What is taken off each reward, and what it is then divided by."""
@@ -181,13 +180,6 @@ class Scorer:
                 f"{int(unknown.sum())} of users that the model does not know get the reward of nobody in particular; "
                 "the function's counts say how many in all"
             )
-
-
-def _spread(values: np.ndarray, asked: Bool[np.ndarray, " N"]) -> np.ndarray:
-    """Values of the answers that were scored among all answers; 0 for the others."""
-    found = np.zeros(len(asked), values.dtype)
-    found[asked] = values
-    return found
 
 
 def user_id(value: Any) -> str | None:

@@ -1,8 +1,10 @@
 """What all trainers' reward functions share: users, units, empty answers, alarms, and calls from many threads."""
 
 import concurrent.futures
+import functools
 import pickle
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from pref_jax.integrations.reference import MOST, Reference
 from pref_jax.integrations.rendered import answer_of, as_messages, without_end
 from pref_jax.integrations.scoring import Options, Scorer, dialogue, new_scorer, user_id
 from pref_jax.lm.text_model import as_responses
-from pref_jax.personal import Components
+from pref_jax.personal import Components, PersonalReward
 
 ANSWERS = ["tea milk now", "coffee foam", "cup bowl", "lemon coffee"]
 
@@ -105,7 +107,7 @@ def test_a_reference_can_be_votes(model):
     reference = Reference(votes)
     texts = {(row["prompt"], row[side]) for row in votes for side in ("chosen", "rejected")}
     assert len(reference.rows) == min(MOST, len(texts)) == MOST
-    assert {(row.prompt[0]["content"], row.answer) for row in reference.rows} <= texts
+    assert {(dict(row.prompt[0])["content"], row.answer) for row in reference.rows} <= texts
     assert Reference(votes[::-1]).rows == reference.rows
     for bad, message in (([], "0 different responses"), ([("?", "a"), ("?", "a")], "1 different responses")):
         with pytest.raises(UserError, match=message):
@@ -139,8 +141,8 @@ def test_what_has_no_basis_or_no_texts_is_refused(folder):
         Scorer(features, Options())
     with pytest.raises(UserError, match="tells rewards, not their basis"):
         Scorer("http://127.0.0.1:9", Options(vector=True))(["ada"], ["lunch"], ["tea"])
-    other = lore_jax.load(folder)
-    other.components = lambda users, rows: None  # as of CoPL
+    other: Any = lore_jax.load(folder)
+    other.components = functools.partial(PersonalReward.components, other)  # as of CoPL
     with pytest.raises(UserError, match="this method has no basis rewards"):
         Scorer(other, Options(vector=True))(["ada"], ["lunch"], ["tea"])
 
@@ -176,7 +178,7 @@ def test_a_scorer_of_a_folder_travels(model, folder):
 
 
 def test_calls_that_wait_are_answered_together(model):
-    scorer = Scorer(model, Options())
+    scorer: Any = Scorer(model, Options())
     users, answers = ["ada", "bo"] * 20, [f"{word} {other}" for word in tastes.WORDS[:8] for other in tastes.WORDS[:5]]
     sizes = []
     whole = model.rewards
