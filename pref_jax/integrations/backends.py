@@ -89,9 +89,10 @@ class Local(Backend):
             )
         found = self._calls[uncertainty, vector]([row if known[row.user] else row._replace(user=None) for row in rows])
         there = np.array([known[row.user] for row in rows], bool)
-        reward, deviation, weights, basis = zip(*found, strict=True) if found else ((), (), (), ())
-        parts = Components(np.stack(weights), np.stack(basis)) if found and weights[0] is not None else None
-        return Found(np.array(reward, np.float64), np.array(deviation, np.float64), there, parts)
+        reward, deviation = (np.array([one[place] for one in found], np.float64) for place in (0, 1))
+        parts = [one[2] for one in found if one[2] is not None]
+        components = Components(*(np.stack(leaf) for leaf in zip(*parts, strict=True))) if parts else None
+        return Found(reward, deviation, there, components)
 
     def of_one(self, user: str | None, rows: Sequence[Row]) -> Float[np.ndarray, " N"]:
         """See `Backend`; texts are read once where the model has basis rewards."""
@@ -108,7 +109,7 @@ class Local(Backend):
         return scores.mean.astype(np.float64)
 
     def _reader(self, uncertainty: bool, vector: bool):
-        def read(rows: list[Row]) -> list[tuple[float, float, Any, Any]]:
+        def read(rows: list[Row]) -> list[tuple[float, float, tuple[np.ndarray, np.ndarray] | None]]:
             users, table = [row.user for row in rows], as_table(rows)
             deviation, parts = np.zeros(len(rows)), self.model.components(users, table) if vector else None
             if parts is not None and not uncertainty:
@@ -116,8 +117,8 @@ class Local(Backend):
             else:
                 reward, sd = self.model.rewards(users, table, uncertainty=uncertainty)
                 deviation = sd if uncertainty else deviation
-            weights, basis = ([None] * len(rows),) * 2 if parts is None else parts
-            return list(zip(reward.tolist(), deviation.tolist(), weights, basis, strict=True))
+            own = [None] * len(rows) if parts is None else list(zip(*parts, strict=True))
+            return list(zip(reward.tolist(), deviation.tolist(), own, strict=True))
 
         return read
 

@@ -255,10 +255,10 @@ def named(function: Any, name: str, scorer: Scorer) -> Any:
 
     Trainers log it by its name; tunix takes the functions of a file by the module that they say they are of.
     """
-    frame = inspect.currentframe()
-    # Out of here and of `reward_function`.
-    caller = frame and frame.f_back and frame.f_back.f_back
-    module = caller.f_globals.get("__name__", "__main__") if caller else "__main__"
+    frame, package = inspect.currentframe(), __name__.partition(".")[0]
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame = frame.f_back
+    module = "__main__" if frame is None else frame.f_globals.get("__name__", "__main__")
     function.__name__ = function.__qualname__ = name
     function.__module__ = module
     function.__dict__.update(scorer=scorer, counts=scorer.counts)
