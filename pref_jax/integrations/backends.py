@@ -5,6 +5,7 @@ Axis letters: N rows, K basis rewards.
 
 import abc
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,9 @@ from pref_jax.integrations.coalescing import Coalescer
 from pref_jax.integrations.service import Ask, Service
 from pref_jax.lm.text_model import as_responses
 from pref_jax.personal import Components, PersonalReward, load
+
+# Answers of a request; the service takes 256.
+MOST_ANSWERS = 128
 
 
 class Row(NamedTuple):
@@ -124,7 +128,7 @@ class Local(Backend):
 
 
 class Remote(Backend):
-    """The service: rows of the same user and prompt that follow one another become one request."""
+    """The service: rows of the same user and prompt become one request, or a few."""
 
     def __init__(self, service: Service):
         self.service = service
@@ -133,13 +137,17 @@ class Remote(Backend):
         """See `Backend`."""
         if vector:
             raise UserError("vector: the service tells rewards, not their basis; give the model or its folder instead")
-        runs = [list(run) for _, run in itertools.groupby(rows, key=lambda row: (row.user, row.prompt))]
-        asks = [Ask(run[0].user, run[0].prompt, [row.answer for row in run]) for run in runs]
-        replies = self.service.score(asks, uncertainty=uncertainty, unknown=unknown)
-        known = [reply.known for reply, run in zip(replies, runs, strict=True) for _ in run]
-        reward = [one for reply in replies for one in reply.rewards]
-        deviation = [one for reply in replies for one in reply.deviations]
-        return Found(np.array(reward, np.float64), np.array(deviation, np.float64), np.array(known, bool))
+        places: dict[str, list[int]] = {}
+        for place, row in enumerate(rows):
+            places.setdefault(json.dumps([row.user, row.prompt], sort_keys=True), []).append(place)
+        runs = [
+            own[start : start + MOST_ANSWERS] for own in places.values() for start in range(0, len(own), MOST_ANSWERS)
+        ]
+        asks = [Ask(rows[run[0]].user, rows[run[0]].prompt, [rows[place].answer for place in run]) for run in runs]
+        found = Found(np.zeros(len(rows)), np.zeros(len(rows)), np.zeros(len(rows), bool))
+        for run, reply in zip(runs, self.service.score(asks, uncertainty=uncertainty, unknown=unknown), strict=True):
+            found.reward[run], found.deviation[run], found.known[run] = reply
+        return found
 
     def of_one(self, user: str | None, rows: Sequence[Row]) -> Float[np.ndarray, " N"]:
         """See `Backend`."""

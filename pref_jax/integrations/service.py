@@ -169,4 +169,4 @@ def _reply(found: Any, count: int, uncertainty: bool) -> Reply:
     for name, values in (("rewards", rewards), ("deviations", deviations)):
         if not isinstance(values, list) or len(values) != count or not all(map(_is_number, values)):
             raise ServiceError(f"/v1/score: answered without {count} finite {name}; check the service's version")
-    return Reply(rewards, deviations, found.get("known") is not False)
+    return Reply(rewards, deviations, found.get("shared") is not True)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from pref_jax.integrations import service as client
+from pref_jax.integrations.backends import MOST_ANSWERS
 from pref_jax.integrations.scoring import Options, Scorer
 from pref_jax.integrations.service import Ask, Service, ServiceError
 
@@ -92,7 +93,7 @@ def by_model(model: Any) -> Callable[[dict[str, Any]], Answer]:
         user = body["user"] if known else None
         found = model.score(user, body["prompt"], body["responses"], uncertainty=True)
         sds = {"deviations": found.deviation.tolist()} if body["uncertainty"] else {}
-        return 200, {"rewards": found.mean.tolist(), "known": known, **sds}
+        return 200, {"rewards": found.mean.tolist(), "shared": not known, **sds}
 
     return answer
 
@@ -179,6 +180,15 @@ def test_what_will_not_pass_is_told_at_once(serve, answer, message):
     assert len(server.bodies) == 1
     assert "secret" not in str(caught.value)
     assert "secret" not in repr(Service(url=server.url, api_key="secret"))
+
+
+def test_answers_to_one_prompt_are_one_request_of_no_more_than_the_service_takes(serve):
+    server = serve(lambda body: (200, {"rewards": [float(text) for text in body["responses"]]}))
+    count = MOST_ANSWERS + 3
+    users = ["ada", "bo"] * count
+    found = Scorer(server.url, Options())(users, ["lunch"] * 2 * count, [str(place) for place in range(2 * count)])
+    assert found.reward.tolist() == list(range(2 * count))
+    assert sorted(len(body["responses"]) for _, body in server.bodies) == [3, 3, MOST_ANSWERS, MOST_ANSWERS]
 
 
 def test_few_requests_are_under_way_at_a_time(serve):
