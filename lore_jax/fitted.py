@@ -35,7 +35,7 @@ from pref_jax.data.votes import vote_rows
 from pref_jax.errors import UserError
 from pref_jax.likelihood import thresholds
 from pref_jax.lm.text_model import TextModel
-from pref_jax.personal import Added, PersonalReward, Question, Read, Saved, Scores
+from pref_jax.personal import Added, Components, PersonalReward, Question, Read, Saved, Scores
 from pref_jax.standardiser import Standardiser
 
 Columns = tuple[str, ...]
@@ -472,6 +472,11 @@ class LoRe(PersonalReward):
             layer=text.layer,
             max_length=text.max_length,
         )
+
+    def components(self, users: Sequence[str | None], rows: Any) -> Components:
+        """Each user's weights w_u and the basis rewards z(x), of which `rewards` are the products; see there."""
+        place = np.array([-1 if user is None else self._rows[user] for user in users], np.int64)
+        return Components(self._weights[place], self.read(rows))
 
 
 def basis_rewards(fit: Fit, features: Float32[np.ndarray, "N D"]) -> Float64[np.ndarray, "N K"]:

@@ -8,7 +8,7 @@
 `load` reads `kind` and hands the folder to the class that a package registers under that name in the entry point
 group `pref_jax.rewards`, so that this package knows none of them.
 
-Axis letters: N texts, U users.
+Axis letters: N texts, U users, K basis rewards.
 """
 
 import abc
@@ -58,6 +58,18 @@ class Scores(NamedTuple):
 
     mean: Float32[np.ndarray, " N"]
     deviation: Float32[np.ndarray, " N"]
+
+
+class Components(NamedTuple):
+    """Rewards as weights of users on basis rewards.
+
+    Attributes:
+      weights: float [N K], of each row's user.
+      basis: float [N K], the K basis rewards of each text, in the same unit as rewards.
+    """
+
+    weights: Float[np.ndarray, "N K"]
+    basis: Float[np.ndarray, "N K"]
 
 
 class Added(NamedTuple):
@@ -319,6 +331,19 @@ class PersonalReward(abc.ABC):
         else:
             rows = as_responses(list(PROBE), [PROBE_TEXT, PROBE_TEXT])
         return [self.rewards([user, user], rows, uncertainty=False).mean for user in users]
+
+    def components(self, users: Sequence[str | None], rows: Any) -> Components | None:
+        """What rewards are made of, where each is a user's weights times basis rewards that all users share.
+
+        Args:
+          users: N ids; None: nobody's weights.
+          rows: N texts or features, as `rewards` takes them.
+
+        Returns:
+          `Components`, of which (weights * basis).sum(1) are the rewards; None where the method has none.
+        """
+        del users, rows
+        return None
 
 
 def _write(

@@ -24,7 +24,7 @@ ARROWS = {
 # Every other file beside the folders is common ground, which imports nothing but common ground.
 ORDER = {
     "pref_jax": (
-        "data", "lm", "train", "eval", "personal", "fitting", "baselines", "auto", "serve",
+        "data", "lm", "train", "eval", "personal", "fitting", "baselines", "auto", "integrations", "serve",
         "cli_options", "cli_lines", "cli_data", "cli_store", "cli_serve", "cli",
     ),
     "copl_jax": ("graph", "reward", "io", "fitted", "model"),

@@ -1,5 +1,6 @@
 """Every example runs as its reader would run it: as a script, in an empty folder."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -18,17 +19,22 @@ EXPECTED = {
         "embedded from 3 votes\n",
         "user-8: [0, 1]",
     ),
+    "grpo_two_users": ("3 of 3 words are what ada likes", "3 of 3 words are what bo likes"),
     "best_of_n": (
         "user-0: How long do I cook quinoa? Twelve minutes.",
         "user-0: How long do I cook a carrot? Eight minutes.",
         "user-1: How long do I cook a carrot? Well, that depends",
     ),
 }
+# What an example needs beside the package itself.
+NEEDS = {"grpo_two_users": ("torch", "trl")}
 MOST_LINES = 60
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_an_example(tmp_path, name):
+    if missing := [need for need in NEEDS.get(name, ()) if importlib.util.find_spec(need) is None]:
+        pytest.skip(f"needs {', '.join(missing)}, of the extra `parity`")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     environment.pop("XLA_FLAGS", None)
     command = [sys.executable, str(ROOT / "examples" / f"{name}.py")]

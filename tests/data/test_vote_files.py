@@ -55,6 +55,7 @@ def vote(**more: Any) -> dict[str, Any]:
 
 FORMS = [
     (vote(chosen="x", rejected="y", margin=2), [("u", "x", "y", "preferred", 2.0, None)]),
+    (vote(chosen="x", rejected="y", margin=0), [("u", "x", "y", "preferred", None, None)]),
     (vote(responses=["x", "y"], preference=1.5), [("u", "y", "x", "preferred", 1.5, None)]),
     (vote(responses=["x", "y"], preference=-3), [("u", "x", "y", "preferred", 3.0, None)]),
     (vote(responses=["x", "y"], preference=0), [("u", "x", "y", "tie", None, None)]),

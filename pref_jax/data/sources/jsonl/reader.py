@@ -7,10 +7,11 @@
     {"user": "u1", "prompt": "Name a colour.", "ranking": ["Blue.", "Red.", "No."]}
     {"user": "u1", "prompt": "Name a colour.", "response": "Blue.", "rating": 4}
 
-`strength` (or TRL's `margin`) is above 0. `preference` is signed, as in HelpSteer3: below 0 the first response is
-better, above 0 the second, 0 is a tie, and its size is the strength. In its place `winner` may be a, b, left, right,
-model_a, response_b and the like, tie, both_bad or skipped; `outcome` (tie, both_bad, skipped) may also stand beside
-chosen and rejected. A ranking is best first. A rating is a number in whatever unit, true or false, up or down.
+`strength` is above 0; TRL's `margin` may be 0, which tells no strength. `preference` is signed, as in HelpSteer3: below
+0 the first response is better, above 0 the second, 0 is a tie, and its size is the strength. In its place `winner` may
+be a, b, left, right, model_a, response_b and the like, tie, both_bad or skipped; `outcome` (tie, both_bad, skipped) may
+also stand beside chosen and rejected. A ranking is best first. A rating is a number in whatever unit, true or false, up
+or down.
 
 `prompt` and responses are strings or lists of chat messages {role, content}, of which every other field (tool_calls,
 name, reasoning_content, ...) is kept for the chat template. As in TRL the prompt may be left out when the responses are

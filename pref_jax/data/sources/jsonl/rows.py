@@ -137,6 +137,9 @@ def _pair(value: dict[str, Any], note: Note, tell: Tell) -> _Found | None:
     if len(strengths) > 1:
         note("margin", "given beside strength", "give one of them")
     strength = _number(value, strengths[0], note) if strengths else None
+    if strength == 0 and strengths == ["margin"]:
+        tell("a margin of 0 was read as a preference without a strength")
+        strength = None
     if strength is not None and strength <= 0:
         note(strengths[0], f"is {strength:g}", "give a number above 0, or outcome 'tie'")
     if strength is not None and outcome not in (None, OUTCOMES[0]):
