@@ -37,6 +37,7 @@ from pref_jax.cli_options import (
     find_base,
     option,
 )
+from pref_jax.cli_sample import add_commands
 from pref_jax.errors import UserError
 from pref_jax.locks import hold
 from pref_jax.progress import log
@@ -311,6 +312,8 @@ def export(
     write(out, user=user)
     log(f"exported to {out}")
 
+
+add_commands(app)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -143,12 +143,12 @@ def read(
     """`hidden_states`, and what each layer has to keep of these tokens for those that will be read after them.
 
     Args:
-      config, params, tokens, mask, adapters, apply_adapter, unroll, attend: as in `hidden_states`. With a `past`, mask is
-        `attention.Rows` that say where the tokens stand, counted from the beginning of the text.
+      config, params, tokens, adapters, apply_adapter, unroll, attend: as in `hidden_states`.
+      mask: the same; with a `past`, `attention.Rows` that say where the tokens stand in the text.
       past: what was kept of the tokens before these, and how they are looked at; None: there are none.
 
     Returns:
-      The states, and what is kept: arrays by name, the layer axis first; `forward.Past` says which.
+      The states, and what is kept: arrays by name, the layer axis first; `forward.run` says which.
 
     Raises:
       UserError: as in `hidden_states`.

@@ -137,7 +137,7 @@ def _put(own: Array, new: Array, count: Array) -> Array:
 def _attend(config: LMConfig, cache: Cache, here: Rows) -> Callable[..., Array]:
     """How the next token of each row looks at its prompt, at the row's own tokens and at itself."""
     prompts, room = len(cache.where.position), cache.own.k.shape[3]
-    together = Rows(*(field.reshape(prompts, -1) for field in (here.segment, here.position)))
+    together = Rows(here.segment.reshape(prompts, -1), here.position.reshape(prompts, -1))
     slot = jnp.arange(room, dtype=jnp.int32)[None]
     begin = jnp.repeat(cache.where.position[:, -1:] + 1, together.segment.shape[1], axis=0)
     there = jnp.broadcast_to((slot < cache.count).astype(jnp.int32), (len(here.segment), room))
@@ -151,7 +151,8 @@ def _attend(config: LMConfig, cache: Cache, here: Rows) -> Callable[..., Array]:
 
     def attend(layer: Any, kind: Array, q: Array, k: Array, v: Array, allowed: Array, **more: Any) -> Array:
         new = Part(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), allowed)
-        parts = [Part(*layer["prompt"], of_prompt[kind]), Part(*layer["own"], of_own[kind]), new]
+        prompt, own = layer["prompt"], layer["own"]
+        parts = [Part(prompt.k, prompt.v, of_prompt[kind]), Part(own.k, own.v, of_own[kind]), new]
         return attention.over_parts(q, parts, **more)
 
     return attend

@@ -186,8 +186,8 @@ def _generate(
     apply_adapter: ApplyAdapter,
     samples: int,
     room: int,
-) -> Samples:
-    """The whole of a batch: prompts read once, then a loop that ends when every text has."""
+) -> tuple[Array, ...]:
+    """The fields of `Samples` for a batch: prompts read once, then a loop that ends when every text has."""
     rows, fold = len(tokens) * samples, jax.vmap(jax.random.fold_in)
     keys = jnp.broadcast_to(key, (len(tokens),))
     for column in range(streams.shape[1]):
@@ -225,10 +225,6 @@ def _generate(
         cache=cache,
     )
     done = jax.lax.while_loop(lambda drawn: (drawn.number < most) & ~drawn.ended.all(), body, first)
-    found = Samples(done.tokens, done.lengths, done.log_probs, done.ended)
     # Whole on every process.
-    return Samples(*(sharding.constrain(_split(leaf, samples), PartitionSpec()) for leaf in found))
-
-
-def _split(leaf: Array, samples: int) -> Array:
-    return leaf.reshape(-1, samples, *leaf.shape[1:])
+    whole = (done.tokens, done.lengths, done.log_probs, done.ended)
+    return tuple(sharding.constrain(leaf.reshape(-1, samples, *leaf.shape[1:]), PartitionSpec()) for leaf in whole)
