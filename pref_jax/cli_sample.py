@@ -96,7 +96,7 @@ def best_of(
                 requests[place].line["responses"] = texts
         for request, scores in zip(requests, score(model, requests), strict=True):
             best = pick(request.responses, scores.mean)
-            request.line["best"], request.line["reward"] = best.text, decimals([best.reward])[0]
+            request.line["best"], request.line["reward"] = best.text, decimals([best.rewards.max()])[0]
             request.line["rewards"] = decimals(best.rewards)
     write_lines(output, [request.line for request in requests])
 

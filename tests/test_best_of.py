@@ -10,6 +10,7 @@ import tiny
 import lore_jax
 from lore_jax.fitting.bradley_terry import LoReConfig
 from pref_jax import cli
+from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
 from pref_jax.lm import policy, stop_tokens
 from pref_jax.lm.next_token import SamplingConfig
@@ -70,7 +71,7 @@ def test_answers_end_where_the_chat_template_ends_them(base):
     assert opened.params["lm_head"]["kernel"].shape == (16, opened.config.vocab_size)
     assert opened.params["embed"] is opened.text.params["embed"]
     settings = SamplingConfig(max_new_tokens=40)
-    answers = opened.sample([PROMPT], 24, settings=settings)[0]
+    answers = opened.sample([PROMPT], 48, settings=settings)[0]
     assert {answer.stopped for answer in answers} == {True, False}
     for answer in answers:
         assert answer.stopped or answer.tokens == 40
@@ -98,9 +99,9 @@ def test_what_has_no_best_is_told(model):
     with pytest.raises(UserError, match="has no next-token head, so it writes no texts"):
         model.best_of("ada", PROMPT, 2, policy=open_text(MINILM))
     features = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
-    votes = {"user": ["a", "b"], "chosen": np.array([0, 2]), "rejected": np.array([1, 3])}
+    votes = Comparisons(*(np.array(column, np.int32) for column in ([0, 1], [0, 2], [1, 3])))
     with pytest.raises(UserError, match="scores features, not texts"):
-        lore_jax.fit(features, votes, config=QUICK).best_of("a", PROMPT, candidates=CANDIDATES)
+        lore_jax.fit(features, votes, config=QUICK).best_of(None, PROMPT, candidates=CANDIDATES)
 
 
 def run(monkeypatch, capsys, lines, *arguments):
