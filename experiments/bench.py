@@ -28,6 +28,7 @@ from experiments.benchmarks import (
     prefix,
     prepare,
     ragged,
+    sampling,
     solver,
 )
 from experiments.benchmarks.measure import Benchmark, Result, merged, read, table
@@ -53,6 +54,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "experts": experts.mixture_step,
     "prefix_pairs": prefix.prefix_pairs,
     "invariance": invariance.invariance,
+    "sampling": sampling.sampling,
     "backbone_step": backbone.backbone_step,
     "load_memory": loading.load_memory,
     "lore_fit": joint.lore_fit,

@@ -23,6 +23,7 @@ from experiments.benchmarks import (
     prepare,
     ragged,
     reference,
+    sampling,
     solver,
 )
 from experiments.benchmarks.measure import merged, result
@@ -50,6 +51,7 @@ RUNS = {
         (Case(tiny.llama(), pairs=4, length=16),), (0.6, 0.8), rounds=1, each=1, size=10
     ),
     "invariance": lambda: invariance.invariance(texts=12, alone=2, programs=40, length=64),
+    "sampling": lambda: sampling.sampling((sampling.Case(tiny.llama(), 5, 6, 4),), rounds=1),
     "backbone_step": lambda: backbone.backbone_step(TINY, rounds=1, each=1),
     "load_memory": lambda: loading.load_memory(tiny.llama(), (("bfloat16", 0.01),), repeats=1),
     "lore_fit": lambda: joint.lore_fit((joint.Case(20, 6, 8, 3),), steps=30, sample=1),
