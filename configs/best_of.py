@@ -2,7 +2,7 @@
 
 command   python -m experiments.best_of --config=configs/best_of.py --workdir=runs/best_of
 variants  (none) five worlds; smoke: seconds, for tests, too small to mean anything
-hardware  2 CPU cores, 2 GB of memory; 4 minutes, most of them for the decoder
+hardware  2 CPU cores, 2 GB of memory; 10 minutes beside other work, more than half of them for the decoder
 data      the synthetic world with four groups of users, who care for one attribute each; 16 answers to every prompt,
           16 votes a user; one small decoder, pretrained on the world's text, reads all of the worlds
 """

@@ -195,7 +195,10 @@ def picture(found: Mapping[str, Mapping[str, Interval]], title: str) -> Figure:
         mean, low, high = canvas.percent(found[method][name] for name in names) / 100
         look: Any = {"color": canvas.colour(number), "marker": canvas.MARKERS[number], "linestyle": ""}
         handles.append(ax.errorbar(x, mean, [mean - low, high - mean], capsize=3, markersize=6, **look))
-    ax.set_xticks(np.arange(len(names)), [f"users who care for\n{name.removeprefix('utility/')}" for name in names])
+    ax.set_xticks(
+        np.arange(len(names)),
+        [f"users who care for\n{name.removeprefix('utility/').replace('_', ' ')}" for name in names],
+    )
     ax.set_ylabel("true utility, level 1 to 5")
     ax.set_ylim(2.5, 5.1)
     ax.yaxis.grid(True, **canvas.GRID)

@@ -219,7 +219,7 @@ class PersonalReward(abc.ABC):
           n: how many answers are sampled; not read with `candidates`.
           candidates: the answers.
           policy: what writes them: the name of a causal language model, or one that is open; None: the base.
-          settings: temperature and so on.
+          settings: a `pref_jax.SamplingConfig`.
           seed: of the samples; equal calls give equal ones.
 
         Raises:

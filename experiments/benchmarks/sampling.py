@@ -30,10 +30,12 @@ class Case(NamedTuple):
     samples: int
 
 
-CASES = (Case(LARGER, 128, 64, 16), Case(LARGER, 448, 64, 16))
+CASES = (Case(LARGER, 96, 32, 16), Case(LARGER, 224, 32, 16))
+# Prompts that the cache is measured with.
+ROWS = 2
 
 
-def sampling(cases: tuple[Case, ...] = CASES, rounds: int = 3, each: int = 1) -> list[Result]:
+def sampling(cases: tuple[Case, ...] = CASES, rounds: int = 2, each: int = 1) -> list[Result]:
     """Greedy tokens of one program each: with a cache against without, and a prompt read once against once a sample.
 
     Both sides draw all T tokens and take turns. `answers_apart` is the share of tokens in which they differ.
@@ -79,12 +81,12 @@ def _without_cache(lm: LMConfig, params: Any, rows: Int32[Array, "B L"], *, begi
 
 def _cache(case: Case, rounds: int, each: int) -> Result:
     """One sample of each of several prompts."""
-    params, prompts = _parameters(case.lm), _prompts(case, 4)
-    rows = jnp.asarray(prompts.take(np.arange(4), case.prompt + case.new)[0])
+    params, prompts = _parameters(case.lm), _prompts(case, ROWS)
+    rows = jnp.asarray(prompts.take(np.arange(ROWS), case.prompt + case.new)[0])
     without = functools.partial(_without_cache, case.lm, params, rows, begin=case.prompt, new=case.new)
     seconds = in_turns([without, lambda: _sample(case, params, prompts, 1)], rounds=rounds, each=each)
     ours, theirs = _sample(case, params, prompts, 1)[:, 0], np.asarray(without())[:, case.prompt :]
-    return _result("cache", case, 4, seconds, ours, theirs)
+    return _result("cache", case, ROWS, seconds, ours, theirs)
 
 
 def _shared_prompt(case: Case, rounds: int, each: int) -> Result:

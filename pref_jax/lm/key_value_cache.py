@@ -94,7 +94,8 @@ def start(
     order = jnp.argsort(mask, axis=1, stable=True)
     tokens, mask = (jnp.take_along_axis(t, order, axis=1) for t in (tokens, mask))
     where = attention.rows(mask)
-    hidden, kept = backbone.read(config, params, tokens, mask, adapters, apply_adapter)
+    # By where tokens stand: the bucket of a prompt may be longer than the model's positions.
+    hidden, kept = backbone.read(config, params, tokens, where, adapters, apply_adapter)
     prompt = KeyValues(*(_pinned(kept[name].transpose(0, 1, 3, 2, 4)) for name in KeyValues._fields))
     z, p, k, _, h = prompt.k.shape
     empty = _pinned(jnp.zeros((z, rows * p, k, room, h), prompt.k.dtype))

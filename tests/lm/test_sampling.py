@@ -174,6 +174,13 @@ def test_eight_devices_sample_what_one_samples(params, sizes):
     np.testing.assert_allclose(eight.log_probs, one.log_probs, rtol=0, atol=1e-5)
 
 
+def test_a_bucket_may_be_longer_than_the_model_s_positions():
+    config = tiny.llama(max_positions=16 + 1 + NEW)
+    found = sampling.sample(config, loud(config), table([[5] * 17]), jax.random.key(0), settings=WARM)
+    own = of_tokens(full_passes(config, loud(config), [[5] * 17], found.tokens), found.tokens)
+    np.testing.assert_allclose(found.log_probs, own, rtol=0, atol=1e-5)
+
+
 def test_longer_prompts_and_answers_of_one_bucket_need_no_new_program(params):
     drawn(params, [PROMPTS[0]])
     size = sampling._generate._cache_size()
