@@ -13,17 +13,28 @@ from pref_jax.version import __version__
 if TYPE_CHECKING:
     from pref_jax.data.preferences import Preferences
     from pref_jax.data.votes import read_votes
+    from pref_jax.lm.next_token import SamplingConfig
     from pref_jax.lm.text_model import TextModel
     from pref_jax.personal import PersonalReward, load
 
 _WHERE = {
     "PersonalReward": "pref_jax.personal",
     "Preferences": "pref_jax.data.preferences",
+    "SamplingConfig": "pref_jax.lm.next_token",
     "TextModel": "pref_jax.lm.text_model",
     "load": "pref_jax.personal",
     "read_votes": "pref_jax.data.votes",
 }
-__all__ = ["PersonalReward", "Preferences", "TextModel", "UserError", "__version__", "load", "read_votes"]
+__all__ = [
+    "PersonalReward",
+    "Preferences",
+    "SamplingConfig",
+    "TextModel",
+    "UserError",
+    "__version__",
+    "load",
+    "read_votes",
+]
 
 exact_sums.ensure()
 

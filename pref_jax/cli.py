@@ -37,6 +37,7 @@ from pref_jax.cli_options import (
     find_base,
     option,
 )
+from pref_jax.cli_sample import add_commands
 from pref_jax.cli_serve import serve
 from pref_jax.cli_store import store_app
 from pref_jax.errors import UserError
@@ -316,6 +317,8 @@ def export(
     write(out, user=user)
     log(f"exported to {out}")
 
+
+add_commands(app)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -30,27 +30,36 @@ def load_model(folder: Path, base: str, **options: Any) -> "PersonalReward":
 
 
 def read_texts(
-    folder: Path, path: Path, output: Path, added: Sequence[str], *, several: bool = False
+    folder: Path, path: Path, output: Path, added: Sequence[str], *, several: bool = False, sampled: bool = False
 ) -> list["Request"]:
     """Requests; what can be found wrong is found before the model is opened."""
     from pref_jax.data.sources.jsonl.requests import read_requests
 
     if saved.about(folder)["base"] is None:
         raise UserError(f"{folder}: scores features, not texts; use pref_jax.load({str(folder)!r}).score in Python")
+    check_output(output)
+    return read_requests(path, saved.users(folder), added, several=several, sampled=sampled)
+
+
+def check_output(output: Path) -> None:
+    """Raises UserError for a path that no results can be written to."""
     if output.is_dir():
         raise UserError(f"--output: {output} is a folder; name a file")
-    return read_requests(path, saved.users(folder), added, several=several)
 
 
 def rewards(
     folder: Path, requests: list["Request"], base: str, batch_size: int, uncertainty: bool = False
 ) -> list["Scores"]:
-    """Scores of each request, all responses of all of them in common batches; without any, no model is opened."""
+    """`score` by a saved model; without requests, no model is opened."""
     if not requests:
         return []
+    return score(load_model(folder, base, batch_size=batch_size), requests, uncertainty)
+
+
+def score(model: "PersonalReward", requests: list["Request"], uncertainty: bool = False) -> list["Scores"]:
+    """Scores of each request, all responses of all of them in common batches."""
     from pref_jax.personal import Scores
 
-    model = load_model(folder, base, batch_size=batch_size)
     each = [(request.user, request.prompt, text) for request in requests for text in request.responses]
     users, prompts, texts = (list(column) for column in zip(*each, strict=True))
     found = model.score(users, prompts, texts, uncertainty=uncertainty)

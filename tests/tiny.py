@@ -34,9 +34,18 @@ def bert(**changes: Any) -> LMConfig:
 
 def reward_model(folder: Path) -> Path:
     """Writes a reward model of random weights that has read the world's words, in Hugging Face layout."""
+    return _decoder(folder, num_labels=1, lm_head=False)
+
+
+def chat_model(folder: Path, **changes: Any) -> Path:
+    """The same with a next-token head: its answers are words at random."""
+    return _decoder(folder, **changes)
+
+
+def _decoder(folder: Path, **changes: Any) -> Path:
     text = world.pretraining_text(dialogues=64, glossaries=8, marker_noise=0.0, seed=0)
     tokenizer = train_tokenizer([" ".join(turns) for turns in text], vocab_size=512)
-    sizes: Any = {"vocab_size": len(tokenizer), "max_positions": 64, "num_labels": 1, "lm_head": False}
+    sizes: Any = {"vocab_size": len(tokenizer), "max_positions": 64, **changes}
     lm = llama(**sizes, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
     checkpoint.save(folder, lm, jax.jit(backbone.init, static_argnums=0)(lm, jax.random.key(0)))
     tokenizer.save_pretrained(folder)

@@ -1,12 +1,14 @@
 """Who sees whom in a row, and the one function that every family attends through.
 
-Axes: B batch, L length (queries), S length (keys), N query heads, K key and value heads, H head features, D = N H.
+Axes: B batch, L length (queries), S length (keys), N query heads, K key and value heads, H head features, D = N H,
+G query heads to a key head, R rows of keys.
 
 A row holds one text, padded left or right, or several, packed one after another: its mask is then the number of the
 text that each token belongs to, from 1, with 0 at padding. Or it holds texts that begin alike, once their common
 beginning (the trunk) and then what each goes on with (its branch): see `branches`.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -95,21 +97,22 @@ def texts(mask: Mask | Rows, count: int) -> Bool[Array, "B S L"]:
     return (mask.segment > 0)[:, None] & ((branch == 0) | (branch == number))
 
 
-def visible(rows: Rows, *, causal: bool, window: int | None = None) -> Allowed:
+def visible(rows: Rows, *, causal: bool, window: int | None = None, keys: Rows | None = None) -> Allowed:
     """True where a query (third axis) may look at a key (last axis).
 
     Never at padding, at another text or at another branch; not ahead if `causal`; and only at less than `window`
-    positions' distance.
+    positions' distance. Keys are the rows' own, or those of other rows, `keys`.
     """
     segment, position, branch = rows
-    allowed = (segment[:, :, None] == segment[:, None, :]) & (segment > 0)[:, None, :]
-    if branch is not None:
-        seen = branch[:, None, :]
+    keys = rows if keys is None else keys
+    allowed = (segment[:, :, None] == keys.segment[:, None, :]) & (keys.segment > 0)[:, None, :]
+    if branch is not None and keys.branch is not None:
+        seen = keys.branch[:, None, :]
         allowed &= (seen == 0) | (seen == branch[:, :, None])
-    distance = position[:, :, None] - position[:, None, :]
+    distance = position[:, :, None] - keys.position[:, None, :]
     if causal:
         allowed &= distance >= 0
-    if window is not None and window < segment.shape[1]:
+    if window is not None and (keys is not rows or window < segment.shape[1]):
         allowed &= jnp.abs(distance) < window
     return allowed[:, None]
 
@@ -165,28 +168,81 @@ def plain(
       sinks: the score of a key beside all others, which every head has and whose value is zero.
       bias: added to the scores.
     """
-    b, length, n, h = q.shape
-    groups = n // k.shape[2]
+    part = Part(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), allowed)
+    return over_parts(q, [part], scale=scale, softcap=softcap, sinks=sinks, bias=bias)
+
+
+class Part(NamedTuple):
+    """Some of the keys that queries look at, and their values, heads first.
+
+    With fewer rows than there are queries' rows, consecutive rows of queries share a row of keys, and `allowed` has
+    one query for each of them.
+    """
+
+    k: Float[Array, "R K S H"]
+    v: Float[Array, "R K S H"]
+    allowed: Bool[Array, "R 1 _ S"]
+
+
+class _Seen(NamedTuple):
+    """Of some keys: the highest score, the sum of all weights exp(score - highest), and the values so weighed."""
+
+    highest: Float[Array, "B K G L 1"]
+    total: Float[Array, "B K G L 1"]
+    mixed: Float[Array, "B K G L H"]
+
+
+def over_parts(
+    q: Queries,
+    parts: Sequence[Part],
+    *,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Sinks | None = None,
+    bias: Bias | None = None,
+) -> Mixed:
+    """`plain` over keys that lie in several arrays, which are never put together; a `bias` is for a single part.
+
+    If queries' rows share keys, every row has one query.
+    """
+    b, length, n, _ = q.shape
+    groups = n // parts[0].k.shape[1]
     # Heads first (G query heads to a key head), so that every product is over plain matrices: on CPU, products that
     # leave the heads in the middle cost five times as much.
-    q = (q * scale).astype(q.dtype).reshape(b, length, -1, groups, h).transpose(0, 2, 3, 1, 4)
-    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    scores = jnp.einsum("bkglh,bksh->bkgls", q, k, preferred_element_type=jnp.float32)
+    q = (q * scale).astype(q.dtype).reshape(b, length, -1, groups, q.shape[-1]).transpose(0, 2, 3, 1, 4)
+    sink = None if sinks is None else sinks.astype(jnp.float32).reshape(1, -1, groups, 1, 1)
+    seen = [_see(q, part, softcap, bias, sink) for part in parts]
+    highest, total, mixed = seen[0]
+    for other in seen[1:]:
+        most = jnp.maximum(highest, other.highest)
+        ours, theirs = jnp.exp(highest - most), jnp.exp(other.highest - most)
+        highest, total, mixed = most, total * ours + other.total * theirs, mixed * ours + other.mixed * theirs
+    if sink is not None:
+        total = total + jnp.exp(sink - highest)
+    mixed = (mixed / total).astype(parts[0].v.dtype)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(b, length, -1)
+
+
+def _see(q: Array, part: Part, softcap: float | None, bias: Bias | None, sink: Array | None) -> _Seen:
+    """What queries [B K G L H] see of a part."""
+    rows, each = len(part.k), len(q) // len(part.k)
+    if each > 1:  # rows that share keys become queries of one row
+        q = q.reshape(rows, each, *q.shape[1:4], -1)[:, :, :, :, 0].transpose(0, 2, 3, 1, 4)
+    scores = jnp.einsum("bkglh,bksh->bkgls", q, part.k, preferred_element_type=jnp.float32)
     scores = layers.softcap(scores, softcap)
     if bias is not None:
         scores = scores + bias.reshape(scores.shape)
-    scores = scores + jnp.where(allowed, 0.0, -1e30)[:, :, None]
+    scores = scores + jnp.where(part.allowed, 0.0, -1e30)[:, :, None]
     highest = scores.max(axis=-1, keepdims=True)
-    if sinks is not None:
-        sink = sinks.astype(jnp.float32).reshape(1, -1, groups, 1, 1)
+    if sink is not None:
         highest = jnp.maximum(highest, sink)
     highest = jax.lax.stop_gradient(highest)
     # Normalising after the product with v divides H numbers a query instead of S, and halves the backward pass
     # against jax.nn.dot_product_attention on CPU. The shift cancels out, so no gradient goes through it.
     weights = jnp.exp(scores - highest)
-    mixed = jnp.einsum("bkgls,bksh->bkglh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    total = weights.sum(axis=-1, keepdims=True)
-    if sinks is not None:
-        total = total + jnp.exp(sink - highest)
-    mixed = (mixed / total).astype(v.dtype)
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(b, length, n * h)
+    mixed = jnp.einsum("bkgls,bksh->bkglh", weights.astype(part.v.dtype), part.v, preferred_element_type=jnp.float32)
+    seen = _Seen(highest, weights.sum(axis=-1, keepdims=True), mixed)
+    if each == 1:
+        return seen
+    # Back to a row for each query.
+    return _Seen(*(t.transpose(0, 3, 1, 2, 4).reshape(rows * each, *t.shape[1:3], 1, -1) for t in seen))

@@ -9,37 +9,34 @@ The transformer knows no users. Whatever depends on them comes in as `adapters`,
 """
 
 import functools
-from collections.abc import Callable, Mapping
-from types import ModuleType
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int32, Key
 
-from pref_jax import sharding
-from pref_jax.errors import Faults, UserError
-from pref_jax.lm import attention, bert, deberta, decoder, delta, gemma4, lora
+from pref_jax.errors import UserError
+from pref_jax.lm import attention, forward, lora
 from pref_jax.lm.attention import AttentionFn, Mask, Rows
 from pref_jax.lm.config import LMConfig
+from pref_jax.lm.forward import REMAT, ApplyAdapter, Kept, Params, Past, family
 
-Params = Mapping[str, Any]
-ApplyAdapter = Callable[[Any, Array], Array]
-
-# What the backward pass keeps of each block instead of computing it again: everything; nothing but the block's input;
-# the results of the linears.
-REMAT: dict[str, Any] = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
-
-
-def family(config: LMConfig) -> ModuleType:
-    """The module that defines `Frame` and `Block` of `config.family`."""
-    return {"bert": bert, "deberta": deberta, "decoder": decoder, "delta": delta, "gemma4": gemma4}[config.traits.kind]
+__all__ = [
+    "REMAT",
+    "ApplyAdapter",
+    "Params",
+    "family",
+    "hidden_states",
+    "init",
+    "linear_shapes",
+    "next_token_logits",
+    "pool",
+    "read",
+    "scores",
+    "shapes",
+]
 
 
 def init(config: LMConfig, key: Key[Array, ""], dtype: Any = jnp.float32) -> dict[str, Any]:
@@ -116,73 +113,49 @@ def hidden_states(
       UserError: if an adapter names no linear of this family, rows are longer than the model's positions, or `remat`
         or `layer` is out of range.
     """
-    adapters = dict(adapters or {})
-    depth = config.num_layers if layer is None else layer
-    # Branches stand side by side in a row, so its length is no position.
-    _check_call(config, adapters, 0 if isinstance(mask, Rows) else tokens.shape[1], remat, depth)
-    frame, rows = _frame(config, params), attention.rows(mask)
-    # Ids at padding may be anything (-100, say): an id outside the table would look up NaN.
-    x, contexts = frame.enter(jnp.where(rows.segment > 0, tokens, 0), rows)
-    if soft is not None:
-        x = jnp.concatenate([soft.astype(x.dtype), x[:, soft.shape[1] :]], axis=1)
-    inputs = None if config.gemma4 is None else frame.layer_inputs(jnp.where(rows.segment > 0, tokens, 0), x)
-    # Layers of two patterns run in one scan: each picks its context by number.
-    several = jax.tree.map(lambda *leaves: jnp.stack(leaves), *contexts)
-    number = jnp.arange(depth)
-    pattern = jnp.asarray(config.layer_patterns[:depth], jnp.int32)
-
-    def step(lent: Any, x: Array, own: tuple[Params, dict[str, Any], Any, Array, Array]) -> tuple[Array, Any]:
-        weights, adapter, inputs, number, pattern = own
-        context = contexts[0] if len(contexts) == 1 else jax.tree.map(lambda leaf: leaf[pattern], several)
-        context = context if inputs is None else context._replace(layer=inputs)
-        keys = []
-
-        def look(q: Array, k: Array, v: Array, *rest: Array, **more: Any) -> Array:
-            k, v = (k, v) if lent is None else (leaf[pattern] for leaf in lent)
-            keys.append((k, v))
-            return attend(q, k, v, *rest, **more)
-
-        def linear(block: nnx.Module, name: str, x: Array) -> Array:
-            # Tokens of all rows in one axis: on CPU, gradients of products over two leading axes take twice as long.
-            y = getattr(block, name)(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
-            if name not in adapter:
-                return y
-            # What all rows share comes as one row, but adapters may be bound to each.
-            x = jnp.broadcast_to(x, (len(tokens), *x.shape[1:]))
-            return y + apply_adapter(adapter[name], x).astype(y.dtype)
-
-        block = _module(config, family(config).Block, weights)
-        x = sharding.constrain(block(x, context, linear, look, number == 0))
-        return x, keys[0] if lent is None and depth > config.own_keys else None
-
-    policy = REMAT[remat]
-    body = step if policy is None else jax.checkpoint(step, prevent_cse=False, policy=policy)
-    whole = (params["blocks"], adapters, inputs, number, pattern)
-
-    def run(lent: Any, x: Array, first: int, last: int) -> tuple[Array, Any]:
-        some = jax.tree.map(lambda leaf: leaf[first:last], whole)
-        return jax.lax.scan(functools.partial(body, lent), x, some, unroll=unroll)
-
-    x, kept = run(None, sharding.constrain(x), 0, min(depth, config.own_keys))
-    if depth > config.own_keys:
-        own = config.layer_patterns[: config.own_keys]
-        lenders = np.array([len(own) - 1 - own[::-1].index(kind) for kind in range(len(config.patterns))])
-        x, _ = run(jax.tree.map(lambda leaf: leaf[lenders], kept), x, config.own_keys, depth)
-    return frame.leave(x, rows) if depth == config.num_layers else x
+    return forward.run(
+        config,
+        params,
+        tokens,
+        mask,
+        adapters,
+        apply_adapter,
+        remat=remat,
+        unroll=unroll,
+        layer=layer,
+        attend=attend,
+        soft=soft,
+    )[0]
 
 
-def _check_call(config: LMConfig, adapters: dict[str, Any], length: int, remat: str, depth: int) -> None:
-    faults = Faults()
-    if unknown := sorted(set(adapters) - set(linear_shapes(config))):
-        faults.add(f"adapters for {unknown}", "no such linear", f"use some of {list(linear_shapes(config))}")
-    if length > config.max_positions:
-        had = f"rows of {length} tokens, but this model knows {config.max_positions} positions"
-        faults.add("tokens", had, "cut the texts shorter when tokenising")
-    if remat not in REMAT:
-        faults.add("remat", f"{remat!r} is unknown", f"use one of {', '.join(REMAT)}")
-    if not 0 <= depth <= config.num_layers:
-        faults.add("layer", f"is {depth}", f"use 0 to {config.num_layers}, or None for the last")
-    faults.raise_if_any("Forward pass")
+def read(
+    config: LMConfig,
+    params: Params,
+    tokens: Int32[Array, "B L"],
+    mask: Mask | Rows,
+    adapters: Mapping[str, Any] | None = None,
+    apply_adapter: ApplyAdapter = lora.apply,
+    *,
+    unroll: int | bool = 1,
+    attend: AttentionFn = attention.attend,
+    past: Past | None = None,
+) -> tuple[Float[Array, "B L D"], Kept]:
+    """`hidden_states`, and what each layer has to keep of these tokens for those that will be read after them.
+
+    Args:
+      config, params, tokens, adapters, apply_adapter, unroll, attend: as in `hidden_states`.
+      mask: the same; with a `past`, `attention.Rows` that say where the tokens stand in the text.
+      past: what was kept of the tokens before these, and how they are looked at; None: there are none.
+
+    Returns:
+      The states, and what is kept: arrays by name, the layer axis first; `forward.run` says which.
+
+    Raises:
+      UserError: as in `hidden_states`.
+    """
+    return forward.run(
+        config, params, tokens, mask, adapters, apply_adapter, unroll=unroll, attend=attend, past=past, keep=True
+    )
 
 
 def next_token_logits(config: LMConfig, params: Params, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
@@ -193,7 +166,7 @@ def next_token_logits(config: LMConfig, params: Params, hidden: Float[Array, "*b
     """
     if not config.lm_head:
         raise UserError(f"this {config.family} model has no next-token head; use a causal language model's checkpoint")
-    return _frame(config, params).logits(hidden)
+    return forward.frame(config, params).logits(hidden)
 
 
 def scores(config: LMConfig, params: Params, pooled: Float[Array, "*batch D"]) -> Float[Array, "*batch C"]:
@@ -240,19 +213,3 @@ def pool(
         total = jnp.einsum("bld,bsl->bsd", hidden.astype(jnp.float32), own.astype(jnp.float32))
         found = total / jnp.maximum(own.sum(axis=2)[:, :, None], 1)
     return found[:, 0] if segments is None else found
-
-
-def _frame(config: LMConfig, params: Params) -> Any:
-    """All but the blocks."""
-    return _module(config, family(config).Frame, {name: leaf for name, leaf in params.items() if name != "blocks"})
-
-
-def _module(config: LMConfig, kind: Any, weights: Params) -> Any:
-    """The NNX module of this kind holding these arrays."""
-    return nnx.merge(_description(config, kind, jax.tree.leaves(weights)[0].dtype), weights)
-
-
-@functools.lru_cache(maxsize=64)
-def _description(config: LMConfig, kind: Any, dtype: Any) -> Any:
-    """NNX's static half of a module; depends on configuration and dtype only, so it is made once."""
-    return nnx.graphdef(nnx.eval_shape(lambda: kind(config, dtype=dtype, rngs=nnx.Rngs(0))))

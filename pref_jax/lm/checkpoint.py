@@ -34,7 +34,12 @@ _OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
 def load(
-    folder: str | Path, dtype: Any = jnp.float32, *, mesh: Mesh | None = None, lm_head: bool = True
+    folder: str | Path,
+    dtype: Any = jnp.float32,
+    *,
+    mesh: Mesh | None = None,
+    lm_head: bool = True,
+    only: str = "",
 ) -> tuple[LMConfig, dict[str, Any]]:
     """Reads a checkpoint into plain parameters.
 
@@ -44,6 +49,7 @@ def load(
       mesh: places each parameter as `sharding_rules.RULES` says, each process reading only its own parts; by default
         all goes to the first device.
       lm_head: False leaves the next-token head out, which reward models have no use for.
+      only: reads parameters under this name alone, such as "lm_head", where the others are at hand; "" for all.
 
     Returns:
       The configuration, and parameters with the tree of `backbone.init`. Besides them, memory holds some rows of one
@@ -64,6 +70,8 @@ def load(
     params: dict[str, Any] = {}
     broken: set[str] = set()
     for path, leaf in wanted.items():
+        if only and path.split("/")[0] != only:
+            continue
         place = SingleDeviceSharding(jax.devices()[0]) if mesh is None else NamedSharding(mesh, placed[path])
         _set(params, path, _read(sources[path], leaf, place, broken))
     faults = Faults()

@@ -29,6 +29,8 @@ class Context(NamedTuple):
     recurrence: Any = None  # of Qwen 3.5, see `delta`
     heads: Any = None  # of Gemma 4, see `gemma4`
     layer: Any = None  # the same, of this layer alone
+    earlier: Any = None  # what this layer kept of earlier tokens, where that is more than keys and values
+    keep: Any = None  # takes, by name, what it keeps of these
 
 
 def linear_shapes(config: LMConfig) -> dict[str, tuple[int, int]]:

