@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pref_jax.cli_lines import STDIN, check_output, decimals, load_model, read_texts, score, write_lines
+from pref_jax.cli_lines import STDIN, check_output, load_model, read_texts, score, write_lines
 from pref_jax.cli_options import Base, BatchSize, Folder, Output, Requests, example, option
+from pref_jax.json_fields import decimals
 
 if TYPE_CHECKING:
     from pref_jax.lm.next_token import SamplingConfig
