@@ -27,7 +27,7 @@ def store_speed(seconds: float = 5.0, filled: int = 20_000) -> list[Result]:
 
     Args:
       seconds: of each measurement.
-      filled: votes that are there before.
+      filled: votes that are there before, as many of each of 100 users.
     """
     with tempfile.TemporaryDirectory() as folder, private_postgres(safe=True) as server:
         return [
@@ -39,8 +39,9 @@ def store_speed(seconds: float = 5.0, filled: int = 20_000) -> list[Result]:
 def _measure(name: str, url: str, bare: tuple[float, float], seconds: float, filled: int) -> list[Result]:
     found, numbers = [], itertools.count()
     with Store.open(url) as store:
-        for start in range(0, filled, 500):
-            store.add(f"user {start // 500 % USERS}", [_vote(next(numbers)) for _ in range(min(500, filled - start))])
+        each = -(-filled // USERS)
+        for user in range(USERS):
+            store.add(f"user {user}", [_vote(next(numbers)) for _ in range(each)])
         for writers in WRITERS:
             spans = _at_once(lambda: _add(store, next(numbers)), writers, seconds)
             facts = {"votes_per_second": round(len(spans) / seconds), "p99_ms": _p99(spans)}
@@ -49,7 +50,7 @@ def _measure(name: str, url: str, bare: tuple[float, float], seconds: float, fil
         users = itertools.cycle(f"user {number}" for number in range(USERS))
         for what, call in (("revision", store.revision), ("votes", store.votes)):
             spans = _at_once(lambda call=call: call(next(users)), 1, seconds / 5)
-            facts = {"votes": filled, "p99_ms": _p99(spans)}
+            facts = {"votes": filled, "votes_of_user": each, "p99_ms": _p99(spans)}
             size = f"{name}, {what} of one user"
             found.append(result("store_speed", size, bare[1], statistics.median(spans), **facts))
         start = time.perf_counter()
