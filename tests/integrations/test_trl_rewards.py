@@ -26,6 +26,15 @@ pytestmark = [
 CHAT = [{"role": "user", "content": "lunch"}]
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """So small a policy is trained faster by one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def trainer(rewards: Any, users: list[Any], out: Path, **options: Any) -> Any:
     """TRL's GRPOTrainer for a fresh tiny policy and every prompt for every user."""
     model, tokenizer = tastes.policy()
@@ -68,7 +77,6 @@ def test_two_users_policies_become_what_their_votes_say(model, tmp_path):
         run = trainer(reward, [user], tmp_path / user, **how)
         run.train()
         found = liked(run.model)
-        print(found)
         assert found[user] > 3, found
         assert found[other] < -3, found
         last = run.state.log_history[-2]
