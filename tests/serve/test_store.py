@@ -1,6 +1,8 @@
 """The store's promises, each on SQLite and on a real PostgreSQL."""
 
+import contextlib
 import math
+import random
 import sqlite3
 import stat
 from pathlib import Path
@@ -12,6 +14,7 @@ from ballots import CHAT, FULL, given, vote
 from experiments.benchmarks.store_crash import strays
 from pref_jax.errors import UserError
 from pref_jax.serve.store import checks
+from pref_jax.serve.store.engine import Database
 from pref_jax.serve.store.errors import VoteConflictError
 from pref_jax.serve.store.records import Added, Key, Pair, Removed, User
 from pref_jax.serve.store.store import Store
@@ -93,26 +96,43 @@ def test_a_removed_user_leaves_what_others_have(store):
     assert store.revision("ada") > before
 
 
-def test_no_byte_of_a_removed_user_is_left_in_sqlite(tmp_path):
-    # Rows that move from page to page leave copies behind, which SQLite's secure_delete does not reach.
-    folder, path = tmp_path / "store", tmp_path / "store" / "votes.db"
-    folder.mkdir()
-    store = Store.open(str(path))
-    for number in range(60):
-        text = f"text of gone{number}, " * (1 + 40 * (number % 7))
-        own = {"prompt": f"asked {text}", "first": f"one {text}", "second": f"two {text}", "asked": f"by gone{number}"}
-        name = f"gone{number}" + "x" * (number % 5 * 50)
-        store.add(name, [vote(f"id-gone{number}-{place}", **own) for place in range(1 + number % 4)])
-        store.add("stays", [vote(f"{number}", prompt="What stays?")])
-        if number % 3 == 0:
-            continue
-        assert b"gone" in b"".join(file.read_bytes() for file in folder.iterdir())
-        assert store.remove_user(name).wiped
-        data = b"".join(file.read_bytes() for file in folder.iterdir())
-        assert f"gone{number}".encode() not in data
-    assert b"What stays?" in data
-    assert len(store.votes("stays")) == 60
-    store.close()
+def removed_users_still_found(path, seed, steps):
+    """Users come and go at random; after each removal the files are searched."""
+    drawn, there = random.Random(seed), []
+    with Store.open(str(path)) as store:
+        for step in range(steps):
+            if drawn.random() >= 0.6 and there:
+                there.remove(gone := drawn.choice(there))
+                store.remove_user(gone)
+                data = b"".join(file.read_bytes() for file in path.parent.iterdir())
+                assert all(user[:7].encode() in data for user in there)
+                if gone[:7].encode() in data:
+                    yield gone
+                continue
+            user, votes = f"user{step:03}" + "z" * drawn.choice([0, 10, 200]), []
+            for place in range(drawn.choice([1, 3, 10])):
+                parts = ("prompt", "first", "second")
+                own = {part: f"<{user[:7]} {part}{place}" + "x" * drawn.choice([1, 40, 300, 3000]) for part in parts}
+                votes.append(vote(f"id {user} {place}", asked=user[:7], **own))
+            store.add(user, votes)
+            there.append(user)
+
+
+def test_no_byte_of_a_removed_user_is_left_in_sqlite(tmp_path, monkeypatch):
+    seeds = [9, 10, *range(9)]
+    for number in range(2 * len(seeds)):
+        (tmp_path / str(number)).mkdir()
+    files = (tmp_path / str(number) / "votes.db" for number in range(2 * len(seeds)))
+    for seed in seeds[:3]:
+        assert list(removed_users_still_found(next(files), seed, 30)) == []
+
+    def only_empty_the_log(database):
+        with contextlib.closing(database.engine.raw_connection()) as connection:
+            connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+    # Rows that move from page to page leave copies, which SQLite's secure_delete does not reach.
+    monkeypatch.setattr(Database, "wipe", only_empty_the_log)
+    assert any(any(removed_users_still_found(next(files), seed, 30)) for seed in seeds)
 
 
 def test_a_wiping_that_a_reader_held_up_is_done_when_the_store_is_opened_next(tmp_path):
@@ -123,6 +143,9 @@ def test_a_wiping_that_a_reader_held_up_is_done_when_the_store_is_opened_next(tm
     reader.execute("BEGIN")
     reader.execute("SELECT count(*) FROM votes").fetchone()
     assert store.remove_user("ada") == Removed(1, 3, 0, False)
+    reader.execute("ROLLBACK")
+    reader.execute("BEGIN IMMEDIATE")
+    assert store._database.wipe() is False
     store.close()
     reader.close()
     Store.open(str(path)).close()
@@ -299,6 +322,21 @@ def test_no_user_has_an_id_that_cannot_be_held(store, user):
     for call in (store.revision, store.votes, store.remove_user, lambda name: store.add(name, [vote()])):
         with pytest.raises(UserError, match="user"):
             call(user)
+
+
+def test_no_page_begins_where_no_database_can_look(store):
+    for name in ("a\0", "\ud800", "x" * 257):
+        for call in (lambda name: store.users(after=name), lambda name: store.pairs("pool", after=name)):
+            with pytest.raises(UserError, match="after"):
+                call(name)
+    for number in (-1, 2**63, 10**5000):
+        with pytest.raises(UserError, match="whole number from 0 on"):
+            store.votes("ada", after=number)
+        for call in (lambda n: store.users(limit=n), lambda n: store.pairs("p", limit=n)):
+            with pytest.raises(UserError, match=r"limit: .* whole number from 1 on"):
+                call(number)
+    assert store.votes("ada", after=2**63 - 1) == []
+    assert store.statistics(days=10**5000).votes == 0
 
 
 def test_strange_but_lawful_texts_come_back(store):

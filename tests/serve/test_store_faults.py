@@ -146,6 +146,10 @@ def test_a_server_that_goes_and_comes_back_needs_no_hands(postgres):
         store.ready()
         assert store.add("ada", [vote("2")]).stored == ("2",)
         assert [each.id for each in store.votes("ada")] == ["1", "2"]
+        # A restart that nobody noticed.
+        postgres.stop()
+        postgres.start()
+        assert store.add("ada", [vote("3")]).stored == ("3",)
 
 
 def test_a_server_that_dies_under_writers_has_all_that_it_acknowledged(postgres):

@@ -30,6 +30,14 @@ def check_id(value: str, what: str) -> None:
     faults.raise_if_any("not an id")
 
 
+def check_number(value: int, what: str, least: int = 0) -> None:
+    """Raises `UserError` if this is no whole number from `least` on that a database holds."""
+    if not least <= value < 2**63:
+        raise UserError(
+            f"{what}: is {value if abs(value) < 2**63 else 'too large'}; give a whole number from {least} on"
+        )
+
+
 def check_votes(votes: Sequence[Vote]) -> None:
     """Looks at each vote.
 

@@ -33,7 +33,6 @@ class Database:
       url: "sqlite:///path", the path alone, or "postgresql://...".
       wait: seconds to wait for another writer.
       connections: at most.
-
       make: whether a file that is not there is made.
 
     Raises:
@@ -126,7 +125,7 @@ class Database:
                 if not busy:
                     cursor.execute("PRAGMA user_version=0")
                 return not busy
-        except StoreUnavailableError:
+        except (StoreUnavailableError, sqlite3.Error):
             return False
 
     @contextlib.contextmanager
@@ -227,7 +226,9 @@ def _begin(connection: sa.Connection) -> None:
 
 def _postgres(url: sa.URL, wait: float, options: dict[str, Any]) -> sa.Engine:
     limit = f"-c lock_timeout={int(wait * 1000)} -c client_encoding=utf8"
-    given = {"connect_timeout": CONNECT, "options": limit, "application_name": "pref"}
+    given: dict[str, Any] = {"connect_timeout": CONNECT, "options": limit, "application_name": "pref"}
+    # A server that falls silent is noticed in seconds, not in the two hours that TCP waits by itself.
+    given |= {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 15_000}
     try:
         # A connection that broke while nobody used it is replaced before anybody does.
         engine = sa.create_engine(url, connect_args=given, pool_pre_ping=True, **options)

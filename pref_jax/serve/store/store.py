@@ -120,6 +120,7 @@ class Store:
     def history(self, user: str, after: int = 0) -> History:
         """The revision and the votes of one moment."""
         checks.check_id(user, "user")
+        checks.check_number(after, "after")
         with self._database.read(snapshot=True) as connection:
             return History(people.revision(connection, user), ballots.votes_of(connection, user, after))
 
@@ -153,6 +154,9 @@ class Store:
 
     def users(self, after: str = "", limit: int = 1000) -> list[User]:
         """Users in the order of their ids' code points, those after `after`."""
+        if after:
+            checks.check_id(after, "after")
+        checks.check_number(limit, "limit", 1)
         with self._database.read() as connection:
             return people.users(connection, after, limit)
 
@@ -220,6 +224,10 @@ class Store:
     def pairs(self, pool: str, after: str = "", limit: int | None = None) -> list[Pair]:
         """Pairs of a pool in the order in which they were added, those after the pair `after`."""
         checks.check_id(pool, "pool")
+        if after:
+            checks.check_id(after, "after")
+        if limit is not None:
+            checks.check_number(limit, "limit", 1)
         with self._database.read() as connection:
             return pools.pairs(connection, pool, after, limit)
 
@@ -235,6 +243,7 @@ class Store:
 
     def statistics(self, *, days: int = 90, raters: int = 2) -> Statistics:
         """Figures of a study: totals, the last days, and judgements of pairs by at least `raters` users."""
-        since = int(time.time() // DAY) - days + 1
+        checks.check_number(raters, "raters", 1)
+        since = max(0, int(time.time() // DAY) - days + 1)
         with self._database.read(snapshot=True) as connection:
             return study.statistics(connection, since, raters)
