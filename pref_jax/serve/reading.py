@@ -30,7 +30,8 @@ class Reader:
 
     Attributes:
       apart: whether the method reads texts apart from their users, so that what was read can be kept.
-      worker: the model's thread.
+      alone: whether texts are read in a thread beside that of users.
+      worker: the model's threads.
       cache: what was read.
     """
 
@@ -39,9 +40,9 @@ class Reader:
         self._model, self._text, self._metrics = model, text, metrics
         self.apart = not model.reads_with_user
         self.cache = ReadCache(limits.cache)
-        # Then a batch asks neither tokenizer nor users.
-        alone = self.apart and model.reads_tokens
-        self.worker = Worker(self._read_batch, batch=limits.batch, most=limits.queue, alone=alone)
+        # Then a batch asks neither tokenizer nor users; and programs of several devices take turns in one thread.
+        self.alone = self.apart and model.reads_tokens and text.mesh.size == 1
+        self.worker = Worker(self._read_batch, batch=limits.batch, most=limits.queue, alone=self.alone)
         self._template = TemplateReader(text.tokenizer)
 
     async def read(self, texts: Sequence[Text]) -> list[ReadText]:
@@ -62,8 +63,9 @@ class Reader:
                 buckets = [self._bucket(len(text.tokens)) for text in tokenized]
                 rows = await self.worker.read(list(zip(buckets, sent, strict=True)))
             for text, row in zip(tokenized, rows, strict=True):
-                found[text.digest] = ReadText(row, len(text.tokens), text.cut)
-                self.cache.put(text.digest, found[text.digest])
+                one = ReadText(row, len(text.tokens), text.cut)
+                found[text.digest] = one
+                self.cache.put(text.digest, one)
         return [one for text in texts if (one := found[text.digest]) is not None]
 
     async def check(self, texts: Sequence[Text]) -> None:

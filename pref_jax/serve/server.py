@@ -1,6 +1,5 @@
 """The HTTP server: uvicorn, with clients who send slowly cut off, and a stop that finishes what was accepted."""
 
-import asyncio
 import functools
 import logging
 import signal
@@ -28,7 +27,7 @@ class _Protocol(H11Protocol):
         super().__init__(*arguments, **options)
         self._seconds, self._timer = seconds, None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: Any) -> None:
         """A client has come."""
         super().connection_made(transport)
         self._watch()

@@ -70,4 +70,7 @@ async def warm_all(service: Service) -> None:
     # Heads that read the prompt too take no tokens; what reads long texts is then compiled when the first one comes.
     with contextlib.suppress(UserError):
         for length in (length for length in every if length > FIRST):
-            await asyncio.to_thread(read_tokens, service, length)
+            if service.reader.alone:
+                await asyncio.to_thread(read_tokens, service, length)
+            else:
+                await service.reader.worker.run(read_tokens, service, length)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from starlette.testclient import TestClient
@@ -22,6 +23,7 @@ from lore_jax.fitting.gaussian_mixture import Clusters
 from lore_jax.fitting.reading import Reading
 from pref_jax.likelihood import Scale
 from pref_jax.lm.text_model import TextModel, open_text
+from pref_jax.mesh import make_mesh
 from pref_jax.serve.app import make_app
 from pref_jax.serve.store.store import Store
 from pref_jax.standardiser import Standardiser
@@ -35,7 +37,8 @@ PROMPT, TEXTS = "How long?", ["Seven minutes.", "It depends.", "Rain"]
 def lore(base: Path, *, kind: str = "gaussian", ties: bool = False) -> LoRe:
     """A LoRe of random numbers on a base, with three users of a few votes each."""
     rank = 1 if kind == "shared" else 3
-    text = open_text(str(base), max_length=48, batch_size=8)
+    # On one device texts are read in a thread beside that of users.
+    text = open_text(str(base), max_length=48, batch_size=8, mesh=make_mesh(devices=jax.devices()[:1]))
     rng, width = np.random.default_rng(0), text.config.hidden_size
 
     def draw(*shape: int) -> Any:

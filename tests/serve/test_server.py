@@ -1,0 +1,116 @@
+"""The HTTP server with slow, silent and vanishing clients, and many at once on two threads of the model."""
+
+import concurrent.futures
+import contextlib
+import json
+import socket
+import threading
+import time
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import tiny
+from serving import PROMPT, TEXTS, lore, row, vote
+
+from pref_jax.serve.app import make_app
+from pref_jax.serve.server import bind, make_server
+from pref_jax.serve.settings import Limits
+from pref_jax.serve.store.store import Store
+
+HEAD = "POST /v1/score HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny.reward_model(tmp_path_factory.mktemp("base") / "decoder")
+
+
+@pytest.fixture(scope="module")
+def served(base, tmp_path_factory):
+    """Address and service, in a thread of this process."""
+    limits = Limits(head_seconds=0.4, body_seconds=0.4, votes_a_minute=10**6)
+    app = make_app(lore(base), Store.open(f"{tmp_path_factory.mktemp('store')}/v.db"), limits=limits)
+    server, listener = make_server(app, limits=limits), bind("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    address = listener.getsockname()[:2]
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"http://127.0.0.1:{address[1]}/readyz").status_code == 200:
+                break
+        time.sleep(0.05)
+    yield address, app.state.front.service
+    server.should_exit = True
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_slow_heads_and_bodies_are_cut_off(served):
+    address, _ = served
+    for sent, answer in (
+        (b"", b""),
+        (f"{HEAD}X: ".encode(), b""),
+        (f"{HEAD}Content-Length: 9\r\n\r\n{{".encode(), b"HTTP/1.1 408"),
+    ):
+        start = time.monotonic()
+        with socket.create_connection(address, timeout=10) as client:
+            client.sendall(sent)
+            assert client.recv(12) == answer
+        assert 0.2 < time.monotonic() - start < 5
+    # A head that is slow only once in a while is none of them.
+    with httpx.Client(base_url=f"http://127.0.0.1:{address[1]}") as client:
+        for _ in range(2):
+            assert client.get("/healthz").status_code == 200
+            time.sleep(0.3)
+
+
+def test_texts_of_a_client_who_has_gone_are_not_read(served):
+    address, service = served
+    held, running = threading.Event(), threading.Event()
+
+    def holds() -> None:
+        running.set()
+        held.wait(10)
+
+    def told(name: str) -> float:
+        return service.metrics.texts.labels(name)._value.get()
+
+    # While the thread of users is busy a client comes and goes.
+    service.reader.worker._thread.submit(holds)
+    assert running.wait(10)
+    before = told("read")
+    body = json.dumps({"prompt": "gone", "responses": ["one", "two"]}).encode()
+    with socket.create_connection(address, timeout=10) as client:
+        client.sendall(f"{HEAD}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        time.sleep(0.3)
+    time.sleep(0.3)
+    held.set()
+    answer = httpx.post(f"http://127.0.0.1:{address[1]}/v1/score", json={"prompt": "here", "responses": ["three"]})
+    assert answer.status_code == 200
+    assert told("read") == before + 1
+
+
+def test_many_clients_at_once_get_their_own_scores_to_the_bit(served, base):
+    address, _ = served
+    url = f"http://127.0.0.1:{address[1]}"
+
+    def one(number: int) -> list[Any]:
+        found, user = [], f"user {number}"
+        with httpx.Client(base_url=url, timeout=60) as client:
+            for place in range(3):
+                assert client.post(f"/v1/users/{user}/votes", json=vote(10 * number + place)).status_code == 200
+                body = {"user": user, "prompt": PROMPT, "responses": [*TEXTS, f"rain {number} {place}"]}
+                found.append(client.post("/v1/score", json=body).json()["rewards"])
+        return found
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        told = list(pool.map(one, range(8)))
+    reference = lore(base)
+    for number, found in enumerate(told):
+        for place, rewards in enumerate(found):
+            reference.add_votes(f"user {number}", [row(vote(10 * number + place))])
+            want = reference.score(f"user {number}", PROMPT, [*TEXTS, f"rain {number} {place}"])
+            assert np.array(rewards, np.float32).tobytes() == want.tobytes()
