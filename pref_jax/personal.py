@@ -198,16 +198,23 @@ class PersonalReward(abc.ABC):
           UserError: if the user is not known.
         """
 
-    @abc.abstractmethod
     def snapshot_user(self, user: str) -> Any | None:
-        """What the model keeps of a user, for `restore_user`; None of a user it does not know."""
+        """What the model keeps of a user, for `restore_user`; None of a user it does not know.
 
-    @abc.abstractmethod
+        Raises:
+          UserError: for methods that define neither, which can be saved and scored, but not be served.
+        """
+        raise UserError(f"a model of kind {self.kind!r} cannot take votes back; serve a model of another method")
+
     def restore_user(self, user: str, snapshot: Any | None) -> None:
         """Sets back what the model keeps of a user, to the bit; None: the model knows the user no longer.
 
         After it, votes teach as they did when the snapshot was taken. A snapshot is good until someone is removed.
+
+        Raises:
+          UserError: as `snapshot_user`.
         """
+        raise UserError(f"a model of kind {self.kind!r} cannot take votes back; serve a model of another method")
 
     def describe_user(self, user: str) -> dict[str, Any]:
         """What the model believes of a user, as JSON values; which these are depends on the method.

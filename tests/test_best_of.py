@@ -2,6 +2,7 @@
 
 import io
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,7 +84,8 @@ def test_stop_tokens_are_those_of_all_files(base, tmp_path):
     opened = policy.open_policy(base)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 5, 100000]}')
     found = stop_tokens.stop_tokens(opened.config, opened.text.tokenizer, tmp_path)
-    assert found == tuple(sorted((5, 7, opened.text.tokenizer.eos_token_id)))
+    own: Any = opened.text.tokenizer.eos_token_id
+    assert found == tuple(sorted((5, 7, own)))
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": "</s>"}')
     with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id is '</s>'"):
         stop_tokens.stop_tokens(opened.config, opened.text.tokenizer, tmp_path)

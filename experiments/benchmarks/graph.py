@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -165,7 +166,7 @@ def gcf_layers(
     prompts: int = 500,
     dim: int = 64,
     seeds: tuple[int, ...] = (3, 4, 5),
-    layers: tuple[str, ...] = LAYERS,
+    layers: Iterable[str] = tuple(LAYERS),
 ) -> list[Result]:
     """Every layer under its recipe (`linear_config`, or the fast one): accuracy on true preferences, where training
     votes are partly wrong.

@@ -1,6 +1,7 @@
 """Best of n on the synthetic world: what is picked, what it is worth, and the report."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def test_a_gain_is_paired_by_seed():
 
 
 def test_it_runs_and_goes_on(tmp_path, capsys):
-    config = config_file.get_config("smoke")
+    config: Any = config_file.get_config("smoke")
     best_of.run(config, tmp_path)
     told = json.loads((tmp_path / "results.json").read_text())
     assert [(row["method"], row["seed"]) for row in told["rows"]] == [

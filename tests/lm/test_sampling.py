@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -183,9 +184,10 @@ def test_a_bucket_may_be_longer_than_the_model_s_positions():
 
 def test_longer_prompts_and_answers_of_one_bucket_need_no_new_program(params):
     drawn(params, [PROMPTS[0]])
-    size = sampling._generate._cache_size()
+    program: Any = sampling._generate
+    size = program._cache_size()
     drawn(params, [PROMPTS[0] + PROMPTS[1]], settings=SamplingConfig(temperature=0.3, top_p=0.8, max_new_tokens=16))
-    assert sampling._generate._cache_size() == size
+    assert program._cache_size() == size
     assert [sampling.bucket(count) for count in (1, 16, 17, 1000)] == [16, 16, 32, 1024]
 
 

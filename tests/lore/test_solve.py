@@ -122,7 +122,8 @@ def test_users_solved_in_blocks_have_the_weights_and_gradients_of_all_at_once(mo
     z, mask, mean, precision = case(seed=5, users=27)
     squared, offset = np.random.default_rng(6).random((2, *mask.shape)) < 0.3
     prior = Prior(jnp.asarray(mean, jnp.float32), jnp.asarray(precision, jnp.float32))
-    z, more = jnp.asarray(z, jnp.float32), {"squared": jnp.asarray(squared), "offset": jnp.asarray(offset, jnp.float32)}
+    z = jnp.asarray(z, jnp.float32)
+    more: dict[str, Any] = {"squared": jnp.asarray(squared), "offset": jnp.asarray(offset, jnp.float32)}
     towards = jnp.asarray(np.random.default_rng(7).normal(size=(27, BASIS)), jnp.float32)
 
     def found(z, prior):

@@ -25,7 +25,8 @@ def run(test: Callable[[Worker, list[Any]], Awaitable[None]], **sizes: int) -> l
         return [one if isinstance(one, Exception) else one * 2 for one in batch]
 
     async def main() -> None:
-        worker = Worker(read, **{"batch": 4, "most": 12, **sizes})
+        given: dict[str, Any] = {"batch": 4, "most": 12, **sizes}
+        worker = Worker(read, **given)
         worker.start()
         try:
             await asyncio.wait_for(test(worker, batches), 10)

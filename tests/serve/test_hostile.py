@@ -17,6 +17,7 @@ from pref_jax.serve.settings import Limits
 from pref_jax.serve.store.store import Store
 
 SECRET = "a text that somebody else voted on"
+EVERY: Any = tuple(HealthCheck)
 QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -63,7 +64,8 @@ def test_any_bytes_are_refused(client, raw, path):
 
 def test_requests_made_from_the_document_are_answered_as_it_says(client):
     document = client.get("/openapi.json").json()
-    operations = [found.ok() for found in schemathesis.openapi.from_dict(document).get_all_operations()]
+    found: Any = schemathesis.openapi.from_dict(document)
+    operations = [operation.ok() for operation in found.get_all_operations()]
     assert len(operations) == sum(map(len, document["paths"].values()))
     for operation in operations:
         ask(client, document, operation)
@@ -73,7 +75,7 @@ def ask(client: Any, document: dict[str, Any], operation: Any) -> None:
     """Sends some requests of one operation, and compares the answers with what the document says of them."""
     said = document["paths"][operation.path][operation.method.lower()]["responses"]
 
-    @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=10, deadline=None, suppress_health_check=EVERY, database=None)
     @given(case=operation.as_strategy())
     def some(case: Any) -> None:
         sent = {} if isinstance(case.body, schemathesis.core.NotSet) else {"json": case.body}

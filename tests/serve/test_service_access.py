@@ -270,7 +270,8 @@ def test_log_lines_tell_neither_texts_nor_users_unless_asked(base, tmp_path):
 
 def test_faults_of_our_own_tell_nothing(base, tmp_path, caplog):
     with client_of(lore(base), Store.open(f"{tmp_path}/v.db")) as client:
-        service: Any = client.app.state.front.service
+        app: Any = client.app
+        service = app.state.front.service
 
         def breaks(*_: Any, **__: Any) -> None:
             raise RuntimeError("a text of somebody")

@@ -1,6 +1,7 @@
 """/v1 by an application in this process: scores, votes, undo, questions, pools, removal, two replicas of one store."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def post(client: Any, path: str, body: Any, status: int = 200) -> Any:
     return answer.json()
 
 
-def scored(model: Any, user: str | None, votes: list[dict[str, Any]] = ()) -> bytes:
+def scored(model: Any, user: str | None, votes: Sequence[dict[str, Any]] = ()) -> bytes:
     """By the loaded model and these votes, for a user of the name given."""
     if user is None or not votes:
         return model.score(user, PROMPT, TEXTS).tobytes()
@@ -171,7 +172,8 @@ def test_nothing_of_a_removed_user_is_left(saved, reference, tmp_path):
     folder = pref_jax.load(saved).save(tmp_path / "mine")
     model, store = pref_jax.load(folder, batch_size=8), Store.open(f"{tmp_path}/votes.db")
     with client_of(model, store, folder=folder) as client:
-        reader = client.app.state.front.service.reader
+        app: Any = client.app
+        reader = app.state.front.service.reader
         for user in ("ada", "zed"):
             votes = [vote(n, id=f"{user} {n}") for n in range(4)]
             post(client, f"/v1/users/{user}/votes", {"votes": [{**one, "prompt": f"{user}?"} for one in votes]})

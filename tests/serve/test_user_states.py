@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -50,7 +51,7 @@ def made(case: str, text: TextModel) -> PersonalReward:
     if case.startswith("CoPL"):
         return copl(text, texts=case.endswith("texts"))
     key, config = jax.random.key(1), SharedConfig(lm=text.config, lora=LoRAConfig(rank=2))
-    votes = dict.fromkeys(serving.KNOWN, 2)
+    votes: dict[str, int] = dict.fromkeys(serving.KNOWN, 2)
     if case == "shared reward":
         return SharedReward(text=text, config=config, params=shared.init(config, key, text.params), votes=votes)
     if case == "P-RLHF":
@@ -67,7 +68,7 @@ def head(case: str, text: TextModel, config: SharedConfig) -> HeadReward:
     params = dict(kind.init(jax.random.key(1), width, 3))
     table = np.asarray(params.pop("table", np.zeros((3, 0))), np.float32)
     adapters = (config, shared.init_adapters(config, jax.random.key(3))) if adapted else None
-    scale = Standardiser(np.zeros(width, np.float32), np.ones(width, np.float32))
+    scale = Standardiser(jnp.zeros(width), jnp.ones(width))
     none = np.zeros((0, 3, width), np.float32)
     rng = np.random.default_rng(5)
     some = rng.normal(size=(3, 2, 3, width)).astype(np.float32)
