@@ -60,6 +60,6 @@ def get_config(variant: str = "") -> ConfigDict:
         config.source.name = "random"
         config.update({"seeds": (0,), "pairs": (3,)})
         config.methods = TEXTS if kind == "texts" else ("item values", "user-kNN", "gcf", "linear", "LoRe on responses")
-        config.text.update({"batch_size": 2, "num_steps": 2})
+        config.text.update({"batch_size": 8, "num_steps": 2})
         config.world.update({"seen": 12, "unseen": 4, "min_ratings": 8, "min_difference": 0.5, "most": 4, "tests": 3})
     return config
