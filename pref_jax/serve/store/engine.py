@@ -111,7 +111,7 @@ class Database:
         """Rids SQLite's files of what was removed; whether they are free of it. None: PostgreSQL looks after itself.
 
         `secure_delete` zeroes what is deleted, but not copies that were left behind when rows moved from page to page:
-        only a file that is written anew is free of them.
+        only a file that is rewritten is free of them.
         """
         if not self.is_sqlite:
             return None
@@ -188,7 +188,7 @@ def _sqlite(url: sa.URL, wait: float, make: bool, options: dict[str, Any]) -> sa
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
 
     def connect() -> sqlite3.Connection:
-        # A file that has gone is not made anew: nobody would notice that its votes are missing.
+        # A file that has gone is not created again: nobody would notice that its votes are missing.
         given = f"file:{urllib.parse.quote(str(path))}?mode=rw"
         # The module must not begin transactions by itself: `_begin` does.
         return sqlite3.connect(given, uri=True, timeout=wait, check_same_thread=False, isolation_level=None)

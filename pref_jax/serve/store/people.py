@@ -22,7 +22,7 @@ def hold(connection: sa.Connection, user: str) -> int | None:
 def hold_or_make(connection: sa.Connection, user: str) -> int:
     """The number of a known or new user, held until the transaction ends."""
     while (number := hold(connection, user)) is None:
-        # One that is removed meanwhile is made anew.
+        # One that is removed meanwhile is created again.
         connection.execute(insert_new(connection, tables.people), [{"id": user, "revision": 0}])
     return number
 

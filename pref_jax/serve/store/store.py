@@ -145,7 +145,7 @@ class Store:
     def remove_user(self, user: str) -> Removed:
         """Removes all that is kept of a user, and the keys bound to them.
 
-        SQLite's file is then written anew, since deleted rows leave copies in it: other writers wait meanwhile. Where
+        SQLite's file is then rewritten, since deleted rows leave copies in it: other writers wait meanwhile. Where
         that cannot be done now, `wiped` is false, and the next removal or the next `open` does it.
         """
         checks.check_id(user, "user")

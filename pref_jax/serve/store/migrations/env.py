@@ -10,7 +10,7 @@ def run() -> None:
     context.configure(
         connection=context.config.attributes["connection"],
         target_metadata=tables.metadata,
-        # SQLite changes columns by making the table anew.
+        # SQLite changes columns by copying the table.
         render_as_batch=True,
     )
     context.run_migrations()
