@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Float64, Int
+from jaxtyping import Array, Float, Float32, Float64, Int, Int64
 
 from lore_jax.fitting import gaussian_mixture, kept_rows
 from lore_jax.fitting.bradley_terry import Fit
@@ -169,7 +169,7 @@ class LoRe(PersonalReward):
     def rewards_of(self, users: Sequence[str | None], read: Float[np.ndarray, "N K"], *, uncertainty: bool) -> Scores:
         """`rewards` from basis rewards."""
         z = read
-        place = np.array([-1 if user is None else self._rows[user] for user in users], np.int64)
+        place = self._places(users)
         mean = (z * self._weights[place]).sum(1).astype(np.float32)
         if not uncertainty:
             return Scores(mean, np.zeros_like(mean))
@@ -473,9 +473,13 @@ class LoRe(PersonalReward):
             max_length=text.max_length,
         )
 
+    def _places(self, users: Sequence[str | None]) -> Int64[np.ndarray, " N"]:
+        """Rows of the users' weights; nobody's is the last one."""
+        return np.array([-1 if user is None else self._rows[user] for user in users], np.int64)
+
     def components(self, users: Sequence[str | None], rows: Any) -> Components:
         """Each user's weights w_u and the basis rewards z(x), of which `rewards` are the products; see there."""
-        place = np.array([-1 if user is None else self._rows[user] for user in users], np.int64)
+        place = self._places(users)
         return Components(self._weights[place], self.read(rows))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from pref_jax.errors import UserError
+from pref_jax.integrations.scoring import Options, Scored
 from pref_jax.personal import Components
 
 _SMALL = 1e-4
@@ -67,3 +68,18 @@ def group_numbers(keys: Sequence[Any], size: int | None = None) -> Int[np.ndarra
         return found
     new = [place > 0 and key != keys[place - 1] for place, key in enumerate(keys)]
     return np.cumsum(new) if new else np.zeros(0, np.int64)
+
+
+def check_vector(options: Options) -> None:
+    """Raises `UserError` where `vector` is asked for with what it has no place for."""
+    if options.vector and (options.centre or options.scale):
+        raise UserError("vector: normalises basis rewards in their group, so centre and scale have no place there")
+
+
+def in_groups(scored: Scored, users: Sequence[Any], prompts: Sequence[Any], group_size: int | None) -> list[float]:
+    """Rewards as a trainer takes them: with components their normalised sum in groups; empty answers keep theirs."""
+    if scored.components is None:
+        return scored.reward.tolist()
+    groups = group_numbers(list(zip(users, prompts, strict=True)), group_size)
+    found = normalised_sum(scored.components, groups, ~scored.empty)
+    return np.where(scored.empty, scored.reward, found).tolist()

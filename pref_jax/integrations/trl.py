@@ -22,7 +22,7 @@ from pref_jax.data.messages import as_chat
 from pref_jax.data.schema import OUTCOMES, in_splits
 from pref_jax.data.votes import as_preferences
 from pref_jax.errors import UserError
-from pref_jax.integrations.groups import group_numbers, normalised_sum
+from pref_jax.integrations.groups import check_vector, in_groups
 from pref_jax.integrations.scoring import Scored, Scorer, dialogue, named, new_scorer
 from pref_jax.progress import log
 
@@ -63,17 +63,13 @@ def reward_function(
       GRPOTrainer(model, reward_funcs=reward, train_dataset=dataset)
     """
     scorer = new_scorer(source, options)
-    if scorer.options.vector and (scorer.options.centre or scorer.options.scale):
-        raise UserError("vector: normalises basis rewards in their group, so centre and scale have no place there")
+    check_vector(scorer.options)
 
     def score(prompts: Sequence[Any], completions: Sequence[Any], columns: dict[str, Any]) -> list[float]:
         scored, rows = _score(scorer, prompts, completions, columns)
         _tell(scorer, scored, name, columns)
-        if scored.components is None:
-            return scored.reward.tolist()
-        keys = list(zip(_users(scorer, prompts, columns), [prompt for prompt, _ in rows], strict=True))
-        found = normalised_sum(scored.components, group_numbers(keys, group_size), ~scored.empty)
-        return np.where(scored.empty, scored.reward, found).tolist()
+        asked = [prompt for prompt, _ in rows]
+        return in_groups(scored, _users(scorer, prompts, columns), asked, group_size)
 
     def reward_func(prompts: Any, completions: Any, completion_ids: Any = None, **columns: Any) -> list[float]:
         return score(prompts, completions, columns)

@@ -13,10 +13,8 @@ Source: tunix/rl/reward_manager.py (sequence-level) and tunix/cli/config.py as o
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from pref_jax.errors import UserError
-from pref_jax.integrations.groups import group_numbers, normalised_sum
+from pref_jax.integrations.groups import check_vector, in_groups
 from pref_jax.integrations.rendered import as_messages, without_end
 from pref_jax.integrations.scoring import as_prompt, named, new_scorer
 
@@ -52,8 +50,7 @@ def reward_function(
       reward = reward_function("mine", reference="votes.jsonl", centre=True, scale=True)
     """
     scorer = new_scorer(source, options)
-    if scorer.options.vector and (scorer.options.centre or scorer.options.scale):
-        raise UserError("vector: normalises basis rewards in their group, so centre and scale have no place there")
+    check_vector(scorer.options)
 
     def reward_fn(prompts: Sequence[str], completions: Sequence[str], **kwargs: Any) -> list[float]:
         given = kwargs.get(prompt_column) if prompt_column else None
@@ -64,10 +61,6 @@ def reward_function(
         users = [None] * len(prompts) if users is None else list(users)
         scored = scorer(users, asked, [without_end(str(text)) for text in completions])
         vars(reward_fn)["last"] = scored
-        if scored.components is None:
-            return scored.reward.tolist()
-        groups = group_numbers(list(zip(users, asked, strict=True)), group_size)
-        found = normalised_sum(scored.components, groups, ~scored.empty)
-        return np.where(scored.empty, scored.reward, found).tolist()
+        return in_groups(scored, users, asked, group_size)
 
     return named(reward_fn, name, scorer)
