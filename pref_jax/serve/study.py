@@ -1,13 +1,13 @@
 """How people vote: agreement with each other and with themselves, sides, times, and whether votes change.
 
 Of several votes of one user on one pair the last one counts, except where a user is compared with themselves. What is
-called drift here knows no model: it compares later votes of each user with earlier ones, so harder pairs, as asking by
-expected information makes them, look like drift too.
+called drift here knows no model: it compares the later votes of each user with their earlier ones. Agreement is taken
+relative to that of all who voted on the same pair, since otherwise pairs that are harder looked like people who change;
+so a change that everyone goes through at once is not seen.
 """
 
-import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,8 +61,8 @@ def figures(marks: Sequence[Mark]) -> dict[str, Any]:
         "itself": _with_themselves(marks).told(),
         "others": Share(sum(agreed.values()), len(agreed)).told(),
         "drift": [
-            _drift(marks, "agreement with most others", lambda place: agreed.get(place)),
-            _drift(marks, "votes that prefer one answer", lambda place: marks[place].choice in _VALUES[:2]),
+            _drift(marks, "agreement with others", _relative(marks)),
+            _drift(marks, "votes that prefer one answer", {n: m.choice in _VALUES[:2] for n, m in enumerate(marks)}),
         ],
     }
 
@@ -95,12 +95,9 @@ def _with_themselves(marks: Sequence[Mark]) -> Share:
 
 
 def _with_others(marks: Sequence[Mark], least: int) -> dict[int, bool]:
-    """Of places of last votes on pairs of at least so many others, of whom one choice was most: whether it is theirs."""
-    last = _last(marks)
-    counts: defaultdict[int, Counter[str]] = defaultdict(Counter)
-    for (pair, _), place in last.items():
-        counts[pair][marks[place].choice] += 1
-    found = {}
+    """Whether last votes, by their places, are what most others said, where so many did and most said one thing."""
+    last, found = _last(marks), {}
+    counts = _counts(marks, last)
     for (pair, _), place in last.items():
         others = counts[pair] - Counter([marks[place].choice])
         if others.total() < least:
@@ -122,29 +119,40 @@ def _alpha(marks: Sequence[Mark]) -> dict[str, Any]:
     return nominal_alpha(units, values)._asdict()
 
 
-def _drift(marks: Sequence[Mark], what: str, value: Callable[[int], bool | None]) -> dict[str, Any]:
+def _counts(marks: Sequence[Mark], last: Mapping[tuple[int, int], int]) -> dict[int, Counter[str]]:
+    """How many users made each choice on each pair."""
+    counts: defaultdict[int, Counter[str]] = defaultdict(Counter)
+    for (pair, _), place in last.items():
+        counts[pair][marks[place].choice] += 1
+    return counts
+
+
+def _relative(marks: Sequence[Mark]) -> dict[int, float]:
+    """Share of others who said the same, less its mean over all who voted on the pair; of pairs of three and more."""
+    last, found = _last(marks), {}
+    counts = _counts(marks, last)
+    for (pair, _), place in last.items():
+        own, of = counts[pair], counts[pair].total()
+        if of > 2:
+            mean = sum(times * (times - 1) for times in own.values()) / (of * (of - 1))
+            found[place] = (own[marks[place].choice] - 1) / (of - 1) - mean
+    return dict(sorted(found.items()))
+
+
+def _drift(marks: Sequence[Mark], what: str, values: Mapping[int, float]) -> dict[str, Any]:
     """A rate in each user's later votes compared with their earlier ones, as a mean over users."""
-    own: defaultdict[int, list[bool]] = defaultdict(list)
-    for place, mark in enumerate(marks):
-        if (found := value(place)) is not None:
-            own[mark.user].append(found)
-    halves = [_halves(values) for values in own.values() if len(values) * LATE >= FEWEST]
-    early, late = ([float(np.mean(half)) for half in side] for side in _unzipped(halves))
-    gap = paired_difference(np.array(late), np.array(early))
-    told = {"what": what, "users": len(halves), "before": None, "lately": None, "difference": None}
-    told |= {"low": None, "high": None, "alarm": False}
+    own: defaultdict[int, list[float]] = defaultdict(list)
+    for place, value in values.items():
+        own[marks[place].user].append(value)
+    halves = [_halves(some) for some in own.values() if len(some) * LATE >= FEWEST]
+    early, late = (np.array([np.mean(half[side]) for half in halves], np.float64) for side in (0, 1))
+    gap, told = paired_difference(late, early), {"what": what, "users": len(halves)}
     if gap is None:
-        return told
-    told |= {"before": float(np.mean(early)), "lately": float(np.mean(late)), "difference": gap.mean}
-    alarm = gap.high is not None and gap.high < 0
-    return told | {"low": gap.low, "high": gap.high, "alarm": alarm}
+        return told | dict.fromkeys(("before", "lately", "difference", "low", "high")) | {"alarm": False}
+    told |= {"before": float(early.mean()), "lately": float(late.mean()), "difference": gap.mean}
+    return told | {"low": gap.low, "high": gap.high, "alarm": gap.high is not None and gap.high < 0}
 
 
-def _halves(values: Sequence[bool]) -> tuple[Sequence[bool], Sequence[bool]]:
+def _halves(values: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
     place = len(values) - int(len(values) * LATE)
     return values[:place], values[place:]
-
-
-def _unzipped(pairs: Iterable[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
-    one, other = itertools.tee(pairs)
-    return [a for a, _ in one], [b for _, b in other]

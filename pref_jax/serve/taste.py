@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
 
 from pref_jax.serve.service import Service
 from pref_jax.serve.store.records import Pair

@@ -120,7 +120,7 @@ class UserStates:
         return self._model.select_pairs(who, np.stack(first), np.stack(second), count)
 
     def margins(self, user: str, first: Sequence[Any], second: Sequence[Any]) -> tuple[Any, Any, Any]:
-        """Of pairs, float64 [P] by how much the first is preferred: by the user, by nobody; deviations of the former."""
+        """Of pairs [P] by how much the first is preferred: by the user, by nobody; and deviations of the former."""
         who, rows = self.whose(user), np.stack([*first, *second])
         own, everyone = (
             np.asarray(self._model.rewards_of([name] * len(rows), rows, uncertainty=False).mean, np.float64)
