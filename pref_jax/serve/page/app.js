@@ -50,7 +50,7 @@ class Work {
     this.session.pool = this.pool;
     keepSession(this.session);
     this.history = await History.load(this.api, this.user, this.outbox);
-    this.questions = new Questions(this.api, this.user, this.pool, this.history);
+    this.questions = new Questions(this.api, this.user, this.pool, this.history, () => this.outbox.votes().length);
     await this.questions.fill();
     at('enter').hidden = true;
     at('work').hidden = at('leave').hidden = false;
@@ -85,6 +85,7 @@ class Work {
     if (this.questions.left && !before) this.questions.left -= 1;
     this.outbox.add(vote);
     this.showQuestion(this.questions.next());
+    if (this.questions.low) this.more().catch((error) => this.trouble(error));
     const again = question.asked !== 'repeat' || !before ? ''
       : ` You saw that pair before and said ${before.choice === chosen ? 'the same' : 'something else'} then.`;
     voting.say(`Your vote: ${inWords(choice)}.${again}`);
@@ -127,11 +128,15 @@ class Work {
     this.timer = setTimeout(() => this.refresh().catch((error) => this.trouble(error)), QUIET);
   }
 
+  async more() {
+    await this.questions.fill();
+    if (!voting.question) this.showQuestion(this.questions.next());
+  }
+
   async refresh() {
     const turn = ++this.turn;
-    await this.questions.fill();
+    await this.more();
     if (turn !== this.turn) return;
-    if (!voting.question) this.showQuestion(this.questions.next());
     showProgress(this.history, this.questions.left, this.session.goal);
     await this.showBeliefs();
   }

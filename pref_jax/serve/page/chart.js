@@ -5,11 +5,11 @@ import { draw, make, table } from './dom.js';
 const ROW = 26, LEFT = 8, RIGHT = 8, TOP = 6, BOTTOM = 22, WIDTH = 320;
 
 /**
- * @param {string} caption what is shown
+ * The drawing alone, for where a sentence says the same.
  * @param {{name: string, value: number, low: ?number, high: ?number, other: number}[]} rows
- * @param {{low: number, high: number, words: (x: number) => string, value: string, other: string}} scale
+ * @param {{low: number, high: number, words: (x: number) => string}} scale
  */
-export function dots(caption, rows, scale) {
+export function drawing(rows, scale) {
   const across = WIDTH - LEFT - RIGHT, height = TOP + ROW * rows.length + BOTTOM;
   const x = (value) => LEFT + across * Math.min(1, Math.max(0, (value - scale.low) / (scale.high - scale.low)));
   const picture = draw('svg', { viewBox: `0 0 ${WIDTH} ${height}`, class: 'chart', 'aria-hidden': 'true' });
@@ -26,9 +26,18 @@ export function dots(caption, rows, scale) {
       draw('path', { class: 'other', d: `M ${x(row.other)} ${y - 9} v 18` }),
       draw('circle', { class: 'dot', cx: x(row.value), cy: y, r: 5 }));
   });
+  return picture;
+}
+
+/**
+ * @param {string} caption what is shown
+ * @param {{name: string, value: number, low: ?number, high: ?number, other: number}[]} rows
+ * @param {{low: number, high: number, words: (x: number) => string, value: string, other: string}} scale
+ */
+export function dots(caption, rows, scale) {
   const said = rows.map((row) => [row.name, scale.words(row.value),
     row.low === null ? 'not known' : `${scale.words(row.low)} to ${scale.words(row.high)}`, scale.words(row.other)]);
-  return make('figure', {}, picture,
+  return make('figure', {}, drawing(rows, scale),
     make('figcaption', { class: 'legend' }, make('span', { class: 'key-dot' }, scale.value),
       make('span', { class: 'key-range' }, 'where it likely is'), make('span', { class: 'key-other' }, scale.other)),
     make('details', {}, make('summary', {}, 'The same as a table'),

@@ -2,7 +2,7 @@
 
 import { draw, make, table } from './dom.js';
 
-const WIDTH = 640, HEIGHT = 160, TOP = 18, BOTTOM = 22, SHOWN = 60, WIDEST = 48;
+const WIDTH = 400, HEIGHT = 130, TOP = 18, BOTTOM = 22, SHOWN = 60, WIDEST = 40;
 
 /** @param {{name: string, value: number, users: number}[]} rows one for each day that had votes, in order */
 export function columns(caption, rows) {

@@ -3,20 +3,29 @@
 
 import { userPath } from './api.js';
 
-const AHEAD = 6, EVERY = 10, APART = 3;
+const AHEAD = 6, MOST = 100, EVERY = 10, APART = 3;
+const FEW = 3;
 const chance = () => crypto.getRandomValues(new Uint32Array(1))[0] / 2 ** 32;
 const side = () => (chance() < 0.5 ? 'left' : 'right');
 
 export class Questions {
-  constructor(api, user, pool, votes, storage = localStorage) {
-    Object.assign(this, { api, user, pool, votes, storage, queue: [], why: '', left: null, version: null });
+  /** `waiting` tells how many votes the service may not know of yet. */
+  constructor(api, user, pool, votes, waiting, storage = localStorage) {
+    Object.assign(this, { api, user, pool, votes, waiting, storage, queue: [], why: '', left: null, version: null });
     this.name = `pref-question:${user}:${pool}`;
   }
 
   /** Asks for the next pairs; what was asked before the last votes is dropped. */
   async fill() {
-    const found = await this.api.post(`${userPath(this.user)}/ask`, { pool: this.pool, count: AHEAD });
+    // The service may not know of the last votes yet.
+    const count = Math.min(MOST, AHEAD + this.waiting());
+    const found = await this.api.post(`${userPath(this.user)}/ask`, { pool: this.pool, count });
     Object.assign(this, { queue: found.pairs, why: found.why, left: found.left, version: found.model });
+  }
+
+  /** Whether so few pairs are left here that more should be asked for at once. */
+  get low() {
+    return this.left !== 0 && this.queue.filter((pair) => !this.votes.has(pair.id)).length < FEW;
   }
 
   /** The question on display when the page was left, or the next one; null if there is none here. */

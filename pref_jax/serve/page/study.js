@@ -4,15 +4,15 @@ import { Api, Refused } from './api.js';
 import { columns } from './columns.js';
 import { at, make, show, table, tell } from './dom.js';
 import { forgetSession, keepSession, readSession } from './session.js';
-import { count, interval, percent } from './words.js';
+import { count, decimal, interval, percent } from './words.js';
 
 const DAY = 86400000, PEOPLE = 20;
 const NAMES = { first: 'prefer one answer', second: 'prefer one answer', tie: 'equally good', both_bad: 'both bad', skip: 'skip' };
 
 function alarm({ what, users, before, lately, difference, low, high, alarm: rings }) {
   if (difference === null) return make('p', {}, `${what}: not enough votes to compare.`);
-  const points = (x) => `${x > 0 ? '+' : ''}${(100 * x).toFixed(0)}`;
-  const range = low === null ? 'too few people for an interval' : `95 % interval ${points(low)} to ${points(high)}`;
+  const points = (x) => `${x >= 0.005 ? '+' : ''}${decimal(100 * x, 0)}`;
+  const range = low === null ? 'too few people for an interval' : `95% interval ${points(low)} to ${points(high)}`;
   const level = what.startsWith('agreement') ? '' : `; ${percent(before)} before, ${percent(lately)} lately`;
   return make('p', { class: rings ? 'alarm' : 'calm' },
     make('strong', {}, rings ? 'Alarm: ' : 'No alarm: '),
@@ -21,7 +21,7 @@ function alarm({ what, users, before, lately, difference, low, high, alarm: ring
 
 function agreement({ alpha, itself, others, left, median_seconds: seconds }) {
   const value = alpha.value === null ? 'not known: needs pairs that several people voted on, and more than one kind of vote'
-    : `${alpha.value.toFixed(2)}${alpha.low === null ? '' : ` (95 % interval ${alpha.low.toFixed(2)} to ${alpha.high.toFixed(2)})`}`
+    : `${decimal(alpha.value)}${alpha.low === null ? '' : ` (95% interval ${decimal(alpha.low)} to ${decimal(alpha.high)})`}`
       + `, from ${count(alpha.values, 'vote')} on ${count(alpha.units, 'pair')}; 1 is full agreement, 0 is as by chance`;
   const rows = [
     ["Krippendorff's alpha", value],

@@ -1,9 +1,9 @@
 // What is believed of this person's taste: on which answers they differ from people in general, and the weights behind.
 
 import { userPath } from './api.js';
-import { dots } from './chart.js';
+import { dots, drawing } from './chart.js';
 import { at, make, promptText, show } from './dom.js';
-import { count, percent } from './words.js';
+import { count, decimal, percent } from './words.js';
 
 const PAIRS = 3, LINES = 10, SURE = 1.96;
 
@@ -28,7 +28,8 @@ export function showNoTaste() {
 
 function contrasts(pairs, onPair) {
   if (!pairs.length) return [];
-  return [make('h3', {}, 'Where you differ most from people in general'), ...pairs.map((pair) => contrast(pair, onPair))];
+  return [make('h3', {}, 'Where you differ most from people in general'),
+    make('div', { class: 'contrasts' }, ...pairs.map((pair) => contrast(pair, onPair)))];
 }
 
 function contrast(pair, onPair) {
@@ -45,8 +46,7 @@ function contrast(pair, onPair) {
     make('blockquote', { class: 'text', dir: 'auto' }, short(liked)),
     make('p', {}, `You would choose this with ${percent(own)}${range}; people in general with ${percent(everyone)}.`),
     make('details', {}, make('summary', {}, 'The other answer'), make('blockquote', { class: 'text', dir: 'auto' }, short(other))),
-    dots(promptText(pair.prompt, 60), [{ name: 'this answer', value: own, low, high, other: everyone }],
-      { low: 0, high: 1, words: percent, value: 'you', other: 'people in general' }),
+    make('figure', {}, drawing([{ name: '', value: own, low, high, other: everyone }], { low: 0, high: 1, words: percent })),
     button);
 }
 
@@ -65,7 +65,7 @@ function weights(belief) {
   const ends = some.flatMap((row) => [row.value, row.other, row.low ?? row.value, row.high ?? row.value]);
   const edge = Math.max(...ends.map(Math.abs), 1e-6);
   const figure = dots('Weights of the directions', some,
-    { low: -edge, high: edge, words: (x) => x.toFixed(2), value: 'you', other: 'people in general' });
+    { low: -edge, high: edge, words: decimal, value: 'you', other: 'people in general' });
   return make('div', {}, make('h3', {}, 'The numbers behind it'),
     make('p', { class: 'quiet' }, 'Each line is one of the ways in which tastes were found to differ. They were found from votes '
       + 'and have no names. Short bars mean that the service is sure.'), figure);

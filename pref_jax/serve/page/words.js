@@ -1,7 +1,14 @@
 // Numbers in words.
 
+/** A number with so many decimals, a true minus and no minus before nothing. */
+export const decimal = (number, places = 2) => number.toFixed(places).replace(/^-(?=[0.]*$)/, '').replace('-', '−');
+
 /** A share as percent. */
-export const percent = (share) => `${Math.round(100 * share)} %`;
+export function percent(share) {
+  const whole = Math.round(100 * share);
+  if (whole === 0 && share > 0) return 'under 1%';
+  return whole === 100 && share < 1 ? 'over 99%' : `${whole}%`;
+}
 
 /** One of a thing, or several. */
 export const count = (number, one, several = `${one}s`) => `${number} ${number === 1 ? one : several}`;
