@@ -2,7 +2,8 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from services import need_chromium
@@ -12,7 +13,8 @@ FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-SIDES = {"left": ("left", "right"), "right": ("right", "left")}
+# Seconds to wait for what the page does.
+PATIENCE = 20
 
 
 @contextlib.contextmanager
@@ -41,7 +43,7 @@ class VotePage:
     def __init__(self, browser: Any, **options: Any):
         self.context = browser.new_context(accept_downloads=True, **options)
         self.tab = self.context.new_page()
-        self.tab.set_default_timeout(15_000)
+        self.tab.set_default_timeout(1000 * PATIENCE)
         self.faults: list[str] = []
         self.tab.on("pageerror", lambda error: self.faults.append(str(error)))
         self.tab.on("dialog", lambda dialog: self.faults.append(f"a dialog: {dialog.message}"))
@@ -66,9 +68,7 @@ class VotePage:
         """Presses a key, and waits for what it does to be said."""
         before = self.tab.inner_text("#progress-text")
         self.tab.keyboard.press(key)
-        self.tab.wait_for_function(
-            "before => document.getElementById('progress-text').innerText !== before", arg=before
-        )
+        self.until(lambda: self.tab.inner_text("#progress-text") != before)
 
     def count(self) -> int:
         """Votes given, by the page."""
@@ -78,7 +78,15 @@ class VotePage:
 
     def settled(self) -> None:
         """Waits until nothing is on its way to the service."""
-        self.tab.wait_for_function("!Object.keys(localStorage).some((name) => name.startsWith('pref-outbox'))")
+        waiting = "Object.keys(localStorage).some((name) => name.startsWith('pref-outbox'))"
+        self.until(lambda: not self.tab.evaluate(waiting))
+
+    def until(self, condition: Callable[[], Any]) -> None:
+        """Waits for a condition; Playwright's own way needs eval, which the page forbids."""
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < end, f"not so after {PATIENCE} s: {self.tab.inner_text('body')[:2000]}"
+            self.tab.wait_for_timeout(20)
 
     def close(self) -> None:
         """Closes the tab, and fails if its scripts had."""
