@@ -52,6 +52,8 @@ class Work {
     this.history = await History.load(this.api, this.user, this.outbox);
     this.questions = new Questions(this.api, this.user, this.pool, this.history, () => this.outbox.votes().length);
     await this.questions.fill();
+    // Whoever came by the form would stand nowhere, as it goes.
+    if (!at('enter').hidden) at('main').focus({ preventScroll: true });
     at('enter').hidden = true;
     at('work').hidden = at('leave').hidden = false;
     at('who').textContent = `You vote as ${this.user}`;
@@ -141,8 +143,12 @@ class Work {
     await this.showBeliefs();
   }
 
+  /** One part that cannot be shown leaves the other. */
   async showBeliefs() {
-    await this.ranking.update();
+    for (const part of [() => this.ranking.update(), () => this.showTaste()]) await part().catch((error) => this.trouble(error));
+  }
+
+  async showTaste() {
     try {
       await showTaste(this.api, this.user, this.pool, (pair) => this.choosePair(pair));
       await showAgreement(this.api, this.user);

@@ -10,13 +10,13 @@ export class Outbox extends EventTarget {
   /** Events: change, stored, refused {message, vote}, locked {message} (no key, or not this user's). */
   constructor(api, user, storage = localStorage) {
     super();
-    Object.assign(this, { api, user, storage, name: `pref-outbox:${user}`, running: false, again: false, stopped: false, wait: FIRST });
+    Object.assign(this, { api, user, storage, name: `pref-outbox:${user}`, running: false, again: false, stopped: false, unkept: null, wait: FIRST });
     addEventListener('online', () => this.flush());
   }
 
   /** What waits: {kind: 'vote', vote} or {kind: 'undo', id}. */
   items() {
-    return JSON.parse(this.storage.getItem(this.name) ?? '[]');
+    return this.unkept ?? JSON.parse(this.storage.getItem(this.name) ?? '[]');
   }
 
   /** Votes that wait and are not taken back. */
@@ -57,8 +57,14 @@ export class Outbox extends EventTarget {
   }
 
   keep(items) {
-    if (items.length) this.storage.setItem(this.name, JSON.stringify(items));
-    else this.storage.removeItem(this.name);
+    try {
+      if (items.length) this.storage.setItem(this.name, JSON.stringify(items));
+      else this.storage.removeItem(this.name);
+      this.unkept = null;
+    } catch {
+      // The browser has no room for it: then they last as long as this tab.
+      this.unkept = items;
+    }
     this.dispatchEvent(new Event('change'));
   }
 

@@ -40,7 +40,7 @@ export class Voting extends EventTarget {
   }
 
   key(event) {
-    const typing = event.target.closest?.('input, select, textarea, dialog') || document.querySelector('dialog[open]');
+    const typing = event.target.closest?.('input, select, textarea, dialog, .wide') || document.querySelector('dialog[open]');
     if (typing || at('work').hidden || event.repeat || event.altKey) return;
     const undo = (event.ctrlKey || event.metaKey) && !event.shiftKey && event.key.toLowerCase() === 'z';
     if (!undo && (event.ctrlKey || event.metaKey || !at('keys-on').checked)) return;
@@ -90,7 +90,7 @@ export class Voting extends EventTarget {
 
   /** What happened, also for those who listen; then the question that is there now. */
   say(text) {
-    const next = this.question ? ` The question now: ${promptText(this.question.prompt)}` : '';
+    const next = ` ${at('progress-text').textContent}.${this.question ? ` The question now: ${promptText(this.question.prompt)}` : ''}`;
     show(at('said'), text, Object.assign(document.createElement('span'), { className: 'heard', textContent: next }));
   }
 }
