@@ -1,4 +1,4 @@
-"""What `make serve` makes: a world in English, pairs of new prompts, people who voted before; or pairs of given votes."""
+"""What `make serve` makes: a world in English, pairs of new prompts, people who voted; or pairs of given votes."""
 
 import json
 
@@ -44,15 +44,10 @@ def test_simulated_people_vote_by_their_tastes():
 
 def test_votes_of_a_file_become_a_model_and_a_pool_once(tmp_path):
     base, words = str(tiny.reward_model(tmp_path / "base")), ("rain", "sun", "no", "a long walk")
-    rows = [
-        {
-            "user": f"u{n % 5}",
-            "prompt": f"What of {n % 7}?",
-            "chosen": words[n % 4],
-            "rejected": words[(n + 1 + n % 2) % 4],
-        }
-        for n in range(60)
-    ]
+    rows = []
+    for n in range(60):
+        chosen, rejected = words[n % 4], words[(n + 1 + n % 2) % 4]
+        rows.append({"user": f"u{n % 5}", "prompt": f"What of {n % 7}?", "chosen": chosen, "rejected": rejected})
     path, folder = tmp_path / "votes.jsonl", tmp_path / "demo"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     demo.prepare(folder, str(path), base)
@@ -62,9 +57,8 @@ def test_votes_of_a_file_become_a_model_and_a_pool_once(tmp_path):
     assert {(pair.prompt, *sorted((pair.first, pair.second))) for pair in pairs} == voted
     assert len(pairs) == len(voted), "each once"
     assert pref_jax.load(folder / "model").knows("u1")
-    before = (folder / "model" / "model.json").stat().st_mtime_ns if (folder / "model" / "model.json").exists() else 0
+    made = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
     demo.prepare(folder, str(path), base)
-    after = (folder / "model" / "model.json").stat().st_mtime_ns if (folder / "model" / "model.json").exists() else 0
-    assert before == after
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()} == made
     with pytest.raises(UserError):
         demo.prepare(tmp_path / "other", str(tmp_path / "missing.jsonl"), base)

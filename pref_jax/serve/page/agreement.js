@@ -6,7 +6,11 @@ import { interval } from './words.js';
 
 export async function showAgreement(api, user) {
   const { itself, others, at_least: least } = await api.get(`${userPath(user)}/agreement`);
-  show(at('agreement'),
-    make('dt', {}, 'Same vote again on a pair you saw before'), make('dd', {}, interval(itself)),
-    make('dt', {}, `Same vote as most others, where at least ${least} of them voted`), make('dd', {}, interval(others)));
+  show(
+    at('agreement'),
+    make('dt', {}, 'Same vote again on a pair you saw before'),
+    make('dd', {}, interval(itself)),
+    make('dt', {}, `Same vote as most others, where at least ${least} of them voted`),
+    make('dd', {}, interval(others)),
+  );
 }

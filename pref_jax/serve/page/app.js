@@ -16,11 +16,13 @@ import { count } from './words.js';
 
 const VERSION = document.documentElement.dataset.version;
 // Milliseconds without a vote before beliefs are asked for, and before a failed request is sent again.
-const QUIET = 250, AGAIN = 4000;
+const QUIET = 250,
+  AGAIN = 4000;
 const voting = new Voting();
 let work = null;
 
-const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, '0')).join('');
+const newId = () =>
+  Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, '0')).join('');
 
 /** Where the user says who they are. */
 function enter(message = '') {
@@ -34,18 +36,23 @@ function enter(message = '') {
 class Work {
   /** One person voting on one pool. */
   constructor(session) {
-    const api = new Api(session.key ?? ''), outbox = new Outbox(api, session.user);
+    const api = new Api(session.key ?? ''),
+      outbox = new Outbox(api, session.user);
     Object.assign(this, { session, api, outbox, user: session.user, timer: 0, turn: 0 });
     this.ranking = new Ranking(api, session.user);
     outbox.addEventListener('change', () => this.showWaiting());
     outbox.addEventListener('stored', () => this.soon());
     outbox.addEventListener('refused', ({ detail }) => this.refused(detail));
-    outbox.addEventListener('locked', ({ detail }) => tell(at('trouble'), `${detail.message}. Your votes wait on this device.`));
+    outbox.addEventListener('locked', ({ detail }) =>
+      tell(at('trouble'), `${detail.message}. Your votes wait on this device.`),
+    );
   }
 
   async start() {
-    const { pools } = await this.api.get('/v1/pools'), names = Object.keys(pools);
-    if (!names.length) throw new Refused(404, 'There are no questions here yet. Whoever runs this service adds them.', null);
+    const { pools } = await this.api.get('/v1/pools'),
+      names = Object.keys(pools);
+    if (!names.length)
+      throw new Refused(404, 'There are no questions here yet. Whoever runs this service adds them.', null);
     this.pool = names.includes(this.session.pool) ? this.session.pool : names[0];
     this.session.pool = this.pool;
     keepSession(this.session);
@@ -68,19 +75,31 @@ class Work {
   }
 
   showQuestion(question) {
-    const none = this.questions.left === 0 ? 'You have voted on every pair here. Thank you!'
-      : 'The next pair comes as soon as the service answers.';
+    const none =
+      this.questions.left === 0
+        ? 'You have voted on every pair here. Thank you!'
+        : 'The next pair comes as soon as the service answers.';
     voting.show(question, none);
     at('undo').disabled = !this.history.length;
     showProgress(this.history, this.questions.left, this.session.goal);
   }
 
   vote({ choice, question, latency }) {
-    const chosen = { [question.shown]: 'first', [question.shown === 'left' ? 'right' : 'left']: 'second' }[choice] ?? choice;
+    const chosen =
+      { [question.shown]: 'first', [question.shown === 'left' ? 'right' : 'left']: 'second' }[choice] ?? choice;
     const vote = {
-      id: newId(), prompt: question.prompt, first: question.first, second: question.second, choice: chosen,
-      shown: question.shown, asked: question.asked, pair: question.pair, latency, page_version: VERSION,
-      model_version: question.version, time: Date.now() / 1000,
+      id: newId(),
+      prompt: question.prompt,
+      first: question.first,
+      second: question.second,
+      choice: chosen,
+      shown: question.shown,
+      asked: question.asked,
+      pair: question.pair,
+      latency,
+      page_version: VERSION,
+      model_version: question.version,
+      time: Date.now() / 1000,
     };
     const before = this.history.votes.findLast((one) => one.pair === question.pair);
     this.history.add(vote);
@@ -88,8 +107,10 @@ class Work {
     this.outbox.add(vote);
     this.showQuestion(this.questions.next());
     if (this.questions.low) this.more().catch((error) => this.trouble(error));
-    const again = question.asked !== 'repeat' || !before ? ''
-      : ` You saw that pair before and said ${before.choice === chosen ? 'the same' : 'something else'} then.`;
+    const again =
+      question.asked !== 'repeat' || !before
+        ? ''
+        : ` You saw that pair before and said ${before.choice === chosen ? 'the same' : 'something else'} then.`;
     voting.say(`Your vote: ${inWords(choice)}.${again}`);
   }
 
@@ -120,8 +141,10 @@ class Work {
 
   showWaiting() {
     const waiting = this.outbox.items().length;
-    at('waiting').textContent = waiting > 1 || (waiting && !navigator.onLine)
-      ? `${count(waiting, 'change')} on the way to the service; kept on this device until then.` : '';
+    at('waiting').textContent =
+      waiting > 1 || (waiting && !navigator.onLine)
+        ? `${count(waiting, 'change')} on the way to the service; kept on this device until then.`
+        : '';
   }
 
   /** What is shown of the service is asked for again once votes have stopped coming for a moment. */
@@ -145,7 +168,8 @@ class Work {
 
   /** One part that cannot be shown leaves the other. */
   async showBeliefs() {
-    for (const part of [() => this.ranking.update(), () => this.showTaste()]) await part().catch((error) => this.trouble(error));
+    for (const part of [() => this.ranking.update(), () => this.showTaste()])
+      await part().catch((error) => this.trouble(error));
   }
 
   async showTaste() {
@@ -211,7 +235,9 @@ voting.addEventListener('vote', ({ detail }) => work.vote(detail));
 voting.addEventListener('undo', () => work.undo());
 at('leave').addEventListener('click', () => leave());
 at('erase').addEventListener('click', eraseAll);
-at('export').addEventListener('click', () => download(work.api, work.user, work.outbox).catch((error) => work.trouble(error)));
+at('export').addEventListener('click', () =>
+  download(work.api, work.user, work.outbox).catch((error) => work.trouble(error)),
+);
 at('pool').addEventListener('change', () => begin({ ...work.session, pool: at('pool').value }));
 at('enter-form').addEventListener('submit', (event) => {
   event.preventDefault();

@@ -14,8 +14,7 @@ function fill(element, attributes, children) {
 }
 
 /** An element with attributes and children (elements or texts). */
-export const make = (tag, attributes = {}, ...children) =>
-  fill(document.createElement(tag), attributes, children);
+export const make = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
 
 /** The same in a drawing. */
 export const draw = (tag, attributes = {}, ...children) =>
@@ -34,11 +33,20 @@ export function tell(element, text) {
 
 /** A table of rows of cells; the first cell of a row is its heading. */
 export function table(caption, head, rows) {
-  const line = (cells) => make('tr', {}, make('th', { scope: 'row' }, String(cells[0])),
-    ...cells.slice(1).map((cell) => make('td', {}, String(cell))));
-  return make('table', {}, make('caption', {}, caption),
+  const line = (cells) =>
+    make(
+      'tr',
+      {},
+      make('th', { scope: 'row' }, String(cells[0])),
+      ...cells.slice(1).map((cell) => make('td', {}, String(cell))),
+    );
+  return make(
+    'table',
+    {},
+    make('caption', {}, caption),
     make('thead', {}, make('tr', {}, ...head.map((name) => make('th', { scope: 'col' }, name)))),
-    make('tbody', {}, ...rows.map(line)));
+    make('tbody', {}, ...rows.map(line)),
+  );
 }
 
 /** A prompt: a text, or messages of a conversation. */
@@ -46,9 +54,14 @@ export function promptElements(prompt) {
   if (typeof prompt === 'string') return [make('div', { class: 'text', dir: 'auto' }, prompt)];
   const names = { user: 'Question', assistant: 'Answer', system: 'Instruction', tool: 'Tool' };
   if (prompt.length === 1 && prompt[0].role === 'user') return promptElements(prompt[0].content);
-  return prompt.map((message) => make('div', { class: 'message' },
-    make('p', { class: 'role' }, names[message.role] ?? message.role),
-    make('div', { class: 'text', dir: 'auto' }, message.content)));
+  return prompt.map((message) =>
+    make(
+      'div',
+      { class: 'message' },
+      make('p', { class: 'role' }, names[message.role] ?? message.role),
+      make('div', { class: 'text', dir: 'auto' }, message.content),
+    ),
+  );
 }
 
 /** A prompt as one line of text. */

@@ -16,7 +16,8 @@ export class History {
       // Who has never voted is not known.
       if (!(error instanceof Refused && error.status === 404)) throw error;
     }
-    const gone = outbox.undone(), known = new Set(stored.map((vote) => vote.id));
+    const gone = outbox.undone(),
+      known = new Set(stored.map((vote) => vote.id));
     const waiting = outbox.votes().filter((vote) => !known.has(vote.id));
     return new History([...stored.filter((vote) => !gone.has(vote.id)), ...waiting]);
   }
@@ -43,6 +44,9 @@ export class History {
   }
 
   latencies() {
-    return this.votes.slice(-50).map((vote) => vote.latency).filter((latency) => latency !== null && latency !== undefined);
+    return this.votes
+      .slice(-50)
+      .map((vote) => vote.latency)
+      .filter((latency) => latency !== null && latency !== undefined);
   }
 }

@@ -25,14 +25,19 @@ export function asLine(user, vote) {
 /** Hands the person a file of what the service has of them. */
 export async function download(api, user, outbox) {
   await outbox.flush();
-  const votes = await api.all(`${userPath(user)}/votes`, 'votes'), waiting = outbox.items().length;
+  const votes = await api.all(`${userPath(user)}/votes`, 'votes'),
+    waiting = outbox.items().length;
   const text = votes.map((vote) => `${JSON.stringify(asLine(user, vote))}\n`).join('');
   const address = URL.createObjectURL(new Blob([text], { type: 'application/jsonl' }));
-  const link = Object.assign(document.createElement('a'), { href: address, download: `votes-${user.replace(/[^\w-]+/g, '_')}.jsonl` });
+  const link = Object.assign(document.createElement('a'), {
+    href: address,
+    download: `votes-${user.replace(/[^\w-]+/g, '_')}.jsonl`,
+  });
   link.click();
   setTimeout(() => URL.revokeObjectURL(address), 10000);
-  at('mine-said').textContent = `${count(votes.length, 'vote')} downloaded.`
-    + (waiting ? ` ${count(waiting, 'change')} of yours not sent yet and not in it.` : '');
+  at('mine-said').textContent =
+    `${count(votes.length, 'vote')} downloaded.` +
+    (waiting ? ` ${count(waiting, 'change')} of yours not sent yet and not in it.` : '');
 }
 
 /** Asks whether to erase, and does; returns what was removed, or null. */

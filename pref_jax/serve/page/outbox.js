@@ -1,16 +1,27 @@
-// Votes and undos on their way to the service, kept in this browser until it has them. They go one by one, in order, each
-// as often as it takes: a vote has an id made here, so that sending it twice stores it once, and taking one back that is
-// not there does no harm. Of several tabs one sends at a time.
+// Votes and undos on their way to the service, kept in this browser until it has them. They go one by one, in order,
+// each as often as it takes: a vote has an id made here, so that sending it twice stores it once, and taking one back
+// that is not there does no harm. Of several tabs one sends at a time.
 
 import { Refused, Unreachable, userPath } from './api.js';
 
-const FIRST = 1, LONGEST = 30;
+const FIRST = 1,
+  LONGEST = 30;
 
 export class Outbox extends EventTarget {
   /** Events: change, stored, refused {message, vote}, locked {message} (no key, or not this user's). */
   constructor(api, user, storage = localStorage) {
     super();
-    Object.assign(this, { api, user, storage, name: `pref-outbox:${user}`, running: false, again: false, stopped: false, unkept: null, wait: FIRST });
+    Object.assign(this, {
+      api,
+      user,
+      storage,
+      name: `pref-outbox:${user}`,
+      running: false,
+      again: false,
+      stopped: false,
+      unkept: null,
+      wait: FIRST,
+    });
     addEventListener('online', () => this.flush());
   }
 
@@ -21,13 +32,18 @@ export class Outbox extends EventTarget {
 
   /** Votes that wait and are not taken back. */
   votes() {
-    const items = this.items(), gone = new Set(items.filter((item) => item.kind === 'undo').map((item) => item.id));
+    const items = this.items(),
+      gone = new Set(items.filter((item) => item.kind === 'undo').map((item) => item.id));
     return items.filter((item) => item.kind === 'vote' && !gone.has(item.vote.id)).map((item) => item.vote);
   }
 
   /** Ids of votes that are to be taken back. */
   undone() {
-    return new Set(this.items().filter((item) => item.kind === 'undo').map((item) => item.id));
+    return new Set(
+      this.items()
+        .filter((item) => item.kind === 'undo')
+        .map((item) => item.id),
+    );
   }
 
   add(vote) {
@@ -37,7 +53,8 @@ export class Outbox extends EventTarget {
 
   /** Takes a vote back; one that was never sent just goes. */
   undo(id) {
-    const items = this.items(), place = items.findIndex((item) => item.kind === 'vote' && item.vote.id === id);
+    const items = this.items(),
+      place = items.findIndex((item) => item.kind === 'vote' && item.vote.id === id);
     if (place >= 0 && !items[place].tried) items.splice(place, 1);
     else items.push({ kind: 'undo', id });
     this.keep(items);

@@ -10,7 +10,8 @@ export function showProgress(votes, left, goal) {
   const step = Number(goal) > 0 ? Number(goal) : GOAL;
   const most = left === null ? Infinity : votes.length + left;
   const aim = Math.min(most, Math.max(step, step * Math.ceil(votes.length / step)));
-  const pace = median(votes.latencies()), rest = aim - votes.length;
+  const pace = median(votes.latencies()),
+    rest = aim - votes.length;
   const time = pace === null || rest <= 0 ? '' : `, ${duration(pace * rest)} left`;
   const reached = rest <= 0 && votes.length > 0 ? '. Thank you! Go on if you like' : '';
   at('progress').max = Math.max(1, aim);

@@ -3,7 +3,10 @@
 
 import { userPath } from './api.js';
 
-const AHEAD = 6, MOST = 100, EVERY = 10, APART = 3;
+const AHEAD = 6,
+  MOST = 100,
+  EVERY = 10,
+  APART = 3;
 const FEW = 3;
 const chance = () => crypto.getRandomValues(new Uint32Array(1))[0] / 2 ** 32;
 const side = () => (chance() < 0.5 ? 'left' : 'right');
@@ -59,20 +62,32 @@ export class Questions {
 
   repeated() {
     if ((this.votes.length + 1) % EVERY) return null;
-    const all = this.votes.votes, again = new Set(all.filter((vote) => vote.asked === 'repeat').map((vote) => vote.pair));
+    const all = this.votes.votes,
+      again = new Set(all.filter((vote) => vote.asked === 'repeat').map((vote) => vote.pair));
     const can = all.slice(0, -APART).filter((vote) => vote.pair && vote.choice !== 'skip' && !again.has(vote.pair));
     return can.length ? asQuestion(can[Math.floor(chance() * can.length)], 'repeat') : null;
   }
 }
 
-const asQuestion = ({ pair, prompt, first, second }, asked) =>
-  ({ pair, prompt, first, second, information: null, asked, why: '', shown: side(), version: null });
+const asQuestion = ({ pair, prompt, first, second }, asked) => ({
+  pair,
+  prompt,
+  first,
+  second,
+  information: null,
+  asked,
+  why: '',
+  shown: side(),
+  version: null,
+});
 
 /** A pair as a question that the user chose to answer. */
 export const chosenQuestion = (pair) => asQuestion({ ...pair, pair: pair.id }, 'own_choice');
 
 /** A vote that was taken back as the question that it answered. */
 export const undoneQuestion = (vote) => ({
-  ...asQuestion(vote, vote.asked ?? 'undone'), shown: vote.shown ?? side(), version: vote.model_version ?? null,
+  ...asQuestion(vote, vote.asked ?? 'undone'),
+  shown: vote.shown ?? side(),
+  version: vote.model_version ?? null,
   why: 'You took your vote on it back.',
 });

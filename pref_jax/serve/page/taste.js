@@ -5,7 +5,9 @@ import { dots, drawing } from './chart.js';
 import { at, make, promptText, show } from './dom.js';
 import { count, decimal, percent } from './words.js';
 
-const PAIRS = 3, LINES = 10, SURE = 1.96;
+const PAIRS = 3,
+  LINES = 10,
+  SURE = 1.96;
 
 /** Asks what is believed and shows it; `onPair` gets a pair that the person wants to vote on. */
 export async function showTaste(api, user, pool, onPair) {
@@ -13,8 +15,9 @@ export async function showTaste(api, user, pool, onPair) {
     api.get(userPath(user)),
     api.post(`${userPath(user)}/taste`, { pool, count: PAIRS }),
   ]);
-  at('taste-how').textContent = `From ${count(known.votes, 'vote')} of yours on this service. It changes with each vote; more `
-    + 'votes make it surer. If it is wrong, vote: that is what corrects it.';
+  at('taste-how').textContent =
+    `From ${count(known.votes, 'vote')} of yours on this service. It changes with each vote; more ` +
+    'votes make it surer. If it is wrong, vote: that is what corrects it.';
   show(at('contrasts'), ...contrasts(found.pairs, onPair));
   show(at('taste'), weights(known.belief));
 }
@@ -28,26 +31,41 @@ export function showNoTaste() {
 
 function contrasts(pairs, onPair) {
   if (!pairs.length) return [];
-  return [make('h3', {}, 'Where you differ most from people in general'),
-    make('div', { class: 'contrasts' }, ...pairs.map((pair) => contrast(pair, onPair)))];
+  return [
+    make('h3', {}, 'Where you differ most from people in general'),
+    make('div', { class: 'contrasts' }, ...pairs.map((pair) => contrast(pair, onPair))),
+  ];
 }
 
 function contrast(pair, onPair) {
   // The answer that this person is believed to like more than others do comes first.
-  const turned = pair.own < pair.everyone, turn = (chance) => (chance === null || !turned ? chance : 1 - chance);
+  const turned = pair.own < pair.everyone,
+    turn = (chance) => (chance === null || !turned ? chance : 1 - chance);
   const [liked, other] = turned ? [pair.second, pair.first] : [pair.first, pair.second];
   const [low, high] = turned ? [turn(pair.high), turn(pair.low)] : [pair.low, pair.high];
   const [own, everyone] = [turn(pair.own), turn(pair.everyone)];
   const button = make('button', { type: 'button' }, 'Is that so? Vote on this pair');
   button.addEventListener('click', () => onPair(pair));
   const range = low === null ? '' : `, likely between ${percent(low)} and ${percent(high)}`;
-  return make('article', { class: 'contrast' },
+  return make(
+    'article',
+    { class: 'contrast' },
     make('p', { class: 'quiet' }, promptText(pair.prompt, 160)),
     make('blockquote', { class: 'text', dir: 'auto' }, short(liked)),
     make('p', {}, `You would choose this with ${percent(own)}${range}; people in general with ${percent(everyone)}.`),
-    make('details', {}, make('summary', {}, 'The other answer'), make('blockquote', { class: 'text', dir: 'auto' }, short(other))),
-    make('figure', {}, drawing([{ name: '', value: own, low, high, other: everyone }], { low: 0, high: 1, words: percent })),
-    button);
+    make(
+      'details',
+      {},
+      make('summary', {}, 'The other answer'),
+      make('blockquote', { class: 'text', dir: 'auto' }, short(other)),
+    ),
+    make(
+      'figure',
+      {},
+      drawing([{ name: '', value: own, low, high, other: everyone }], { low: 0, high: 1, words: percent }),
+    ),
+    button,
+  );
 }
 
 const short = (text) => (text.length > 400 ? `${text.slice(0, 400)} …` : text);
@@ -64,9 +82,23 @@ function weights(belief) {
   const some = rows.length > LINES ? [...rows].sort((a, b) => far(b) - far(a)).slice(0, LINES) : rows;
   const ends = some.flatMap((row) => [row.value, row.other, row.low ?? row.value, row.high ?? row.value]);
   const edge = Math.max(...ends.map(Math.abs), 1e-6);
-  const figure = dots('Weights of the directions', some,
-    { low: -edge, high: edge, words: decimal, value: 'you', other: 'people in general' });
-  return make('div', {}, make('h3', {}, 'The numbers behind it'),
-    make('p', { class: 'quiet' }, 'Each line is one of the ways in which tastes were found to differ. They were found from votes '
-      + 'and have no names. Short bars mean that the service is sure.'), figure);
+  const figure = dots('Weights of the directions', some, {
+    low: -edge,
+    high: edge,
+    words: decimal,
+    value: 'you',
+    other: 'people in general',
+  });
+  return make(
+    'div',
+    {},
+    make('h3', {}, 'The numbers behind it'),
+    make(
+      'p',
+      { class: 'quiet' },
+      'Each line is one of the ways in which tastes were found to differ. They were found from votes ' +
+        'and have no names. Short bars mean that the service is sure.',
+    ),
+    figure,
+  );
 }

@@ -2,7 +2,16 @@
 
 import { at, promptElements, promptText, show, tell } from './dom.js';
 
-const KEYS = { ArrowLeft: 'left', 1: 'left', ArrowRight: 'right', 2: 'right', 0: 'tie', '=': 'tie', b: 'both_bad', s: 'skip' };
+const KEYS = {
+  ArrowLeft: 'left',
+  1: 'left',
+  ArrowRight: 'right',
+  2: 'right',
+  0: 'tie',
+  '=': 'tie',
+  b: 'both_bad',
+  s: 'skip',
+};
 const SINGLE = 'pref-single-keys';
 const SAID = { left: 'A is better', right: 'B is better', tie: 'equally good', both_bad: 'both bad', skip: 'skipped' };
 
@@ -12,10 +21,13 @@ function reason(question) {
   if (question.asked === 'own_choice') return 'You chose it yourself.';
   if (question.information !== null && question.information !== undefined) {
     const bits = question.information / Math.LN2;
-    const worth = bits < 0.005 ? 'almost nothing new' : `about ${bits.toFixed(2)} of the 1 bit that a yes or no can tell`;
+    const worth =
+      bits < 0.005 ? 'almost nothing new' : `about ${bits.toFixed(2)} of the 1 bit that a yes or no can tell`;
     return `Of the pairs you have not seen, your answer to this one should tell most about your taste: ${worth}.`;
   }
-  return question.why ? `${question.why[0].toUpperCase()}${question.why.slice(1)}${/[.!]$/.test(question.why) ? '' : '.'}` : '';
+  return question.why
+    ? `${question.why[0].toUpperCase()}${question.why.slice(1)}${/[.!]$/.test(question.why) ? '' : '.'}`
+    : '';
 }
 
 export class Voting extends EventTarget {
@@ -40,7 +52,8 @@ export class Voting extends EventTarget {
   }
 
   key(event) {
-    const typing = event.target.closest?.('input, select, textarea, dialog, .wide') || document.querySelector('dialog[open]');
+    const typing =
+      event.target.closest?.('input, select, textarea, dialog, .wide') || document.querySelector('dialog[open]');
     if (typing || at('work').hidden || event.repeat || event.altKey) return;
     const undo = (event.ctrlKey || event.metaKey) && !event.shiftKey && event.key.toLowerCase() === 'z';
     if (!undo && (event.ctrlKey || event.metaKey || !at('keys-on').checked)) return;
@@ -90,7 +103,8 @@ export class Voting extends EventTarget {
 
   /** What happened, also for those who listen; then the question that is there now. */
   say(text) {
-    const next = ` ${at('progress-text').textContent}.${this.question ? ` The question now: ${promptText(this.question.prompt)}` : ''}`;
+    const question = this.question ? ` The question now: ${promptText(this.question.prompt)}` : '';
+    const next = ` ${at('progress-text').textContent}.${question}`;
     show(at('said'), text, Object.assign(document.createElement('span'), { className: 'heard', textContent: next }));
   }
 }

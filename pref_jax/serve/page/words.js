@@ -1,7 +1,11 @@
 // Numbers in words.
 
 /** A number with so many decimals, a true minus and no minus before nothing. */
-export const decimal = (number, places = 2) => number.toFixed(places).replace(/^-(?=[0.]*$)/, '').replace('-', '−');
+export const decimal = (number, places = 2) =>
+  number
+    .toFixed(places)
+    .replace(/^-(?=[0.]*$)/, '')
+    .replace('-', '−');
 
 /** A share as percent. */
 export function percent(share) {
@@ -16,7 +20,8 @@ export const count = (number, one, several = `${one}s`) => `${number} ${number =
 /** The median; null of nothing. */
 export function median(numbers) {
   if (!numbers.length) return null;
-  const sorted = [...numbers].sort((a, b) => a - b), half = sorted.length >> 1;
+  const sorted = [...numbers].sort((a, b) => a - b),
+    half = sorted.length >> 1;
   return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
 }
 
@@ -24,7 +29,9 @@ export function median(numbers) {
 export function duration(seconds) {
   if (seconds < 45) return 'less than a minute';
   const minutes = Math.round(seconds / 60);
-  return minutes < 60 ? `about ${count(Math.max(1, minutes), 'minute')}` : `about ${count(Math.round(minutes / 60), 'hour')}`;
+  return minutes < 60
+    ? `about ${count(Math.max(1, minutes), 'minute')}`
+    : `about ${count(Math.round(minutes / 60), 'hour')}`;
 }
 
 /** A share with its interval, as a sentence's end. */
