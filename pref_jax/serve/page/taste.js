@@ -8,6 +8,8 @@ import { count, decimal, percent } from './words.js';
 const PAIRS = 3,
   LINES = 10,
   SURE = 1.96;
+// Chances that differ by less are the same to people.
+const FAR = 0.01;
 
 /** Asks what is believed and shows it; `onPair` gets a pair that the person wants to vote on. */
 export async function showTaste(api, user, pool, onPair) {
@@ -18,7 +20,7 @@ export async function showTaste(api, user, pool, onPair) {
   at('taste-how').textContent =
     `From ${count(known.votes, 'vote')} of yours on this service. It changes with each vote; more ` +
     'votes make it surer. If it is wrong, vote: that is what corrects it.';
-  show(at('contrasts'), ...contrasts(found.pairs, onPair));
+  show(at('contrasts'), ...contrasts(found, onPair));
   show(at('taste'), weights(known.belief));
 }
 
@@ -29,11 +31,17 @@ export function showNoTaste() {
   show(at('taste'));
 }
 
-function contrasts(pairs, onPair) {
-  if (!pairs.length) return [];
+function contrasts({ pairs, considered }, onPair) {
+  if (!considered) {
+    return [
+      make('p', {}, 'This kind of model reads each answer together with the person, and can show only the ranking.'),
+    ];
+  }
+  const far = pairs.filter((pair) => Math.abs(pair.own - pair.everyone) >= FAR);
+  if (!far.length) return [make('p', {}, 'The service believes that you choose as people in general do.')];
   return [
     make('h3', {}, 'Where you differ most from people in general'),
-    make('div', { class: 'contrasts' }, ...pairs.map((pair) => contrast(pair, onPair))),
+    make('div', { class: 'contrasts' }, ...far.map((pair) => contrast(pair, onPair))),
   ];
 }
 
