@@ -25,6 +25,16 @@ export function show(element, ...children) {
   element.replaceChildren(...children.filter((child) => child !== null));
 }
 
+/** The same for what changes by itself: not under somebody's hands, and what was folded out stays so. */
+export function refill(element, ...children) {
+  if (element.contains(document.activeElement)) return;
+  const open = [...element.querySelectorAll('details')].map((details) => details.open);
+  show(element, ...children);
+  element.querySelectorAll('details').forEach((details, place) => {
+    details.open = open[place] ?? false;
+  });
+}
+
 /** Shows a message, or hides its element where there is none. */
 export function tell(element, text) {
   element.textContent = text;

@@ -2,7 +2,7 @@
 
 import { userPath } from './api.js';
 import { dots, drawing } from './chart.js';
-import { at, make, promptText, show } from './dom.js';
+import { at, make, promptText, refill, show } from './dom.js';
 import { count, decimal, percent } from './words.js';
 
 const PAIRS = 3,
@@ -20,8 +20,8 @@ export async function showTaste(api, user, pool, onPair) {
   at('taste-how').textContent =
     `From ${count(known.votes, 'vote')} of yours on this service. It changes with each vote; more ` +
     'votes make it surer. If it is wrong, vote: that is what corrects it.';
-  show(at('contrasts'), ...contrasts(found, onPair));
-  show(at('taste'), weights(known.belief));
+  refill(at('contrasts'), ...contrasts(found, onPair));
+  refill(at('taste'), weights(known.belief));
 }
 
 /** Before the first vote. */
@@ -54,13 +54,17 @@ function contrast(pair, onPair) {
   const [own, everyone] = [turn(pair.own), turn(pair.everyone)];
   const button = make('button', { type: 'button' }, 'Is that so? Vote on this pair');
   button.addEventListener('click', () => onPair(pair));
-  const range = low === null ? '' : `, likely between ${percent(low)} and ${percent(high)}`;
+  const range = low === null ? '' : ` (likely between ${percent(low)} and ${percent(high)})`;
   return make(
     'article',
     { class: 'contrast' },
     make('p', { class: 'quiet' }, promptText(pair.prompt, 160)),
     make('blockquote', { class: 'text', dir: 'auto' }, short(liked)),
-    make('p', {}, `You would choose this with ${percent(own)}${range}; people in general with ${percent(everyone)}.`),
+    make(
+      'p',
+      {},
+      `The chance that you choose this is ${percent(own)}${range}; of people in general, ${percent(everyone)}.`,
+    ),
     make(
       'details',
       {},
