@@ -433,4 +433,4 @@ class StudyAnswer(Answer):
     votes: int
     days: list[dict[str, Any]]
     judgements: list[dict[str, Any]]
-    figures: Annotated[dict[str, Any], Field(description="of the last 200 000 votes; see pref_jax/serve/study.py")]
+    figures: Annotated[dict[str, Any], Field(description="of the last 100 000 votes; see pref_jax/serve/study.py")]

@@ -18,7 +18,7 @@ from pref_jax.eval.bootstrap import paired_difference
 from pref_jax.serve.store.records import Mark
 
 # Votes that are looked at.
-MOST = 200_000
+MOST = 100_000
 # Others who must have voted on a pair before a user is told how most of them did, so that nobody's vote is told.
 OTHERS = 3
 # The part of a user's votes that is late, and how many of them must be on either side.
