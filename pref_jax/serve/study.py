@@ -62,7 +62,9 @@ def figures(marks: Sequence[Mark]) -> dict[str, Any]:
         "others": Share(sum(agreed.values()), len(agreed)).told(),
         "drift": [
             _drift(marks, "agreement with others", _relative(marks)),
-            _drift(marks, "votes that prefer one answer", {n: m.choice in _VALUES[:2] for n, m in enumerate(marks)}),
+            _drift(
+                marks, "votes that prefer one answer", {n: float(m.choice in _VALUES[:2]) for n, m in enumerate(marks)}
+            ),
         ],
     }
 

@@ -65,7 +65,8 @@ class VotePage:
         return Shown(*(self.tab.text_content(f"#{name}") for name in ("prompt", "left", "right")))
 
     def press(self, key: str) -> None:
-        """Presses a key, and waits for what it does to be said."""
+        """Presses a key once there is a pair to vote on, and waits for what it does to be said."""
+        self.tab.wait_for_selector("#answers:not([hidden])")
         before = self.tab.inner_text("#progress-text")
         self.tab.keyboard.press(key)
         self.until(lambda: self.tab.inner_text("#progress-text") != before)
