@@ -93,6 +93,7 @@ def test_twenty_votes_by_keyboard_with_undo_and_reload(served, browser, tmp_path
             clicked[-1] = (page.shown(), "right")
             page.press("2")
         if number == 9:
+            page.tab.wait_for_selector("#answers:not([hidden])")
             before = page.shown()
             page.tab.reload()
             page.tab.wait_for_selector("#work:not([hidden]) #left:not(:empty)")

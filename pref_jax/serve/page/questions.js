@@ -3,7 +3,7 @@
 
 import { userPath } from './api.js';
 
-const AHEAD = 6,
+const AHEAD = 10,
   MOST = 100,
   EVERY = 10,
   APART = 3;
