@@ -42,7 +42,8 @@ def test_simulated_people_vote_by_their_tastes():
     assert np.mean(right) > 0.85
 
 
-def test_votes_of_a_file_become_a_model_and_a_pool_once(tmp_path):
+def test_votes_of_a_file_become_a_model_and_a_pool_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "MAX_LENGTH", 48)
     base, words = str(tiny.reward_model(tmp_path / "base")), ("rain", "sun", "no", "a long walk")
     rows = []
     for n in range(60):
