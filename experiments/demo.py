@@ -29,6 +29,17 @@ from pref_jax.serve.store.store import Store
 
 POOL, MOST_PAIRS, MAX_LENGTH = "demo", 240, 128
 PEOPLE, EACH, AGAIN = 9, 24, 3
+# Tastes that lie between the attributes, so that a person's own is learned little by little.
+WORLD = world.WorldConfig(
+    tastes="dirichlet",
+    dirichlet_alpha=0.5,
+    seen_users=80,
+    unseen_users=0,
+    pairs_per_user=12,
+    train_prompts=60,
+    test_prompts=30,
+    test_pairs_per_user=1,
+)
 # Words of rising level for each attribute; texts are made of them in place of the world's invented markers.
 LEVELS = {
     "helpfulness": "useless hopeless pointless, weak poor thin, passable fair usable, useful handy practical, "
@@ -81,10 +92,7 @@ def sentence(text: str, words: dict[str, list[str]]) -> str:
 
 def from_world(seed: int = 0) -> Material:
     """Votes on half of a world, pairs of the other half, and votes on some of these."""
-    config = world.WorldConfig(
-        seen_users=80, unseen_users=0, pairs_per_user=12, train_prompts=60, test_prompts=30, test_pairs_per_user=1
-    )
-    tables, truth, words = world.generate(config), world.truth(config), english()
+    tables, truth, words = world.generate(WORLD), world.truth(WORLD), english()
     rows, rng = tables.responses.to_pylist(), np.random.default_rng(seed)
     prompts = [sentence(row["prompt"][0]["content"], words) for row in rows]
     texts = [sentence(row["text"], words) for row in rows]

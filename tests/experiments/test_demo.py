@@ -28,10 +28,7 @@ def test_the_world_is_spoken_in_english():
 def test_simulated_people_vote_by_their_tastes():
     """Most preferences are those of the true utility of the person who is simulated."""
     found = demo.from_world()
-    config = world.WorldConfig(
-        seen_users=80, unseen_users=0, pairs_per_user=12, train_prompts=60, test_prompts=30, test_pairs_per_user=1
-    )
-    truth, right = world.truth(config), []
+    truth, right = world.truth(demo.WORLD), []
     for person, (_, votes) in enumerate(found.given.items()):
         assert len({vote.pair for vote in votes}) < len(votes), "some pairs come again"
         for vote in votes:
