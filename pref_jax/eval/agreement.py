@@ -11,8 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int
 
-from pref_jax.errors import UserError
-
 RESAMPLES = 1000
 # Of fewer units an interval would tell nothing.
 FEWEST = 6
@@ -46,15 +44,10 @@ def nominal_alpha(
       resamples: B.
       seed: of the bootstrap.
 
-    Raises:
-      UserError: if the lengths differ.
-
     Example:
       >>> nominal_alpha(np.array([0, 0, 1, 1, 2, 2]), np.array([0, 0, 1, 1, 0, 1])).value
       0.4444444444444444
     """
-    if len(units) != len(values):
-        raise UserError(f"{len(units)} units against {len(values)} values; give one unit for each value")
     counts = _counts(units, values)
     if not len(counts):
         return Alpha(None, None, None, 0, 0)

@@ -54,8 +54,9 @@ async def contrasts(service: Service, user: str, pairs: Sequence[Pair], count: i
         pair = pairs[places[place]]
         if len(found) < count and str(pair.prompt) not in found:
             spread = None if deviations is None else _BOUND * deviations[place]
-            ends = (None, None) if spread is None else tuple(_chance(own[place] + side * spread) for side in (-1, 1))
-            found[str(pair.prompt)] = Contrast(pair, float(_chance(own[place])), *ends, float(_chance(everyone[place])))
+            low, high = (None if spread is None else float(_chance(own[place] + end * spread)) for end in (-1, 1))
+            chances = float(_chance(own[place])), low, high, float(_chance(everyone[place]))
+            found[str(pair.prompt)] = Contrast(pair, *chances)
     return Contrasts(list(found.values()), len(places))
 
 

@@ -16,7 +16,7 @@ from pref_jax.serve.store.store import Store
 def test_the_world_is_spoken_in_english():
     found, invented = demo.from_world(), lexicon.invent().choose("all")
     unreadable = {*invented.markers.ravel(), *invented.topics, *invented.verbs}
-    texts = [text for pair in found.pairs for text in (pair.prompt, pair.first, pair.second)]
+    texts = [text for pair in found.pairs for text in (str(pair.prompt), pair.first, pair.second)]
     texts += [vote[name] for vote in found.votes for name in ("prompt", "chosen", "rejected")]
     assert not {word.strip(".,?").lower() for text in texts for word in text.split()} & unreadable
     assert len(found.pairs) > 100

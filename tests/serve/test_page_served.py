@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,7 +153,7 @@ def test_deviations_of_margins_are_those_of_rewards_of_differences(model):
         found = model.margin_deviations(user, read[:2], read[2:])
         want = model.rewards_of([user] * 2, read[:2] - read[2:], uncertainty=True).deviation
         np.testing.assert_allclose(found, want, rtol=1e-5)
-    shared = lore(texts_of(model).name, kind="shared")
+    shared = lore(Path(texts_of(model).name), kind="shared")
     assert shared.margin_deviations("ada", read[:2, :1], read[2:, :1]) is None
 
 
