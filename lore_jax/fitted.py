@@ -384,6 +384,16 @@ class LoRe(PersonalReward):
         found = select_pairs(self._weights[row], covariance, first - second, count, threshold)
         return [Question(*one) for one in found]
 
+    def margin_deviations(
+        self, user: str | None, first: Float64[np.ndarray, "P K"], second: Float64[np.ndarray, "P K"]
+    ) -> Float64[np.ndarray, " P"] | None:
+        """Those of `z @ weights` for each difference z of basis rewards; None for kinds of fit without a posterior."""
+        if self._fit.kind in ("shared", "simplex"):
+            return None
+        gap = np.asarray(first, np.float64) - second
+        covariance = self._covariances(np.array([-1 if user is None else self._rows[user]]))[0]
+        return np.sqrt(np.maximum(np.einsum("pk,kl,pl->p", gap, covariance, gap), 0))
+
     # --- folders ---
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], list[int]]:

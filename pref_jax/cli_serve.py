@@ -44,8 +44,8 @@ def serve(
 ) -> None:
     """Serve a model over HTTP: scores, votes, questions; and the protocols of vLLM and OpenRLHF.
 
-    /openapi.json says what it takes. Without keys it listens on this machine alone. Stop it with Ctrl-C or SIGTERM: it
-    answers what it has accepted, and ends.
+    People vote on the page at /, and /study shows how a study goes. /openapi.json says what it takes. Without keys it
+    listens on this machine alone. Stop it with Ctrl-C or SIGTERM: it answers what it has accepted, and ends.
     """
     need_extra()
     if saved.about(folder)["base"] is None:

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors
 import safetensors.numpy
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32, Float64, Int64
 
 from pref_jax import compile_cache
 from pref_jax.best_of import BestOf, best_of
@@ -244,6 +244,22 @@ class PersonalReward(abc.ABC):
           None if the method cannot tell, as it has no posterior.
         """
         del user, first, second, count
+        return None
+
+    def margin_deviations(
+        self, user: str | None, first: Float[np.ndarray, "P F"], second: Float[np.ndarray, "P F"]
+    ) -> Float64[np.ndarray, " P"] | None:
+        """Posterior standard deviations of differences of rewards.
+
+        Args:
+          user: an id, or None for someone of whom nothing is known.
+          first: rows of `read` of each pair's first response.
+          second: of its second.
+
+        Returns:
+          float64 [P]; None if the method cannot tell, as it has no posterior.
+        """
+        del user, first, second
         return None
 
     @abc.abstractmethod

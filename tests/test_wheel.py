@@ -80,6 +80,7 @@ def test_the_wheel_holds_the_three_packages_alone(wheel):
     assert len(tops) == len(PACKAGES) + 1
     files = {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
     files |= {f"{package}/py.typed" for package in PACKAGES}
+    files |= {str(path.relative_to(ROOT)) for path in (ROOT / "pref_jax" / "serve" / "page").iterdir()}
     assert {name for name in names if ".dist-info/" not in name} == files
 
 

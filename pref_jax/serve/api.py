@@ -1,4 +1,4 @@
-"""/v1: scores, votes, users, questions, pools, the model."""
+"""/v1: scores, votes, users, questions, pools, the model; `insight` has what is concluded from votes."""
 
 import hashlib
 import json
@@ -233,14 +233,6 @@ async def remove_pool(call: Call) -> Reply:
     return Reply({"removed": removed})
 
 
-async def study(call: Call) -> Reply:
-    """Figures of a study."""
-    service, query = call.front.service, call.query
-    found = await service.ask_store(service.store.statistics, days=query.days, raters=query.raters)
-    parts = {"days": [day._asdict() for day in found.days], "judgements": [one._asdict() for one in found.judgements]}
-    return Reply({"users": found.users, "votes": found.votes, **parts})
-
-
 async def model(call: Call) -> Reply:
     """What is served."""
     front, limits = call.front, call.front.service.limits
@@ -270,6 +262,5 @@ ROUTES = (
     Route("GET", _POOL, list_pairs, "Pairs of a pool", schemas.PairsAnswer, "vote", None, schemas.NamedPage),
     Route("DELETE", _POOL, remove_pool, "Remove a pool; votes stay", schemas.PoolRemovedAnswer, "admin"),
     Route("GET", "/v1/pools", list_pools, "Pools", schemas.PoolsAnswer, "vote"),
-    Route("GET", "/v1/study", study, "Figures of a study", schemas.StudyAnswer, "admin", None, schemas.StudyQuery),
     Route("GET", "/v1/model", model, "What is served", schemas.ModelAnswer),
 )

@@ -16,7 +16,7 @@ from starlette.routing import Route as StarletteRoute
 
 from pref_jax import saved
 from pref_jax.personal import PersonalReward
-from pref_jax.serve import api, schemas
+from pref_jax.serve import api, insight, pages, schemas
 from pref_jax.serve.access import Pace
 from pref_jax.serve.faults import RefusedError
 from pref_jax.serve.http import Call, Front, Outer, Reply, Route, endpoint, loopback_hosts, refuse
@@ -61,6 +61,7 @@ async def openapi(call: Call) -> Reply:
 ROUTES: Sequence[Route] = (
     *vllm.ROUTES,
     *api.ROUTES,
+    *insight.ROUTES,
     *openrlhf.ROUTES,
     Route("GET", "/healthz", health, "Whether the process answers", schemas.StateAnswer, None),
     Route("GET", "/readyz", readiness, "Whether it can score and store", schemas.StateAnswer, None),
@@ -151,7 +152,8 @@ def make_app(
 
 def _application(front: Front, lifespan: Any) -> Starlette:
     methods: dict[str, list[str]] = {}
-    for route in ROUTES:
+    routes = (*ROUTES, *pages.ROUTES)
+    for route in routes:
         methods.setdefault(route.path, []).append(route.method)
 
     async def fault(request: Request, error: Exception) -> Response:
@@ -168,7 +170,7 @@ def _application(front: Front, lifespan: Any) -> Starlette:
     # One endpoint for each path and method, since a path that matches decides.
     paths = [
         StarletteRoute(route.path, endpoint(front, route), methods=[route.method], name=f"{route.method} {route.path}")
-        for route in ROUTES
+        for route in routes
     ]
     app = Starlette(routes=paths, lifespan=lifespan, exception_handlers={HTTPException: fault, Exception: fault})
     app.state.front = front

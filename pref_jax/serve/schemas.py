@@ -313,6 +313,48 @@ class AskAnswer(Answer):
     model: str
 
 
+class TasteRequest(Strict):
+    """Where pairs come from, and how many are wanted, each of another prompt."""
+
+    pool: Id
+    count: Annotated[int, Field(ge=1, le=50)] = 5
+
+
+class ContrastAnswer(PairAnswer):
+    """A pair, and the chance that its first answer is preferred, where one of the two is."""
+
+    own: Annotated[float, Field(description="by the user's reward")]
+    low: Annotated[float | None, Field(description="it is believed to be above this with 97.5 %")]
+    high: Annotated[float | None, Field(description="and below this")]
+    everyone: Annotated[float, Field(description="by the reward of nobody in particular")]
+
+
+class TasteAnswer(Answer):
+    """Pairs on which the user differs most from people in general, the greatest difference first."""
+
+    pairs: list[ContrastAnswer]
+    considered: Annotated[int, Field(description="pairs that were compared; 0: the method cannot tell")]
+    model: str
+
+
+class ShareAnswer(Answer):
+    """So many of so many, with a 95 % interval of the share (Wilson's)."""
+
+    count: int
+    of: int
+    share: float | None
+    low: float | None
+    high: float | None
+
+
+class AgreementAnswer(Answer):
+    """Votes that say the same as the user's earlier one on the pair, and as most others."""
+
+    itself: ShareAnswer
+    others: ShareAnswer
+    at_least: Annotated[int, Field(description="others that voted on each pair that is compared")]
+
+
 class LimitsAnswer(Answer):
     """What one client may ask for."""
 
@@ -391,3 +433,4 @@ class StudyAnswer(Answer):
     votes: int
     days: list[dict[str, Any]]
     judgements: list[dict[str, Any]]
+    figures: Annotated[dict[str, Any], Field(description="of the last 100 000 votes; see pref_jax/serve/study.py")]

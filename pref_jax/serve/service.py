@@ -245,15 +245,7 @@ class Service:
             return Questions([], "the user has voted on every pair", 0, 0)
         if not self.reader.apart:
             return self._drawn(left, count, "the method reads texts with their user, and has no posterior to go by")
-        texts = _texts_of_pairs(left)
-        sides = list(zip(texts[: len(left)], texts[len(left) :], strict=True))
-        kept = [all(self.reader.cache.get(text.digest) for text in both) for both in sides]
-        new = [place for place, is_kept in enumerate(kept) if not is_kept]
-        some = set(self._random.sample(new, min(len(new), NEW_PAIRS)))
-        places = [place for place in range(len(left)) if kept[place] or place in some]
-        read = await self.reader.read([sides[place][side] for side in (0, 1) for place in places])
-        rows = [one.row for one in read]
-        halves = (rows[: len(places)], rows[len(places) :])
+        places, *halves = await self.read_pairs(left)
         found = await self.reader.worker.run(self.states.questions, user, *halves, count)
         if found is None:
             return self._drawn(left, count, "the method has no posterior of this user's taste")
@@ -261,6 +253,18 @@ class Service:
         return Questions(
             asked, "these answers are expected to tell most about the user's taste", len(places), len(left)
         )
+
+    async def read_pairs(self, pairs: Sequence[Pair]) -> tuple[list[int], list[Any], list[Any]]:
+        """Places of the pairs whose texts are read, some at random of those that were not yet; rows of both sides."""
+        texts = _texts_of_pairs(pairs)
+        sides = list(zip(texts[: len(pairs)], texts[len(pairs) :], strict=True))
+        kept = [all(self.reader.cache.get(text.digest) for text in both) for both in sides]
+        new = [place for place, is_kept in enumerate(kept) if not is_kept]
+        some = set(self._random.sample(new, min(len(new), NEW_PAIRS)))
+        places = [place for place in range(len(pairs)) if kept[place] or place in some]
+        read = await self.reader.read([sides[place][side] for side in (0, 1) for place in places])
+        rows = [one.row for one in read]
+        return places, rows[: len(places)], rows[len(places) :]
 
     def _drawn(self, pairs: Sequence[Pair], count: int, why: str) -> Questions:
         some = self._random.sample(list(pairs), min(count, len(pairs)))

@@ -119,6 +119,17 @@ class UserStates:
         who = self.whose(user) if self.known(user) else None
         return self._model.select_pairs(who, np.stack(first), np.stack(second), count)
 
+    def margins(self, user: str, first: Sequence[Any], second: Sequence[Any]) -> tuple[Any, Any, Any]:
+        """Of pairs [P] by how much the first is preferred: by the user, by nobody; and deviations of the former."""
+        who, rows = self.whose(user), np.stack([*first, *second])
+        own, everyone = (
+            np.asarray(self._model.rewards_of([name] * len(rows), rows, uncertainty=False).mean, np.float64)
+            for name in (who, None)
+        )
+        count = len(first)
+        deviations = self._model.margin_deviations(who, rows[:count], rows[count:])
+        return own[:count] - own[count:], everyone[:count] - everyone[count:], deviations
+
     def describe(self, user: str) -> dict[str, Any]:
         """What the model believes of a user; empty for one of whom it knows nothing."""
         who = self.whose(user)

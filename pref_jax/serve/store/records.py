@@ -154,3 +154,21 @@ class Statistics(NamedTuple):
     votes: int
     days: list[Day]
     judgements: list[Judgement]
+
+
+class Mark(NamedTuple):
+    """One vote without its texts.
+
+    Attributes:
+      pair: a number for prompt and both responses, whichever way round; good for this answer alone.
+      user: a number for the user, good for this answer alone; 0 for the one that was asked for.
+      choice: "first" and "second" mean the same response in all votes on a pair.
+      left: whether what was chosen stood on the left; None where nothing was, or nobody told.
+      latency: seconds from showing to answer.
+    """
+
+    pair: int
+    user: int
+    choice: str
+    left: bool | None
+    latency: float | None

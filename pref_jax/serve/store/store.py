@@ -10,6 +10,7 @@ from pref_jax.serve.store.records import (
     Added,
     History,
     Key,
+    Mark,
     Model,
     Pair,
     Removed,
@@ -247,3 +248,11 @@ class Store:
         since = max(0, int(time.time() // DAY) - days + 1)
         with self._database.read(snapshot=True) as connection:
             return study.statistics(connection, since, raters)
+
+    def marks(self, *, most: int, user: str | None = None) -> list[Mark]:
+        """The last votes in their order, at most so many, without texts; of a user: on pairs that the user voted on."""
+        checks.check_number(most, "most", 1)
+        if user is not None:
+            checks.check_id(user, "user")
+        with self._database.read(snapshot=True) as connection:
+            return study.marks(connection, most, user)

@@ -5,7 +5,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from pref_jax.serve.store import tables
-from pref_jax.serve.store.records import Day, Judgement, Statistics
+from pref_jax.serve.store.records import Day, Judgement, Mark, Statistics
 
 _VOTES = tables.votes.c
 _TURNED: dict[str, str] = {"first": "second", "second": "first"}
@@ -29,10 +29,41 @@ def _days(connection: sa.Connection, since: int) -> list[Day]:
     return [Day(day, found, users[day]) for day, found in choices.items()]
 
 
-def _judgements(connection: sa.Connection, raters: int) -> list[Judgement]:
+def marks(connection: sa.Connection, most: int, user: str | None) -> list[Mark]:
+    """The last votes in their order, without texts; of a user: those on pairs that the user voted on."""
+    low, high, turned = _sides()
+    columns = (_VOTES.prompt, low, high, _VOTES.person, _VOTES.choice, turned, _VOTES.shown, _VOTES.latency)
+    query = sa.select(*columns)
+    people: dict[int, int] = {}
+    if user is not None:
+        person = connection.scalar(sa.select(tables.people.c.number).where(tables.people.c.id == user))
+        if person is None:
+            return []
+        people[person] = 0
+        own = sa.select(_VOTES.prompt, low.label("low"), high.label("high")).where(_VOTES.person == person)
+        mine = own.distinct().subquery()
+        pair = sa.and_(mine.c.prompt == _VOTES.prompt, mine.c.low == low, mine.c.high == high)
+        query = query.join_from(tables.votes, mine, pair)
+    rows: Any = connection.execute(query.order_by(_VOTES.number.desc()).limit(most)).all()
+    pairs: dict[Any, int] = {}
+    found = []
+    for prompt, one, other, who, choice, is_turned, shown, latency in reversed(rows):
+        place = pairs.setdefault((prompt, one, other), len(pairs)), people.setdefault(who, len(people))
+        seen = _TURNED[choice] if is_turned and choice in _TURNED else choice
+        left = None if shown is None or choice not in _TURNED else (choice == "first") == (shown == "left")
+        found.append(Mark(*place, seen, left, latency))
+    return found
+
+
+def _sides() -> tuple[Any, Any, Any]:
+    """Of a vote: the response of the lower number, that of the higher one, and whether the second has the lower one."""
     turned = _VOTES.first > _VOTES.second
     low = sa.case((turned, _VOTES.second), else_=_VOTES.first)
-    high = sa.case((turned, _VOTES.first), else_=_VOTES.second)
+    return low, sa.case((turned, _VOTES.first), else_=_VOTES.second), turned
+
+
+def _judgements(connection: sa.Connection, raters: int) -> list[Judgement]:
+    low, high, turned = _sides()
     several = (
         sa.select(_VOTES.prompt, low.label("low"), high.label("high"))
         .group_by(_VOTES.prompt, low, high)
