@@ -56,7 +56,7 @@ def backbone(name: str, *, max_length: int, batch_size: int) -> Any:
 
 def graph(recipe: Callable[..., GCFConfig] = recipes.linear_config, **changes: Any) -> Any:
     """User embeddings: copl_jax/graph/gcf.py, by a recipe of copl_jax/graph/training.py. `changes` replace fields."""
-    return ConfigDict(dataclasses.asdict(recipe(**{"dim": 64, **changes})))
+    return ConfigDict(dataclasses.asdict(recipe(**changes)))
 
 
 def reward(*, batch_size: int, eval_batch_size: int, num_steps: int, lr: float, holdout_fraction: float) -> Any:

@@ -95,7 +95,7 @@ def _small(model: str, votes: str, recipe: Callable[..., GCFConfig]) -> Any:
     name = NAMES.get(source.tastes, "PersonalLLM")
     config = common.small(f"synthetic {name}, Gemma", _methods(source.tastes != "dirichlet"), source)
     config.refresh_seen = recipe is not recipes.paper_config
-    config.graph = common.graph(recipe)
+    config.graph = common.graph(recipe, dim=128)
     heads = 1 if model == "gemma_2b" else config.pretrain.lm.num_heads
     config.pretrain.lm.update({"family": "gemma", "activation": "gelu_pytorch_tanh", "num_kv_heads": heads})
     return config

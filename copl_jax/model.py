@@ -30,7 +30,7 @@ class CoPLConfig:
       reembed: seen users are embedded from their own votes, as new users are; it helps people of few votes.
     """
 
-    graph: GCFConfig = dataclasses.field(default_factory=lambda: linear_config(dim=64))
+    graph: GCFConfig = dataclasses.field(default_factory=linear_config)
     reward: RewardSettings | None = None
     reembed: bool = True
 

@@ -36,7 +36,7 @@ from pref_jax.likelihood import Scale
 METRICS = {"seen/accuracy": "Accuracy, seen people", "unseen/accuracy": "Accuracy, unseen people"}
 MEANINGS = {
     "item values": "one Bradley-Terry value per response for everyone",
-    "matrix factorisation": "biased, 16 or 64 factors, prior and time to stop by validation votes",
+    "matrix factorisation": "biased, 16, 64 or 128 factors, prior and time to stop by validation votes",
     "user-kNN": "values, and votes of the users of nearest votes",
     "gcf": "the published graph by the fast recipe",
     "linear": "CoPL's default graph",
@@ -154,21 +154,23 @@ def graph_margins(config: GCFConfig, world: WarmWorld, seed: int) -> Margins:
     )
 
 
+# Of all graphs alike.
+_DIM = linear_config().dim
 _TO_THE_END: dict[str, Any] = {"epochs": 200, "patience": None}
 GRAPHS: dict[str, GCFConfig] = {
-    "gcf": fast_config(dim=64),
-    "gcf, by loss, to the end": fast_config(dim=64, select="loss", **_TO_THE_END),
-    "gcf, one layer": fast_config(dim=64, num_layers=1),
-    "gcf, all layers read out": fast_config(dim=64, readout="sum", select="loss", **_TO_THE_END),
-    "gcf, counted edges": fast_config(dim=64, edges="counted"),
-    "normed, to the end": fast_config(dim=64, layer="normed", **_TO_THE_END),
-    "no layer, to the end": fast_config(dim=64, num_layers=0, **_TO_THE_END),
-    "linear": linear_config(dim=64),
-    "linear, no layer": linear_config(dim=64, num_layers=0),
-    "linear, no bias": linear_config(dim=64, bias=False),
-    "linear, weak prior": linear_config(dim=64, priors=(0.1,)),
-    "linear, by accuracy": linear_config(dim=64, select="accuracy"),
-    "linear, counted edges": linear_config(dim=64, edges="counted"),
+    "gcf": fast_config(dim=_DIM),
+    "gcf, by loss, to the end": fast_config(dim=_DIM, select="loss", **_TO_THE_END),
+    "gcf, one layer": fast_config(dim=_DIM, num_layers=1),
+    "gcf, all layers read out": fast_config(dim=_DIM, readout="sum", select="loss", **_TO_THE_END),
+    "gcf, counted edges": fast_config(dim=_DIM, edges="counted"),
+    "normed, to the end": fast_config(dim=_DIM, layer="normed", **_TO_THE_END),
+    "no layer, to the end": fast_config(dim=_DIM, num_layers=0, **_TO_THE_END),
+    "linear": linear_config(),
+    "linear, no layer": linear_config(num_layers=0),
+    "linear, no bias": linear_config(bias=False),
+    "linear, weak prior": linear_config(priors=(0.1,)),
+    "linear, by accuracy": linear_config(select="accuracy"),
+    "linear, counted edges": linear_config(edges="counted"),
 }
 
 

@@ -2,7 +2,10 @@
 
     e_u = argmin over e of sum over u's votes of loss(e·(e_p - e_n) + b_p - b_n) + λ/2 |e - m_u|²,
 
-by Newton's method. Users are solved in blocks of like numbers of votes, so that cost is linear in votes.
+by Newton's method. Users are solved in blocks of like numbers of votes, so that cost is linear in votes. Where a user
+has fewer votes than there are features, a step solves a system of the size of the votes:
+
+    (λ I + X^T X)^-1 g = (g - X^T (λ I + X X^T)^-1 X g) / λ,    X the differences times the roots of the curvatures.
 
 Axes: U users, N responses, D features, B users and J pairs each of a block, E thresholds.
 """
@@ -105,9 +108,9 @@ def _solve(
         margin = margins(users)
         slope, curvature = jax.jvp(slopes, (margin,), (jnp.ones_like(margin),))
         gradient = jnp.einsum("bj,bjd->bd", slope, differences) + precision * (users - means)
-        hessian = jnp.einsum("bj,bjd,bje->bde", curvature, differences, differences)
-        factor = jnp.linalg.cholesky(hessian + precision * jnp.eye(users.shape[1], dtype=users.dtype)[None])
-        move = jax.scipy.linalg.cho_solve((factor, True), gradient[:, :, None])[:, :, 0]
+        # Losses are convex; a rounding below 0 has no root.
+        scaled = jnp.sqrt(jnp.maximum(curvature, 0))[:, :, None] * differences
+        move = _newton_moves(scaled, gradient, precision)
         tried = users - length[:, None] * move
         new = objective(tried)
         better = new < value
@@ -123,3 +126,22 @@ def _solve(
     ones = jnp.ones(len(means), means.dtype)
     start = (means, objective(means), ones, jnp.inf * ones, jnp.zeros((), jnp.int32))
     return jax.lax.while_loop(unfinished, step, start)[0]
+
+
+def _newton_moves(
+    scaled: Float[Array, "B J D"], gradient: Float[Array, "B D"], precision: Float[Array, ""]
+) -> Float[Array, "B D"]:
+    """(λ I + X^T X)^-1 g of each user, by the smaller of the two systems that give it."""
+    if scaled.shape[1] >= scaled.shape[2]:
+        return _solve_shifted(jnp.einsum("bjd,bje->bde", scaled, scaled), gradient, precision)
+    right = jnp.einsum("bjd,bd->bj", scaled, gradient)
+    inner = _solve_shifted(jnp.einsum("bjd,bkd->bjk", scaled, scaled), right, precision)
+    return (gradient - jnp.einsum("bjd,bj->bd", scaled, inner)) / precision
+
+
+def _solve_shifted(
+    gram: Float[Array, "B S S"], right: Float[Array, "B S"], precision: Float[Array, ""]
+) -> Float[Array, "B S"]:
+    """(G + λ I)^-1 r."""
+    factor = jnp.linalg.cholesky(gram + precision * jnp.eye(gram.shape[1], dtype=gram.dtype)[None])
+    return jax.scipy.linalg.cho_solve((factor, True), right[:, :, None])[:, :, 0]

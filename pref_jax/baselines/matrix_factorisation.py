@@ -23,7 +23,7 @@ from pref_jax.item_values import choose_item_values
 from pref_jax.user_modes import solve_modes
 
 _STEPS, _LOOKS, _RATE = 400, 40, 0.05
-PRIORS, FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0), (16, 64)
+PRIORS, FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0), (16, 64, 128)
 
 
 class Factors(NamedTuple):

@@ -42,9 +42,10 @@ def objective(user, mean, rows, votes, tables, precision, scale=None):
 
 
 @pytest.mark.parametrize("precision", [0.05, 4.0])
-def test_modes_are_the_lowest_points(precision):
+@pytest.mark.parametrize("dim", [4, 20])  # fewer than anybody's votes, and more than most people's
+def test_modes_are_the_lowest_points(precision, dim):
     rng = np.random.default_rng(1)
-    means, embeddings, bias = rng.normal(size=(7, 4)), 2 * rng.normal(size=(12, 4)), rng.normal(size=12)
+    means, embeddings, bias = rng.normal(size=(7, dim)), 2 * rng.normal(size=(12, dim)), rng.normal(size=12)
     votes = random_pairs(rng, 60, 6, 12)  # user 6 has none
     same = as_pairs([0] * 30, [1] * 30, [2] * 30)  # separable: one vote many times
     votes = Comparisons(*(np.concatenate(part) for part in zip(votes[:3], same[:3], strict=True)))
