@@ -1,8 +1,8 @@
 """What CoPL's text nodes are worth: the same votes on ever more responses, until no two users share any.
 
-command   python -m experiments.compare --config=configs/sharing.py --workdir=runs/sharing
+command   python -m experiments.sharing --config=configs/sharing.py --workdir=runs/sharing
 variants  (none) three seeds; one_seed; smoke: a minute, for tests, too small to mean anything
-hardware  2 CPU cores, 4 GB of memory; 25 minutes
+hardware  2 CPU cores, 4 GB of memory; an hour and a half
 data      the quickstart's world with 250, 1 000 and 4 000 training prompts, each with 16, 4 or 1 of the 4 000 training
           votes; in the graph a response's row is its own ("table") or also has a linear map of its text ("both")
 """
@@ -44,4 +44,5 @@ def _world(prompts: int, nodes: str, *, smoke: bool) -> Any:
         common.shrink(config)
         config.source.train_prompts = 12 * prompts // PROMPTS[0]
     config.graph.nodes = nodes
+    config.graph.dim = 8 if smoke else 64  # 4 000 votes say no more
     return config

@@ -38,7 +38,7 @@ def _accuracy(found: GCFResult, pairs: Comparisons) -> float:
 
 
 def _recipe(layer: str, dim: int, **fast: Any) -> GCFConfig:
-    """The default's recipe for its layer, of its own D if `dim` is not smaller, the fast one with changes for others."""
+    """The default's recipe for its layer, of its own D unless `dim` is smaller; the fast one for others."""
     if layer == "linear":
         return linear_config(dim=min(dim, linear_config().dim))
     return fast_config(layer=layer, dim=dim, **fast)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from itertools import product
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ from lore_jax.fitting import gaussian_mixture, priors
 from lore_jax.fitting.bradley_terry import LoReConfig, shared_program
 from lore_jax.fitting.design import Design, Features, width
 from lore_jax.fitting.gaussian_mixture import Clusters
-from lore_jax.fitting.lbfgs import minimise
+from lore_jax.fitting.lbfgs import minimise, minimise_along
 from lore_jax.fitting.priors import FitProblem
 from lore_jax.fitting.reading import Scales, losses, row_arguments, row_losses, scales_of
 from lore_jax.lanes import fold_max, spread
@@ -173,15 +174,18 @@ def _mixture_program(task: FitProblem, shared, directions, scales: Scales, toler
     return basis, Prior(mean, jnp.linalg.inv(covariance)), history, scales_of(params)
 
 
-@_minimising
+@partial(jax.jit, static_argnames="steps")
 @full_matmul_precision
-def _factor_program(task: FitProblem, shared, begin, tastes, scales: Scales, tolerance, *, steps, line_search):
-    """(basis, prior, history, scales)."""
+def _factor_program(task: FitProblem, shared, begin, tastes, scales: Scales, tolerance, stops, *, steps):
+    """(bases [S D K], prior, history, scales [S ...]) after each number of steps."""
     start = {"shared": shared, "spread": begin, "tastes": tastes, **scales}
+
+    def keep(params: dict[str, Array]) -> tuple[Array, Scales]:
+        return priors.gaussian_basis(params, task.used), scales_of(params)
+
     objective = partial(priors.factor_objective, task)
-    params, _, history = minimise(objective, start, steps=steps, tolerance=tolerance, line_search=line_search)
-    basis, prior = priors.gaussian_basis(params, task.used), priors.gaussian_prior(len(task.used))
-    return basis, prior, history, scales_of(params)
+    (bases, scales), history = minimise_along(objective, start, stops, keep, steps=steps, tolerance=tolerance)
+    return bases, priors.gaussian_prior(len(task.used)), history, scales
 
 
 @_minimising
@@ -279,13 +283,22 @@ def num_factors(features: Any, config: LoReConfig) -> int:
     return min(config.factors, features.shape[0])
 
 
-def _factors(start: Initialization, rank: int, variance: float, config: LoReConfig) -> CandidateFit:
-    """A basis and weights at their joint mode, from small random ones."""
+def factor_stops(config: LoReConfig) -> list[int]:
+    """After how many steps "factors" are looked at."""
+    return sorted({min(steps, config.steps) for steps in config.factor_steps})
+
+
+def _factors(
+    start: Initialization, rank: int, variance: float, config: LoReConfig, stops: list[int]
+) -> list[CandidateFit]:
+    """A basis and weights on the way to their joint mode, from small random ones, after each number of steps."""
     rng, counts = np.random.default_rng(config.seed), (start.features.shape[1], start.table.num_users)
     begin, tastes = (rng.normal(scale=0.1, size=(count, rank)).astype(np.float32) for count in counts)
-    task, (tolerance, options) = _problem(start, rank, rank, variance), _options(config)
-    found = _factor_program(task, start.shared, begin, tastes, start.scales, tolerance, **options)
-    return _inferred("factors", start, *found)
+    task, at = _problem(start, rank, rank, variance), np.array(stops, np.int32)
+    options: Any = {"tolerance": np.float32(config.tolerance), "stops": at, "steps": config.steps}
+    bases, prior, history, scales = _factor_program(task, start.shared, begin, tastes, start.scales, **options)
+    parts = ((bases[place], jax.tree.map(itemgetter(place), scales)) for place in range(len(stops)))
+    return [_inferred("factors", start, basis, prior, history, own) for basis, own in parts]
 
 
 def _personal(
@@ -297,8 +310,6 @@ def _personal(
     mixture: CandidateFit | None = None,
 ) -> CandidateFit:
     """A candidate of a basis of its own; a simplex one begins at the mixture's fit, which may be given."""
-    if kind == "factors":
-        return _factors(start, rank, variance, config)
     gaussian = kind == "gaussian"
     size = max(config.ranks if gaussian else config.components)
     task = _problem(start, size, rank, variance)
@@ -357,19 +368,36 @@ def num_candidates(config: LoReConfig) -> int:
     return len(config.variances) * (len(config.ranks) + len(config.components) * (1 + config.simplex))
 
 
-def search(start: Initialization, config: LoReConfig, tell: Tell) -> dict[tuple[str, int, float], CandidateFit]:
-    """Every candidate of a basis of its own by kind, rank and variance."""
-    found: dict[tuple[str, int, float], CandidateFit] = {}
+class Settings(NamedTuple):
+    """What a candidate is fitted with; `steps` where it is stopped early."""
+
+    kind: str
+    rank: int
+    variance: float
+    steps: int | None = None
+
+    def row(self) -> dict[str, Any]:
+        """Those that it has, by name."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+
+def search(start: Initialization, config: LoReConfig, tell: Tell) -> dict[Settings, CandidateFit]:
+    """Every candidate of a basis of its own."""
+    found: dict[Settings, CandidateFit] = {}
 
     def fit(kind: str, rank: int, variance: float, mixture: CandidateFit | None = None) -> CandidateFit:
         tell(f"{kind}, rank {rank}, variance {variance:g}")
-        found[kind, rank, variance] = _personal(start, kind, rank, variance, config, mixture)
-        return found[kind, rank, variance]
+        outcome = _personal(start, kind, rank, variance, config, mixture)
+        found[Settings(kind, rank, variance)] = outcome
+        return outcome
 
     for rank, variance in product(config.ranks, config.variances):
         fit("gaussian", rank, variance)
     for variance in config.factor_variances if has_factors(start.features, config) else ():
-        fit("factors", num_factors(start.features, config), variance)
+        rank, stops = num_factors(start.features, config), factor_stops(config)
+        tell(f"factors, rank {rank}, variance {variance:g}")
+        made = _factors(start, rank, variance, config, stops)
+        found |= {Settings("factors", rank, variance, steps): own for steps, own in zip(stops, made, strict=True)}
     for rank, variance in product(config.components, config.variances):
         mixture = fit("mixture", rank, variance)
         if config.simplex:
@@ -390,6 +418,10 @@ def refit(start: Initialization, chosen: dict[str, Any], found: CandidateFit, co
     if chosen["kind"] == "gaussian" and chosen["rank"] > max(config.ranks):
         return grown(start, found, chosen["rank"], chosen["variance"], config)
     kind = chosen.get("basis", chosen["kind"])
+    if kind == "factors":
+        # As many stops as the search had, so that its program serves.
+        stops = [chosen["steps"]] * len(factor_stops(config))
+        return _factors(start, chosen["rank"], chosen["variance"], config, stops)[-1]
     outcome = _personal(start, kind, chosen["rank"], chosen["variance"], config)
     return clustered(start, outcome, config) if chosen["kind"] == "clusters" else outcome
 
@@ -455,9 +487,15 @@ def _lowered(known: _Tracing, config: LoReConfig) -> Iterator[tuple[str, Any]]:
         size = num_factors(features, config)
         task, shared = known.problem(size)
         tastes = _array(table.num_users, size)
-        program = _factor_program.lower(task, shared, _array(known.length, size), tastes, scales, _array(), **options)
-        yield "factors", program
-        yield "factors' weights", known.inferring("factors", *program.out_info[:2])
+        stops = _array(len(factor_stops(config)), dtype=jnp.int32)
+        begin = _array(known.length, size)
+        yield "factors", _factor_program.lower(task, shared, begin, tastes, scales, _array(), stops, steps=config.steps)
+        # The shared direction stands before the others.
+        basis = _array(known.length, size + 1)
+        yield (
+            "factors' weights",
+            known.inferring("factors", basis, jax.eval_shape(partial(priors.gaussian_prior, size))),
+        )
     if config.components:
         size = max(config.components)
         task, shared = known.problem(size)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 # How a step length is found. "zoom": strong Wolfe conditions with interpolation. "bisection": weak ones; the objective
 # is compiled once instead of three times, which for small problems takes far longer than running it.
@@ -78,10 +78,55 @@ class _Trial(NamedTuple):
     history: Array
 
 
-def _by_bisection(objective: Objective, start: Any, steps: int, tolerance: float | Array) -> tuple[Any, Array, Array]:
-    """Each trip around the loop evaluates one trial point, so that the objective stands in the program once.
+def minimise_along(
+    objective: Objective,
+    start: Any,
+    stops: Int[Array, " S"],
+    keep: Callable[[Any], Any],
+    *,
+    steps: int,
+    tolerance: float | Array = 1e-5,
+) -> tuple[Any, Array]:
+    """The path of `minimise` by bisection: what `keep` makes of the parameters after so many steps, and the history.
 
-    A length is taken by the weak Wolfe conditions (Lewis & Overton 2013, algorithm 2.6).
+    Args:
+      objective: of the parameters.
+      start: where the path begins.
+      stops: rising numbers of steps, none above `steps`.
+      keep: what is wanted of parameters.
+      steps: the last of them, or more.
+      tolerance: as for `minimise`; where the path has ended, later stops give what earlier ones do.
+
+    Returns: a tree of arrays [S ...], and values by step [steps].
+    """
+    begin, body, going, tree = _bisection(objective, start, steps, tolerance)
+
+    def on(now: _Trial, stop: Array) -> tuple[_Trial, Any]:
+        now = lax.while_loop(lambda now: going(now, stop), body, now)
+        return now, keep(tree(now.place.point))
+
+    last, kept = lax.scan(on, begin, stops)
+    return kept, _values(last, steps)
+
+
+def _by_bisection(objective: Objective, start: Any, steps: int, tolerance: float | Array) -> tuple[Any, Array, Array]:
+    begin, body, going, tree = _bisection(objective, start, steps, tolerance)
+    last = lax.while_loop(lambda now: going(now, steps), body, begin)
+    return tree(last.place.point), last.place.value, _values(last, steps)
+
+
+def _values(last: _Trial, steps: int) -> Array:
+    """Values by step [steps], padded with the last one."""
+    return jnp.where(jnp.arange(steps) < last.step - 1, last.history, last.place.value)
+
+
+def _bisection(
+    objective: Objective, start: Any, steps: int, tolerance: float | Array
+) -> tuple[_Trial, Callable[[_Trial], _Trial], Callable[[_Trial, int | Array], Array], Callable[[Array], Any]]:
+    """Where the loop begins, its body, whether it goes on to so many steps, and the parameters of a point.
+
+    Each trip evaluates one trial point, so that the objective stands in the program once. A length is taken by the weak
+    Wolfe conditions (Lewis & Overton 2013, algorithm 2.6).
     """
     solver = optax.scale_by_lbfgs(memory_size=MEMORY)
     flat, tree = ravel_pytree(start)
@@ -112,12 +157,10 @@ def _by_bisection(objective: Objective, start: Any, steps: int, tolerance: float
             history=now.history.at[now.step - 1].set(value),
         )
 
-    def going(now: _Trial) -> Array:
+    def going(now: _Trial, stop: int | Array) -> Array:
         moving = (now.trial < TRIALS) & (jnp.linalg.norm(now.place.gradient) > now.goal) & (now.place.slope < 0)
-        return (now.step == 0) & (now.trial == 0) | (now.step <= steps) & moving
+        return (now.step == 0) & (now.trial == 0) | (now.step <= stop) & moving
 
     nowhere = _Place(flat, far, flat, solver.init(flat), jnp.zeros_like(flat), zero)
     begin = _Trial(nowhere, zero, zero, far, jnp.array(0), jnp.array(0), zero, jnp.zeros(steps, flat.dtype))
-    last = lax.while_loop(going, body, begin)
-    history = jnp.where(jnp.arange(steps) < last.step - 1, last.history, last.place.value)
-    return tree(last.place.point), last.place.value, history
+    return begin, body, going, tree

@@ -108,8 +108,8 @@ class _Leaderboard:
 
 def _try_all(start: Initialization, tried: _Leaderboard, config: LoReConfig, tell: Tell) -> None:
     """Every personal candidate, more ranks, then clusters on the best gaussian and the best simplex basis."""
-    for (kind, rank, variance), outcome in search(start, config, tell).items():
-        tried.add(outcome, kind=kind, rank=rank, variance=variance)
+    for settings, outcome in search(start, config, tell).items():
+        tried.add(outcome, **settings.row())
     first = list(tried.fits)
     _grow(start, tried, config, tell)
     for index in tried.best_per_kind(("gaussian", "simplex"), first) if config.clusters else ():
@@ -191,8 +191,9 @@ def fit(
        (`lore_jax.fitting.design`), chosen on the validation votes;
     2. the directions in which users disagree with it, from products of a user's residuals (`spectral_directions`);
     3. from there each candidate (gaussian, mixture or simplex, rank, shrinkage) by L-BFGS on the users' likelihood;
-       where responses have free parts also "factors", basis and weights at their joint mode: biased matrix
-       factorisation, better than the others on Jester's known jokes (results/jester_warm);
+       where responses have free parts also "factors", basis and weights on the way to their joint mode: biased matrix
+       factorisation, better than the others on Jester's known jokes (results/jester_warm), and for new users best where
+       the way is not gone to its end;
     4. twice the rank of the best gaussian, from its fit, as long as the last doubling lowered the validation log-loss
        by `min_gain_se` standard errors;
     5. on the best gaussian and the best simplex basis, Gaussian clusters of the users' weights

@@ -30,7 +30,7 @@ def table(
     names = list(metric_names(rows) if metrics is None else metrics)
     summary = by_method(rows)
     lines = [["method", *names]]
-    lines += [[method, *(_cell(name, values.get(name)) for name in names)] for method, values in summary.items()]
+    lines += [[method, *(cell(name, values.get(name)) for name in names)] for method, values in summary.items()]
     note = _note(names, summary)
     if style == "markdown":
         return f"{grid(lines)}\n\n{escape(note)}\n"
@@ -50,7 +50,7 @@ def across(found: Sequence[Mapping[str, Any]], metric: str, methods: Sequence[st
         methods = list(dict.fromkeys(method for summary in every.values() for method in summary))
     lines = [[metric, *methods]]
     for dataset, summary in every.items():
-        lines.append([dataset, *(_cell(metric, summary.get(method, {}).get(metric)) for method in methods)])
+        lines.append([dataset, *(cell(metric, summary.get(method, {}).get(metric)) for method in methods)])
     cells = {
         f"{method} ({dataset})": values for dataset, summary in every.items() for method, values in summary.items()
     }
@@ -130,7 +130,8 @@ def duration(seconds: float | int) -> str:
     return f"{whole // 60} min {whole % 60:02d} s" if whole < 3600 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _cell(name: str, value: Interval | None) -> str:
+def cell(name: str, value: Interval | None) -> str:
+    """A metric in percent, a loss as it is, with its interval where it has one."""
     if value is None:
         return MISSING
     scale, digits = (1, 3) if is_loss(name) else (100, 1)
