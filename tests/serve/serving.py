@@ -2,16 +2,10 @@
 
 import contextlib
 import json
-import os
-import re
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +22,6 @@ from pref_jax.serve.app import make_app
 from pref_jax.serve.store.store import Store
 from pref_jax.standardiser import Standardiser
 
-ROOT = Path(__file__).parents[2]
 WORDS = ("red", "green", "a long walk", "rain", "sun and rain", "no", "seven minutes", "it depends on the weather")
 KNOWN = ("ada", "bo/ba", "cy")
 PROMPT, TEXTS = "How long?", ["Seven minutes.", "It depends.", "Rain"]
@@ -110,44 +103,6 @@ def scores(client: Any, user: str | None, prompt: Any = PROMPT, texts: Any = TEX
     answer = client.post("/v1/score", json={"user": user, "prompt": prompt, "responses": texts, **more})
     assert answer.status_code == 200, answer.text
     return np.array(answer.json()["rewards"], np.float32).tobytes()
-
-
-class Running:
-    """`pref serve` in a process of its own."""
-
-    def __init__(self, process: subprocess.Popen[str], url: str, log: Path):
-        self.process, self.url, self._log = process, url, log
-
-    def log(self) -> str:
-        """What it has said so far."""
-        return self._log.read_text()
-
-
-@contextlib.contextmanager
-def running(folder: Path, store: str, log: Path, *options: str) -> Iterator[Running]:
-    """`pref serve` on a free port, ready."""
-    command = [sys.executable, "-m", "pref_jax.cli", "serve", str(folder), "--store", store, "--port", "0", *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with log.open("w") as out:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=out, stdout=out, text=True)
-    try:
-        url = _wait_for(process, log)
-        yield Running(process, url, log)
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _wait_for(process: subprocess.Popen[str], log: Path) -> str:
-    end = time.monotonic() + 120
-    while time.monotonic() < end and process.poll() is None:
-        found = re.search(r"listening on (http://\S+)", log.read_text())
-        if found:
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{found[1]}/readyz").status_code == 200:
-                    return found[1]
-        time.sleep(0.05)
-    raise AssertionError(f"not ready: {log.read_text()[-3000:]}")
 
 
 def lines_of(log: str) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 import tiny
 from browsing import VotePage, chromium
-from serving import WORDS, lore, running
+from serving import WORDS, lore
 
 from pref_jax.data.votes import read_votes
 from pref_jax.serve.store.records import Pair, Vote

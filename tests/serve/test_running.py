@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 import tiny
-from serving import PROMPT, TEXTS, lines_of, lore, row, running, vote
+from serving import PROMPT, TEXTS, lines_of, lore, row, vote
 
 import pref_jax
 from pref_jax import cli, cli_serve
