@@ -67,6 +67,31 @@ def test_slow_heads_and_bodies_are_cut_off(served):
             time.sleep(0.3)
 
 
+def test_what_turns_out_to_be_no_http_is_cut_off_and_no_fault_of_ours(served, caplog):
+    address, service = served
+    chunked, plain = f"{HEAD}Transfer-Encoding: chunked\r\n\r\n", HEAD.replace("application/json", "text/plain")
+    for first, then, answer in (
+        # While the body is read; and after a refusal that did not wait for it.
+        (chunked, "zz\r\n", b"HTTP/1.1 400"),
+        (f"{plain}Transfer-Encoding: chunked\r\n\r\n", "zz\r\n", b"HTTP/1.1 415"),
+        ("GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", "nonsense\r\n\r\n", b"HTTP/1.1 200"),
+        (chunked, "", b""),
+    ):
+        with socket.create_connection(address, timeout=10) as client:
+            client.sendall(first.encode())
+            time.sleep(0.1)
+            client.sendall(then.encode())
+            if answer:
+                with client.makefile("rb") as told:
+                    assert told.read().startswith(answer)
+    end = time.monotonic() + 10
+    while service.metrics.requests.labels("POST", "/v1/score", "499")._value.get() < 2 and time.monotonic() < end:
+        time.sleep(0.02)
+    assert service.metrics.requests.labels("POST", "/v1/score", "499")._value.get() == 2
+    assert service.metrics.requests.labels("POST", "/v1/score", "500")._value.get() == 0
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 def test_texts_of_a_client_who_has_gone_are_not_read(served):
     address, service = served
     held, running = threading.Event(), threading.Event()
