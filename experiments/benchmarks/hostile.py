@@ -1,4 +1,4 @@
-"""Requests that nobody sends in good faith, by kind, and a target that counts what comes back. Needs the extra `test`.
+"""Requests that nobody sends in good faith, by kind. Needs the extra `test`.
 
 Kinds: made from the service's own OpenAPI document, as it says and against it; any JSON; any bytes; JSON that parsers
 trip over; names that want to be paths, SQL or markup; other users' ids and bad keys; HTTP that is broken or slow.
@@ -9,11 +9,9 @@ import functools
 import json
 import random
 import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import httpx
 import hypothesis
 import jsonschema
 import schemathesis
@@ -21,124 +19,14 @@ import schemathesis.core
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 
-SECRET = "a text that somebody else voted on"
-VICTIM = "victim"
-VOTE = {"prompt": "?", "first": "a", "second": "b", "choice": "first"}
-HEAD = "POST /v1/score HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-FIELDS = (
-    "user", "prompt", "responses", "votes", "id", "first", "second", "choice", "strength", "input", "messages", "query",
-    "documents", "queries", "labels", "pairs", "candidates", "pool", "count", "time", "unknown", "uncertainty", "model",
-)  # fmt: skip
-NAMES = (
-    "..%2f..%2fetc%2fpasswd", "%2e%2e", "'%3B DROP TABLE votes;--", "%00", "%ff", "%F0%9F%90%88", "a%2Fvotes", "%20",
-    "*", "x" * 300, "%25", "ada%3Fx=1", "{user}", "%c0%ae", "%u0041", "1%20OR%201=1", "%27%20UNION%20SELECT%20*--", "~",
-    "%0d%0aSet-Cookie:%20a=b", "%EF%BB%BF", "%E2%80%AE", "$%7Bjndi:ldap:%2F%2Fx%7D", "{{7*7}}", "%3Cscript%3E", "con", ";",
-)  # fmt: skip
-ODD = (
-    "", "null", "NaN", "[NaN]", "Infinity", "-Infinity", "1e400", "-0", "1" * 5000, "[" * 100_000, '{"a":' * 50_000,
-    "[" * 150 + "]" * 150, '"\\ud800"', '"\\u0000"', '{"a":1,"a":2}', "{'a': 1}", "{}x", "[1,]", "\ufeff{}", "tru", '"',
-    "0x10", "1_000", "//", "{\"__proto__\": {}}", "true", '[[[[[[]]]]]]', "1.7976931348623157e308", "9" * 400 + ".5",
-)  # fmt: skip
-BROKEN = (
-    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"\x00" * 100, b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n",
-    b"GET / HTTP/1.1\r\n\r\n", b"\r\n" * 50 + b"X\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    b"GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", b"GET /\xff HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
-    b"GET http://example.org/ HTTP/1.1\r\nHost: example.org\r\n\r\n", b"G" * 70_000,
-    HEAD.encode() + b"Content-Length: -1\r\n\r\n", HEAD.encode() + b"Content-Length: 1e3\r\n\r\n",
-    HEAD.encode() + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
-    HEAD.encode() + b"Content-Length: 99999999999999999999\r\n\r\n{}",
-    HEAD.encode() + b"Transfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\nzz\r\n",
-    HEAD.encode() + b"Transfer-Encoding: gzip\r\n\r\n{}", HEAD.encode() + b"X: " + b"a" * 70_000 + b"\r\n\r\n",
-)  # fmt: skip
-# What a slow client sends, piece by piece; the last piece again and again.
-SLOW = (
-    (b"",), (HEAD.encode(), b"X: a\r\n"), (HEAD.encode() + b"Content-Length: 9999\r\n\r\n", b"{"),
-    (HEAD.encode() + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n{\r\n"), (b"G",), (HEAD.encode(), b""),
-)  # fmt: skip
+from experiments.benchmarks.hostile_target import AS_JSON, SECRET, VICTIM, Target
+from experiments.benchmarks.hostile_texts import BROKEN, CLAIMS, FIELDS, NAMES, ODD, SLOW, VOTE, bad_keys
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
     max_leaves=12,
 )
-_AS_JSON = {"content-type": "application/json"}
-
-
-class Target:
-    """A service; sends requests to it and judges what comes back.
-
-    Attributes:
-      statuses: of answers, by kind and status; status 0 is a connection that the service closed without an answer.
-      faults: what must not happen, by what it is: "server_fault" (5xx), "stranger" (a text of somebody else),
-        "traceback", "shape" (no error as the service writes them), "undocumented" (not as the OpenAPI document says),
-        "reached" (what a key has no right to), "hung".
-      slowest: seconds of the answer that took longest.
-    """
-
-    def __init__(self, client: httpx.Client, *, key: str | None = None, stop: bool = False):
-        """A target.
-
-        Args:
-          client: of the service.
-          key: that is sent where a request names none; it may see the victim's votes under the victim's own paths.
-          stop: raise at the first fault.
-        """
-        self.client, self.stop = client, stop
-        self.headers = {} if key is None else {"authorization": f"Bearer {key}"}
-        self.statuses: Counter[tuple[str, int]] = Counter()
-        self.faults: Counter[str] = Counter()
-        self.slowest = 0.0
-
-    def send(
-        self, kind: str, method: str, path: str, body: bytes | None = None, **options: Any
-    ) -> httpx.Response | None:
-        """Sends a request and judges the answer; None if it could not be sent, or was not answered.
-
-        Args:
-          kind: of request.
-          method, path: of the request; the path as it goes over the wire.
-          body: of the request, of the type JSON.
-          **options: `headers` in place of the key and the type; `params` of the address.
-        """
-        headers = options.pop("headers", self.headers | (_AS_JSON if body is not None else {}))
-        try:
-            answer = self.client.request(method, path, content=body, headers=headers, **options)
-        except httpx.TransportError:
-            self.count(kind, 0)
-            return None
-        except (httpx.InvalidURL, UnicodeEncodeError, ValueError):
-            return None
-        self.count(kind, answer.status_code)
-        self.slowest = max(self.slowest, answer.elapsed.total_seconds())
-        self._judge(path, answer)
-        return answer
-
-    def count(self, kind: str, status: int) -> None:
-        """Counts an answer."""
-        self.statuses[kind, status] += 1
-
-    def fault(self, what: str, told: object) -> None:
-        """Counts what must not happen."""
-        self.faults[what] += 1
-        if self.stop:
-            raise AssertionError(f"{what}: {told}")
-
-    def _judge(self, path: str, answer: httpx.Response) -> None:
-        said = f"{answer.request.method} {answer.request.url}: {answer.status_code} {answer.text[:500]}"
-        if answer.status_code >= 500:
-            self.fault("server_fault", said)
-        if "Traceback" in answer.text:
-            self.fault("traceback", said)
-        if SECRET in answer.text and VICTIM not in path:
-            self.fault("stranger", said)
-        if answer.status_code >= 400 and answer.request.method != "HEAD" and not _is_error(answer):
-            self.fault("shape", said)
-
-
-def _is_error(answer: httpx.Response) -> bool:
-    try:
-        return set(answer.json()["error"]) == {"message", "type", "param", "code"}
-    except (ValueError, KeyError, TypeError):
-        return False
 
 
 def paths_of(document: Mapping[str, Any], user: str) -> list[str]:
@@ -195,7 +83,7 @@ def from_document(target: Target, document: dict[str, Any], each: int, *, agains
       against: whether they break what it says.
       seed: of their choice.
     """
-    found = schemathesis.openapi.from_dict(document)
+    found: Any = schemathesis.openapi.from_dict(document)
     operations: list[Any] = [operation.ok() for operation in found.get_all_operations()]
     mode = GenerationMode.NEGATIVE if against else GenerationMode.POSITIVE
     for operation in operations:
@@ -211,8 +99,7 @@ def _ask(target: Target, document: dict[str, Any], operation: Any, against: bool
     sent = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     kind = "against the document" if against else "by the document"
     answer = target.send(kind, case.method, case.formatted_path, sent, params=case.query or None)
-    # A part of the path that is empty, or has a slash, leads elsewhere.
-    if answer is None or "pref.route" in answer.headers:
+    if answer is None:
         return
     said = document["paths"][operation.path][operation.method.lower()]["responses"]
     told = f"{case.method} {operation.path}: {answer.status_code} {answer.text[:300]}"
@@ -280,19 +167,12 @@ def others(target: Target, key: str, count: int, seed: int = 0) -> None:
         ("GET", "/v1/study", None),
         ("POST", "/v1/score", f'{{"user": "{VICTIM}", "prompt": "?", "responses": ["a"]}}'.encode()),
     ]
-    keys = (f"Bearer {key}",) * 4 + ("", "Bearer", "Bearer ", f"Basic {key}", "Bearer " + "x" * 20_000, f"Bearer {key}x",
-            f"Bearer {key[:-1]}", "Bearer ' OR '1'='1", "Bearer \x01", f"Bearer {key.swapcase()}", f"bearer  {key} x")  # fmt: skip
-    more = (
-        {},
-        {"x-forwarded-user": VICTIM},
-        {"x-original-url": f"/v1/users/{VICTIM}/votes"},
-        {"cookie": f"user={VICTIM}"},
-    )
+    keys = bad_keys(key)
     for _ in range(count):
         method, path, body = rng.choice(asked)
         for plain, tricky in rng.sample((("victim", "%76ictim"), ("/v1/users", "/v1/./users"), ("s/", "s//")), 1):
             path = path.replace(plain, tricky) if rng.random() < 0.2 else path
-        headers = {"authorization": rng.choice(keys)} | rng.choice(more) | (_AS_JSON if body else {})
+        headers = {"authorization": rng.choice(keys)} | rng.choice(CLAIMS) | (AS_JSON if body else {})
         answer = target.send("others' ids and keys", method, path, body, headers=headers, params=rng.choice((None, {"user": VICTIM})))  # fmt: skip # noqa: E501
         if answer is not None and (answer.status_code < 400 or SECRET in answer.text):
             target.fault("reached", f"{method} {path} {headers}: {answer.status_code}")
