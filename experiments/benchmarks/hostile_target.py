@@ -22,11 +22,11 @@ class Target:
       slowest: seconds of the answer that took longest.
     """
 
-    def __init__(self, client: httpx.Client, *, key: str | None = None, stop: bool = False):
+    def __init__(self, client: Any, *, key: str | None = None, stop: bool = False):
         """A target.
 
         Args:
-          client: of the service.
+          client: of httpx, or of Starlette for its tests.
           key: that is sent where a request names none; it may see the victim's votes under the victim's own paths.
           stop: raise at the first fault.
         """

@@ -42,7 +42,7 @@ class _Protocol(H11Protocol):
             self._unwatch()
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP: answered here, unless an answer has begun; whoever still reads the body is told of the end."""
+        """What is no HTTP: answered, unless an answer has begun; whoever still reads the body learns of the end."""
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()

@@ -13,6 +13,7 @@ import tiny
 from browsing import VotePage, chromium
 from serving import WORDS, lore
 
+from experiments.benchmarks.served import running
 from pref_jax.data.votes import read_votes
 from pref_jax.serve.store.records import Pair, Vote
 from pref_jax.serve.store.store import Store

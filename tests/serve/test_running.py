@@ -15,6 +15,7 @@ import tiny
 from serving import PROMPT, TEXTS, lines_of, lore, row, vote
 
 import pref_jax
+from experiments.benchmarks.served import running
 from pref_jax import cli, cli_serve
 from pref_jax.serve.store.store import Store
 
