@@ -55,6 +55,9 @@ class Target:
         start = time.perf_counter()
         try:
             answer = self.client.send(request)
+        except httpx.LocalProtocolError:
+            # The client itself does not send it.
+            return None
         except httpx.TransportError as error:
             self.count(kind, 0)
             self.fault("unanswered", f"{method} {path}: {error!r}")

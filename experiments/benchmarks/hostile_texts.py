@@ -41,4 +41,4 @@ CLAIMS = (
 def bad_keys(key: str) -> tuple[str, ...]:
     """Authorization headers: a key that is good for its own user alone, mostly, and what is no key."""
     near = (f"Bearer {key}x", f"Bearer {key[:-1]}", f"Bearer {key.swapcase()}", f"bearer  {key} x", f"Basic {key}")
-    return (f"Bearer {key}",) * 4 + near + ("", "Bearer", "Bearer ", "Bearer " + "x" * 20_000, "Bearer ' OR '1'='1")
+    return (f"Bearer {key}",) * 4 + near + ("", "Bearer", "Bearer " + "x" * 20_000, "Bearer ' OR '1'='1")

@@ -5,7 +5,6 @@
 
 import asyncio
 import contextlib
-import json
 import tempfile
 import time
 from collections import Counter
@@ -141,5 +140,4 @@ def _afterwards(target: Target, service: Running) -> dict[str, Any]:
         "texts_logged": sum(SECRET in line for line in lines),
         "slowest_seconds": target.slowest,
         "kinds": dict(kinds),
-        "log": [json.dumps(line)[:300] for line in errors[:5]],
-    }
+    } | ({"first_errors": [line[:300] for line in errors[:5]]} if errors else {})

@@ -2,10 +2,13 @@
 
 import contextlib
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +22,9 @@ from pref_jax.likelihood import Scale
 from pref_jax.lm.text_model import TextModel, open_text
 from pref_jax.mesh import make_mesh
 from pref_jax.serve.app import make_app
+from pref_jax.serve.server import bind, make_server
+from pref_jax.serve.service import Service
+from pref_jax.serve.settings import Limits
 from pref_jax.serve.store.store import Store
 from pref_jax.standardiser import Standardiser
 
@@ -96,6 +102,28 @@ def client_of(model: Any, store: Store, **options: Any) -> Iterator[TestClient]:
     app = make_app(model, store, **{"warm": False, **options})
     with TestClient(app, base_url="http://127.0.0.1", headers={"host": "127.0.0.1"}) as client:
         yield client
+
+
+@contextlib.contextmanager
+def listening(model: Any, store: Store, *, limits: Limits, **options: Any) -> Iterator[tuple[tuple[str, int], Service]]:
+    """Address and service of a server in a thread of this process, ready."""
+    app = make_app(model, store, limits=limits, **options)
+    server, listener = make_server(app, limits=limits), bind("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    address = listener.getsockname()[:2]
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"http://127.0.0.1:{address[1]}/readyz").status_code == 200:
+                break
+        time.sleep(0.05)
+    try:
+        yield address, app.state.front.service
+    finally:
+        server.should_exit = True
+        thread.join(30)
+    assert not thread.is_alive()
 
 
 def scores(client: Any, user: str | None, prompt: Any = PROMPT, texts: Any = TEXTS, **more: Any) -> bytes:

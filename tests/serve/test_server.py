@@ -1,7 +1,6 @@
 """The HTTP server with slow, silent and vanishing clients, and many at once on two threads of the model."""
 
 import concurrent.futures
-import contextlib
 import json
 import socket
 import threading
@@ -12,10 +11,8 @@ import httpx
 import numpy as np
 import pytest
 import tiny
-from serving import PROMPT, TEXTS, lore, row, vote
+from serving import PROMPT, TEXTS, listening, lore, row, vote
 
-from pref_jax.serve.app import make_app
-from pref_jax.serve.server import bind, make_server
 from pref_jax.serve.settings import Limits
 from pref_jax.serve.store.store import Store
 
@@ -31,21 +28,8 @@ def base(tmp_path_factory):
 def served(base, tmp_path_factory):
     """Address and service, in a thread of this process."""
     limits = Limits(head_seconds=0.4, body_seconds=0.4, votes_a_minute=10**6)
-    app = make_app(lore(base), Store.open(f"{tmp_path_factory.mktemp('store')}/v.db"), limits=limits)
-    server, listener = make_server(app, limits=limits), bind("127.0.0.1", 0)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    address = listener.getsockname()[:2]
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"http://127.0.0.1:{address[1]}/readyz").status_code == 200:
-                break
-        time.sleep(0.05)
-    yield address, app.state.front.service
-    server.should_exit = True
-    thread.join(30)
-    assert not thread.is_alive()
+    with listening(lore(base), Store.open(f"{tmp_path_factory.mktemp('store')}/v.db"), limits=limits) as found:
+        yield found
 
 
 def test_slow_heads_and_bodies_are_cut_off(served):
