@@ -65,8 +65,8 @@ class Voter:
     async def _vote(self, connection: Connection, rng: random.Random, known: Sequence[str]) -> bool:
         if self.pending is None:
             self.pending = [vote(rng, known) for _ in range(rng.choice((1, 1, 3)))]
-            if self.calls:
-                self.pending[0]["choice"] = rng.choice(CHOICES)
+            # The first one teaches something, and stays.
+            self.pending[0]["choice"] = rng.choice(CHOICES) if self.calls else "first"
             self.calls.append(self.pending)
         path, names = f"/v1/users/{quote(self.user)}/votes", {one["id"] for one in self.pending}
         status, answer = await self._ask(connection, "vote", "POST", path, {"votes": self.pending})

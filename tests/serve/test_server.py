@@ -1,5 +1,6 @@
 """The HTTP server with slow, silent and vanishing clients, and many at once on two threads of the model."""
 
+import asyncio
 import concurrent.futures
 import json
 import socket
@@ -13,6 +14,9 @@ import pytest
 import tiny
 from serving import PROMPT, TEXTS, listening, lore, row, vote
 
+from experiments.benchmarks import hostile
+from experiments.benchmarks.hostile_target import Target
+from experiments.benchmarks.hostile_texts import BROKEN, SLOW
 from pref_jax.serve.settings import Limits
 from pref_jax.serve.store.store import Store
 
@@ -73,6 +77,16 @@ def test_what_turns_out_to_be_no_http_is_cut_off_and_no_fault_of_ours(served, ca
         time.sleep(0.02)
     assert service.metrics.requests.labels("POST", "/v1/score", "499")._value.get() == 2
     assert service.metrics.requests.labels("POST", "/v1/score", "500")._value.get() == 0
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_what_is_hardly_http_or_never_ends_is_refused_or_cut_off(served, caplog):
+    address, _ = served
+    target = Target(None, stop=True)
+    asyncio.run(hostile.broken_http(target, address, 2 * len(BROKEN), 10))
+    asyncio.run(hostile.slow(target, address, 2 * len(SLOW), 10))
+    assert target.statuses.total() == 2 * len(BROKEN) + 2 * len(SLOW)
+    assert {status for kind, status in target.statuses if kind == "slow"} <= {0, 408}
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
