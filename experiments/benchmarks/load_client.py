@@ -59,6 +59,12 @@ class Connection:
             self._streams[1].close()
 
 
+def known_texts(count: int) -> list[str]:
+    """Responses to be scored again and again, each another one."""
+    rng = random.Random(1)
+    return [" ".join(rng.choices(WORDS, k=4 + place % 9)) + f" {place}" for place in range(count)]
+
+
 def text(rng: random.Random) -> str:
     """A new response of a few words."""
     return " ".join(rng.choices(WORDS, k=rng.randint(4, 12)))

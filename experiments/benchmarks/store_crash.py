@@ -112,7 +112,7 @@ def judge(url: str, seed: int, lines: list[list[str]]) -> Crash:
     told = {kind: {name for line in lines if line[0] == kind for name in line[1:]} for kind in "+?-"}
     lost = (told["+"] - told["?"]) - there.keys() | told["-"] & there.keys()
     half = {name for name, found in there.items() if not _whole(name, *found)}
-    half |= {name for names in _calls(seed, told["+"] | there.keys()) for name in _torn(names, there.keys(), told["?"])}
+    half |= {name for names in _calls(seed, told["+"] | there.keys()) for name in torn(names, there.keys(), told["?"])}
     return Crash(len(told["+"]), len(lost), len(half), stray, seconds)
 
 
@@ -126,15 +126,19 @@ def _calls(seed: int, seen: Set[str]) -> Iterator[set[str]]:
             yield names
 
 
-def _torn(names: set[str], there: Set[str], undone: Set[str]) -> set[str]:
-    """Ids that are missing while others of their call are there, and that nobody took back."""
+def torn(names: set[str], there: Set[str], undone: Set[str]) -> set[str]:
+    """Of the ids of a call, those that are missing while others are there, and that nobody took back."""
     missing = names - there - undone
     return missing if names & there else set()
 
 
+def as_given(vote: Vote) -> Vote:
+    """A stored vote without what the store has added."""
+    return Vote(**{field.name: getattr(vote, field.name) for field in dataclasses.fields(Vote)})
+
+
 def _whole(name: str, user: str, vote: Vote) -> bool:
-    given = Vote(**{field.name: getattr(vote, field.name) for field in dataclasses.fields(Vote)})
-    return given == store_writer.vote_of(name) and user == store_writer.user_of(name)
+    return as_given(vote) == store_writer.vote_of(name) and user == store_writer.user_of(name)
 
 
 def strays(store: Store) -> int:

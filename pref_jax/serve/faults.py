@@ -62,7 +62,7 @@ def refusal(error: Exception) -> RefusedError | None:
         return error
     if isinstance(error, StoreUnavailableError):
         return RefusedError(
-            503, f"the store cannot answer ({error.reason}); it is safe to send the same again", retry=1
+            503, f"the store cannot answer ({error.reason}); it is safe to send the same again", retry=1.0
         )
     if isinstance(error, VoteConflictError):
         return RefusedError(409, str(error), where="id")

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import pydantic
 import pydantic_core
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -236,7 +236,7 @@ def endpoint(front: Front, route: Route) -> Callable[[Request], Awaitable[Respon
         request.scope["pref.route"] = route.path
         try:
             return await answer(front, route, request)
-        except _GoneError:
+        except (_GoneError, ClientDisconnect):
             return Response(status_code=GONE)
         except Exception as error:
             refused = refusal(error)

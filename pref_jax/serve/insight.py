@@ -37,9 +37,9 @@ async def show_agreement(call: Call) -> Reply:
 async def show_study(call: Call) -> Reply:
     """Figures of a study."""
     service, query = call.front.service, call.query
-    found = await service.ask_store(service.store.statistics, days=query.days, raters=query.raters)
-    marks = await service.ask_store(service.store.marks, most=study.MOST)
-    figures = await service.ask_store(study.figures, marks)
+    found = await service.ask_store(service.store.statistics, patient=True, days=query.days, raters=query.raters)
+    marks = await service.ask_store(service.store.marks, patient=True, most=study.MOST)
+    figures = await service.ask_store(study.figures, marks, patient=True)
     parts = {"days": [day._asdict() for day in found.days], "judgements": [one._asdict() for one in found.judgements]}
     return Reply({"users": found.users, "votes": found.votes, **parts, "figures": figures})
 

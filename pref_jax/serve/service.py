@@ -24,6 +24,7 @@ from pref_jax.serve.faults import unknown_user
 from pref_jax.serve.metrics import Metrics
 from pref_jax.serve.reading import Reader
 from pref_jax.serve.settings import Limits
+from pref_jax.serve.store.errors import StoreUnavailableError
 from pref_jax.serve.store.records import Added, Pair, Removed, StoredVote, Vote
 from pref_jax.serve.store.store import Store
 from pref_jax.serve.texts import ReadText, Text, texts_of
@@ -112,10 +113,22 @@ class Service:
         self._threads.shutdown(wait=True)
         self.store.close()
 
-    async def ask_store(self, job: Callable[..., T], *arguments: Any, **options: Any) -> T:
-        """Runs something of the store in a thread."""
-        run = functools.partial(job, *arguments, **options)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+    async def ask_store(self, job: Callable[..., T], *arguments: Any, patient: bool = False, **options: Any) -> T:
+        """Runs something of the store in a thread.
+
+        Raises:
+          StoreUnavailableError: also if the store is silent for too long, as a database is that hangs with its
+            connections open, unless the caller is patient; what was asked for may still come to pass.
+        """
+        run, seconds = functools.partial(job, *arguments, **options), self.limits.store_seconds
+        answer = asyncio.get_running_loop().run_in_executor(self._threads, run)
+        if patient:
+            return await answer
+        done, _ = await asyncio.wait({answer}, timeout=seconds)
+        if not done:
+            answer.cancel()
+            raise StoreUnavailableError("silent", f"the store has not answered for {seconds:g} s; try again")
+        return answer.result()
 
     # --- users ---
 
@@ -208,7 +221,8 @@ class Service:
         await self.current(user)
         async with self._locks.setdefault(user, asyncio.Lock()):
             votes = await self.ask_store(self.store.votes, user)
-            removed = await self.ask_store(self.store.remove_user, user)
+            # Rewriting a large file takes its time.
+            removed = await self.ask_store(self.store.remove_user, user, patient=True)
             if votes:
                 self.reader.cache.drop([text.digest for text in _texts_of_votes(votes)])
             return removed, await self.reader.worker.run(self.states.remove, user)

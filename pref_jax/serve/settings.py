@@ -19,6 +19,7 @@ class Limits:
       queue: texts that may wait to be read; beyond, clients are told to come back.
       batch: texts that the transformer reads at a time.
       cache: bytes of read texts that are kept.
+      store_seconds: until a store that says nothing is given up.
       page: votes or users of one answer.
     """
 
@@ -33,4 +34,5 @@ class Limits:
     queue: int = 4096
     batch: int = 32
     cache: int = 256 << 20
+    store_seconds: float = 20.0
     page: int = 1000

@@ -27,6 +27,8 @@ from experiments.benchmarks import (
     ragged,
     reference,
     sampling,
+    service_crash,
+    service_hostile,
     service_load,
     solver,
     store_crash,
@@ -60,6 +62,8 @@ RUNS = {
     ),
     "invariance": lambda: invariance.invariance(texts=12, alone=2, programs=40, length=64),
     "service_load": lambda: _service_load(),
+    "service_crash": lambda: service_crash.service_crash(kills=1, seconds=0.3, stores=("postgresql",)),
+    "service_hostile": lambda: service_hostile.service_hostile(requests=200, slow=0),
     "sampling": lambda: sampling.sampling((sampling.Case(tiny.llama(), 5, 6, 4),), rounds=1),
     "backbone_step": lambda: backbone.backbone_step(TINY, rounds=1, each=1),
     "load_memory": lambda: loading.load_memory(tiny.llama(), (("bfloat16", 0.01),), repeats=1),
@@ -75,6 +79,8 @@ def _service_load():
 
 # How far the two sides may be apart in what they compute.
 DISTANCES = ("largest_difference", "vectors_apart", "answers_apart")
+# What services must not do, beside what their benchmarks count as faults.
+FAULTS = ("errors", "acknowledged_without", "crashes", "victims_lost", "errors_logged", "texts_logged", "status_5xx")
 
 
 def need_torch():
@@ -88,7 +94,7 @@ def test_results_have_the_promised_fields(name):
         need_torch()
     if name == "load_memory" and not sys.platform.startswith("linux"):
         pytest.skip("memory is read from /proc")
-    if name.startswith("store"):
+    if name.startswith("store") or name == "service_crash":
         need_postgres()
     rows = json.loads(json.dumps(RUNS[name]()))
     assert len({row["size"] for row in rows}) == len(rows) > 0
@@ -97,6 +103,8 @@ def test_results_have_the_promised_fields(name):
         assert row["name"] == name
         assert row["ratio"] == pytest.approx(row["baseline_seconds"] / row["seconds"])
         assert all(row["extra"].get(distance, 0.0) < 1e-5 for distance in DISTANCES)
+        faults = {*service_crash.FAULTS, *service_hostile.FAULTS, *FAULTS} & row["extra"].keys()
+        assert {fault: row["extra"][fault] for fault in faults} == dict.fromkeys(faults, 0)
 
 
 @pytest.mark.parametrize("library", ["torch", "peft"])

@@ -2,10 +2,7 @@
 
 import contextlib
 import json
-import os
-import re
-import subprocess
-import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,10 +22,12 @@ from pref_jax.likelihood import Scale
 from pref_jax.lm.text_model import TextModel, open_text
 from pref_jax.mesh import make_mesh
 from pref_jax.serve.app import make_app
+from pref_jax.serve.server import bind, make_server
+from pref_jax.serve.service import Service
+from pref_jax.serve.settings import Limits
 from pref_jax.serve.store.store import Store
 from pref_jax.standardiser import Standardiser
 
-ROOT = Path(__file__).parents[2]
 WORDS = ("red", "green", "a long walk", "rain", "sun and rain", "no", "seven minutes", "it depends on the weather")
 KNOWN = ("ada", "bo/ba", "cy")
 PROMPT, TEXTS = "How long?", ["Seven minutes.", "It depends.", "Rain"]
@@ -105,49 +104,33 @@ def client_of(model: Any, store: Store, **options: Any) -> Iterator[TestClient]:
         yield client
 
 
+@contextlib.contextmanager
+def listening(model: Any, store: Store, *, limits: Limits, **options: Any) -> Iterator[tuple[tuple[str, int], Service]]:
+    """Address and service of a server in a thread of this process, ready."""
+    app = make_app(model, store, limits=limits, **options)
+    server, listener = make_server(app, limits=limits), bind("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    address = listener.getsockname()[:2]
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"http://127.0.0.1:{address[1]}/readyz").status_code == 200:
+                break
+        time.sleep(0.05)
+    try:
+        yield address, app.state.front.service
+    finally:
+        server.should_exit = True
+        thread.join(30)
+    assert not thread.is_alive()
+
+
 def scores(client: Any, user: str | None, prompt: Any = PROMPT, texts: Any = TEXTS, **more: Any) -> bytes:
     """Rewards by /v1/score, as the bytes of float32."""
     answer = client.post("/v1/score", json={"user": user, "prompt": prompt, "responses": texts, **more})
     assert answer.status_code == 200, answer.text
     return np.array(answer.json()["rewards"], np.float32).tobytes()
-
-
-class Running:
-    """`pref serve` in a process of its own."""
-
-    def __init__(self, process: subprocess.Popen[str], url: str, log: Path):
-        self.process, self.url, self._log = process, url, log
-
-    def log(self) -> str:
-        """What it has said so far."""
-        return self._log.read_text()
-
-
-@contextlib.contextmanager
-def running(folder: Path, store: str, log: Path, *options: str) -> Iterator[Running]:
-    """`pref serve` on a free port, ready."""
-    command = [sys.executable, "-m", "pref_jax.cli", "serve", str(folder), "--store", store, "--port", "0", *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with log.open("w") as out:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=out, stdout=out, text=True)
-    try:
-        url = _wait_for(process, log)
-        yield Running(process, url, log)
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _wait_for(process: subprocess.Popen[str], log: Path) -> str:
-    end = time.monotonic() + 120
-    while time.monotonic() < end and process.poll() is None:
-        found = re.search(r"listening on (http://\S+)", log.read_text())
-        if found:
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{found[1]}/readyz").status_code == 200:
-                    return found[1]
-        time.sleep(0.05)
-    raise AssertionError(f"not ready: {log.read_text()[-3000:]}")
 
 
 def lines_of(log: str) -> list[dict[str, Any]]:

@@ -11,8 +11,9 @@ import httpx
 import pytest
 import tiny
 from browsing import VotePage, chromium
-from serving import WORDS, lore, running
+from serving import WORDS, lore
 
+from experiments.benchmarks.served import running
 from pref_jax.data.votes import read_votes
 from pref_jax.serve.store.records import Pair, Vote
 from pref_jax.serve.store.store import Store

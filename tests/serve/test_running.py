@@ -12,9 +12,10 @@ import httpx
 import numpy as np
 import pytest
 import tiny
-from serving import PROMPT, TEXTS, lines_of, lore, row, running, vote
+from serving import PROMPT, TEXTS, lines_of, lore, row, vote
 
 import pref_jax
+from experiments.benchmarks.served import running
 from pref_jax import cli, cli_serve
 from pref_jax.serve.store.store import Store
 

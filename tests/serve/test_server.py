@@ -1,7 +1,7 @@
 """The HTTP server with slow, silent and vanishing clients, and many at once on two threads of the model."""
 
+import asyncio
 import concurrent.futures
-import contextlib
 import json
 import socket
 import threading
@@ -12,10 +12,11 @@ import httpx
 import numpy as np
 import pytest
 import tiny
-from serving import PROMPT, TEXTS, lore, row, vote
+from serving import PROMPT, TEXTS, listening, lore, row, vote
 
-from pref_jax.serve.app import make_app
-from pref_jax.serve.server import bind, make_server
+from experiments.benchmarks import hostile
+from experiments.benchmarks.hostile_target import Target
+from experiments.benchmarks.hostile_texts import BROKEN, SLOW
 from pref_jax.serve.settings import Limits
 from pref_jax.serve.store.store import Store
 
@@ -31,21 +32,8 @@ def base(tmp_path_factory):
 def served(base, tmp_path_factory):
     """Address and service, in a thread of this process."""
     limits = Limits(head_seconds=0.4, body_seconds=0.4, votes_a_minute=10**6)
-    app = make_app(lore(base), Store.open(f"{tmp_path_factory.mktemp('store')}/v.db"), limits=limits)
-    server, listener = make_server(app, limits=limits), bind("127.0.0.1", 0)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    address = listener.getsockname()[:2]
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"http://127.0.0.1:{address[1]}/readyz").status_code == 200:
-                break
-        time.sleep(0.05)
-    yield address, app.state.front.service
-    server.should_exit = True
-    thread.join(30)
-    assert not thread.is_alive()
+    with listening(lore(base), Store.open(f"{tmp_path_factory.mktemp('store')}/v.db"), limits=limits) as found:
+        yield found
 
 
 def test_slow_heads_and_bodies_are_cut_off(served):
@@ -65,6 +53,41 @@ def test_slow_heads_and_bodies_are_cut_off(served):
         for _ in range(2):
             assert client.get("/healthz").status_code == 200
             time.sleep(0.3)
+
+
+def test_what_turns_out_to_be_no_http_is_cut_off_and_no_fault_of_ours(served, caplog):
+    address, service = served
+    chunked, plain = f"{HEAD}Transfer-Encoding: chunked\r\n\r\n", HEAD.replace("application/json", "text/plain")
+    for first, then, answer in (
+        # While the body is read; and after a refusal that did not wait for it.
+        (chunked, "zz\r\n", b"HTTP/1.1 400"),
+        (f"{plain}Transfer-Encoding: chunked\r\n\r\n", "zz\r\n", b"HTTP/1.1 415"),
+        ("GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", "nonsense\r\n\r\n", b"HTTP/1.1 200"),
+        (chunked, "", b""),
+    ):
+        with socket.create_connection(address, timeout=10) as client:
+            client.sendall(first.encode())
+            time.sleep(0.1)
+            client.sendall(then.encode())
+            if answer:
+                with client.makefile("rb") as told:
+                    assert told.read().startswith(answer)
+    end = time.monotonic() + 10
+    while service.metrics.requests.labels("POST", "/v1/score", "499")._value.get() < 2 and time.monotonic() < end:
+        time.sleep(0.02)
+    assert service.metrics.requests.labels("POST", "/v1/score", "499")._value.get() == 2
+    assert service.metrics.requests.labels("POST", "/v1/score", "500")._value.get() == 0
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_what_is_hardly_http_or_never_ends_is_refused_or_cut_off(served, caplog):
+    address, _ = served
+    target = Target(None, stop=True)
+    asyncio.run(hostile.broken_http(target, address, 2 * len(BROKEN), 10))
+    asyncio.run(hostile.slow(target, address, 2 * len(SLOW), 10))
+    assert target.statuses.total() == 2 * len(BROKEN) + 2 * len(SLOW)
+    assert {status for kind, status in target.statuses if kind == "slow"} <= {0, 408}
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_texts_of_a_client_who_has_gone_are_not_read(served):

@@ -11,7 +11,7 @@ class StoreUnavailableError(UserError):
     """The database cannot answer now. Whatever was asked for is safe to ask again: votes are known by their ids.
 
     Attributes:
-      reason: "gone", "locked", "full", "readonly", "damaged" or "failed".
+      reason: "gone", "silent", "locked", "full", "readonly", "damaged" or "failed".
     """
 
     def __init__(self, reason: str, message: str):
