@@ -295,6 +295,8 @@ def _factors(
     rng, counts = np.random.default_rng(config.seed), (start.features.shape[1], start.table.num_users)
     begin, tastes = (rng.normal(scale=0.1, size=(count, rank)).astype(np.float32) for count in counts)
     task, at = _problem(start, rank, rank, variance), np.array(stops, np.int32)
+    least = np.array([width(start.features) / config.factor_shared_variance, 0], np.float32)
+    task = task._replace(strengths=jnp.maximum(task.strengths, jnp.asarray(least)))
     options: Any = {"tolerance": np.float32(config.tolerance), "stops": at, "steps": config.steps}
     bases, prior, history, scales = _factor_program(task, start.shared, begin, tastes, start.scales, **options)
     parts = ((bases[place], jax.tree.map(itemgetter(place), scales)) for place in range(len(stops)))
