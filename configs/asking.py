@@ -43,9 +43,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.points = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40)
     if size == "smoke":
         common.shrink(config)
-        config.seeds = (0, 1)
+        config.seeds = (0,)
         config.source.update({"unseen_users": 3, "pairs_per_user": 6, "test_pairs_per_user": 10})
-        config.lore.allow_shared = False
+        config.lore.update({"ranks": (), "allow_shared": False})
         config.pool = 12
         config.points = (0, 1, 3)
     return config

@@ -221,7 +221,8 @@ def answers_needed(rows: Sequence[Mapping[str, Any]], most: int) -> dict[str, li
     """Of each arm, answers needed in each world, `most` where the goal is not reached; of worlds with a gain."""
     seeds = sorted({row["seed"] for row in rows})
     return {
-        arm: [min(needed(own), most) for seed in seeds if (own := shares(rows, arm, seed))] for arm in (ASKED, DRAWN)
+        arm: [min(needed(own), float(most)) for seed in seeds if (own := shares(rows, arm, seed))]
+        for arm in (ASKED, DRAWN)
     }
 
 
@@ -230,8 +231,8 @@ def _report(workdir: Path, config: Config) -> None:
     found = results.by_method(rows)
     curves = {arm: {n: found[arm][f"{NEW}/{n}"] for n in points} for arm in ARMS}
     lines = {SEEN: found[SEEN][KNOWN], SHARED: found[SHARED][NEW]}
-    title, path = f"{config.dataset}: new people", workdir / "plots" / "asking.png"
-    canvas.save(plots.sweep(curves, xlabel="answers given", title=title, levels=lines), path)
+    picture = plots.sweep(curves, xlabel="answers given", title=config.dataset, levels=lines)
+    canvas.save(picture, workdir / "plots" / "asking.png")
     worlds = f"95 % intervals over {len(config.seeds)} worlds"
     parts = [
         f"# {config.dataset}",
@@ -251,7 +252,7 @@ def _report(workdir: Path, config: Config) -> None:
         "weights gain over nobody's on the test pairs of theirs.",
         report.grid(_table(points, lambda arm, n: _percent(_share(rows, arm, n)))),
         f"## Answers needed for {GOAL:.0%} of it",
-        _needed_told(answers_needed(rows, points[-1]), points[-1], len(config.seeds)),
+        needed_told(answers_needed(rows, points[-1]), points[-1], len(config.seeds)),
     ]
     write_text(workdir / "report.md", "\n\n".join(parts) + "\n")
     print(f"report and picture: {workdir}")
@@ -266,21 +267,28 @@ def _share(rows: Sequence[Mapping[str, Any]], arm: str, number: int) -> Interval
     return over_worlds([own[number] for own in every if own])
 
 
-def _needed_told(found: Mapping[str, Sequence[float]], most: int, worlds: int) -> str:
+def needed_told(found: Mapping[str, Sequence[float]], most: int, worlds: int) -> str:
+    """`answers_needed`, their means, and what asking saves, in Markdown."""
     asked, drawn = found[ASKED], found[DRAWN]
     saved = [b - a for a, b in zip(asked, drawn, strict=True)]
     told = [
         *(f"{arm}: {_plain(over_worlds(own))} ({', '.join(f'{n:.1f}' for n in own)})" for arm, own in found.items()),
         f"saved by asking, paired by world: {_plain(over_worlds(saved))}",
     ]
-    never = sum(n >= most for own in found.values() for n in own)
-    notes = [f"{never} times it was not reached with {most} answers, which are counted then."] if never else []
+    parts = [
+        "Where the curve of a world first reaches it, on straight lines between the numbers above; in brackets that of "
+        "each world.",
+        report.bullets(told),
+    ]
+    if never := sum(n >= most for own in found.values() for n in own):
+        parts.append(
+            f"{never} of {2 * len(asked)} times it was not reached before {most} answers, which stand for more."
+        )
     if left := worlds - len(asked):
-        notes.append(f"Left out of this chapter and the last: {left} worlds whose seen users gained nothing.")
-    first = (
-        "Where the curve of a world first reaches it, on straight lines between the numbers above; in brackets each "
-    )
-    return "\n\n".join([f"{first}world's.", report.bullets(told), *notes])
+        parts.append(
+            f"Left out of this chapter and the last: {left} of {worlds} worlds, whose seen users gained nothing."
+        )
+    return "\n\n".join(parts)
 
 
 def _percent(value: Interval | None) -> str:
