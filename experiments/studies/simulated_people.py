@@ -59,9 +59,15 @@ def make_pool(client: Client, pairs: Sequence[Pair]) -> None:
 
 
 def answer_asked(
-    client: Client, user: str, pairs: Sequence[Pair], says: Bool[np.ndarray, " n"], points: Sequence[int]
+    client: Client,
+    user: str,
+    pairs: Sequence[Pair],
+    says: Bool[np.ndarray, " n"],
+    points: Sequence[int],
+    *,
+    ahead: int = 0,
 ) -> Float64[np.ndarray, "S K"]:
-    """Weights that the service believes in after so many answers, each to the pair that it asks about next.
+    """Weights that the service believes in after so many answers, each to a pair that it asks about.
 
     Args:
       client: of the service, which has the pairs in its pool.
@@ -69,20 +75,32 @@ def answer_asked(
       pairs: of the pool.
       says: of each pair, whether the user prefers its first response.
       points: numbers of answers, rising, from 1.
+      ahead: pairs that are fetched at a time, as by the service's page: the next one is shown while the last answer is
+        on its way, so that it was chosen before that; then others are fetched. 0: each is chosen after the last answer.
 
     Raises:
       UserError: if the service asks nothing more.
     """
     places, found = {pair.id: place for place, pair in enumerate(pairs)}, []
+    queue = _asked(client, user, max(ahead, 1))
+    shown, done = next(iter(queue), None), set[str]()
     for number in range(1, points[-1] + 1):
-        asked = _body(client.post(f"/v1/users/{user}/ask", json={"pool": POOL}))["pairs"]
-        if not asked:
+        if shown is None:
             raise UserError(f"the pool has no pair left after {number - 1} answers; give it more, or ask less")
-        place = places[asked[0]["id"]]
-        _vote(client, user, [(pairs[place], bool(says[place]))], asked[0]["asked"])
+        place = places[shown["id"]]
+        done.add(shown["id"])
+        _vote(client, user, [(pairs[place], bool(says[place]))], shown["asked"])
         if number in points:
             found.append(weights(client, user))
+        # On the page the next one is there before the service has answered.
+        shown = next((one for one in queue if one["id"] not in done), None) if ahead else None
+        queue = _asked(client, user, max(ahead, 1)) if number < points[-1] else []
+        shown = shown or next(iter(queue), None)
     return np.stack(found)
+
+
+def _asked(client: Client, user: str, count: int) -> list[dict[str, Any]]:
+    return _body(client.post(f"/v1/users/{user}/ask", json={"pool": POOL, "count": count}))["pairs"]
 
 
 def answer_drawn(

@@ -10,13 +10,14 @@ import pytest
 import pref_jax
 from configs import asking as config_file
 from experiments import asking, demo
-from experiments.asking import ARMS, ASKED, DRAWN, KNOWN, NEW, OTHER, SEEN, UNKNOWN
+from experiments.asking import ARMS, ASKED, DRAWN, KNOWN, NEW, OTHER, PAGE, SEEN, UNKNOWN
 from experiments.studies import english_world, fitted_world, simulated_people
 from pref_jax.data.sources.synthetic import world
 from pref_jax.data.sources.synthetic.world import WorldConfig
 from pref_jax.errors import UserError
 from pref_jax.serve.store.store import Store
 
+EXPECTED = "expected_information"
 SETTINGS = WorldConfig(
     tastes="dirichlet", dirichlet_alpha=0.5, seen_users=30, unseen_users=40, train_prompts=20, test_prompts=6
 )
@@ -27,7 +28,7 @@ def rows(seed: int, seen: float, nobody: float, **curves: list[float]) -> list[d
     found = [{"method": SEEN, "seed": seed, "metrics": {KNOWN: seen, UNKNOWN: nobody}}]
     for arm, curve in curves.items():
         metrics = {f"{NEW}/{n}": value for n, value in zip((0, 4, 8), curve, strict=True)}
-        found.append({"method": {"asked": ASKED, "drawn": DRAWN}[arm], "seed": seed, "metrics": metrics})
+        found.append({"method": {"asked": ASKED, "page": PAGE, "drawn": DRAWN}[arm], "seed": seed, "metrics": metrics})
     return found
 
 
@@ -55,19 +56,19 @@ def test_answers_needed(reached, goal, want):
     assert asking.needed(reached, goal) == pytest.approx(want)
 
 
-def test_answers_needed_are_paired_and_the_goal_may_not_be_reached(tmp_path):
-    found = rows(0, 0.8, 0.6, asked=[0.5, 0.7, 0.7], drawn=[0.5, 0.6, 0.7])
-    found += rows(1, 0.8, 0.6, asked=[0.5, 0.5, 0.7], drawn=[0.5, 0.5, 0.6])
-    found += rows(2, 0.6, 0.7, asked=[0.5, 0.5, 0.7], drawn=[0.5, 0.5, 0.6])
+def test_answers_needed_are_paired_and_the_goal_may_not_be_reached():
+    found = rows(0, 0.8, 0.6, asked=[0.5, 0.7, 0.7], page=[0.5, 0.7, 0.7], drawn=[0.5, 0.6, 0.7])
+    found += rows(1, 0.8, 0.6, asked=[0.5, 0.5, 0.7], page=[0.5, 0.5, 0.7], drawn=[0.5, 0.5, 0.6])
+    found += rows(2, 0.6, 0.7, asked=[0.5, 0.5, 0.7], page=[0.5, 0.5, 0.7], drawn=[0.5, 0.5, 0.6])
     needed = asking.answers_needed(found, 8)
-    assert needed[ASKED] == pytest.approx([3.6, 7.6])
+    assert needed[ASKED] == needed[PAGE] == pytest.approx([3.6, 7.6])
     assert needed[DRAWN] == pytest.approx([7.2, 8.0])
     told = asking.needed_told(needed, 8, 3)
     # Means of 3.6 and 7.6, of 7.2 and 8, and of 3.6 and 0.4; t of one degree of freedom is 12.706.
     assert f"{ASKED}: 5.6 ± 25.4 (3.6, 7.6)" in told
     assert f"{DRAWN}: 7.6 ± 5.1 (7.2, 8.0)" in told
-    assert "paired by world: 2.0 ± 20.3" in told
-    assert "1 of 4 times" in told
+    assert f"paired by world, {PAGE}: 2.0 ± 20.3" in told
+    assert "1 of 6 times" in told
     assert "1 of 3 worlds" in told
 
 
@@ -139,9 +140,9 @@ def _votes_lie_in_the_store(config, folder):
     with Store.open(f"sqlite:///{folder}/votes.db") as store:
         assert len(store.pairs(simulated_people.POOL)) == config.pool
         assert {user.id for user in store.users("", 100)} == {
-            f"{a}-{n}" for a in ("asked", "drawn") for n in range(people)
+            f"{a}-{n}" for a in ("asked", "page", "drawn") for n in range(people)
         }
-        for arm, rule in (("asked", "expected_information"), ("drawn", "random")):
+        for arm, rule in (("asked", EXPECTED), ("page", EXPECTED), ("drawn", "random")):
             votes = store.votes(f"{arm}-0")
             assert len({vote.pair for vote in votes}) == len(votes) == most
             assert {vote.asked for vote in votes} == {rule}
@@ -156,7 +157,9 @@ def _a_pool_that_is_too_small_is_told(config, folder):
     with asking.served(folder) as client:
         with pytest.raises(UserError, match=f"no pair left after {config.pool} answers"):
             simulated_people.answer_asked(client, "late", pairs, says, more)
+        with pytest.raises(UserError, match=f"no pair left after {config.pool} answers"):
+            simulated_people.answer_asked(client, "later", pairs, says, more, ahead=3)
         with pytest.raises(UserError, match=f"the pool has {config.pool} pairs; give it {config.pool + 1} or more"):
-            simulated_people.answer_drawn(client, "later", pairs, says, more, np.random.default_rng(0))
+            simulated_people.answer_drawn(client, "last", pairs, says, more, np.random.default_rng(0))
         with pytest.raises(UserError, match="the service answered 404"):
             simulated_people.weights(client, "nobody")
