@@ -206,19 +206,11 @@ def needed(reached: Mapping[int, float], goal: float = GOAL) -> float:
       >>> needed({0: 0.0, 4: 0.5, 8: 1.0}, 0.75)
       6.0
     """
-    before = None
-    for number, share in sorted(reached.items()):
-        if share >= goal:
-            if before is None:
-                return float(number)
-            return before[0] + (number - before[0]) * (goal - before[1]) / (share - before[1])
-        before = number, share
+    ends = sorted(reached.items())
+    for (start, low), (stop, high) in zip(ends[:1] + ends, ends, strict=False):
+        if high >= goal:
+            return float(np.interp(goal, (low, high), (start, stop)))
     return math.inf
-
-
-def over_worlds(values: Sequence[float]) -> Interval | None:
-    """Mean and interval; None where there is no value."""
-    return student_interval(values, over="seeds") if len(values) else None
 
 
 def answers_needed(rows: Sequence[Mapping[str, Any]], most: int) -> dict[str, list[float]]:
@@ -242,18 +234,18 @@ def _report(workdir: Path, config: Config) -> None:
         f"Accuracy in percent on test pairs, means with {worlds}: of new people after so many answers. Each world has "
         f"{config.source.unseen_users} of them, and a pool of {config.pool} pairs that seen users had voted on.",
         report.bullets(f"**{name}**: {meaning}." for name, meaning in MEANINGS.items()),
-        report.grid(_table(points, lambda arm, n: _percent(curves[arm][n]))),
+        report.grid(_table(points, lambda arm, n: _told(curves[arm][n], 100))),
         report.bullets(
             [
-                *(f"{name}: {_percent(value)}" for name, value in lines.items()),
-                f"nobody's weights on the seen users' test pairs: {_percent(found[SEEN][UNKNOWN])}",
+                *(f"{name}: {_told(value, 100)}" for name, value in lines.items()),
+                f"nobody's weights on the seen users' test pairs: {_told(found[SEEN][UNKNOWN], 100)}",
             ]
         ),
         "![accuracy by answers](plots/asking.png)",
         "## Share of the seen users' gain",
         "The new people's gain over nobody's weights, with which they begin, in percent of what the seen users' own "
         "weights gain over nobody's on the test pairs of theirs.",
-        report.grid(_table(points, lambda arm, n: _percent(_share(rows, arm, n)))),
+        report.grid(_table(points, lambda arm, n: _told(_share(rows, arm, n), 100))),
         f"## Answers needed for {GOAL:.0%} of it",
         needed_told(answers_needed(rows, points[-1]), points[-1], len(config.seeds)),
     ]
@@ -267,24 +259,27 @@ def _table(points: Sequence[int], cell: Callable[[str, int], str]) -> list[list[
 
 def _share(rows: Sequence[Mapping[str, Any]], arm: str, number: int) -> Interval | None:
     every = (shares(rows, arm, seed) for seed in sorted({row["seed"] for row in rows}))
-    return over_worlds([own[number] for own in every if own])
+    return _over_worlds([own[number] for own in every if own])
+
+
+def _over_worlds(values: Sequence[float]) -> Interval | None:
+    return student_interval(values, over="seeds") if len(values) else None
 
 
 def needed_told(found: Mapping[str, Sequence[float]], most: int, worlds: int) -> str:
     """`answers_needed`, their means, and what asking saves, in Markdown."""
-    told = [f"{arm}: {_plain(over_worlds(own))} ({', '.join(f'{n:.1f}' for n in own)})" for arm, own in found.items()]
+    told = [f"{arm}: {_told(_over_worlds(own))} ({', '.join(f'{n:.1f}' for n in own)})" for arm, own in found.items()]
     for arm in (ASKED, PAGE):
         saved = [b - a for a, b in zip(found[arm], found[DRAWN], strict=True)]
-        told.append(f"saved compared with {DRAWN}, paired by world, {arm}: {_plain(over_worlds(saved))}")
+        told.append(f"saved compared with {DRAWN}, paired by world, {arm}: {_told(_over_worlds(saved))}")
     parts = [
         "Where the curve of a world first reaches it, on straight lines between the numbers above; in brackets that of "
         "each world.",
         report.bullets(told),
     ]
-    if never := sum(n >= most for own in found.values() for n in own):
-        parts.append(
-            f"{never} of {sum(map(len, found.values()))} times it was not reached before {most} answers, which stand for more."
-        )
+    every = [number for own in found.values() for number in own]
+    if never := sum(number >= most for number in every):
+        parts.append(f"{never} of {len(every)} times it was not reached before {most} answers, which stand for more.")
     if left := worlds - len(found[DRAWN]):
         parts.append(
             f"Left out of this chapter and the last: {left} of {worlds} worlds, whose seen users gained nothing."
@@ -292,16 +287,11 @@ def needed_told(found: Mapping[str, Sequence[float]], most: int, worlds: int) ->
     return "\n\n".join(parts)
 
 
-def _percent(value: Interval | None) -> str:
+def _told(value: Interval | None, scale: int = 1) -> str:
     if value is None:
         return report.MISSING
-    return f"{100 * value.mean:.1f}" + ("" if value.half_width is None else f" ± {100 * value.half_width:.1f}")
-
-
-def _plain(value: Interval | None) -> str:
-    if value is None:
-        return report.MISSING
-    return f"{value.mean:.1f}" + ("" if value.half_width is None else f" ± {value.half_width:.1f}")
+    half = "" if value.half_width is None else f" ± {scale * value.half_width:.1f}"
+    return f"{scale * value.mean:.1f}{half}"
 
 
 if __name__ == "__main__":

@@ -124,6 +124,7 @@ def test_it_runs_and_goes_on(tmp_path, capsys):
     report = (tmp_path / "report.md").read_text()
     assert all(name in report for name in asking.MEANINGS)
     _votes_lie_in_the_store(config, tmp_path / "seed_0")
+    _the_page_shows_what_was_chosen_before_the_last_answer(tmp_path / "seed_0")
     _a_pool_that_is_too_small_is_told(config, tmp_path / "seed_0")
     before = capsys.readouterr().out
     asking.run(config, tmp_path)
@@ -148,6 +149,26 @@ def _votes_lie_in_the_store(config, folder):
             assert {vote.asked for vote in votes} == {rule}
     model = pref_jax.load(folder / "model")
     assert len(model.users) == config.source.seen_users
+
+
+def _the_page_shows_what_was_chosen_before_the_last_answer(folder):
+    with Store.open(f"sqlite:///{folder}/votes.db") as store:
+        shown = {arm: [vote.pair for vote in store.votes(f"{arm}-0")] for arm in ("asked", "page")}
+        votes = {"votes": [_sent(vote) for vote in store.votes("asked-0")[:1]]}
+    with asking.served(folder) as client:
+
+        def chosen(count: int) -> list[str]:
+            answer = client.post("/v1/users/new/ask", json={"pool": simulated_people.POOL, "count": count})
+            return [pair["id"] for pair in answer.json()["pairs"]]
+
+        assert shown["page"][:2] == chosen(asking.AHEAD)[:2]
+        assert shown["asked"][:1] == chosen(1)
+        assert client.post("/v1/users/new/votes", json=votes).status_code == 200
+        assert shown["asked"][1:2] == chosen(1)
+
+
+def _sent(vote):
+    return {name: getattr(vote, name) for name in ("prompt", "first", "second", "choice", "pair", "asked")}
 
 
 def _a_pool_that_is_too_small_is_told(config, folder):
