@@ -22,13 +22,12 @@ from jaxtyping import Float64
 from starlette.testclient import TestClient
 
 import pref_jax
-from experiments import linear
 from experiments.demo import voted_pairs
 from experiments.prepare import prepare
 from experiments.runner.cli import Config, check_workdir, freeze, launch
 from experiments.runner.workspace import Workspace, log
 from experiments.studies import simulated_people
-from experiments.studies.fitted_world import ReadWorld, others, read_world, task_of
+from experiments.studies.fitted_world import ReadWorld, fit_world, others, read_world
 from lore_jax.fitted import LoRe, basis_rewards
 from lore_jax.fitting.bradley_terry import LoReConfig
 from lore_jax.model import from_fit
@@ -93,7 +92,6 @@ def _seed(config: Config, reader: Workspace, workdir: Path, seed: int) -> None:
     log(f"seed {seed}: a world, its features, and a fit")
     read = read_world(config, reader, seed)
     found = _fit(read, reader.text, freeze(LoReConfig, config.lore, "lore", seed=seed))
-    log(f"  {found.model}")
     folder = workdir / f"seed_{seed}"
     # Of a run that was killed: its people have voted already.
     shutil.rmtree(folder, ignore_errors=True)
@@ -111,10 +109,7 @@ def _seed(config: Config, reader: Workspace, workdir: Path, seed: int) -> None:
 
 
 def _fit(read: ReadWorld, text: TextModel, config: LoReConfig) -> Fitted:
-    task, features = task_of(read), read.features
-    shared, lore = linear.shared(task, config).found, linear.hierarchical(task, config).found
-    assert shared is not None, "a fit has a basis"
-    assert lore is not None, "a fit has a basis"
+    (task, shared, lore), features = fit_world(read, config), read.features
     ids, count = read.tables.users["user_id"].to_pylist(), task.num_seen
     held = len(task.validation.user)
     model = from_fit(lore, features, task.answers, ids[:count], config=config, validation_votes=held, text=text)

@@ -17,11 +17,10 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from experiments import linear
 from experiments.prepare import prepare
 from experiments.runner.cli import Config, check_workdir, freeze, launch
 from experiments.runner.workspace import Workspace, log
-from experiments.studies.fitted_world import ReadWorld, others, read_world, task_of
+from experiments.studies.fitted_world import ReadWorld, fit_world, others, read_world
 from lore_jax.fitted import basis_rewards
 from lore_jax.fitting import model_selection
 from lore_jax.fitting.bradley_terry import LoReConfig
@@ -85,11 +84,7 @@ def _seed(config: Config, reader: Workspace, workdir: Path, seed: int) -> None:
 
 def _fit(read: ReadWorld, config: LoReConfig) -> Rewards:
     """The rewards by the votes; users of a world are in the order seen, unseen."""
-    task, features = task_of(read), read.features
-    shared, lore = linear.shared(task, config).found, linear.hierarchical(task, config).found
-    assert shared is not None, "a fit has a basis"
-    assert lore is not None, "a fit has a basis"
-    log(f"  LoRe: {lore.kind}, rank {lore.basis.shape[1]}")
+    (task, shared, lore), features = fit_world(read, config), read.features
     unseen = model_selection.adapt(lore, features, task.context, task.num_unseen)
     weights = np.concatenate([np.asarray(lore.weights)[: task.num_seen], np.asarray(unseen)]).astype(np.float64)
     return Rewards(basis_rewards(shared, features)[:, 0], basis_rewards(lore, features), weights)

@@ -5,10 +5,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
+from experiments import linear
 from experiments.linear import Task
 from experiments.runner.cli import Config, freeze
-from experiments.runner.workspace import Workspace
+from experiments.runner.workspace import Workspace, log
 from experiments.studies.english_world import in_english
+from lore_jax.fitting.bradley_terry import Fit, LoReConfig
 from pref_jax.data.choosing import FRACTION, hold_out_as_tested
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources.synthetic import world
@@ -57,6 +59,24 @@ def task_of(read: ReadWorld) -> Task:
         test=tables.pairs("test"),
         seen=tables.seen,
     )
+
+
+class Fits(NamedTuple):
+    """What was fitted to a world, and from what: one linear reward for everyone, and LoRe."""
+
+    task: Task
+    shared: Fit
+    lore: Fit
+
+
+def fit_world(read: ReadWorld, config: LoReConfig) -> Fits:
+    """Both fits to the votes of the world's seen users; says of what kind LoRe's is."""
+    task = task_of(read)
+    shared, lore = linear.shared(task, config).found, linear.hierarchical(task, config).found
+    assert shared is not None, "a fit has a basis"
+    assert lore is not None, "a fit has a basis"
+    log(f"  LoRe: {lore.kind}, rank {lore.basis.shape[1]}")
+    return Fits(task, shared, lore)
 
 
 def others(count: int, rng: np.random.Generator) -> np.ndarray:
