@@ -17,23 +17,19 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from experiments import linear
-from experiments.linear import Task
 from experiments.prepare import prepare
 from experiments.runner.cli import Config, check_workdir, freeze, launch
 from experiments.runner.workspace import Workspace, log
+from experiments.studies.fitted_world import ReadWorld, fit_world, others, read_world
 from lore_jax.fitted import basis_rewards
 from lore_jax.fitting import model_selection
 from lore_jax.fitting.bradley_terry import LoReConfig
-from pref_jax.data.choosing import FRACTION, hold_out_as_tested
-from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources.synthetic import world
-from pref_jax.data.sources.synthetic.world import Truth, WorldConfig
+from pref_jax.data.sources.synthetic.world import Truth
 from pref_jax.eval.figures import canvas
 from pref_jax.eval.metrics import Interval, student_interval
 from pref_jax.eval.reporting import report, results
 from pref_jax.files import write_text
-from pref_jax.lm.vote_texts import open_vote_texts
 
 RANDOM, SHARED, OTHER, OWN, BEST = "random", "shared reward", "another user's reward", "own reward", "oracle"
 MEANINGS = {
@@ -73,13 +69,10 @@ def run(config: Config, workdir: Path) -> None:
 
 def _seed(config: Config, reader: Workspace, workdir: Path, seed: int) -> None:
     start = time.perf_counter()
-    options = {name: value for name, value in config.source.to_dict().items() if name != "name"}
-    settings = freeze(WorldConfig, options, "source", seed=seed)
     log(f"seed {seed}: a world, its features, and a fit")
-    tables = world.generate(settings)
-    features = reader.text.states(open_vote_texts(reader.text, tables).tokens)
-    rewards = _fit(tables, features, freeze(LoReConfig, config.lore, "lore", seed=seed), seed)
-    picked = utilities(world.truth(settings), rewards, np.random.default_rng([seed, 41]))
+    read = read_world(config, reader, seed)
+    tables, rewards = read.tables, _fit(read, freeze(LoReConfig, config.lore, "lore", seed=seed))
+    picked = utilities(world.truth(read.settings), rewards, np.random.default_rng([seed, 41]))
     seconds = time.perf_counter() - start
     groups = np.array(tables.groups)
     rows = [
@@ -89,25 +82,11 @@ def _seed(config: Config, reader: Workspace, workdir: Path, seed: int) -> None:
     results.write_results(workdir / "results.json", dataset=config.dataset, rows=rows)
 
 
-def _fit(tables: Preferences, features: np.ndarray, config: LoReConfig, seed: int) -> Rewards:
+def _fit(read: ReadWorld, config: LoReConfig) -> Rewards:
     """The rewards by the votes; users of a world are in the order seen, unseen."""
-    votes, count = tables.pairs(("train", "validation"), seen=True), int(tables.seen.sum())
-    held = hold_out_as_tested(tables, FRACTION, np.random.default_rng([seed, 5])).pairs(votes)
-    context = tables.pairs("train", seen=False)
-    task = Task(
-        features=features,
-        train=votes.take(~held),
-        validation=votes.take(held),
-        context=context._replace(user=context.user - count, row=None),
-        test=tables.pairs("test"),
-        seen=tables.seen,
-    )
-    shared, lore = linear.shared(task, config).found, linear.hierarchical(task, config).found
-    assert shared is not None, "a fit has a basis"
-    assert lore is not None, "a fit has a basis"
-    log(f"  LoRe: {lore.kind}, rank {lore.basis.shape[1]}")
+    (task, shared, lore), features = fit_world(read, config), read.features
     unseen = model_selection.adapt(lore, features, task.context, task.num_unseen)
-    weights = np.concatenate([np.asarray(lore.weights)[:count], np.asarray(unseen)]).astype(np.float64)
+    weights = np.concatenate([np.asarray(lore.weights)[: task.num_seen], np.asarray(unseen)]).astype(np.float64)
     return Rewards(basis_rewards(shared, features)[:, 0], basis_rewards(lore, features), weights)
 
 
@@ -116,7 +95,7 @@ def utilities(truth: Truth, rewards: Rewards, rng: np.random.Generator) -> dict[
     shape = (-1, int((truth.prompt == truth.prompt[-1]).sum()))
     true = (truth.tastes @ truth.levels[truth.test].T).reshape(len(truth.tastes), *shape)  # [U P C]
     shared, basis = rewards.shared[truth.test].reshape(1, *shape), rewards.basis[truth.test]
-    other = rewards.weights[_others(len(rewards.weights), rng)]
+    other = rewards.weights[others(len(rewards.weights), rng)]
 
     def best(given: np.ndarray) -> np.ndarray:
         place = np.broadcast_to(given.argmax(axis=-1), true.shape[:2])
@@ -130,14 +109,6 @@ def utilities(truth: Truth, rewards: Rewards, rng: np.random.Generator) -> dict[
         OWN: best(by_weights[OWN]),
         BEST: true.max(axis=2).mean(axis=1),
     }
-
-
-def _others(count: int, rng: np.random.Generator) -> np.ndarray:
-    """For each user another one, nobody twice."""
-    order = rng.permutation(count)
-    found = np.empty(count, np.int64)
-    found[order] = np.roll(order, 1)
-    return found
 
 
 def _metrics(own: np.ndarray, groups: np.ndarray, seen: np.ndarray) -> dict[str, float]:

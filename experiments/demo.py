@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
+from experiments.studies.english_world import english, sentence
 from pref_jax import cli
 from pref_jax.cli_options import ENCODER, find_base
 from pref_jax.data.messages import as_chat
 from pref_jax.data.preferences import Preferences
-from pref_jax.data.sources.synthetic import lexicon, world
+from pref_jax.data.sources.synthetic import world
 from pref_jax.errors import UserError
 from pref_jax.progress import log
 from pref_jax.serve.store.records import Pair, Vote
@@ -40,22 +41,6 @@ WORLD = world.WorldConfig(
     test_prompts=30,
     test_pairs_per_user=1,
 )
-# Words of rising level for each attribute; texts are made of them in place of the world's invented markers.
-LEVELS = {
-    "helpfulness": "useless hopeless pointless, weak poor thin, passable fair usable, useful handy practical, "
-    "invaluable superb excellent",
-    "honesty": "deceptive sly shady, evasive vague slippery, guarded reserved cautious, candid open frank, "
-    "sincere honest heartfelt",
-    "instruction_following": "disobedient wayward unasked, careless sloppy hasty, loose rough partial, "
-    "compliant close faithful, exact precise complete",
-    "truthfulness": "false wrong untrue, doubtful shaky dubious, plausible likely credible, correct accurate right, "
-    "proven confirmed verified",
-}
-VERBS = "fix clean sell paint store share move choose carry keep buy build"
-NOUNS = (
-    "bicycle garden kettle violin tent lamp sofa camera boat oven roof clock bridge piano ladder mirror carpet fence "
-    "stove engine guitar pillow basket wagon blanket drawer hammer candle shelf window bucket radio"
-)
 
 
 class Material(NamedTuple):
@@ -64,30 +49,6 @@ class Material(NamedTuple):
     votes: Any
     pairs: list[Pair]
     given: dict[str, list[Vote]]
-
-
-def english() -> dict[str, list[str]]:
-    """English words for each invented one; the second is for where the first would come twice."""
-    words, found = lexicon.invent().choose("all"), {}
-    for attribute, levels in enumerate(LEVELS.values()):
-        for level, three in enumerate(levels.split(", ")):
-            own = three.split() * 2
-            for place, word in enumerate(words.markers[attribute, level]):
-                found[word] = own[place % 3 :][:2]
-    for invented, real in ((words.verbs, VERBS.split()), (words.topics, NOUNS.split())):
-        found |= {word: [real[place % len(real)]] * 2 for place, word in enumerate(invented)}
-    return found
-
-
-def sentence(text: str, words: dict[str, list[str]]) -> str:
-    """A text of the world in English, as it is written."""
-    found, last = [], ""
-    for word in text.split():
-        one, other = words.get(word, [word, word])
-        found.append(other if one == last else one)
-        last = one if word in words else last
-    parts = " ".join(found).replace(" .", ".").replace(" ,", ",").replace(" ?", "?")
-    return ". ".join(part[:1].upper() + part[1:] for part in parts.split(". ")).replace(" i ", " I ")
 
 
 def from_world(seed: int = 0) -> Material:
@@ -155,13 +116,13 @@ def from_votes(path: str) -> Material:
     return Material(tables, voted_pairs(tables), {})
 
 
-def voted_pairs(tables: Preferences, seed: int = 0) -> list[Pair]:
-    """Some of the pairs that were voted on, each once and either way round."""
+def voted_pairs(tables: Preferences, seed: int = 0, most: int = MOST_PAIRS) -> list[Pair]:
+    """Some of the pairs that were voted on, each once and either way round; ids are the rows of the two responses."""
     own = tables.comparisons
     both = np.stack([own["chosen"].to_numpy(), own["rejected"].to_numpy()], 1)
     both = np.unique(np.sort(both, 1), axis=0)
     rng = np.random.default_rng(seed)
-    found = rng.permuted(rng.permutation(both)[:MOST_PAIRS], axis=1)
+    found = rng.permuted(rng.permutation(both)[:most], axis=1)
     rows = {int(place): tables.responses.slice(int(place), 1).to_pylist()[0] for place in np.unique(found)}
     pairs = []
     for a, b in found.tolist():

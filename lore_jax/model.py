@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 
 from lore_jax.fitted import LoRe, basis_rewards
 from lore_jax.fitting import kept_rows, model_selection
-from lore_jax.fitting.bradley_terry import LoReConfig
+from lore_jax.fitting.bradley_terry import Fit, LoReConfig
 from lore_jax.known_responses import KnownResponses, marks
 from pref_jax import compile_cache, fitting, personal, ragged
 from pref_jax.comparisons import Comparisons, Ratings, check_comparisons, check_ratings, concatenate
@@ -237,20 +237,55 @@ def _fit(
     found = model_selection.fit(
         features, votes.take(~held), votes.take(held), len(users), config=config, ratings=ratings
     )
+    validation_votes = int(held.sum()) + (0 if ratings is None else len(ratings[1].user))
+    every = None if ratings is None else Ratings(*map(np.concatenate, zip(*ratings, strict=True)))
+    more: dict[str, Any] = {"ratings": every, "text": text, "marks": own}
+    return from_fit(found, features, votes, users, config=config, validation_votes=validation_votes, **more)
+
+
+def from_fit(
+    found: Fit,
+    features: np.ndarray,
+    votes: Comparisons,
+    users: Sequence[str],
+    *,
+    config: LoReConfig,
+    validation_votes: int,
+    ratings: Ratings | None = None,
+    text: TextModel | None = None,
+    marks: UInt8[np.ndarray, "N 16"] | None = None,
+) -> LoRe:
+    """The model of a fit of `lore_jax.fitting.model_selection.fit`, for whoever has made one: saved and scored with.
+
+    Args:
+      found: the fit.
+      features: of the responses [N D], as the fit had them.
+      votes: all that it was fitted to, by which the users are known from now on.
+      users: their ids, in the order of the fit's numbers.
+      config: of the fit.
+      validation_votes: how many of the votes and ratings chose.
+      ratings: of responses, as votes.
+      text: the base that the features are of; None: the model scores features.
+      marks: of responses, where the fit gave each a free part.
+
+    Example:
+      found = model_selection.fit(features, train, validation, len(users), config=config)
+      model = from_fit(found, features, votes, users, config=config, validation_votes=len(validation.user), text=text)
+      model.save("mine")
+    """
     assert found.reading is not None, "only fits per group have none"
     facts = {
         "chosen": _plain(found.chosen),
         "candidates": [_plain(row) for row in found.candidates],
-        "validation_votes": int(held.sum()) + (0 if ratings is None else len(ratings[1].user)),
+        "validation_votes": validation_votes,
         "config": dataclasses.asdict(config),
     }
     columns = kept_rows.columns_for(found.reading, votes)
-    every = None if ratings is None else Ratings(*map(np.concatenate, zip(*ratings, strict=True)))
     known, z = None, basis_rewards(found, features)
-    if own is not None and found.free is not None:
-        known = KnownResponses(own, np.asarray(found.free))
+    if marks is not None and found.free is not None:
+        known = KnownResponses(marks, np.asarray(found.free))
         z = z + known.free
-    owner, rows = kept_rows.pack(found.reading, z, votes, every, columns)
+    owner, rows = kept_rows.pack(found.reading, z, votes, ratings, columns)
     groups = ragged.group_by(owner, len(users))
     counts, rows = groups.counts, rows[groups.order]
     more: dict[str, Any] = {"text": text, "facts": facts, "columns": columns, "known": known}

@@ -9,6 +9,7 @@ import pytest
 from configs import best_of as config_file
 from experiments import best_of
 from experiments.best_of import BEST, OTHER, OWN, RANDOM, SHARED, Rewards
+from experiments.studies import fitted_world
 from pref_jax.data.sources.synthetic import world
 from pref_jax.data.sources.synthetic.world import WorldConfig
 from pref_jax.errors import UserError
@@ -44,7 +45,7 @@ def test_what_is_picked_by_true_rewards_is_worth_what_it_should():
     np.testing.assert_allclose(found[OWN], found[BEST])
     by_third = own[np.arange(6), own[:, :, 2].argmax(axis=1)].mean(axis=0)
     np.testing.assert_allclose(found[SHARED], by_third[camp])
-    others = best_of._others(40, np.random.default_rng(0))
+    others = fitted_world.others(40, np.random.default_rng(0))
     assert sorted(others) == list(range(40))
     assert (others != np.arange(40)).all()
     np.testing.assert_allclose((found[OTHER] == found[OWN])[camp[others] == camp], True)

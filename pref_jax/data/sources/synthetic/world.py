@@ -243,11 +243,8 @@ def _comparisons(config, halves: list[_Texts], tastes: np.ndarray, rng) -> tuple
         user, pick, last = draw_pairs(asked, len(pairs), rng, fix=f"raise world.{half}_prompts")
         a, b = pairs[pick].T
         margin = np.einsum("pk,pk->p", tastes[user], ratings[a] - ratings[b])
-        if half == "train" and config.answer_noise:
-            margin += rng.logistic(scale=config.answer_noise, size=len(user))
+        margin = voted_margins(config, margin, rng) if half == "train" else margin
         prefers_a = margin > 0
-        if half == "train":
-            prefers_a ^= rng.random(len(user)) < config.label_noise
         told = _told(config, np.abs(margin)) if half == "train" else _told(WorldConfig(), margin)
         split = np.where(last & held_out[user], "validation", "train") if half == "train" else np.full(len(user), half)
         values = (
@@ -262,6 +259,20 @@ def _comparisons(config, halves: list[_Texts], tastes: np.ndarray, rng) -> tuple
             columns[name].append(value)
         offset += len(texts.responses)
     return {name: _joined(parts) for name, parts in columns.items()}, filtered
+
+
+def voted_margins(
+    config: WorldConfig, margins: Float64[np.ndarray, " P"], rng: np.random.Generator
+) -> Float64[np.ndarray, " P"]:
+    """Differences of weighted levels by which votes are given: with the world's noise of answers and of labels.
+
+    Example:
+      >>> voted_margins(WorldConfig(label_noise=0.0), np.array([0.5, -2.0]), np.random.default_rng(0)).tolist()
+      [0.5, -2.0]
+    """
+    if config.answer_noise:
+        margins = margins + rng.logistic(scale=config.answer_noise, size=len(margins))
+    return np.where(rng.random(len(margins)) < config.label_noise, -margins, margins)
 
 
 def _joined(parts: list[Any]) -> Any:
