@@ -154,8 +154,8 @@ def graph_margins(config: GCFConfig, world: WarmWorld, seed: int) -> Margins:
     )
 
 
-# Of all graphs alike.
-_DIM = linear_config().dim
+# Of the layers without a prior.
+_DIM = 64
 _TO_THE_END: dict[str, Any] = {"epochs": 200, "patience": None}
 GRAPHS: dict[str, GCFConfig] = {
     "gcf": fast_config(dim=_DIM),

@@ -81,9 +81,9 @@ class LoReConfig:
     ranks: tuple[int, ...] = (1, 4)
     # The rank of "gaussian" candidates is doubled up to this while the validation log-loss falls by `min_gain_se`.
     max_rank: int = 32
-    # Where responses have free parts "factors" are tried too: at most so many, with these variances, and at most this one
-    # of the shared reward, which alone would choose any above it. Each is also looked at after so few steps of L-BFGS,
-    # before directions that single votes alone speak for have grown.
+    # Where responses have free parts "factors" are tried too: at most so many, with these variances, and the shared
+    # reward at most with this one, as alone it tells larger ones hardly apart. Each is also looked at after so few
+    # steps of L-BFGS, before directions that single votes alone speak for have grown.
     factors: int = 128
     factor_variances: tuple[float, ...] = (0.25, 1.0, 4.0)
     factor_shared_variance: float = 0.3

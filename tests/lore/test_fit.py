@@ -15,7 +15,7 @@ from scipy import optimize
 from lore_jax.comparisons import make_table
 from lore_jax.fitting import bradley_terry, candidates, model_selection, priors, published
 from lore_jax.fitting.bradley_terry import LoReConfig
-from lore_jax.fitting.lbfgs import minimise
+from lore_jax.fitting.lbfgs import minimise, minimise_along
 from lore_jax.fitting.priors import FitProblem
 from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
@@ -208,6 +208,24 @@ def test_bisection_stops_at_once_at_a_minimum_and_keeps_to_its_steps():
         assert history[-1] == value == pytest.approx(float(bowl(point)), abs=1e-7)
         assert np.isfinite(point).all()
     np.testing.assert_allclose(point, 1, atol=1e-4)
+
+
+def test_a_path_is_that_of_as_many_steps():
+    """Each stop gives what `minimise` gives when it may take no more steps; where it has ended, nothing moves."""
+
+    def bowl(x):
+        return jnp.sum(jnp.arange(1.0, 6) * (x - 1) ** 4 + (x - 1) ** 2)
+
+    stops = [1, 3, 3, 60, 80]
+    points, history = minimise_along(
+        bowl, 3 * jnp.ones(5), jnp.asarray(stops), lambda x: 2 * x, steps=80, tolerance=1e-4
+    )
+    for stop, point in zip(stops, points, strict=True):
+        alone = minimise(bowl, 3 * jnp.ones(5), steps=stop, tolerance=1e-4, line_search="bisection")
+        np.testing.assert_array_equal(point, 2 * alone[0])
+        np.testing.assert_array_equal(history[:stop], alone[2])
+    np.testing.assert_array_equal(points[3], points[4])
+    assert np.abs(points[0] - points[1]).max() > 0.01
 
 
 def test_the_quick_search_is_the_default_and_compiles_all_its_programs_ahead(caplog):

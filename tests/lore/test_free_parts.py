@@ -1,5 +1,8 @@
 """Free parts of responses beside their features, against the same one-hot features laid out; ranks that grow."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,6 +137,39 @@ def test_factors_are_matrix_factorisation():
     # People who were not there are solved on the same basis.
     some = model_selection.adapt(found, features, train, 100)
     np.testing.assert_allclose(model_selection.predict(found, features, some, test), margins, atol=0.02)
+
+
+def test_factors_are_looked_at_on_their_way_and_fitted_again_as_far():
+    features, votes = drawn(users=40, responses=12, each=12, rank=3)
+    held = np.arange(len(votes.user)) % 4 == 0
+    options: Any = {"ranks": (1,), "features": "response", "factor_steps": (2, 6, 500), "steps": 30}
+    config = LoReConfig.quick(**QUICK | {"factor_variances": (0.25, 4.0)} | options)
+    found = model_selection.fit(features, votes.take(~held), votes.take(held), 40, config=config)
+    rows = [row for row in found.candidates if row["kind"] == "factors"]
+    # No path is longer than the config's steps.
+    assert [(row["variance"], row["steps"]) for row in rows] == [(v, s) for v in (0.25, 4.0) for s in (2, 6, 30)]
+    assert len({row["log_loss"] for row in rows}) > 3
+    assert found.kind == "factors"
+    # Fitted again on all votes, it took as many steps as the choice had.
+    assert int(np.sum(np.diff(np.asarray(found.history)) != 0)) <= found.chosen["steps"]
+    alone = dataclasses.replace(config, factor_variances=(found.chosen["variance"],))
+    alone = dataclasses.replace(alone, factor_steps=(found.chosen["steps"],))
+    again = model_selection.fit(features, votes.take(~held), votes.take(held), 40, config=alone)
+    np.testing.assert_allclose(again.basis, found.basis, rtol=1e-3, atol=1e-4)
+
+
+def test_the_shared_reward_of_factors_is_shrunk_at_least_so_much():
+    features, votes = drawn(users=40, responses=12, each=12, rank=3)
+    options: Any = {"ranks": (1,), "features": "response", "factor_steps": (30,), "steps": 30, "refit": False}
+    config = LoReConfig.quick(**QUICK | {"factor_variances": (0.25,), "shared_variances": (10.0,)} | options)
+    sizes = []
+    for most in (100.0, 10.0, 0.01):
+        own = dataclasses.replace(config, factor_shared_variance=most)
+        found = model_selection.fit(features, votes, votes, 40, config=own)
+        assert found.kind == "factors"
+        sizes.append(float(jnp.linalg.norm(found.free[:, 0])))
+    # What is chosen is less already, or is not.
+    assert sizes[0] == sizes[1] > 3 * sizes[2]
 
 
 def test_factors_need_free_parts():
