@@ -5,19 +5,21 @@ from ml_collections import ConfigDict
 from configs import sharing
 from experiments.sharing import curves, told
 
+NAMES = [f"{prompts}_{nodes}" for prompts in sharing.PROMPTS for nodes in sharing.NODES]
+
 
 def test_accuracies_stand_by_nodes_people_and_votes_a_prompt():
     config = sharing.get_config()
     config.seeds = (4, 2)
     datasets = {}
-    for place, name in enumerate(config.datasets):
+    for place, name in enumerate(NAMES):
         rows = [
             {"method": "CoPL", "seed": seed, "metrics": {"seen/accuracy": place + seed / 10, "unseen/accuracy": 0.5}}
             for seed in (2, 4)
         ]
         datasets[name] = {"rows": [{"method": "shared reward", "seed": 2, "metrics": {}}, *rows]}
     found = curves(config, datasets)
-    places = {name: place for place, name in enumerate(config.datasets)}
+    places = {name: place for place, name in enumerate(NAMES)}
     # 500 users of 8 votes on 250, 1 000 and 4 000 prompts; seeds in the config's order.
     assert found["table", "seen"] == {
         votes: [places[f"{prompts}_table"] + 0.4, places[f"{prompts}_table"] + 0.2]

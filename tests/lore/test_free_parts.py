@@ -167,7 +167,7 @@ def test_the_shared_reward_of_factors_is_shrunk_at_least_so_much():
         own = dataclasses.replace(config, factor_shared_variance=most)
         found = model_selection.fit(features, votes, votes, 40, config=own)
         assert found.kind == "factors"
-        sizes.append(float(jnp.linalg.norm(found.free[:, 0])))
+        sizes.append(float(jnp.linalg.norm(jnp.asarray(found.free)[:, 0])))
     # What is chosen is less already, or is not.
     assert sizes[0] == sizes[1] > 3 * sizes[2]
 
