@@ -91,7 +91,7 @@ def _fit(votes: Preferences, texts: Texts, config: CoPLConfig, seed: int, folder
         folder=folder / "graph_training",
         mesh=text.mesh,
         reembed=config.reembed,
-        features=None if config.graph.nodes == "table" else fitting.features(text, texts.tokens, folder),
+        features=lambda: fitting.features(text, texts.tokens, folder),
     )
     everyone = votes.pairs(("train", "validation"), seen=True, ties=ties)
     settings = config.reward or default_reward(len(everyone.user), ties=ties, strengths=config.graph.strengths)

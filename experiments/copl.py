@@ -19,6 +19,7 @@ from absl import flags
 
 from copl_jax.graph.embedding import embed_new_users, embed_users
 from copl_jax.graph.solved_users import load_table, save_table
+from copl_jax.graph.text_nodes import settle
 from copl_jax.io import checkpoint
 from copl_jax.reward.reward_model import RewardConfig
 from copl_jax.reward.training import fit_reward, gate_facts, score_pairs
@@ -87,7 +88,7 @@ def embed(work: Workspace) -> None:
             folder=work.folder / "graph_training",
             mesh=work.mesh,
             reembed=work.config.refresh_seen,
-            features=None if work.graph.nodes == "table" else work.features,
+            features=lambda: work.features,
         )
         np.save(part / "users.npy", found.users[work.data.seen])
         np.save(part / "responses.npy", found.responses)
@@ -95,7 +96,7 @@ def embed(work: Workspace) -> None:
             save_table(part, found.table)
         write_json(part / "graph.json", found.facts)
 
-    if work.graph.nodes != "table":
+    if settle(work.graph, work.graph_pairs(), texts=True).nodes != "table":
         embed_texts(work)
     stage(work.folder / "graph", make)
 

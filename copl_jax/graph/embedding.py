@@ -1,6 +1,7 @@
 """From votes to embeddings: of seen users and all responses by the graph's training, of new users without any."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from copl_jax.graph import edge_weights, training
 from copl_jax.graph.cold_start import cold_start, reembed_seen_users
 from copl_jax.graph.settings import GCFConfig
 from copl_jax.graph.solved_users import ResponseTable, solve_users
+from copl_jax.graph.text_nodes import settle
 from copl_jax.graph.training import GCFResult, normalised
 from pref_jax.comparisons import Comparisons
 from pref_jax.graded import FittedScale, find_scale, fit_thresholds
@@ -52,7 +54,7 @@ def embed_users(
     folder: Path,
     mesh: Mesh | None = None,
     reembed: bool = False,
-    features: Float[np.ndarray, "N F"] | None = None,
+    features: Callable[[], Float[np.ndarray, "N F"]] | None = None,
 ) -> Embedded:
     """Trains the graph of `train`, stopped by `validation`; a killed training is resumed from `folder`.
 
@@ -66,19 +68,21 @@ def embed_users(
       folder: gets `checkpoints/`.
       mesh: the devices; None or one device: JAX's default device.
       reembed: seen users are embedded from their own votes, as unseen users are (`embed_new_users`).
-      features: of the responses' texts, where `config.nodes` asks for them.
+      features: gives those of the responses' texts; called where `config.nodes` asks for them.
 
     Raises:
       UserError: see `training.fit`.
     """
     spent = stopwatch(folder)
+    config = settle(config, train, texts=features is not None)
+    rows = None if features is None or config.nodes == "table" else features()
     scale = find_scale(train, config.strengths)
     sizes = {"num_users": len(seen), "num_responses": num_responses}
     graph = edge_weights.build(train, scale, edges=config.edges, **sizes)
     several = mesh if mesh is not None and mesh.size > 1 else None
     key, checkpoints = jax.random.key(seed), folder / "checkpoints"
     found = training.fit(
-        config, graph, train, validation, key, scale=scale, features=features, mesh=several, folder=checkpoints
+        config, graph, train, validation, key, scale=scale, features=rows, mesh=several, folder=checkpoints
     )
     own = found.users if found.table is None else found.raw_users
     # Training's thresholds are for users' embeddings before they were scaled to length 1.

@@ -11,7 +11,7 @@ CHOICES = {
     "edges": ("distinct", "counted"),
     "select": ("accuracy", "loss"),
     "readout": ("", "last", "mean", "sum"),
-    "nodes": ("table", "text", "both"),
+    "nodes": ("table", "text", "both", "auto"),
 }
 
 
@@ -33,7 +33,8 @@ class GCFConfig:
         validation votes chooses. Strong priors leave what users are to their neighbours' votes, weak ones to their own.
         (): no prior.
       nodes: what a response's row of the table is: "table" its own, "text" a linear map of features of its text, "both"
-        their sum, so that a response nobody voted on has an embedding too. Texts need `priors`.
+        their sum, so that a response nobody voted on has an embedding too; "auto" the sum where there are texts and
+        people hardly share responses, and "table" elsewhere (`text_nodes.settle`). Texts need `priors`.
       edge_dropout: probability that an edge is left out, drawn again for each sign, direction, layer and step.
       regularisation: factor of the squared norms of the scored embeddings, summed over the batch.
       learning_rate: AdamW's peak; linear warm-up, then cosine to 0.
@@ -86,7 +87,7 @@ class GCFConfig:
             )
         if self.bias and not self.priors:
             raise UserError("GCFConfig.bias is True without priors, which it needs too; give some, or leave it out")
-        if self.nodes != "table" and not self.priors:
+        if self.nodes in ("text", "both") and not self.priors:
             raise UserError(f"GCFConfig.nodes is {self.nodes!r}, which needs priors; see linear_config")
         if self.dim < 1 or self.num_layers < 0:
             raise UserError(f"GCFConfig.dim is {self.dim}, num_layers {self.num_layers}; give at least 1 and 0")
@@ -125,6 +126,7 @@ def linear_config(**changes: Any) -> GCFConfig:
     share of the votes is wrong. `changes` replace fields.
     """
     own = {
+        "nodes": "auto",
         "layer": "linear",
         # On Jester 64 cost people of 40 votes a point and new people two; priors keep more from doing harm.
         "dim": 128,

@@ -7,13 +7,20 @@ of the table's entries. A response that the graph does not know has no edges and
 Axes: N responses, F features, D features of an embedding.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32
 
-from copl_jax.graph.signed_graph import SignedGraph
+from copl_jax.graph.settings import GCFConfig
+from copl_jax.graph.signed_graph import SignedGraph, unique_edges
+from pref_jax.comparisons import Comparisons
 from pref_jax.standardiser import fit_standardiser
+
+# Voters of a response, on average, from which "auto" leaves texts out: between 2, where texts gave CoPL 8 points, and
+# 8, where they cost it one (results/sharing).
+VOTERS = 4.0
 
 
 class TextMap(NamedTuple):
@@ -29,6 +36,28 @@ class TextMap(NamedTuple):
     scale: Float32[np.ndarray, " F"]
     map: Float32[np.ndarray, "F D"]
     bias: Float32[np.ndarray, " F"]
+
+
+def settle(config: GCFConfig, train: Comparisons, *, texts: bool) -> GCFConfig:
+    """The config with "auto" nodes decided: by their texts too where a response has fewer voters than `VOTERS`.
+
+    Args:
+      config: any.
+      train: the graph's votes.
+      texts: whether there are any.
+
+    Example:
+      >>> from copl_jax.graph.settings import linear_config
+      >>> votes = Comparisons(np.array([0, 1]), np.array([0, 2]), np.array([1, 3]))
+      >>> settle(linear_config(), votes, texts=True).nodes
+      'both'
+    """
+    if config.nodes != "auto":
+        return config
+    responses = np.concatenate([train.chosen, train.rejected])
+    _, voted_on = unique_edges(np.tile(train.user, 2), responses, int(responses.max(initial=-1)) + 1)
+    shared = len(voted_on) >= VOTERS * len(np.unique(voted_on))
+    return dataclasses.replace(config, nodes="table" if shared or not texts or not config.priors else "both")
 
 
 def describe(graph: SignedGraph, features: Float[np.ndarray, "N F"]) -> tuple[SignedGraph, TextMap]:

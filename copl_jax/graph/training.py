@@ -28,7 +28,7 @@ from copl_jax.graph.gcf import Params
 from copl_jax.graph.settings import GCFConfig
 from copl_jax.graph.signed_graph import REPLICATED, SHARDED, Batch, SignedGraph, batch_of
 from copl_jax.graph.solved_users import ResponseTable, response_degrees
-from copl_jax.graph.text_nodes import TextMap, describe
+from copl_jax.graph.text_nodes import TextMap, describe, settle
 from pref_jax import sharding
 from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
@@ -139,6 +139,7 @@ def fit(
     """
     if not len(train.user):
         raise UserError("recipe.fit: there are no training pairs; check the split")
+    config = settle(config, train, texts=features is not None)
     graph, text = _described(config, graph, features)
     graded = [grade(part, scale) for part in (train, validation)]
     batches = (batch_of(part, graph, own) for part, own in zip((train, validation), graded, strict=True))

@@ -74,7 +74,7 @@ def workdir(text, tmp_path_factory) -> Path:
     return folder
 
 
-LINEAR = dataclasses.replace(CONFIG, graph=linear_config(dim=8, epochs=20, priors=(3.0, 1.0)))
+LINEAR = dataclasses.replace(CONFIG, graph=linear_config(dim=8, epochs=20, priors=(3.0, 1.0), nodes="table"))
 
 
 @pytest.fixture(scope="module")

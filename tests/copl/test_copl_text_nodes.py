@@ -141,6 +141,47 @@ def test_a_new_user_is_embedded_from_votes_on_new_texts():
     np.testing.assert_allclose(np.linalg.norm(gates.users, axis=1), 1, rtol=1e-5)
 
 
+@pytest.mark.parametrize("nodes", ["text", "both", "table"])
+def test_what_is_not_left_open_stays(nodes):
+    _, _, given = world(0)
+    config = linear_config(nodes=nodes)
+    assert text_nodes.settle(config, given, texts=True) == config
+
+
+def test_nodes_are_read_where_people_hardly_share_responses():
+    """By counts of distinct voters; what is chosen and what is rejected are responses alike."""
+
+    def settled(voters, *, texts=True, changes=None):
+        # Each pair of responses by so many users, each of whom votes twice on it.
+        user = np.tile(np.repeat(np.arange(voters), 2), 5)
+        first = np.repeat(np.arange(5) * 2, 2 * voters) + 7  # rows below 7 have no vote
+        votes = Comparisons(user, first, first + 1)
+        return text_nodes.settle(changes or linear_config(), votes, texts=texts).nodes
+
+    assert [settled(voters) for voters in (1, 3, 4, 9)] == ["both", "both", "table", "table"]
+    assert settled(1, texts=False) == "table"
+    assert settled(1, changes=fast_config(nodes="auto")) == "table"
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_open_nodes_train_as_what_they_are_settled_to(shared):
+    features, _, given = world(0)
+    # Few enough votes that a response has hardly two.
+    votes = given if shared else given.take(np.arange(len(given.user)) % 12 == 0)
+    graph = signed_graph.build(*votes[:3], num_users=60, num_responses=300)
+    run = lambda nodes: training.fit(  # noqa: E731
+        linear_config(dim=4, epochs=10, priors=(2.0,), nodes=nodes),
+        graph,
+        votes,
+        votes,
+        jax.random.key(0),
+        features=features,
+    )
+    found, same = run("auto"), run("table" if shared else "both")
+    assert (found.table.text is None) == shared
+    np.testing.assert_array_equal(found.responses, same.responses)
+
+
 def test_what_cannot_be():
     features, _, given = world(0)
     graph = signed_graph.build(*given[:3], num_users=60, num_responses=300)
