@@ -180,14 +180,14 @@ def test_what_is_believed_is_shown_follows_votes_and_is_erased(served, browser):
     tab = page.tab
     tab.wait_for_selector("#ranking li")
     page.until(lambda: tab.inner_text("#taste-how").startswith("Nothing is known of you yet"))
-    assert "should tell most about your taste" in tab.inner_text("#why")
+    page.until(lambda: "should tell most about your taste" in tab.inner_text("#why"))
     for _ in range(6):
         page.press("1")
     tab.wait_for_selector("#taste svg")
     page.until(lambda: tab.inner_text("#taste-how").startswith("From 6 votes"))
-    assert tab.locator("#contrasts article").count() == 3
+    page.until(lambda: tab.locator("#contrasts article").count() == 3)
     tab.click("#contrasts article >> nth=0 >> text=Vote on this pair")
-    assert tab.inner_text("#why") == "You chose it yourself."
+    page.until(lambda: tab.inner_text("#why") == "You chose it yourself.")
     page.press("2")
     page.until(lambda: tab.inner_text("#taste-how").startswith("From 7 votes"))
     tab.click("#erase")
@@ -197,7 +197,7 @@ def test_what_is_believed_is_shown_follows_votes_and_is_erased(served, browser):
     tab.click("#erase")
     tab.click("#erase-dialog button.danger")
     tab.wait_for_selector("#enter:not([hidden])")
-    assert tab.inner_text("#trouble").startswith("Erased: 7 votes")
+    page.until(lambda: tab.inner_text("#trouble").startswith("Erased: 7 votes"))
     assert tab.evaluate("Object.keys(localStorage).filter((name) => name.includes('gone'))") == []
     page.close()
     assert stored(served, "gone") == [], "the key went too"
