@@ -182,10 +182,12 @@ def test_what_is_believed_is_shown_follows_votes_and_is_erased(served, browser):
     page.until(lambda: tab.inner_text("#taste-how").startswith("Nothing is known of you yet"))
     page.until(lambda: "should tell most about your taste" in tab.inner_text("#why"))
     for _ in range(6):
-        page.press("1")
+        # Whatever side it is on, so that what is believed does not depend on how sides were drawn.
+        page.press("1" if page.shown().left < page.shown().right else "2")
     tab.wait_for_selector("#taste svg")
     page.until(lambda: tab.inner_text("#taste-how").startswith("From 6 votes"))
-    page.until(lambda: tab.locator("#contrasts article").count() == 3)
+    # At most three, and none that is hardly different.
+    page.until(lambda: 1 <= tab.locator("#contrasts article").count() <= 3)
     tab.click("#contrasts article >> nth=0 >> text=Vote on this pair")
     page.until(lambda: tab.inner_text("#why") == "You chose it yourself.")
     page.press("2")
