@@ -178,6 +178,7 @@ def test_open_nodes_train_as_what_they_are_settled_to(shared):
         features=features,
     )
     found, same = run("auto"), run("table" if shared else "both")
+    assert found.table is not None
     assert (found.table.text is None) == shared
     np.testing.assert_array_equal(found.responses, same.responses)
 
