@@ -23,11 +23,10 @@ from starlette.testclient import TestClient
 
 import pref_jax
 from experiments.demo import voted_pairs
-from experiments.prepare import prepare
-from experiments.runner.cli import Config, check_workdir, freeze, launch
+from experiments.runner.cli import Config, freeze, launch
 from experiments.runner.workspace import Workspace, log
 from experiments.studies import simulated_people
-from experiments.studies.fitted_world import ReadWorld, fit_world, others, read_world
+from experiments.studies.fitted_world import ReadWorld, fit_world, others, read_world, seeds_to_do
 from lore_jax.fitted import LoRe, basis_rewards
 from lore_jax.fitting.bradley_terry import LoReConfig
 from lore_jax.model import from_fit
@@ -78,18 +77,13 @@ class Fitted(NamedTuple):
 
 def run(config: Config, workdir: Path) -> None:
     """Every seed that is not done yet; then the report."""
-    check_workdir(workdir, config)
-    reader = Workspace(config, 0, workdir / "reader")
-    for seed in config.seeds:
-        if results.missing(workdir / "results.json", list(MEANINGS), seed):
-            prepare(reader)
-            _seed(config, reader, workdir, seed)
+    for reader, seed in seeds_to_do(config, workdir, list(MEANINGS)):
+        _seed(config, reader, workdir, seed)
     _report(workdir, config)
 
 
 def _seed(config: Config, reader: Workspace, workdir: Path, seed: int) -> None:
     start = time.perf_counter()
-    log(f"seed {seed}: a world, its features, and a fit")
     read = read_world(config, reader, seed)
     found = _fit(read, reader.text, freeze(LoReConfig, config.lore, "lore", seed=seed))
     folder = workdir / f"seed_{seed}"

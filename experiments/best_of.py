@@ -17,10 +17,9 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from experiments.prepare import prepare
-from experiments.runner.cli import Config, check_workdir, freeze, launch
-from experiments.runner.workspace import Workspace, log
-from experiments.studies.fitted_world import ReadWorld, fit_world, others, read_world
+from experiments.runner.cli import Config, freeze, launch
+from experiments.runner.workspace import Workspace
+from experiments.studies.fitted_world import ReadWorld, fit_world, others, read_world, seeds_to_do
 from lore_jax.fitted import basis_rewards
 from lore_jax.fitting import model_selection
 from lore_jax.fitting.bradley_terry import LoReConfig
@@ -58,18 +57,13 @@ class Rewards(NamedTuple):
 
 def run(config: Config, workdir: Path) -> None:
     """Every seed that is not done yet; then the report."""
-    check_workdir(workdir, config)
-    reader = Workspace(config, 0, workdir / "reader")
-    for seed in config.seeds:
-        if results.missing(workdir / "results.json", list(MEANINGS), seed):
-            prepare(reader)
-            _seed(config, reader, workdir, seed)
+    for reader, seed in seeds_to_do(config, workdir, list(MEANINGS)):
+        _seed(config, reader, workdir, seed)
     _report(workdir, config)
 
 
 def _seed(config: Config, reader: Workspace, workdir: Path, seed: int) -> None:
     start = time.perf_counter()
-    log(f"seed {seed}: a world, its features, and a fit")
     read = read_world(config, reader, seed)
     tables, rewards = read.tables, _fit(read, freeze(LoReConfig, config.lore, "lore", seed=seed))
     picked = utilities(world.truth(read.settings), rewards, np.random.default_rng([seed, 41]))

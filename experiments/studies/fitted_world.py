@@ -1,5 +1,7 @@
 """A synthetic world as a transformer reads it, and what fits to its votes learn from."""
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -7,7 +9,8 @@ from jaxtyping import Float32
 
 from experiments import linear
 from experiments.linear import Task
-from experiments.runner.cli import Config, freeze
+from experiments.prepare import prepare
+from experiments.runner.cli import Config, check_workdir, freeze
 from experiments.runner.workspace import Workspace, log
 from experiments.studies.english_world import in_english
 from lore_jax.fitting.bradley_terry import Fit, LoReConfig
@@ -15,6 +18,7 @@ from pref_jax.data.choosing import FRACTION, hold_out_as_tested
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.sources.synthetic import world
 from pref_jax.data.sources.synthetic.world import WorldConfig
+from pref_jax.eval.reporting import results
 from pref_jax.lm.vote_texts import open_votes
 
 
@@ -30,6 +34,21 @@ class ReadWorld(NamedTuple):
     settings: WorldConfig
     tables: Preferences
     features: Float32[np.ndarray, "N D"]
+
+
+def seeds_to_do(config: Config, workdir: Path, methods: Sequence[str]) -> Iterator[tuple[Workspace, int]]:
+    """Seeds that the workdir's results lack methods of, each with a workspace whose transformer is there.
+
+    Raises:
+      UserError: if the workdir is that of another config.
+    """
+    check_workdir(workdir, config)
+    reader = Workspace(config, 0, workdir / "reader")
+    for seed in config.seeds:
+        if results.missing(workdir / "results.json", methods, seed):
+            prepare(reader)
+            log(f"seed {seed}: a world, its features, and a fit")
+            yield reader, seed
 
 
 def read_world(config: Config, reader: Workspace, seed: int) -> ReadWorld:

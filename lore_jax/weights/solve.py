@@ -100,16 +100,16 @@ def _from_better_start(problem: Problem, prior: Array) -> Array:
     return newton(model, jnp.where(better, prior, zero))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _minimum(problem: Problem, num_users: int) -> Array:
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _minimum(problem: Problem, num_users: int, blocks: bool) -> Array:
     prior = jnp.broadcast_to(problem.mean[:, None], (len(problem.mean), num_users))
-    return in_blocks(_from_better_start, problem, prior).T
+    return (in_blocks(_from_better_start, problem, prior) if blocks else _from_better_start(problem, prior)).T
 
 
 @_minimum.defjvp
-def _moved_minimum(num_users: int, given: tuple[Problem], change: tuple[Problem]) -> tuple[Array, Array]:
+def _moved_minimum(num_users: int, blocks: bool, given: tuple[Problem], change: tuple[Problem]) -> tuple[Array, Array]:
     """By the implicit function theorem: the Hessian times the change is minus the gradient's change at the minimum."""
-    found = _minimum(given[0], num_users)
+    found = _minimum(given[0], num_users, blocks)
     factor = cholesky(logistic_hessian(given[0], found))
     _, slope = jax.jvp(lambda problem: logistic_gradient(problem, found), given, change)
     if factor.lower is not None:
@@ -120,13 +120,17 @@ def _moved_minimum(num_users: int, given: tuple[Problem], change: tuple[Problem]
 
 
 @full_matmul_precision
-def logistic_weights(problem: Problem, num_users: int) -> Array:
-    """MAP weights [U K], differentiable implicitly."""
-    return _or_prior(problem, _minimum(problem, num_users), problem.mean)
+def logistic_weights(problem: Problem, num_users: int, *, blocks: bool = True) -> Array:
+    """MAP weights [U K], differentiable implicitly.
+
+    In blocks of users a fit's step reads from the caches what it would read from memory again and again; one solve
+    alone is twice as fast on all users at once, on all cores.
+    """
+    return _or_prior(problem, _minimum(problem, num_users, blocks), problem.mean)
 
 
 def _logistic(problem: Problem, num_users: int) -> Posterior:
-    weights = logistic_weights(problem, num_users)
+    weights = logistic_weights(problem, num_users, blocks=False)
     return Posterior(weights, cholesky(logistic_hessian(problem, weights)).inverse())
 
 
