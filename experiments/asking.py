@@ -223,18 +223,18 @@ def _report(workdir: Path, config: Config) -> None:
         f"Accuracy in percent on test pairs, means with {worlds}: of new people after so many answers. Each world has "
         f"{config.source.unseen_users} of them, and a pool of {config.pool} pairs that seen users had voted on.",
         report.bullets(f"**{name}**: {meaning}." for name, meaning in MEANINGS.items()),
-        report.grid(_table(points, lambda arm, n: _told(curves[arm][n], 100))),
+        report.grid(_table(points, lambda arm, n: report.plus_minus(curves[arm][n], scale=100))),
         report.bullets(
             [
-                *(f"{name}: {_told(value, 100)}" for name, value in lines.items()),
-                f"nobody's weights on the seen users' test pairs: {_told(found[SEEN][UNKNOWN], 100)}",
+                *(f"{name}: {report.plus_minus(value, scale=100)}" for name, value in lines.items()),
+                f"nobody's weights on the seen users' test pairs: {report.plus_minus(found[SEEN][UNKNOWN], scale=100)}",
             ]
         ),
         "![accuracy by answers](plots/asking.png)",
         "## Share of the seen users' gain",
         "The new people's gain over nobody's weights, with which they begin, in percent of what the seen users' own "
         "weights gain over nobody's on the test pairs of theirs.",
-        report.grid(_table(points, lambda arm, n: _told(_share(rows, arm, n), 100))),
+        report.grid(_table(points, lambda arm, n: report.plus_minus(_share(rows, arm, n), scale=100))),
         f"## Answers needed for {GOAL:.0%} of it",
         needed_told(answers_needed(rows, points[-1]), points[-1], len(config.seeds)),
     ]
@@ -257,10 +257,13 @@ def _over_worlds(values: Sequence[float]) -> Interval | None:
 
 def needed_told(found: Mapping[str, Sequence[float]], most: int, worlds: int) -> str:
     """`answers_needed`, their means, and what asking saves, in Markdown."""
-    told = [f"{arm}: {_told(_over_worlds(own))} ({', '.join(f'{n:.1f}' for n in own)})" for arm, own in found.items()]
+    told = [
+        f"{arm}: {report.plus_minus(_over_worlds(own))} ({', '.join(f'{n:.1f}' for n in own)})"
+        for arm, own in found.items()
+    ]
     for arm in (ASKED, PAGE):
         saved = [b - a for a, b in zip(found[arm], found[DRAWN], strict=True)]
-        told.append(f"saved compared with {DRAWN}, paired by world, {arm}: {_told(_over_worlds(saved))}")
+        told.append(f"saved compared with {DRAWN}, paired by world, {arm}: {report.plus_minus(_over_worlds(saved))}")
     parts = [
         "Where the curve of a world first reaches it, on straight lines between the numbers above; in brackets that of "
         "each world.",
@@ -274,13 +277,6 @@ def needed_told(found: Mapping[str, Sequence[float]], most: int, worlds: int) ->
             f"Left out of this chapter and the last: {left} of {worlds} worlds, whose seen users gained nothing."
         )
     return "\n\n".join(parts)
-
-
-def _told(value: Interval | None, scale: int = 1) -> str:
-    if value is None:
-        return report.MISSING
-    half = "" if value.half_width is None else f" ± {scale * value.half_width:.1f}"
-    return f"{scale * value.mean:.1f}{half}"
 
 
 if __name__ == "__main__":

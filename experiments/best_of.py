@@ -116,9 +116,14 @@ def _report(workdir: Path, config: Config) -> None:
     found = results.by_method(rows)
     names = list(found[OWN])
     lines = [["picked by", *(name.removeprefix("utility/") for name in names)]]
-    lines += [[method, *(_cell(own.get(name)) for name in names)] for method, own in found.items()]
+    lines += [
+        [method, *(report.plus_minus(own.get(name), digits=2) for name in names)] for method, own in found.items()
+    ]
     gained = [["gain", *lines[0][1:]]]
-    gained += [[f"{a} over {b}", *(_cell(gain(rows, a, b, name), "+") for name in names)] for a, b in GAINS]
+    gained += [
+        [f"{a} over {b}", *(report.plus_minus(gain(rows, a, b, name), digits=2, sign="+") for name in names)]
+        for a, b in GAINS
+    ]
     canvas.save(picture(found, config.dataset), workdir / "plots" / "best_of.png")
     parts = [
         f"# {config.dataset}",
@@ -139,13 +144,6 @@ def gain(rows: list[Any], first: str, second: str, metric: str) -> Interval:
     values = {(row["method"], row["seed"]): row["metrics"].get(metric) for row in rows}
     seeds = sorted({row["seed"] for row in rows})
     return student_interval([values[first, seed] - values[second, seed] for seed in seeds], over="seeds")
-
-
-def _cell(value: Interval | None, sign: str = "") -> str:
-    if value is None:
-        return report.MISSING
-    half = "" if value.half_width is None else f" ± {value.half_width:.2f}"
-    return f"{value.mean:{sign}.2f}{half}"
 
 
 @canvas.style()

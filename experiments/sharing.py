@@ -63,7 +63,7 @@ def told(found: Curves, seeds: int) -> str:
             [NAMES[nodes], PEOPLE[people], *(report.cell("accuracy", _interval(points[count])) for count in votes)]
         )
         less = ([new - old for new, old in zip(points[count], most, strict=True)] for count in votes[1:])
-        lost.append([NAMES[nodes], PEOPLE[people], *(_points(student_interval(own, over="seeds")) for own in less)])
+        lost.append([NAMES[nodes], PEOPLE[people], *(_gain(own) for own in less)])
     parts = [
         f"# {METHOD} by how much is shared",
         f"Accuracy in percent on new prompts, mean and 95 % interval over {seeds} seeds. The votes are as many "
@@ -81,9 +81,8 @@ def _interval(values: list[float]) -> Interval:
     return student_interval(values, over="seeds", fractions=True)
 
 
-def _points(change: Interval) -> str:
-    half = "" if change.half_width is None else f" ± {100 * change.half_width:.1f}"
-    return f"{100 * change.mean:+.1f}{half}"
+def _gain(changes: list[float]) -> str:
+    return report.plus_minus(student_interval(changes, over="seeds"), scale=100, sign="+")
 
 
 if __name__ == "__main__":

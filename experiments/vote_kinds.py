@@ -214,9 +214,7 @@ def _mean(value: Any) -> float:
 
 
 def _points(gain: Interval | None) -> str:
-    if gain is None:
-        return "-"
-    return f"{100 * gain.mean:+.1f}" + (f" ± {100 * gain.half_width:.1f}" if gain.half_width is not None else "")
+    return "-" if gain is None else report.plus_minus(gain, scale=100, sign="+")
 
 
 def _first_seed(path: Path) -> dict[str, Reliability]:

@@ -169,14 +169,11 @@ def test_open_nodes_train_as_what_they_are_settled_to(shared):
     # Few enough votes that a response has hardly two.
     votes = given if shared else given.take(np.arange(len(given.user)) % 12 == 0)
     graph = signed_graph.build(*votes[:3], num_users=60, num_responses=300)
-    run = lambda nodes: training.fit(  # noqa: E731
-        linear_config(dim=4, epochs=10, priors=(2.0,), nodes=nodes),
-        graph,
-        votes,
-        votes,
-        jax.random.key(0),
-        features=features,
-    )
+
+    def run(nodes):
+        config = linear_config(dim=4, epochs=10, priors=(2.0,), nodes=nodes)
+        return training.fit(config, graph, votes, votes, jax.random.key(0), features=features)
+
     found, same = run("auto"), run("table" if shared else "both")
     assert found.table is not None
     assert (found.table.text is None) == shared

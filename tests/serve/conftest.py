@@ -1,10 +1,25 @@
-"""A private PostgreSQL server for the tests of the service, and stores in it and in SQLite."""
+"""A private PostgreSQL server for the tests of the service, stores in it and in SQLite, and a tiny model."""
 
 import pytest
+import tiny
 from services import need_postgres
+from serving import lore
 
 from experiments.benchmarks.private_postgres import private_postgres
+from lore_jax.fitted import LoRe
 from pref_jax.serve.store.store import Store
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The folder of a tiny reward model."""
+    return tiny.reward_model(tmp_path_factory.mktemp("base") / "decoder")
+
+
+@pytest.fixture(scope="module")
+def reference(base) -> LoRe:
+    """A LoRe on it, to compare answers with."""
+    return lore(base)
 
 
 @pytest.fixture(scope="session")

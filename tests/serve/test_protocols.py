@@ -5,23 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 from serving import PROMPT, TEXTS, client_of, lore, vote
 
 from pref_jax.data.text.tokenization import rendered
 from pref_jax.lm.text_model import as_responses
 from pref_jax.serve.rendered import tokens_of
 from pref_jax.serve.store.store import Store
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tiny.reward_model(tmp_path_factory.mktemp("base") / "decoder")
-
-
-@pytest.fixture(scope="module")
-def reference(base) -> Any:
-    return lore(base)
 
 
 @pytest.fixture(scope="module")

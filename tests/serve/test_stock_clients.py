@@ -9,22 +9,11 @@ import numpy as np
 import openai
 import pytest
 import requests
-import tiny
 from serving import PROMPT, TEXTS, listening, lore
 
 from pref_jax.data.text.tokenization import rendered
 from pref_jax.serve.settings import Limits
 from pref_jax.serve.store.store import Store
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tiny.reward_model(tmp_path_factory.mktemp("base") / "decoder")
-
-
-@pytest.fixture(scope="module")
-def reference(base) -> Any:
-    return lore(base)
 
 
 @pytest.fixture(scope="module")

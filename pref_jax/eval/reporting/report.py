@@ -143,6 +143,25 @@ def cell(name: str, value: Interval | None) -> str:
     return f"{text} ± {scale * value.half_width:.{digits}f}"
 
 
+def plus_minus(value: Interval | None, *, scale: int = 1, digits: int = 1, sign: str = "") -> str:
+    """A mean and half of its interval, where it has one.
+
+    Args:
+      value: None where nothing was measured.
+      scale: 100 for percent and points.
+      digits: after the point.
+      sign: "+" where gains are told.
+
+    Example:
+      >>> plus_minus(Interval(0.25, 0.125, 0.375, 5, "seeds"), scale=100, sign="+")
+      '+25.0 ± 12.5'
+    """
+    if value is None:
+        return MISSING
+    half = "" if value.half_width is None else f" ± {scale * value.half_width:.{digits}f}"
+    return f"{scale * value.mean:{sign}.{digits}f}{half}"
+
+
 def _is_cut(value: Interval) -> bool:
     """Whether the interval does not lie evenly around its mean, since fractions end at 0 and 1."""
     return value.low is not None and value.high is not None and abs(value.low + value.high - 2 * value.mean) > 1e-6
