@@ -10,6 +10,7 @@ from pref_jax.json_fields import decimals
 from pref_jax.serve import schemas
 from pref_jax.serve.faults import RefusedError, unknown_user
 from pref_jax.serve.http import Call, Reply, Route, validated
+from pref_jax.serve.pools import text_pairs
 from pref_jax.serve.schemas import Id, as_prompt
 from pref_jax.serve.service import Scored
 from pref_jax.serve.settings import Limits
@@ -186,11 +187,11 @@ async def ask(call: Call) -> Reply:
     """The pairs to show next."""
     user, service, body = user_of(call), call.front.service, call.body
     if body.pool is not None:
-        pairs = await service.ask_store(service.store.pairs, body.pool)
+        pairs = await service.ask_store(service.pools.get, body.pool)
         if not pairs:
             raise RefusedError(404, "no such pool; make it with POST /v1/pools/NAME", where="pool")
     else:
-        pairs = _pairs(call, body.candidates)
+        pairs = text_pairs(_pairs(call, body.candidates))
     found = await service.questions(user, pairs, body.count)
     rows = [{**_pair_told(one.pair), "information": one.information, "asked": one.rule} for one in found.pairs]
     about = {"why": found.why, "considered": found.considered, "left": found.left, "model": call.front.version}
@@ -228,6 +229,7 @@ async def remove_pool(call: Call) -> Reply:
     """Removes a pool."""
     service, pool = call.front.service, validated(Id, call.params["pool"], 422)
     removed = await service.ask_store(service.store.remove_pool, pool)
+    service.pools.drop(pool)
     if not removed:
         raise RefusedError(404, "no such pool", where="pool")
     return Reply({"removed": removed})

@@ -11,7 +11,7 @@ _USER = "/v1/users/{user}"
 async def show_taste(call: Call) -> Reply:
     """Pairs on which the user differs most from people in general."""
     user, service, body = user_of(call), call.front.service, call.body
-    pairs = await service.ask_store(service.store.pairs, body.pool)
+    pairs = await service.ask_store(service.pools.get, body.pool)
     if not pairs:
         raise RefusedError(404, "no such pool; make it with POST /v1/pools/NAME", where="pool")
     if not await service.current(user):

@@ -18,10 +18,10 @@ import numpy as np
 from jaxtyping import Float32
 
 from pref_jax.errors import UserError
-from pref_jax.lm.text_model import Prompt
 from pref_jax.personal import PersonalReward
 from pref_jax.serve.faults import unknown_user
 from pref_jax.serve.metrics import Metrics
+from pref_jax.serve.pools import Pools, TextPair, text_pairs
 from pref_jax.serve.reading import Reader
 from pref_jax.serve.settings import Limits
 from pref_jax.serve.store.errors import StoreUnavailableError
@@ -96,6 +96,7 @@ class Service:
         self.metrics = Metrics()
         self.reader = Reader(model, model.text, limits, self.metrics)
         self.states = UserStates(model, folder)
+        self.pools = Pools(store)
         self.ready = False
         self._threads = ThreadPoolExecutor(STORE_THREADS, "store")
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
@@ -244,9 +245,9 @@ class Service:
 
     async def check_pairs(self, pairs: Sequence[Pair]) -> None:
         """Raises `UserError` for pairs whose texts cannot be read."""
-        await self.reader.check(_texts_of_pairs(pairs))
+        await self.reader.check([text for _, *both in text_pairs(pairs) for text in both])
 
-    async def questions(self, user: str, pairs: Sequence[Pair], count: int) -> Questions:
+    async def questions(self, user: str, pairs: Sequence[TextPair], count: int) -> Questions:
         """The pairs to show a user next, by what their answers are expected to tell.
 
         Pairs that the user has voted on, by their ids, are left out. Of pairs whose texts nobody has read yet, some are
@@ -254,7 +255,7 @@ class Service:
         """
         await self.current(user)
         answered = {vote.pair for vote in await self.ask_store(self.store.votes, user)}
-        left = [pair for pair in pairs if pair.id not in answered]
+        left = [one for one in pairs if one.pair.id not in answered]
         if not left:
             return Questions([], "the user has voted on every pair", 0, 0)
         if not self.reader.apart:
@@ -263,37 +264,28 @@ class Service:
         found = await self.reader.worker.run(self.states.questions, user, *halves, count)
         if found is None:
             return self._drawn(left, count, "the method has no posterior of this user's taste")
-        asked = [Asked(left[places[one.pair]], one.information, INFORMATION) for one in found]
+        asked = [Asked(left[places[one.pair]].pair, one.information, INFORMATION) for one in found]
         return Questions(
             asked, "these answers are expected to tell most about the user's taste", len(places), len(left)
         )
 
-    async def read_pairs(self, pairs: Sequence[Pair]) -> tuple[list[int], list[Any], list[Any]]:
+    async def read_pairs(self, pairs: Sequence[TextPair]) -> tuple[list[int], list[Any], list[Any]]:
         """Places of the pairs whose texts are read, some at random of those that were not yet; rows of both sides."""
-        texts = _texts_of_pairs(pairs)
-        sides = list(zip(texts[: len(pairs)], texts[len(pairs) :], strict=True))
-        kept = [all(self.reader.cache.get(text.digest) for text in both) for both in sides]
+        kept = [all(self.reader.cache.get(text.digest) for text in both) for _, *both in pairs]
         new = [place for place, is_kept in enumerate(kept) if not is_kept]
         some = set(self._random.sample(new, min(len(new), NEW_PAIRS)))
         places = [place for place in range(len(pairs)) if kept[place] or place in some]
-        read = await self.reader.read([sides[place][side] for side in (0, 1) for place in places])
+        chosen = [pairs[place] for place in places]
+        read = await self.reader.read([one.first for one in chosen] + [one.second for one in chosen])
         rows = [one.row for one in read]
         return places, rows[: len(places)], rows[len(places) :]
 
-    def _drawn(self, pairs: Sequence[Pair], count: int, why: str) -> Questions:
+    def _drawn(self, pairs: Sequence[TextPair], count: int, why: str) -> Questions:
         some = self._random.sample(list(pairs), min(count, len(pairs)))
-        return Questions([Asked(pair, None, RANDOM) for pair in some], f"at random: {why}", len(pairs), len(pairs))
+        return Questions([Asked(one.pair, None, RANDOM) for one in some], f"at random: {why}", len(pairs), len(pairs))
 
 
 def _texts_of_votes(votes: Sequence[Vote]) -> list[Text]:
     """First responses of all votes, then second ones."""
-    return _sides([(vote.prompt, vote.first, vote.second) for vote in votes])
-
-
-def _texts_of_pairs(pairs: Sequence[Pair]) -> list[Text]:
-    return _sides([(pair.prompt, pair.first, pair.second) for pair in pairs])
-
-
-def _sides(given: Sequence[tuple[Prompt, str, str]]) -> list[Text]:
-    prompts = [prompt for prompt, _, _ in given]
-    return texts_of([*prompts, *prompts], [first for _, first, _ in given] + [second for _, _, second in given])
+    prompts = [vote.prompt for vote in votes]
+    return texts_of([*prompts, *prompts], [vote.first for vote in votes] + [vote.second for vote in votes])

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pref_jax.serve.pools import TextPair
 from pref_jax.serve.service import Service
 from pref_jax.serve.store.records import Pair
 
@@ -35,7 +36,7 @@ class Contrasts(NamedTuple):
     considered: int
 
 
-async def contrasts(service: Service, user: str, pairs: Sequence[Pair], count: int) -> Contrasts:
+async def contrasts(service: Service, user: str, pairs: Sequence[TextPair], count: int) -> Contrasts:
     """Pairs on which the user's reward and that of nobody in particular differ most.
 
     Chances are by Bradley and Terry's model, the logistic function of a difference of rewards. Methods that read texts
@@ -51,7 +52,7 @@ async def contrasts(service: Service, user: str, pairs: Sequence[Pair], count: i
     gaps = np.abs(_chance(own) - _chance(everyone))
     found: dict[str, Contrast] = {}
     for place in np.argsort(-gaps, kind="stable"):
-        pair = pairs[places[place]]
+        pair = pairs[places[place]].pair
         if len(found) < count and str(pair.prompt) not in found:
             spread = None if deviations is None else _BOUND * deviations[place]
             low, high = (None if spread is None else float(_chance(own[place] + end * spread)) for end in (-1, 1))

@@ -62,6 +62,16 @@ def pairs(connection: sa.Connection, pool: str, after: str, limit: int | None) -
     ]
 
 
+def state(connection: sa.Connection, pool: str) -> tuple[int, int]:
+    """How many pairs a pool has, and the number of the last: both together are other ones after every change.
+
+    Pairs come one by one and go all together, and no number is drawn again.
+    """
+    query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.max(_PAIRS.number), 0)).where(_PAIRS.pool == pool)
+    count, last = connection.execute(query).one()
+    return count, last
+
+
 def pools(connection: sa.Connection) -> dict[str, int]:
     """Names of pools, in order, and how many pairs each has."""
     query = sa.select(_PAIRS.pool, sa.func.count()).group_by(_PAIRS.pool).order_by(_PAIRS.pool)

@@ -232,6 +232,12 @@ class Store:
         with self._database.read() as connection:
             return pools.pairs(connection, pool, after, limit)
 
+    def pool_state(self, pool: str) -> tuple[int, int]:
+        """Two numbers that are other ones whenever the pool has other pairs; (0, 0) where there is none."""
+        checks.check_id(pool, "pool")
+        with self._database.read() as connection:
+            return pools.state(connection, pool)
+
     def pools(self) -> dict[str, int]:
         """Names of pools, and how many pairs each has."""
         with self._database.read() as connection:
