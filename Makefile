@@ -15,7 +15,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 # Otherwise transformers tells everyone that PyTorch is missing, which is as it should be.
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: help quickstart serve crowdrag test lint audit bench parity clean
+.PHONY: help quickstart serve crowdrag test lint audit bench plan parity clean
 
 help:
 	@echo "make quickstart  a table of personalised rewards on synthetic data, in minutes ($(WORKDIR))"
@@ -25,6 +25,7 @@ help:
 	@echo "make lint        ruff and pyright"
 	@echo "make audit       known security holes in what is installed, as far as a registry answers"
 	@echo "make bench       measured figures, beside torch where that is the reference"
+	@echo "make plan        compilers for TPUs and GPUs that are not here, for experiments.plan (2.4 GB in .plan)"
 	@echo "make parity      adds torch, so that tests compare with Hugging Face's own models"
 	@echo "make clean       removes .venv and caches; runs/ stays"
 
@@ -50,6 +51,14 @@ audit: $(VENV)/installed-dev
 
 bench: parity
 	$(BIN)/python -m experiments.bench all --out=runs/bench.json
+
+plan: .plan/tpu .plan/cuda
+
+# For the JAX that is installed. In a folder of their own: with libtpu in .venv JAX would look for a TPU at every start.
+.plan/%: $(VENV)/installed
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target $@.part \
+		$$($(BIN)/python -m experiments.planning.packages $*)
+	rm -rf $@ && mv $@.part $@
 
 # uv resolves and installs in seconds what pip takes minutes for; it lives in .venv and touches nothing else.
 $(BIN)/uv:

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 from tqdm import tqdm
 
-from copl_jax.graph import gcf
+from copl_jax.graph import gcf, signed_graph
 from copl_jax.graph.gcf import Params
 from copl_jax.graph.settings import GCFConfig
 from copl_jax.graph.signed_graph import REPLICATED, SHARDED, Batch, SignedGraph, batch_of
@@ -165,6 +165,38 @@ def fit(
             fix = "lower its learning_rate" + ("" if folder is None else f" and delete {folder}")
             raise UserError(f"recipe.fit: the graph's training diverged, no loss was finite; {fix}")
         return _result(config, graph, data[0], run, history, chosen, losses, text)
+
+
+def lower_round(
+    config: GCFConfig, train: Comparisons, validation: Comparisons, *, num_users: int, num_responses: int, mesh: Mesh
+) -> jax.stages.Lowered:
+    """The program of a round of `fit`, for devices that need not be there; of the pairs their number alone matters.
+
+    Args:
+      config: model and recipe; `nodes` is "table".
+      train, validation: pairs of as many users and responses as there will be.
+      num_users, num_responses: sizes of the graph.
+      mesh: the devices, such as those of a topology.
+    """
+    graph = signed_graph.build(
+        train.user, train.chosen, train.rejected, num_users=num_users, num_responses=num_responses
+    )
+    key, dtype = jax.random.key(0), jnp.float32
+
+    def placed(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
+        spec = sharding.fitting(_spec(path, leaf), jnp.shape(leaf), mesh)
+        kind = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+        return jax.ShapeDtypeStruct(jnp.shape(leaf), kind, sharding=NamedSharding(mesh, spec))
+
+    data = tuple(
+        jax.tree_util.tree_map_with_path(placed, part)
+        for part in (graph, batch_of(train, graph), batch_of(validation, graph))
+    )
+    run = jax.eval_shape(functools.partial(_begin, config, dtype=dtype, gaps={}), graph, key)
+    run = jax.tree_util.tree_map_with_path(placed, run)
+    prior = gcf.Prior(np.ones((), dtype), np.ones((), dtype)) if config.priors else None
+    with jax.set_mesh(mesh):
+        return _round.lower(config, *data, run, key, np.int32(1), prior)
 
 
 def _described(

@@ -91,13 +91,14 @@ def fit_reward(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _rewards(config: RewardConfig, params, base, table, tokens, mask, row):
+def table_rewards(config: RewardConfig, params, base, table, tokens, mask, row):
+    """`reward_model.rewards` of texts [B L] for the users in rows [B] of a table."""
     return reward_model.rewards(config, params, base, tokens, mask, table[row])
 
 
 def reader(config: RewardConfig, texts_params: Any, params: Any, table: Any) -> Any:
     """Rewards of texts for the users in rows of `table`, as `TextModel.read_rows` reads them."""
-    return functools.partial(_rewards, config, params, texts_params, jnp.asarray(table))
+    return functools.partial(table_rewards, config, params, texts_params, jnp.asarray(table))
 
 
 def score_pairs(
