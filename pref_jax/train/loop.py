@@ -14,9 +14,16 @@ from tqdm import tqdm
 
 from pref_jax.errors import UserError
 from pref_jax.mesh import batch_sharding, make_mesh, put_batch, replicated
+from pref_jax.progress import log
+from pref_jax.train import preemption
 from pref_jax.train.checkpoint import Checkpoints, KeepConfig
 from pref_jax.train.logging import MetricsLog
 from pref_jax.train.state import Metrics, StepFn, TrainState
+
+# Steps in a row without a finite loss and gradient, after which a training ends.
+MOST_SKIPPED = 20
+# Users of a batch that a message names.
+_NAMED = 8
 
 
 def fit(
@@ -40,7 +47,8 @@ def fit(
     """Trains for `len(batches)` steps, from the newest checkpoint in `folder`/checkpoints if there is one.
 
     Batch i feeds step i. On one kind of device a run killed and started again ends in the same bits, parameters and
-    `metrics.jsonl` alike. A finished fit returns at once from its last checkpoint, which is always written.
+    `metrics.jsonl` alike. A finished fit returns at once from its last checkpoint, which is always written. A SIGTERM
+    ends the process with exit code 143 after a checkpoint of the step under way (`pref_jax.train.preemption`).
 
     Args:
       name: stands in logs and progress; one folder holds the checkpoints of one name.
@@ -64,8 +72,8 @@ def fit(
       The state after the last step, on the mesh.
 
     Raises:
-      UserError: if the folder holds other or longer training, a checkpoint is damaged or does not fit, or the batch
-        size and the mesh do not agree.
+      UserError: if the folder holds other or longer training, a checkpoint is damaged or does not fit, the batch size
+        and the mesh do not agree, or `MOST_SKIPPED` steps in a row had a loss or gradient that was not finite.
     """
     folder, total = Path(folder), len(batches)
     mesh = mesh or _mesh_of(state)
@@ -77,11 +85,14 @@ def fit(
             return state
         frozen = _place(frozen, mesh)
         compiled = jit_step(step, state, frozen, mesh)
+        stopped = 0
         with contextlib.ExitStack() as stack:
+            end = stack.enter_context(preemption.watch())
             # Models pin activations to the batch axes of this mesh; else the compiler may gather whole batches.
             stack.enter_context(jax.set_mesh(mesh))
             feed = stack.enter_context(_feed(batches, start, mesh))
             scores = stack.enter_context(_Scores(name, folder, start, total, log_every, window, tensorboard, wandb))
+            scores.describe = lambda done: _described(batches[done - 1], checkpoints)
             for done, batch in enumerate(feed, start + 1):
                 with jax.transfer_guard("disallow"):
                     state, metrics = compiled(state, frozen, batch)
@@ -89,11 +100,30 @@ def fit(
                 evaluation = None
                 if evaluate is not None and _due(done, evaluate_every, total):
                     evaluation = scores.evaluated(done, evaluate(state))
-                if _due(done, checkpoint_every, total) or (evaluation and keep is not None and keep.best):
+                stopped = done if done < total and end.asked(done) else 0
+                best = bool(evaluation and keep is not None and keep.best)
+                if best or stopped or _due(done, checkpoint_every, total):
                     # Lines up to this step are in the file before the checkpoint is, so a resumed run lacks none.
                     metadata = {"name": name, "num_steps": total, "window": scores.flush()}
                     checkpoints.save(state, metadata, evaluation)
+                if stopped:
+                    break
+    if stopped:
+        checkpoints.wait()
+        log(f"{name}: asked to end (SIGTERM), saved after step {stopped} of {total}; the same command goes on")
+        raise SystemExit(preemption.EXIT_CODE)
     return state
+
+
+def _described(batch: Any, checkpoints: Checkpoints) -> str:
+    """Whose votes a batch holds, where it says so, and where the last checkpoint is."""
+    users = batch.get("user") if isinstance(batch, Mapping) else None
+    named = [] if users is None else sorted({int(user) for user in users})
+    more = ", ..." if len(named) > _NAMED else ""
+    told = f"its batch is of users {', '.join(map(str, named[:_NAMED]))}{more}; " if named else ""
+    latest = checkpoints.latest()
+    kept = "there is no checkpoint" if latest is None else f"the last checkpoint is {checkpoints.folder / str(latest)}"
+    return f"{told}{kept}"
 
 
 def jit_step(step: StepFn, state: TrainState, frozen: Any, mesh: Mesh) -> Callable[..., tuple[TrainState, Metrics]]:
@@ -179,11 +209,13 @@ class _Scores:
         tensorboard: bool,
         wandb: str | None,
     ):
-        self._total, self._log_every = total, log_every
+        self._name, self._total, self._log_every = name, total, log_every
         self._sums: dict[str, float] = dict(window.get("sums", {}))
         self._steps: int = window.get("steps", 0)
         self._skipped: int = window.get("skipped", 0)
         self._late: tuple[int, Metrics] | None = None
+        self._bad = 0
+        self.describe: Callable[[int], str] = lambda done: ""
         self._log = None
         if jax.process_index() == 0:
             self._log = MetricsLog(folder, name=name, step=start, tensorboard=tensorboard, wandb=wandb)
@@ -224,6 +256,12 @@ class _Scores:
 
     def _count(self, done: int, metrics: dict[str, float]) -> None:
         # A skipped step's scores would make every mean NaN: it is counted and left out of them.
+        self._bad = self._bad + 1 if metrics.get("skipped") else 0
+        if self._bad >= min(MOST_SKIPPED, self._total):
+            raise UserError(
+                f"{self._name}: loss or gradient was not finite in {self._bad} steps in a row, up to step {done}; "
+                f"{self.describe(done)}. Lower the learning rate, or use float32"
+            )
         if metrics.pop("skipped", 0.0):
             self._skipped += 1
             metrics = dict.fromkeys(metrics, 0.0)

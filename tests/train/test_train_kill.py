@@ -1,9 +1,10 @@
-"""A run killed again and again by SIGKILL, also while it writes a checkpoint, ends in the bits of an undisturbed one.
+"""A run killed again and again, also while it writes a checkpoint, ends in the bits of an undisturbed one.
 
 The file is its own victim: `python test_train_kill.py FOLDER` runs one small fit.
 """
 
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -68,6 +69,18 @@ def kill_at(folder: Path, moment, seconds: float = 180) -> bool:
     return early
 
 
+def terminate_at(folder: Path, moment, seconds: float = 180) -> tuple[int, str]:
+    """Asks a run to end at the first `moment`; its exit code and what it says."""
+    process = subprocess.Popen([sys.executable, __file__, str(folder)], stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + seconds
+    while process.poll() is None and not moment():
+        assert time.monotonic() < end, "the run hangs"
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=seconds)[1]
+    return process.returncode, said
+
+
 def test_killed_runs_end_in_the_same_bits(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     undisturbed = start(whole)  # side by side with the first kills, to save time
@@ -86,6 +99,16 @@ def test_killed_runs_end_in_the_same_bits(tmp_path):
     ]
     assert sum([kill_at(killed, moment) for moment in moments]) >= 2, "most kills come before the end"
     assert undisturbed.wait(180) == 0
+    # Every second step has a checkpoint by itself; one that is asked to end has one of any step.
+    before = max(int(step.name) for step in (killed / "checkpoints").iterdir() if step.name.isdecimal())
+    logged = len((killed / "metrics.jsonl").read_bytes())
+    code, said = terminate_at(killed, lambda: len((killed / "metrics.jsonl").read_bytes()) > logged)
+    if code:  # it had not ended before
+        assert code == 128 + signal.SIGTERM, said
+        assert "asked to end (SIGTERM), saved after step" in said
+        step = int(said.split("saved after step ")[1].split()[0])
+        assert before < step < STEPS
+        assert written(step)
     assert start(killed).wait(180) == 0
     ours, theirs = load_tree(killed / "done"), load_tree(whole / "done")
     assert int(ours["step"]) == STEPS

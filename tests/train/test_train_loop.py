@@ -1,3 +1,5 @@
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from pref_jax.data.loaders.batches import index_batches
 from pref_jax.errors import UserError
 from pref_jax.mesh import make_mesh, put_batch
+from pref_jax.train import loop
 from pref_jax.train.checkpoint import KeepConfig, restore_params
 from pref_jax.train.logging import read_metrics
 from pref_jax.train.loop import fit, jit_step
@@ -48,6 +51,16 @@ def make_batches(steps=STEPS, spoil=()):
         return {"x": X[index], "y": y}
 
     return rows.map(look_up)
+
+
+def spoil_from(steps):
+    """Batches of users 3, 7 and 9, without a number to learn in these steps."""
+
+    def change(number, batch):
+        y = batch["y"] * np.float32(np.nan if number in steps else 1)
+        return {**batch, "y": y, "user": np.array([7, 3, 7, 9] * 4)}
+
+    return make_batches().map_with_index(change)
 
 
 def run(folder, **changes):
@@ -131,6 +144,50 @@ def test_batches_that_are_not_finite_are_counted_and_left_out(tmp_path):
     skipped = [line["skipped"] for line in read_metrics(tmp_path)]
     assert sum(skipped) >= 3
     assert np.isfinite(losses(tmp_path)).all()
+
+
+@pytest.mark.parametrize("first", [0, 5])
+def test_a_training_that_has_diverged_ends_with_its_step_and_its_last_checkpoint(tmp_path, monkeypatch, first):
+    monkeypatch.setattr(loop, "MOST_SKIPPED", 4)
+    spoiled = spoil_from(range(first, STEPS))
+    kept = "there is no checkpoint" if first == 0 else "the last checkpoint is .*checkpoints/8"
+    told = f"not finite in 4 steps in a row, up to step {first + 4}; its batch is of users 3, 7, 9; {kept}"
+    with pytest.raises(UserError, match=told):
+        run(tmp_path, batches=spoiled, checkpoint_every=4)
+    # With better batches the same run goes on.
+    assert int(run(tmp_path, batches=spoil_from(())).step) == STEPS
+
+
+def test_single_steps_that_are_not_finite_end_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "MOST_SKIPPED", 2)
+    assert int(run(tmp_path, batches=spoil_from((0, 2, 4, 6, 11))).step) == STEPS
+
+
+def test_a_run_that_is_asked_to_end_saves_and_ends(tmp_path, reference):
+    def evaluate(state):
+        if int(state.step) == 5:
+            signal.raise_signal(signal.SIGTERM)
+        return {}
+
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path, evaluate=evaluate, evaluate_every=1)
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert (tmp_path / "checkpoints" / "5").is_dir()
+    state = run(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), reference[0])
+    np.testing.assert_array_equal(losses(tmp_path), reference[1])
+
+
+def test_whoever_handles_sigterm_keeps_it(tmp_path):
+    noted = []
+    signal.signal(signal.SIGTERM, lambda *_: noted.append(1))
+    try:
+        state = run(tmp_path, evaluate=lambda _: signal.raise_signal(signal.SIGTERM) or {}, evaluate_every=6)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert int(state.step) == STEPS
+    assert noted == [1, 1]
 
 
 def test_the_best_evaluation_is_kept(tmp_path):
