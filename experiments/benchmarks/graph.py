@@ -167,7 +167,7 @@ def gcf_layers(
     users: int = 500,
     prompts: int = 500,
     dim: int = 128,
-    seeds: tuple[int, ...] = (3, 4, 5),
+    seeds: tuple[int, ...] = (3, 4, 5, 6, 7),
     layers: Iterable[str] = tuple(LAYERS),
 ) -> list[Result]:
     """Every layer under its recipe (`linear_config`, or the fast one): accuracy on true preferences, where training
@@ -179,6 +179,7 @@ def gcf_layers(
     accuracy of the checkpoint that validation votes choose, and half of the 95 % interval.
     """
     worlds = {
+        "two camps, few votes, 20 % wrong": VotesConfig(users=2 * users, prompts=4 * prompts, noise=0.2),
         "two camps, few votes, 10 % wrong": VotesConfig(users=2 * users, prompts=4 * prompts, noise=0.1),
         "two camps, few votes": VotesConfig(users=2 * users, prompts=4 * prompts),
         "four camps, 10 % wrong": VotesConfig(users=users, prompts=prompts, each=16, camps=4, noise=0.1),

@@ -24,7 +24,7 @@ from lore_jax.weights.objective import Prior
 from lore_jax.weights.solve import solve_weights
 from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
-from pref_jax.lm import backbone, features, sharding_rules
+from pref_jax.lm import backbone, features, int8, sharding_rules
 from pref_jax.lm.config import LMConfig
 from pref_jax.mesh import batch_sharding, batch_shards, replicated
 from pref_jax.train.loop import jit_step
@@ -225,13 +225,14 @@ def _step(
 
 def base_shapes(work: Workspace) -> Any:
     """The frozen transformer's parameters, cut as they are loaded."""
-    shapes = backbone.shapes(work.text.config, jnp.dtype(work.text.settings.dtype))
-    specs = sharding_rules.specs(shapes, work.mesh)
-    return jax.tree.map(
+    how = work.text.settings.weights
+    shapes = backbone.shapes(work.text.config, how["dtype"])
+    found = jax.tree.map(
         lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(work.mesh, spec)),
         shapes,
-        specs,
+        sharding_rules.specs(shapes, work.mesh),
     )
+    return int8.shapes(found) if how["in_bytes"] else found
 
 
 def _pairs(rows: int, sizes: Sizes, lm: LMConfig, *, share: bool) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 
 from pref_jax.errors import Faults, UserError
 from pref_jax.files import write_json, write_tensors
-from pref_jax.lm import backbone, heads, hf_config, hub, layer_sizes, sharding_rules, weight_files, weights
+from pref_jax.lm import backbone, heads, hf_config, hub, int8, layer_sizes, sharding_rules, weight_files, weights
 from pref_jax.lm.checkpoint_config import find_head, load_config
 from pref_jax.lm.config import LMConfig
 from pref_jax.lm.stored_tensors import Tensor, read, read_whole
@@ -40,6 +40,7 @@ def load(
     mesh: Mesh | None = None,
     lm_head: bool = True,
     only: str = "",
+    in_bytes: bool = False,
 ) -> tuple[LMConfig, dict[str, Any]]:
     """Reads a checkpoint into plain parameters.
 
@@ -50,6 +51,7 @@ def load(
         all goes to the first device.
       lm_head: False leaves the next-token head out, which reward models have no use for.
       only: reads parameters under this name alone, such as "lm_head", where the others are at hand; "" for all.
+      in_bytes: the blocks' matrices in a byte a number (`pref_jax.lm.int8`), made of `dtype` one after another.
 
     Returns:
       The configuration, and parameters with the tree of `backbone.init`. Besides them, memory holds some rows of one
@@ -73,7 +75,8 @@ def load(
         if only and path.split("/")[0] != only:
             continue
         place = SingleDeviceSharding(jax.devices()[0]) if mesh is None else NamedSharding(mesh, placed[path])
-        _set(params, path, _read(sources[path], leaf, place, broken))
+        found = _read(sources[path], leaf, place, broken)
+        _set(params, path, int8.quantise_in_place(found) if in_bytes and int8.holds(path) else found)
     faults = Faults()
     for key in sorted(broken):
         fix = "fetch the file again, or take an earlier checkpoint of the training that wrote it"
@@ -111,6 +114,7 @@ def save(
             f"{folder}: a sequence classifier needs pad_token_id, by which transformers finds the end of each row; "
             "set it with dataclasses.replace(config, pad_token_id=...), to the tokenizer's padding or an unused token"
         )
+    int8.need_floats(params, str(folder))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     shards = _plan(config, flat(params), max_shard_bytes)

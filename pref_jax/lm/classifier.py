@@ -32,7 +32,7 @@ from pref_jax.data.text import chat_templates
 from pref_jax.data.text.tokenization import load_tokenizer
 from pref_jax.errors import Faults, UserError
 from pref_jax.files import atomic_folder, read_json, write_json, write_tensors
-from pref_jax.lm import checkpoint
+from pref_jax.lm import checkpoint, int8
 from pref_jax.lm.config import LMConfig
 from pref_jax.progress import log
 
@@ -111,12 +111,13 @@ def save_classifier(
 
     Raises:
       UserError: for shapes that do not fit, values that are not finite, doubled labels, texts longer than the model's
-        positions, a layer that no other engine stops at.
+        positions, a layer that no other engine stops at, a base held in bytes.
     """
     weight = np.array(weight, np.float32, order="C")
     offset = None if bias is None else np.array(bias, np.float32)
     length = config.max_positions if max_length is None else max_length
     _check(config, weight, offset, labels, layer, length)
+    int8.need_floats(params, str(folder))
     classifier, dense = config.as_classifier, config.as_classifier and config.dense_head
     trunk = {name: leaf for name, leaf in params.items() if name not in ("lm_head", "score")}
     if not dense:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int32
 
 from pref_jax import sharding
 from pref_jax.errors import Faults
-from pref_jax.lm import attention, bert, deberta, decoder, delta, gemma4
+from pref_jax.lm import attention, bert, deberta, decoder, delta, gemma4, int8
 from pref_jax.lm.attention import AttentionFn, Mask, Rows
 from pref_jax.lm.config import LMConfig
 
@@ -153,7 +153,7 @@ def _layer(
             x = jnp.broadcast_to(x, (batch, *x.shape[1:]))
             return y + apply_adapter(layer.adapters[name], x).astype(y.dtype)
 
-        block = module(config, family(config).Block, layer.weights)
+        block = module(config, family(config).Block, int8.widened(layer.weights, x.dtype))
         x = sharding.constrain(block(x, context, linear, look, layer.number == 0))
         return x, new if lent is None and keep else None
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from pref_jax.errors import UserError
+from pref_jax.lm import int8
 
 Adapters = dict[str, dict[str, Array]]
 
@@ -117,8 +118,10 @@ def merge(params: Mapping[str, Any], adapters: Mapping[str, Mapping[str, Array]]
 
     Raises:
       KeyError: if an adapter names a linear that the blocks do not have.
+      UserError: if the kernels are held in bytes (`pref_jax.lm.int8`), which would round the product away.
     """
     blocks = dict(params["blocks"])
+    int8.need_floats(blocks, "adapters cannot be merged in")
     for target, adapter in adapters.items():
         kernel = blocks[target]["kernel"]
         update = scale * jnp.einsum("zdr,zrf->zdf", adapter["a"], adapter["b"])

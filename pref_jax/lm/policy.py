@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from pref_jax import compile_cache
 from pref_jax.data.messages import as_chat
@@ -69,9 +68,7 @@ class Policy:
         config = self.config
         if config.tie_embeddings:
             return self.text.params
-        own = checkpoint.load(
-            self.text.folder, jnp.dtype(self.text.settings.dtype), mesh=self.text.mesh, only="lm_head"
-        )
+        own = checkpoint.load(self.text.folder, mesh=self.text.mesh, only="lm_head", **self.text.settings.weights)
         return {**self.text.params, **own[1]}
 
     @cached_property
