@@ -14,6 +14,7 @@ reach. Nothing is downloaded for the bases that `experiments/planning/bases.json
 import dataclasses
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +36,32 @@ def run(config: Config, workdir: Path, **own: Any) -> None:
     machine = hardware.find(machine_name(own["hardware"], sys.argv))
     asked = {field.name: own[field.name] for field in dataclasses.fields(Sizes)}
     sizes = Sizes(**{**asked, "tokens": own["tokens"] or config.backbone.max_length or SIZES.tokens})
-    work = open_planned(config, machine, workdir)
+    with tempfile.TemporaryDirectory() as base:
+        about, rows = _compiled(config, machine, sizes, Path(base), own["only"], search_too=own["search"])
+    write_json(workdir / "plan.json", {**about, "programs": rows})
+    write_text(workdir / "plan.md", report.markdown(about, rows))
+    log(f"{workdir / 'plan.md'}")
+
+
+def _compiled(
+    config: Config, machine: hardware.Hardware, sizes: Sizes, base: Path, only: list[str], *, search_too: bool
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What the plan is of, and a row for each program."""
+    work = open_planned(config, machine, base)
     found = programs(work, sizes)
-    if unknown := sorted(set(own["only"]) - set(found)):
+    if unknown := sorted(set(only) - set(found)):
         raise UserError(f"--only={','.join(unknown)}: no such program; there are {', '.join(found)}")
     rows = []
-    for name in own["only"] or found:
+    for name in only or found:
         log(f"{name}, for {machine.name} ...")
         planned = found[name]()
         compiled = compilers.compile_for(planned, machine)
         rows.append(report.row(name, planned, compiled, machine))
         log(f"  {report.sentence(rows[-1])}")
     about = report.about(config, machine, sizes, work)
-    if own["search"]:
-        about["search"] = search.best_step(config, machine, sizes, workdir)
-    write_json(workdir / "plan.json", {**about, "programs": rows})
-    write_text(workdir / "plan.md", report.markdown(about, rows))
-    log(f"{workdir / 'plan.md'}")
+    if search_too:
+        about["search"] = search.best_step(config, machine, sizes, base)
+    return about, rows
 
 
 def machine_name(asked: str, argv: list[str]) -> str:

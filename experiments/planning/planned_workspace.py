@@ -61,6 +61,6 @@ class PlannedWorkspace(Workspace):
         return folder
 
 
-def open_planned(config: Config, machine: Hardware, workdir: Path) -> Any:
-    """The workspace of a config on a machine; `workdir` gets the base's config.json."""
-    return PlannedWorkspace(config, 0, workdir, machine)
+def open_planned(config: Config, machine: Hardware, folder: Path) -> Any:
+    """The workspace of a config on a machine; the folder gets the base's config.json."""
+    return PlannedWorkspace(config, 0, folder, machine)

@@ -23,7 +23,7 @@ ROOM = 0.9
 KEPT = ("dots", "full")
 
 
-def best_step(config: Config, machine: Hardware, sizes: Sizes, workdir: Path) -> dict[str, Any]:
+def best_step(config: Config, machine: Hardware, sizes: Sizes, base: Path) -> dict[str, Any]:
     """All candidates and the fastest of those that take at most `ROOM`, as JSON values."""
     tried, too_large = [], []
     for mesh, remat, accumulate in candidates(config.reward.batch_size, machine.devices):
@@ -32,7 +32,7 @@ def best_step(config: Config, machine: Hardware, sizes: Sizes, workdir: Path) ->
         own = copy.deepcopy(config)
         own.mesh.update(mesh)
         own.reward.update({"accumulate": accumulate, "remat": remat})
-        planned = reward_step(open_planned(own, machine, workdir), sizes)
+        planned = reward_step(open_planned(own, machine, base), sizes)
         compiled = compilers.compile_for(planned, machine)
         found = report.row("reward step", planned, compiled, machine)
         fits = compiled.fits and compiled.peak <= ROOM * machine.chip.memory
