@@ -15,6 +15,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from pref_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
+# Where launchers tell each process how many they have started; the rest JAX finds by itself.
+LAUNCHERS = {"SLURM": "SLURM_STEP_NUM_TASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE"}
+# Seconds without a sign of life after which a process is taken for dead.
+HEARTBEAT = 30
 
 
 def initialize_distributed(
@@ -23,7 +27,10 @@ def initialize_distributed(
     """Joins the processes of several hosts into one job, if the arguments or the environment ask for it.
 
     The environment asks by JAX_COORDINATOR_ADDRESS (with JAX_NUM_PROCESSES and JAX_PROCESS_ID where the cluster
-    tells neither), or by naming several TPU_WORKER_HOSTNAMES. To be called before any other use of JAX.
+    tells neither), by naming several TPU_WORKER_HOSTNAMES (TPU pods, GKE), or by a launcher of `LAUNCHERS` that started
+    several processes (srun, mpirun). To be called before any other use of JAX.
+
+    A process that dies, or ends with an error, ends the others within a minute.
 
     Args:
       coordinator: address and port of process 0, "host:port".
@@ -34,14 +41,28 @@ def initialize_distributed(
       Whether a job of several processes was joined; False is the usual single process, left untouched.
 
     Raises:
-      UserError: if a number in the environment is none.
+      UserError: if a number in the environment is none, or the others cannot be reached.
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if coordinator is None and "," not in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+    pod = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    if coordinator is None and not pod and not any((_env_int(name) or 1) > 1 for name in LAUNCHERS.values()):
         return False
     num_processes = _env_int("JAX_NUM_PROCESSES") if num_processes is None else num_processes
     process_id = _env_int("JAX_PROCESS_ID") if process_id is None else process_id
-    jax.distributed.initialize(coordinator, num_processes, process_id)
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            # Else one that ends with an error waits five minutes for the others to end too.
+            shutdown_timeout_seconds=HEARTBEAT,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"several processes: {str(error).splitlines()[0]}; start all of them with the same "
+            "JAX_COORDINATOR_ADDRESS=host:port and JAX_NUM_PROCESSES, and JAX_PROCESS_ID from 0 on"
+        ) from error
     return True
 
 

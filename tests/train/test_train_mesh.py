@@ -54,8 +54,12 @@ def test_tree_shardings_keep_the_tree():
 
 
 def test_a_single_process_is_left_alone(monkeypatch):
-    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "TPU_WORKER_HOSTNAMES"):
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "TPU_WORKER_HOSTNAMES")
+    for name in (*names, *meshes.LAUNCHERS.values()):
         monkeypatch.delenv(name, raising=False)
+    assert meshes.initialize_distributed() is False
+    for name in meshes.LAUNCHERS.values():
+        monkeypatch.setenv(name, "1")
     assert meshes.initialize_distributed() is False
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
@@ -65,10 +69,30 @@ def test_a_single_process_is_left_alone(monkeypatch):
 
 def test_several_processes_are_joined_when_asked(monkeypatch):
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: calls.append(args))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: calls.append(args))
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "host:1234")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
     monkeypatch.setenv("JAX_PROCESS_ID", "2")
     assert meshes.initialize_distributed() is True
     assert meshes.initialize_distributed("other:1", 2, 0) is True
     assert calls == [("host:1234", 4, 2), ("other:1", 2, 0)]
+
+
+@pytest.mark.parametrize("launcher", sorted(meshes.LAUNCHERS))
+def test_launchers_that_start_several_processes_are_followed(monkeypatch, launcher):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: calls.append(args))
+    for name in ("JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(meshes.LAUNCHERS[launcher], "2")
+    assert meshes.initialize_distributed() is True
+    assert calls == [(None, None, None)]
+
+
+def test_others_who_cannot_be_reached_are_told(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("DEADLINE_EXCEEDED: no answer\nmore")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    with pytest.raises(UserError, match="several processes: DEADLINE_EXCEEDED: no answer; start all of them"):
+        meshes.initialize_distributed("host:1", 2, 0)
