@@ -33,7 +33,7 @@ STARTING = 4
 
 
 def service_crash(
-    kills: int = 20, seconds: float = 10.0, stores: Sequence[str] = ("sqlite", "postgresql")
+    kills: int = 100, seconds: float = 10.0, stores: Sequence[str] = ("sqlite", "postgresql")
 ) -> list[Result]:
     """One row of kills for each store, and one of an outage of PostgreSQL.
 
