@@ -86,7 +86,7 @@ def _define(values: flags.FlagValues) -> None:
 
 
 def main() -> None:
-    """Starts anew with the machine's compiler, then plans."""
+    """Starts again with the machine's compiler, then plans."""
     if not {"--help", "-h", "-help"} & set(sys.argv):
         try:
             asked = [arg.split("=", 1)[1] for arg in sys.argv if arg.startswith("--hardware=")]

@@ -48,7 +48,7 @@ class Compiled(NamedTuple):
 
 
 def enter(hardware: Hardware, site: Path = SITE) -> None:
-    """Starts this process anew with the compiler of a machine, unless it has it.
+    """Starts this process again with the compiler of a machine, unless it has it.
 
     Raises:
       UserError: if the compiler is not installed.

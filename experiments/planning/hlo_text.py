@@ -23,6 +23,7 @@ _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _NAME = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = ")
 _COMMENT = re.compile(r"/\*.*?\*/")
 _OPCODE = re.compile(r"([\w\-]+)\(")
+_TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _OPERAND = re.compile(r"%([\w.\-]+)")
 
 
@@ -78,6 +79,12 @@ class Instruction(NamedTuple):
     def bytes(self) -> int:
         """Of main memory that its results take."""
         return sum(shape.bytes for shape in self.shapes)
+
+    @property
+    def target(self) -> str:
+        """Of a custom call, what it calls, such as "__cublas$gemm"; "" of others."""
+        found = _TARGET.search(self.attributes)
+        return found[1] if found else ""
 
     def called(self, attribute: str) -> list[str]:
         """Names of the computations that an attribute such as "calls" or "branch_computations" holds."""

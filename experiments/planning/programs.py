@@ -4,6 +4,7 @@ Axes: B pairs or rows of a batch, L tokens of a row, U users, N responses, n pai
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -91,7 +92,7 @@ def reward_step(work: Workspace, sizes: Sizes) -> Planned:
     own, config = settings.training, settings.model(lm)
     base = base_shapes(work)
     dim = work.graph.dim
-    init = lambda: reward_model.init(config, jax.random.key(0), embedding_dim=dim, base=None)  # noqa: E731
+    init = functools.partial(reward_model.init, config, jax.random.key(0), embedding_dim=dim)
     batch = {"user": jax.ShapeDtypeStruct((own.batch_size,), jnp.int32)}
     batch |= _pairs(own.batch_size, sizes, lm, share=own.share_prefix)
     table = _copied(jax.ShapeDtypeStruct((sizes.users, dim), jnp.float32), mesh)
@@ -112,8 +113,7 @@ def scoring(work: Workspace, sizes: Sizes) -> Planned:
     dim = work.graph.dim
     params = jax.eval_shape(lambda: reward_model.init(config, jax.random.key(0), embedding_dim=dim))
     table = jax.ShapeDtypeStruct((sizes.users, dim), jnp.float32)
-    shapes = (rows, sizes.tokens)
-    texts = _cut((jax.ShapeDtypeStruct(shapes, jnp.int32), jax.ShapeDtypeStruct(shapes, jnp.bool_)), mesh)
+    texts = _texts(rows, sizes, mesh)
     route = _cut(jax.ShapeDtypeStruct((rows,), jnp.int32), mesh)
     given = _copied(params, mesh), base_shapes(work), _copied(table, mesh)
     with jax.set_mesh(mesh):
@@ -125,8 +125,7 @@ def text_features(work: Workspace, sizes: Sizes) -> Planned:
     """Pooled states of a batch of texts."""
     lm, mesh = work.text.config, work.mesh
     rows = _rows(work.config.backbone.batch_size, mesh)
-    shapes = (rows, sizes.tokens)
-    texts = _cut((jax.ShapeDtypeStruct(shapes, jnp.int32), jax.ShapeDtypeStruct(shapes, jnp.bool_)), mesh)
+    texts = _texts(rows, sizes, mesh)
     with jax.set_mesh(mesh):
         lowered = features.pooled.lower(lm, base_shapes(work), *texts, layer=work.text.layer)
     return Planned(lowered, forward_operations(lm, rows * sizes.tokens, sizes.tokens), rows, "texts")
@@ -143,7 +142,7 @@ def deep_step(work: Workspace, sizes: Sizes) -> Planned:
     batch["mask"] = jax.ShapeDtypeStruct((users, each), jnp.bool_)
     batch["support"] = jax.ShapeDtypeStruct((users, section.splits, each), jnp.bool_)
     trainer = optimizer_by_group(settings.optimizer, ("prior",), lr_mult=section.prior_lr_mult)
-    init = lambda: deep.init(config, jax.random.key(0))  # noqa: E731
+    init = functools.partial(deep.init, config, jax.random.key(0))
     frozen = {"base": base_shapes(work)}
     lowered = _step(init, frozen, deep.make_loss(config), trainer, batch, settings.accumulate, mesh)
     tokens = sum(math.prod(leaf.shape) for name, leaf in flat.items() if name in ("tokens", "chosen", "rejected"))
@@ -244,6 +243,12 @@ def _pairs(rows: int, sizes: Sizes, lm: LMConfig, *, share: bool) -> dict[str, A
     ids = jax.ShapeDtypeStruct((rows, sizes.tokens), jnp.int32)
     mask = jax.ShapeDtypeStruct((rows, sizes.tokens), jnp.bool_)
     return {"chosen": ids, "chosen_mask": mask, "rejected": ids, "rejected_mask": mask}
+
+
+def _texts(rows: int, sizes: Sizes, mesh: Mesh) -> Any:
+    """Tokens and mask of so many texts."""
+    shape = (rows, sizes.tokens)
+    return _cut((jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.bool_)), mesh)
 
 
 def _copied(tree: Any, mesh: Mesh) -> Any:
