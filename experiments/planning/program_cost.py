@@ -6,7 +6,7 @@ loop over micro-batches. Here every instruction counts as often as it runs.
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from experiments.planning.hlo_text import Computation, Instruction, Program
@@ -263,14 +263,7 @@ def _group(attributes: str) -> int:
 def _sent(kind: str, given: float, whole: float, group: int) -> float:
     """Bytes that each device of a group sends, by the ring algorithms that move the least."""
     share = 0.0 if group == 1 else 1.0 if group == 0 else (group - 1) / group
-    moves: Mapping[str, Callable[[], float]] = {
-        "all-gather": lambda: whole * share,
-        "all-reduce": lambda: 2 * whole * share,
-        "reduce-scatter": lambda: given * share,
-        "all-to-all": lambda: given * share,
-        "ragged-all-to-all": lambda: given * share,
-    }
-    return moves[kind]() if kind in moves else given
+    return share * {"all-gather": whole, "all-reduce": 2 * whole}.get(kind, given)
 
 
 def _whole(one: Instruction) -> float:
