@@ -289,7 +289,7 @@ def test_equal_texts_are_read_once(base, monkeypatch):
 def test_a_text_model_tells_what_is_wrong(base):
     for options, message in (
         ({"pooling": "max"}, "pooling is 'max'"),
-        ({"dtype": "int8"}, "dtype is 'int8'"),
+        ({"dtype": "int4"}, "dtype is 'int4'"),
         ({"layer": -3}, "layer at least -1"),
         ({"length": 3}, "unknown options length; there are batch_size, chat_template"),
     ):

@@ -213,7 +213,7 @@ def test_where_nobody_shares_a_choice_all_users_of_the_graph_are_asked(model):
 def test_more_users_compile_nothing_again(model):
     model.add_votes("first", [vote(1, likes_short=True)])
     scored(model, "first")
-    program: Any = training._rewards
+    program: Any = training.table_rewards
     programs = program._cache_size()
     for number in range(12):
         model.add_votes(f"new-{number}", [vote(number, likes_short=True)])
