@@ -99,6 +99,6 @@ def compile_for(planned: Planned, hardware: Hardware) -> Compiled:
     arguments, temporaries = stats.argument_size_in_bytes, stats.temp_size_in_bytes
     code = stats.generated_code_size_in_bytes
     peak = arguments + temporaries + stats.output_size_in_bytes - stats.alias_size_in_bytes + code
-    work = program_cost.count(parse(compiled.as_text() or ""))
+    work = program_cost.count(parse(compiled.as_text()))
     found = roofline.estimate(work, hardware.chip)
     return Compiled(peak <= hardware.chip.memory, arguments, temporaries, peak, work, found, seconds)

@@ -115,7 +115,7 @@ class Program(NamedTuple):
     entry: str
 
 
-def parse(text: str) -> Program:
+def parse(text: str | None) -> Program:
     """Reads what `jax.stages.Compiled.as_text` gives.
 
     Raises:
@@ -129,7 +129,7 @@ def parse(text: str) -> Program:
       (8, 8)
     """
     computations, entry = {}, ""
-    for name, first, lines in _blocks(text.splitlines()):
+    for name, first, lines in _blocks((text or "").splitlines()):
         found = [_instruction(line) for line in lines]
         roots = [one.name for line, one in zip(lines, found, strict=True) if line.lstrip().startswith("ROOT ")]
         computations[name] = Computation({one.name: one for one in found}, roots[0] if roots else found[-1].name)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -32,8 +33,8 @@ def _on_cpu(config, tmp_path, devices=1):
     return work
 
 
-def _small_gemma(tmp_path, **changes):
-    config = copl.get_config("gemma_2b,h200")
+def _small_gemma(tmp_path, **changes) -> Any:
+    config: Any = copl.get_config("gemma_2b,h200")
     base = json.loads(BASES.read_text())["google/gemma-2b-it"]
     sizes = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 32}
     base |= sizes | {"num_hidden_layers": 3, "vocab_size": 512} | changes
@@ -94,6 +95,8 @@ def test_texts_that_begin_alike_are_read_once(tmp_path):
     work = _on_cpu(_small_gemma(tmp_path), tmp_path)
     apart = programs.reward_step(work, SMALL)
     together = programs.reward_step(work, Sizes(users=40, responses=60, votes=200, tokens=64, shared=48))
+    assert together.useful is not None
+    assert apart.useful is not None
     assert together.useful < 0.7 * apart.useful
 
 
