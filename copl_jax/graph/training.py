@@ -184,9 +184,8 @@ def lower_round(
     key, dtype = jax.random.key(0), jnp.float32
 
     def placed(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
-        spec = sharding.fitting(_spec(path, leaf), jnp.shape(leaf), mesh)
         kind = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
-        return jax.ShapeDtypeStruct(jnp.shape(leaf), kind, sharding=NamedSharding(mesh, spec))
+        return jax.ShapeDtypeStruct(jnp.shape(leaf), kind, sharding=_lies(path, leaf, mesh))
 
     data = tuple(
         jax.tree_util.tree_map_with_path(placed, part)
@@ -373,13 +372,18 @@ def _spec(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
     return SHARDED if jnp.ndim(leaf) > 0 and not any(own in name for own in _COPIED) else REPLICATED
 
 
+def _lies(path: tuple[Any, ...], leaf: Any, mesh: Mesh) -> NamedSharding:
+    """`_spec` on a mesh, where its devices divide the leaf."""
+    return NamedSharding(mesh, sharding.fitting(_spec(path, leaf), jnp.shape(leaf), mesh))
+
+
 def _place(tree: Any, mesh: Mesh | None) -> Any:
     """Puts arrays on the mesh, cut where its devices divide them."""
     if mesh is None:
         return jax.device_put(tree)
 
     def place(path: tuple[Any, ...], leaf: Any) -> Any:
-        return jax.device_put(leaf, NamedSharding(mesh, sharding.fitting(_spec(path, leaf), jnp.shape(leaf), mesh)))
+        return jax.device_put(leaf, _lies(path, leaf, mesh))
 
     return jax.tree_util.tree_map_with_path(place, tree)
 

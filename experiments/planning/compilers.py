@@ -88,11 +88,9 @@ def compile_for(planned: Planned, hardware: Hardware) -> Compiled:
         compiled = planned.lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         used = _USED.search(str(error))
-        if used is None:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise UserError(f"{hardware.name}: the compiler stops: {str(error).splitlines()[0]}") from error
-            return Compiled(False, 0, 0, 0, None, None, time.perf_counter() - start)
-        peak = int(float(used[1]) * _UNITS[used[2]])
+        if used is None and "RESOURCE_EXHAUSTED" not in str(error):
+            raise UserError(f"{hardware.name}: the compiler stops: {str(error).splitlines()[0]}") from error
+        peak = int(float(used[1]) * _UNITS[used[2]]) if used else 0
         return Compiled(False, 0, 0, peak, None, None, time.perf_counter() - start)
     seconds = time.perf_counter() - start
     stats: Any = compiled.memory_analysis()

@@ -81,6 +81,11 @@ class Instruction(NamedTuple):
         return sum(shape.bytes for shape in self.shapes)
 
     @property
+    def whole(self) -> int:
+        """Bytes of its results, wherever they lie."""
+        return sum(shape.whole for shape in self.shapes)
+
+    @property
     def target(self) -> str:
         """Of a custom call, what it calls, such as "__cublas$gemm"; "" of others."""
         found = _TARGET.search(self.attributes)

@@ -90,7 +90,7 @@ def count(program: Program) -> Work:
     """
     counter = _Counter(program)
     counter.run(program.entry, 1, hidden=False)
-    return Work(counter.pieces, counter.unknown, counter.kernels)
+    return counter.work
 
 
 class _Counter:
@@ -98,9 +98,7 @@ class _Counter:
 
     def __init__(self, program: Program):
         self._program = program
-        self.pieces: list[Piece] = []
-        self.unknown: list[str] = []
-        self.kernels: dict[str, int] = {}
+        self.work = Work([], [], {})
 
     def run(self, name: str, times: int, *, hidden: bool) -> None:
         """Counts a computation that runs so often."""
@@ -113,7 +111,7 @@ class _Counter:
             if one.opcode == "while":
                 trips = _trips(self._program, own, one)
                 if trips is None:
-                    self.unknown.append(one.name)
+                    self.work.unknown_loops.append(one.name)
                 for part in ("body", "condition"):
                     self.run(one.called(part)[0], times * (1 if trips is None else trips), hidden=hidden)
             elif one.opcode == "conditional":
@@ -133,12 +131,15 @@ class _Counter:
         for name in names:
             branch = _Counter(self._program)
             branch.run(name, times, hidden=hidden)
-            counted.append(branch)
-        most = max(counted, key=lambda found: (Work(found.pieces, [], {}).operations, Work(found.pieces, [], {}).bytes))
-        self.pieces += most.pieces
-        self.unknown += most.unknown
+            counted.append(branch.work)
+        most = max(counted, key=lambda work: (work.operations, work.bytes))
+        self.work.pieces.extend(most.pieces)
+        self.work.unknown_loops.extend(most.unknown_loops)
         for target, number in most.kernels.items():
-            self.kernels[target] = self.kernels.get(target, 0) + number
+            self._call(target, number)
+
+    def _call(self, target: str, times: int) -> None:
+        self.work.kernels[target] = self.work.kernels.get(target, 0) + times
 
     def _collective(
         self, own: Computation, one: Instruction, kind: str, times: int, hidden: bool, channels: set[str]
@@ -149,21 +150,21 @@ class _Counter:
             return
         channels.update(() if channel is None else (channel[1],))
         given = [own.instructions[name] for name in one.operands]
-        taken = sum(_whole(operand) for operand in given)
-        whole = _whole(one)
+        taken = sum(operand.whole for operand in given)
+        whole = one.whole
         if one.opcode.endswith("-start") and len(one.shapes) > len(given):
             whole -= taken  # its tuple holds what was given too
         group = _group(one.attributes)
         sent = _sent(kind, taken, whole, group)
         if sent:
-            self.pieces.append(Piece(one.name, kind, 0.0, sent, times, hidden))
+            self.work.pieces.append(Piece(one.name, kind, 0.0, sent, times, hidden))
 
     def _compute(self, own: Computation, one: Instruction, times: int, channels: set[str]) -> None:
         work, bytes_moved = operations(self._program, own, one), moved(self._program, own, one)
         if one.target:
-            self.kernels[one.target] = self.kernels.get(one.target, 0) + times
+            self._call(one.target, times)
         if work or bytes_moved:
-            self.pieces.append(Piece(one.name, "compute", work, bytes_moved, times))
+            self.work.pieces.append(Piece(one.name, "compute", work, bytes_moved, times))
         for called in one.called("calls") if one.opcode == "fusion" else ():
             for inner in _within(self._program, called):
                 for part in inner.instructions.values():
@@ -264,8 +265,3 @@ def _sent(kind: str, given: float, whole: float, group: int) -> float:
     """Bytes that each device of a group sends, by the ring algorithms that move the least."""
     share = 0.0 if group == 1 else 1.0 if group == 0 else (group - 1) / group
     return share * {"all-gather": whole, "all-reduce": 2 * whole}.get(kind, given)
-
-
-def _whole(one: Instruction) -> float:
-    """Bytes of an instruction's results, wherever they lie."""
-    return sum(shape.whole for shape in one.shapes)

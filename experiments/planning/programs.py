@@ -100,10 +100,8 @@ def reward_step(work: Workspace, sizes: Sizes) -> Planned:
     trainer = load_balancing.optimizer(config.gate, optimizer(own.optimizer), num_steps=steps)
     frozen = {"base": base, "users": table}
     lowered = _step(init, frozen, reward_model.make_loss(config), trainer, batch, own.accumulate, mesh)
-    tokens = math.prod(batch[next(name for name in batch if name in ("tokens", "chosen"))].shape)
-    tokens *= 1 if "tokens" in batch else 2
     # Forward, and backward to the inputs alone: the weights are frozen.
-    return Planned(lowered, 2 * forward_operations(lm, tokens, sizes.tokens), own.batch_size, "pairs")
+    return Planned(lowered, 2 * forward_operations(lm, _tokens(batch), sizes.tokens), own.batch_size, "pairs")
 
 
 def scoring(work: Workspace, sizes: Sizes) -> Planned:
@@ -145,8 +143,7 @@ def deep_step(work: Workspace, sizes: Sizes) -> Planned:
     init = functools.partial(deep.init, config, jax.random.key(0))
     frozen = {"base": base_shapes(work)}
     lowered = _step(init, frozen, deep.make_loss(config), trainer, batch, settings.accumulate, mesh)
-    tokens = sum(math.prod(leaf.shape) for name, leaf in flat.items() if name in ("tokens", "chosen", "rejected"))
-    return Planned(lowered, 2 * forward_operations(lm, tokens, sizes.tokens), users * each, "pairs")
+    return Planned(lowered, 2 * forward_operations(lm, _tokens(flat), sizes.tokens), users * each, "pairs")
 
 
 def graph_round(work: Workspace, sizes: Sizes) -> Planned:
@@ -243,6 +240,11 @@ def _pairs(rows: int, sizes: Sizes, lm: LMConfig, *, share: bool) -> dict[str, A
     ids = jax.ShapeDtypeStruct((rows, sizes.tokens), jnp.int32)
     mask = jax.ShapeDtypeStruct((rows, sizes.tokens), jnp.bool_)
     return {"chosen": ids, "chosen_mask": mask, "rejected": ids, "rejected_mask": mask}
+
+
+def _tokens(batch: Mapping[str, Any]) -> int:
+    """Tokens of a batch of pairs, padding among them."""
+    return sum(math.prod(leaf.shape) for name, leaf in batch.items() if name in ("tokens", "chosen", "rejected"))
 
 
 def _texts(rows: int, sizes: Sizes, mesh: Mesh) -> Any:
