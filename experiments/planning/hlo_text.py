@@ -151,11 +151,13 @@ def _blocks(lines: Sequence[str]) -> Iterator[tuple[str, bool, list[str]]]:
         if not name:
             if head := _HEAD.match(line):
                 name, first, own = head[2], head[1] is not None, []
-        elif line.startswith("}"):
+        elif line.rstrip() == "}":
             yield name, first, own
             name = ""
         elif _NAME.match(line):
             own.append(line)
+        elif own:  # what a kernel says of itself has several lines
+            own[-1] += line
 
 
 def _instruction(line: str) -> Instruction:

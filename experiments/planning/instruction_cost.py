@@ -12,6 +12,9 @@ _SEEN_THROUGH = {"bitcast", "reshape", "copy", "convert"}
 _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 _GEMM_CONTRACTED = re.compile(r'"lhs_contracting_dimensions":\[([^\]]*)\]')
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
+# Products of queries' and keys' size in the kernels of splash attention: scores and values; scores, their gradients and
+# those of the queries; and those of keys and values.
+_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 _COST = re.compile(r'"cost_estimate":\{"flops":"?(\d+)')
 
 
@@ -30,9 +33,19 @@ def operations(program: Program, own: Computation, one: Instruction) -> float:
     if one.opcode == "custom-call":
         if "gemm" in one.target or "matmul" in one.target:
             return _product(own, one, _GEMM_CONTRACTED)
+        if kernel := re.match(r"splash_m[hq]a_(fwd|dq|dkv)", one.name):
+            return _splash(own, one, _PRODUCTS[kernel[1]])
         cost = _COST.search(one.attributes)
         return float(cost[1]) if cost else 0.0
     return 0.0
+
+
+def _splash(own: Computation, one: Instruction, products: int) -> float:
+    """Of splash attention, as if every query met every key: what may be left out is known when it runs."""
+    given = [own.instructions[name].shapes[0] for name in one.operands]
+    # Behind the numbers of blocks come queries and keys.
+    q, k = [shape.dims for shape in given if "f" in shape.kind][:2]
+    return 2.0 * products * math.prod(q) * k[-2]
 
 
 def _product(own: Computation, one: Instruction, contracted: re.Pattern[str]) -> float:

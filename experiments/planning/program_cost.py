@@ -207,8 +207,16 @@ def _trips(program: Program, own: Computation, loop: Instruction) -> int | None:
     if given.opcode != "tuple":
         return None
     start, body = _constant(own, given.operands[place]), program.computations[loop.called("body")[0]]
-    step, last = _step(body, place), int(sides[1].literal)
-    return None if start is None or not step else max(0, -(-(last - start) // step))
+    step, last = _step(program, body, place), int(sides[1].literal)
+    if start is None or step is None:
+        return None
+    source, more = step
+    if source != place:  # a loop that begins its next turn early holds the next turn's counter too
+        ahead, again = _constant(own, given.operands[source]), _step(program, body, source)
+        if ahead is None or again != (source, ahead + more - start):
+            return None
+        more = ahead + more - start
+    return max(0, -(-(last - start) // more)) if more else None
 
 
 def _index(one: Instruction) -> int:
@@ -225,25 +233,36 @@ def _constant(own: Computation, name: str) -> int | None:
     return int(one.literal) if one.opcode == "constant" else None
 
 
-def _step(body: Computation, place: int) -> int | None:
-    """By how much a loop's body raises a part of its tuple: unrolled loops do so several times."""
-    root, total = body.instructions[body.root], 0
+def _step(program: Program, body: Computation, place: int) -> tuple[int, int] | None:
+    """Which part of its tuple a loop's body makes the next value of a part of, and by how much it raises it."""
+    root = body.instructions[body.root]
     if root.opcode != "tuple":
         return None
-    one = body.instructions[root.operands[place]]
-    while one.opcode != "get-tuple-element":
+    found = _raised(program, body, root.operands[place])
+    return None if found is None or found[0].opcode != "get-tuple-element" else (_index(found[0]), found[1])
+
+
+def _raised(program: Program, own: Computation, name: str) -> tuple[Instruction, int] | None:
+    """What a number is made of by adding constants, and their sum: unrolled loops add several times."""
+    one, total = own.instructions[name], 0
+    while one.opcode in ("add", "copy", "bitcast", "fusion"):
+        place = 0
         if one.opcode == "add":
-            constants = [_constant(body, name) for name in one.operands]
-            known = [place for place, value in enumerate(constants) if value is not None]
+            constants = [_constant(own, operand) for operand in one.operands]
+            known = [side for side, value in enumerate(constants) if value is not None]
             if len(known) != 1:
                 return None
+            place = 1 - known[0]
             total += constants[known[0]] or 0
-            one = body.instructions[one.operands[1 - known[0]]]
-        elif one.opcode in ("copy", "bitcast"):
-            one = body.instructions[one.operands[0]]
-        else:
-            return None
-    return total if _index(one) == place else None
+        elif one.opcode == "fusion":
+            inner = program.computations[one.called("calls")[0]]
+            found = _raised(program, inner, inner.root)
+            if found is None or found[0].opcode != "parameter":
+                return None
+            place = int(found[0].literal)
+            total += found[1]
+        one = own.instructions[one.operands[place]]
+    return one, total
 
 
 # --- collectives ---

@@ -50,7 +50,7 @@ def _attention(kernels: Mapping[str, int]) -> str:
     fused = [name for name in kernels if "fmha" in name.lower() or "attention" in name.lower() or "splash" in name]
     if fused:
         return ", ".join(sorted(fused))
-    return "Pallas kernel" if "tpu_custom_call" in kernels else "products that write all scores"
+    return "splash (Pallas)" if "tpu_custom_call" in kernels else "products that write all scores"
 
 
 def about(config: Any, machine: Hardware, sizes: Sizes, work: Workspace) -> dict[str, Any]:
@@ -109,7 +109,23 @@ def markdown(told: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     lines += [_line(one) for one in rows]
     if loops := [f"{one['program']} ({one['unknown_loops']})" for one in rows if one.get("unknown_loops")]:
         lines += ["", f"Loops that end when something is reached count once: {', '.join(loops)}."]
+    if "search" in told:
+        lines += ["", *_search(told["search"])]
     return "\n".join(lines) + "\n"
+
+
+def _search(found: Mapping[str, Any]) -> list[str]:
+    """Steps that were tried, the fastest first, then those that find no room."""
+    tried = sorted(found["tried"], key=lambda one: (not one["room"], one.get("estimate_seconds", 0.0)))
+    lines = ["## Steps that were tried", "", "| Mesh | Remat | Micro-batches | Memory | Time at best | Products |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for one in tried:
+        mesh = " ".join(f"{name}={size}" for name, size in one["mesh"].items())
+        memory = f"{one['peak_bytes'] / GB:.2f} GB"
+        told = f"{one['estimate_seconds']:.3g} s | {one['estimate_utilisation']:.0%}" if one["room"] else "no room |"
+        mark = "**" if one == found["best"] else ""
+        lines.append(f"| {mark}{mesh}{mark} | {one['remat']} | {one['accumulate']} | {memory} | {told} |")
+    return lines
 
 
 def _line(one: Mapping[str, Any]) -> str:

@@ -9,13 +9,13 @@ beginning (the trunk) and then what each goes on with (its branch): see `branche
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
-from pref_jax.lm import layers
+from pref_jax.lm import layers, splash
 
 Mask = Bool[Array, "B L"] | Int32[Array, "B L"]
 Queries = Float[Array, "B L N H"]
@@ -24,6 +24,8 @@ Allowed = Bool[Array, "B 1 L S"]
 Mixed = Float[Array, "B L D"]
 Sinks = Float[Array, " N"]
 Bias = Float[Array, "B N L S"]
+# Queries from which on TPUs the kernel is worth its start; shorter rows have few scores.
+SPLASH_FROM = 256
 
 
 class Rows(NamedTuple):
@@ -120,20 +122,28 @@ def visible(rows: Rows, *, causal: bool, window: int | None = None, keys: Rows |
 def attend(
     q: Queries, k: Keys, v: Keys, allowed: Allowed, *, scale: float, softcap: float | None = None, **more: Array
 ) -> Mixed:
-    """Attention by the best means at hand: cuDNN's flash attention where it can be had, `plain` elsewhere.
+    """Attention by the best means where it runs: a kernel that never holds a row's scores, or else `plain`.
 
-    It can be had on NVIDIA GPUs, in half precision, for heads of 8, 16, ... 128 features, rows of even length, and
-    without soft-cap, sinks or bias. A query that may look nowhere gets some finite vector of no matter.
+    On TPUs `splash`, for rows of at least `SPLASH_FROM` queries and without bias. On NVIDIA GPUs cuDNN's, in half
+    precision, for heads of 8, 16, ... 128 features, rows of even length, and without soft-cap, sinks or bias. A query
+    that may look nowhere gets some finite vector of no matter.
     """
+    platform = _platform()
+    if platform == "tpu" and q.shape[1] >= SPLASH_FROM and "bias" not in more:
+        return splash.splash(q, k, v, allowed, scale=scale, softcap=softcap, **more)
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     fits = q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0
-    if half and fits and softcap is None and not more and _on_cuda():
+    if platform == "cuda" and half and fits and softcap is None and not more:
         return flash(q, k, v, allowed, scale=scale)
     return plain(q, k, v, allowed, scale=scale, softcap=softcap, **more)
 
 
-def _on_cuda() -> bool:
-    return jax.default_backend() == "gpu" and "cuda" in jax.devices()[0].client.platform_version.lower()
+def _platform() -> str:
+    """Where the program will run: on the mesh that is set, whose devices need not be here, or by default."""
+    device: Any = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    if device.platform in ("gpu", "cuda"):
+        return "rocm" if device.device_kind.startswith("AMD") else "cuda"
+    return device.platform
 
 
 def flash(q: Queries, k: Keys, v: Keys, allowed: Allowed, *, scale: float, softcap: float | None = None) -> Mixed:

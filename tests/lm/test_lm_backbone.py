@@ -393,7 +393,7 @@ def test_flash_attention_is_taken_where_cudnn_can_do_it_only(monkeypatch):
         return bool(taken)
 
     assert not taken_for()
-    monkeypatch.setattr(attention, "_on_cuda", lambda: True)
+    monkeypatch.setattr(attention, "_platform", lambda: "cuda")
     assert taken_for()
     assert taken_for(features=128, dtype=jnp.float16)
     assert not any([taken_for(length=5), taken_for(features=12), taken_for(features=256)])
