@@ -66,7 +66,7 @@ def environment(hardware: Hardware, folder: Path) -> Mapping[str, str]:
     paths = [str(folder), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     own = {_MARK: hardware.kind, "PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"}
     if hardware.kind == "tpu":
-        # Else it asks the cloud's metadata which TPU it is on, and keeps other processes from the TPU that is not there.
+        # Else it asks the cloud's metadata which TPU it is on, and keeps other processes from what is not there.
         own |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
         return {**own, "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}
     return {**own, "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}

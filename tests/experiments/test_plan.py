@@ -109,12 +109,38 @@ def test_batches_that_do_not_come_out_even_are_refused(tmp_path):
         Sizes(tokens=8, shared=8)
 
 
-def test_the_search_tries_the_largest_micro_batches_first_and_all_meshes():
-    found = list(search.candidates(128, 8))
-    assert found[0] == ({"data": 8, "fsdp": 1, "tensor": 1}, "dots", 1)
-    assert {mesh["fsdp"] for mesh, _, _ in found} == {1, 2, 4, 8}
-    assert {parts for _, _, parts in found} == {1, 2, 4, 8, 16}
-    assert all(128 % (parts * 8) == 0 for _, _, parts in found)
+def _imagined(mesh, remat, accumulate):
+    """A step whose cost is known: whole copies take room, cutting them costs time in each micro-batch."""
+    rows = 16 / accumulate
+    weights, each = 8 / mesh["fsdp"], {"dots": 4, "full": 1}[remat]
+    products = {"dots": 6.0, "full": 8.0}[remat]
+    seconds = products + 0.1 * accumulate * (mesh["fsdp"] - 1)
+    return {
+        "mesh": mesh,
+        "remat": remat,
+        "accumulate": accumulate,
+        "peak_bytes": weights + rows * each,
+        "temporary_bytes": rows * each,
+        "room": weights + rows * each <= 16,
+        "estimate_products": products,
+        "estimate_seconds": seconds,
+    }
+
+
+def test_the_search_finds_the_fastest_step_in_few_attempts():
+    every = [
+        _imagined(mesh, remat, 1 << power) for mesh in search.meshes(8) for remat in search.KEPT for power in range(5)
+    ]
+    fastest = min((one for one in every if one["room"]), key=lambda one: one["estimate_seconds"])
+    found = search.search(_imagined, 128, 8, 16)
+    assert found["best"]["estimate_seconds"] == fastest["estimate_seconds"]
+    assert found["best"]["mesh"]["fsdp"] == 1
+    assert len(found["tried"]) < 0.6 * len(every)
+    assert all(one["accumulate"] <= 16 for one in found["tried"])
+    # What recomputes everything takes longer in its products alone; it is looked at once.
+    assert sum(one["remat"] == "full" for one in found["tried"]) <= 2
+    with pytest.raises(UserError, match="no step fits this machine"):
+        search.search(lambda *own: {**_imagined(*own), "room": False}, 128, 8, 16)
 
 
 @pytest.mark.parametrize("kind", ["tpu", "cuda"])
