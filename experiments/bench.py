@@ -17,6 +17,7 @@ from experiments.benchmarks import (
     adapt,
     asking,
     backbone,
+    device,
     experts,
     first_call,
     fuzz,
@@ -68,6 +69,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "backbone_step": backbone.backbone_step,
     "load_memory": loading.load_memory,
     "lore_fit": joint.lore_fit,
+    "device": device.device,
 }
 
 

@@ -1,4 +1,4 @@
-"""The reference of the transformer's benchmarks: a reward model of transformers and PEFT, in torch on CPU.
+"""The reference of the transformer's benchmarks: a reward model of transformers and PEFT, in torch.
 
 Axes: B rows, L length, D features of the transformer, R rank, Z layers.
 """
@@ -87,6 +87,31 @@ def load(folder: Path, params: Mapping[str, Any], *, rank: int, alpha: float, po
                 module.lora_A["default"].weight.copy_(_tensor(shared["a"][layer]).T)
                 module.lora_B["default"].weight.copy_(_tensor(shared["b"][layer]).T)
     return Model(trunk, pooling, head)
+
+
+def fresh(folder: Path, *, rank: int, alpha: float, pooling: str, device: str, half: bool) -> Model:
+    """A reward model of the sizes in a folder's config.json on a device, with weights as they are drawn.
+
+    Args:
+      folder: with config.json.
+      rank: R, of LoRA on the projections of queries and values.
+      alpha: its products are scaled by alpha / R.
+      pooling: "last" or "mean".
+      device: as torch names it.
+      half: whether the frozen weights are bfloat16.
+
+    Raises:
+      UserError: if torch or PEFT is not installed.
+    """
+    torch, transformers, peft = library("torch"), library("transformers"), library("peft")
+    config = transformers.AutoConfig.from_pretrained(folder)
+    names = list(TARGETS.get(config.model_type, TARGETS["llama"]).values())
+    with torch.device(device):
+        trunk = transformers.AutoModel.from_config(config, dtype=torch.bfloat16 if half else torch.float32)
+        head = torch.nn.Linear(config.hidden_size, 1, dtype=trunk.dtype)
+    lora = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=names)
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        return Model(peft.get_peft_model(trunk, lora).train(), pooling, head)
 
 
 def rows(tokens: np.ndarray, mask: np.ndarray) -> Rows:

@@ -7,9 +7,13 @@ both directions (TPU), or over NVLink in one direction (NVIDIA). Sources: Google
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 from jax.experimental import topologies
 
 from pref_jax.errors import UserError
@@ -46,14 +50,14 @@ class Hardware:
       name: as `--hardware` takes it.
       chip: what it has.
       devices: how many.
-      kind: which compiler makes its programs.
+      kind: which compiler makes its programs; "here": that of this process's devices.
       topology: of a TPU slice, "v5e:2x4".
     """
 
     name: str
     chip: Chip
     devices: int
-    kind: Literal["tpu", "cuda"]
+    kind: Literal["tpu", "cuda", "here"]
     topology: str = ""
 
 
@@ -98,6 +102,17 @@ _B200 = _gpu(
 )
 
 
+# What JAX calls them.
+_KINDS = {
+    "NVIDIA H100": _H100,
+    "NVIDIA H200": _H200,
+    "NVIDIA B200": _B200,
+    "TPU v5 lite": _V5E,
+    "TPU v5": _V5P,
+    "TPU v6 lite": _V6E,
+}
+
+
 def _tpus(name: str, chip: Chip, shapes: Sequence[str]) -> dict[str, Hardware]:
     found = {}
     for shape in shapes:
@@ -129,12 +144,49 @@ def find(name: str) -> Hardware:
     return HARDWARE[name]
 
 
+def here() -> Hardware:
+    """The devices of this process: their data sheet by what JAX calls them, else peaks measured in a second."""
+    first: Any = jax.devices()[0]
+    known = [chip for name, chip in _KINDS.items() if first.device_kind.startswith(name)]
+    chip = known[0] if known else _measured(first)
+    return Hardware(name="here", chip=chip, devices=jax.device_count(), kind="here")
+
+
+def _measured(device: Any) -> Chip:
+    """What a device does with a large product and a large copy."""
+    dtype = jnp.float32 if device.platform == "cpu" else jnp.bfloat16
+    size, copied = (2048, 1 << 26) if device.platform == "cpu" else (8192, 1 << 30)
+    x, flat = jnp.ones((size, size), dtype), jnp.ones(copied // 4, jnp.float32)
+    product, copy = _seconds(lambda x: x @ x, x), _seconds(lambda x: x + 1, flat)
+    stats = device.memory_stats() or {}
+    memory = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Chip(
+        name=f"{device.device_kind}, peaks measured",
+        operations=2 * size**3 / product,
+        memory=memory,
+        bandwidth=2 * copied / copy,
+        interconnect=2 * copied / copy,
+    )
+
+
+def _seconds(run: Callable[[Any], Any], x: Any, rounds: int = 5) -> float:
+    """Of the fastest of some calls."""
+    run, spans = jax.jit(run), []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(run(x))
+        spans.append(time.perf_counter() - start)
+    return min(spans[1:])
+
+
 def devices(hardware: Hardware) -> list[Any]:
     """Devices that programs can be compiled for and never run on; the process needs `compilers.environment`.
 
     Raises:
       UserError: if the compiler is not there, or does not know the machine.
     """
+    if hardware.kind == "here":
+        return jax.devices()
     try:
         if hardware.kind == "tpu":
             # Boards of v5e and v6e have four chips; others tell by themselves.

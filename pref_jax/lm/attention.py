@@ -120,7 +120,7 @@ def visible(rows: Rows, *, causal: bool, window: int | None = None, keys: Rows |
 
 
 def attend(
-    q: Queries, k: Keys, v: Keys, allowed: Allowed, *, scale: float, softcap: float | None = None, **more: Array
+    q: Queries, k: Keys, v: Keys, allowed: Allowed, *, scale: float, softcap: float | None = None, **more: Any
 ) -> Mixed:
     """Attention by the best means where it runs: a kernel that never holds a row's scores, or else `plain`.
 

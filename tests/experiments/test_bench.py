@@ -14,6 +14,7 @@ from experiments.benchmarks import (
     adapt,
     asking,
     backbone,
+    device,
     experts,
     first_call,
     fuzz,
@@ -67,6 +68,7 @@ RUNS = {
     "sampling": lambda: sampling.sampling((sampling.Case(tiny.llama(), 5, 6, 4),), rounds=1),
     "backbone_step": lambda: backbone.backbone_step(TINY, rounds=1, each=1),
     "load_memory": lambda: loading.load_memory(tiny.llama(), (("bfloat16", 0.01),), repeats=1),
+    "device": lambda: device.device("copl:smoke", ("reward step",)),
     "lore_fit": lambda: joint.lore_fit((joint.Case(20, 6, 8, 3),), steps=30, sample=1),
 }
 

@@ -1,6 +1,7 @@
 """The kernel for TPUs, in plain JAX block by block, against attention by matrix products: values and gradients."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ def _segments(length, *sizes):
     return row
 
 
-def _rows(kind, length):
+def _rows(kind, length) -> Any:
     if kind == "left":
         return jnp.asarray(np.arange(length)[None] >= np.array([[0], [length - 9]]))
     if kind == "right":
