@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 import copl_jax
@@ -12,7 +13,9 @@ from copl_jax.reward.training import RewardSettings
 from experiments.studies.warm_ratings import WarmWorld
 from pref_jax.baselines import shared
 from pref_jax.data.preferences import Preferences, build
+from pref_jax.errors import UserError
 from pref_jax.eval.held_out import margins
+from pref_jax.lm.text_model import TextModel, open_text
 from pref_jax.train.method import TrainingConfig
 from pref_jax.train.state import OptimizerConfig
 
@@ -29,6 +32,7 @@ class TextConfig:
 
     Attributes:
       base: the transformer: a folder, a `package:` path or a hub id; "": no method reads texts.
+      blocks: its lowest ones that are kept; 0: all.
       max_length: tokens of a text; longer ones lose their beginning.
       batch_size: votes of a step.
       num_steps: of the training.
@@ -36,6 +40,7 @@ class TextConfig:
     """
 
     base: str = ""
+    blocks: int = 0
     max_length: int = 128
     batch_size: int = 32
     num_steps: int = 100
@@ -47,6 +52,25 @@ class TextConfig:
             lr=self.lr, num_steps=self.num_steps, weight_decay=1e-3, warmup_fraction=0.03, clip=1.0
         )
         return TrainingConfig(optimizer=recipe, batch_size=self.batch_size)
+
+
+def open_base(config: TextConfig) -> TextModel:
+    """The transformer, or its lowest blocks, as transformers reads a checkpoint of fewer layers.
+
+    Raises:
+      UserError: for a decoder, whose last norm would meet states that it does not know, or more blocks than there are.
+    """
+    text = open_text(config.base, max_length=config.max_length)
+    if not config.blocks:
+        return text
+    lm, params = text.config, text.params
+    if lm.traits.causal or not 1 <= config.blocks <= lm.num_layers:
+        raise UserError(f"text.blocks={config.blocks}: give 1 to {lm.num_layers} blocks of an encoder, or 0 for all")
+    lowest = jax.tree.map(lambda leaf: leaf[: config.blocks], params["blocks"])
+    cut = dataclasses.replace(text)
+    known = {"config": dataclasses.replace(lm, num_layers=config.blocks), "params": {**params, "blocks": lowest}}
+    cut.__dict__.update(known, folder=text.folder, tokenizer=text.tokenizer)
+    return cut
 
 
 class Texts(NamedTuple):
@@ -89,12 +113,12 @@ def _margins(model: Any, votes: Preferences) -> Margins:
 
 
 def _shared(votes: Preferences, config: TextConfig, seed: int) -> Margins:
-    own: dict[str, Any] = {"base": config.base, "max_length": config.max_length, "seed": seed}
+    own: dict[str, Any] = {"text": open_base(config), "seed": seed}
     return _margins(shared.fit(votes, config=shared.FitConfig(training=config.training()), **own), votes)
 
 
 def _copl(votes: Preferences, config: TextConfig, seed: int) -> Margins:
-    own: dict[str, Any] = {"base": config.base, "max_length": config.max_length, "seed": seed}
+    own: dict[str, Any] = {"text": open_base(config), "seed": seed}
     settings = CoPLConfig(reward=RewardSettings(training=config.training()))
     return _margins(copl_jax.fit(votes, config=settings, **own), votes)
 

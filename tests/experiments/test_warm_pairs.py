@@ -1,5 +1,6 @@
 """Known responses of real ratings: how pairs are drawn, and the study from config to report."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from experiments.studies.warm_ratings import WarmConfig, draw
 from experiments.studies.warm_texts import Texts
 from pref_jax.errors import UserError
 from pref_jax.files import read_json
+from pref_jax.lm.text_model import as_responses, open_text
 
 CONFIG = WarmConfig(seen=9, unseen=4, min_ratings=8, min_difference=0.5, most=6, validation=2, tests=5)
 
@@ -78,7 +80,7 @@ def test_wrong_settings_are_told(tmp_path):
 
 def test_methods_that_read_texts_stand_beside_those_that_do_not(tmp_path):
     config: Any = jester_warm.get_config("texts,smoke")
-    config.text.update({"base": str(tiny.reward_model(tmp_path / "base")), "max_length": 64})
+    config.text.update({"base": str(tiny.reward_model(tmp_path / "base")), "blocks": 0, "max_length": 64})
     warm_pairs.run(config, tmp_path / "run")
     rows = read_json(tmp_path / "run" / "3_pairs" / "results.json")["rows"]
     assert [row["method"] for row in rows] == list(config.methods)
@@ -86,6 +88,18 @@ def test_methods_that_read_texts_stand_beside_those_that_do_not(tmp_path):
     config.text.base = ""
     with pytest.raises(UserError, match=r"--config\.text\.base"):
         warm_pairs.run(config, tmp_path / "other")
+
+
+def test_the_lowest_blocks_read_as_they_do_in_the_whole(tmp_path):
+    config = warm_texts.TextConfig(base=jester_warm.get_config("texts").text.base, blocks=2, max_length=32)
+    cut, whole = warm_texts.open_base(config), open_text(config.base, max_length=32, layer=2)
+    tokens = cut.tokenize(as_responses(["Why?", "Who is there?"], ["To get to the other side.", "Nobody."]))
+    assert cut.config.num_layers == 2
+    np.testing.assert_allclose(cut.states(tokens), whole.states(tokens), atol=1e-5)
+    with pytest.raises(UserError, match="give 1 to 6 blocks of an encoder"):
+        warm_texts.open_base(dataclasses.replace(config, blocks=7))
+    with pytest.raises(UserError, match="of an encoder"):
+        warm_texts.open_base(dataclasses.replace(config, base=str(tiny.reward_model(tmp_path)), blocks=1))
 
 
 def test_tables_hold_the_votes_of_the_world():
