@@ -35,6 +35,8 @@ def operations(program: Program, own: Computation, one: Instruction) -> float:
             return _product(own, one, _GEMM_CONTRACTED)
         if kernel := re.match(r"splash_m[hq]a_(fwd|dq|dkv)", one.name):
             return _splash(own, one, _PRODUCTS[kernel[1]])
+        if "fmha" in one.target:
+            return _fmha(own, one)
         cost = _COST.search(one.attributes)
         return float(cost[1]) if cost else 0.0
     return 0.0
@@ -46,6 +48,13 @@ def _splash(own: Computation, one: Instruction, products: int) -> float:
     # Behind the numbers of blocks come queries and keys.
     q, k = [shape.dims for shape in given if "f" in shape.kind][:2]
     return 2.0 * products * math.prod(q) * k[-2]
+
+
+def _fmha(own: Computation, one: Instruction) -> float:
+    """Of cuDNN's attention with a mask, which all heads share: two products, and five in its backward pass."""
+    given = [own.instructions[name].shapes[0].dims for name in one.operands]
+    mask = next(dims for dims in given if len(dims) == 4 and dims[1] == 1)
+    return 2.0 * (5 if "Backward" in one.target else 2) * math.prod(given[0]) * mask[-1]
 
 
 def _product(own: Computation, one: Instruction, contracted: re.Pattern[str]) -> float:

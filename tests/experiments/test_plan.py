@@ -199,6 +199,43 @@ def test_every_program_compiles_for_a_machine_that_is_not_there(tmp_path, machin
     assert "| reward step | 8 pairs |" in (tmp_path / "plan" / "plan.md").read_text()
 
 
+ATTENTION = """
+import jax, jax.numpy as jnp
+from experiments.planning import hardware, program_cost
+from experiments.planning.hlo_text import parse
+from pref_jax.lm import attention
+from pref_jax.mesh import make_mesh
+
+def total(q, k, v, allowed):
+    return jnp.sum(attention.attend(q, k, v, allowed, scale=0.1).astype(jnp.float32) ** 2)
+
+half = [jax.ShapeDtypeStruct((8, 256, heads, 64), jnp.bfloat16) for heads in (8, 2, 2)]
+with jax.set_mesh(make_mesh(devices=hardware.devices(hardware.find("MACHINE")))):
+    lowered = jax.jit(jax.grad(total, (0, 1, 2))).lower(*half, jax.ShapeDtypeStruct((8, 1, 256, 256), jnp.bool_))
+work = program_cost.count(parse(lowered.compile().as_text()))
+print(*work.kernels)
+print(work.operations / (2 * 8 * 256 * 8 * 64 * 256))
+"""
+
+
+@pytest.mark.parametrize(
+    ("machine", "kernel", "products"),
+    # On eight chips a chip has a row; its two kernels of the backward pass make the weights again.
+    [("h200", "__cudnn$fmhaScaleBiasSoftmaxBackward", 2 + 5), ("tpu_v5e_8", "tpu_custom_call", (2 + 3 + 4) / 8)],
+)
+def test_long_rows_are_read_by_the_machines_own_attention(machine, kernel, products):
+    kind = hardware.find(machine).kind
+    _need(kind)
+    env = {**os.environ, **compilers.environment(hardware.find(machine), (ROOT / ".plan" / kind).resolve())}
+    env.pop("XLA_FLAGS", None)
+    command = [sys.executable, "-c", ATTENTION.replace("MACHINE", machine)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    kernels, counted = done.stdout.splitlines()[-2:]
+    assert kernel in kernels.split()
+    assert float(counted) == pytest.approx(products, rel=0.01)
+
+
 def test_unknown_programs_and_machines_end_with_one_message(tmp_path):
     _need("cuda")
     done = _plan(tmp_path, "--config=configs/copl.py:smoke,h200", "--only=reward")
