@@ -175,6 +175,33 @@ def batch_of(pairs: Comparisons, graph: SignedGraph, graded: Graded | None = Non
     )
 
 
+def shapes(votes: int, num_users: int, num_responses: int) -> tuple[SignedGraph, Batch]:
+    """The shapes of `build` and `batch_of` for so many votes, spread at random, in place of arrays; for plans.
+
+    A graph of more votes than can be drawn in a moment is an enlarged one of fewer, with as many votes for each node.
+    """
+    scale = max(1, votes // 100_000)
+    users, responses = (max(2, size // scale) for size in (num_users, num_responses))
+    rng = np.random.default_rng(0)
+    first = rng.integers(0, responses, votes // scale)
+    other = (first + rng.integers(1, responses, len(first))) % responses
+    small = build(rng.integers(0, users, len(first)), first, other, num_users=users, num_responses=responses)
+    edges = max(int(graph.n_edge[0]) for graph in (small.positive, small.negative))
+    drawn: Any = small.positive
+    lengths = {
+        len(drawn.senders): bucket(edges * scale, smallest=64 * GROUP_SIZE),
+        len(drawn.nodes["degree"]): bucket(num_users + num_responses + 1),
+    }
+
+    def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+        sizes = np.shape(leaf)
+        return jax.ShapeDtypeStruct((lengths.get(sizes[0], sizes[0]), *sizes[1:]) if sizes else (), leaf.dtype)
+
+    pairs: Any = jax.ShapeDtypeStruct((bucket(votes),), jnp.int32)
+    real: Any = jax.ShapeDtypeStruct(pairs.shape, jnp.bool_)
+    return jax.tree.map(shape, small), Batch(pairs, pairs, pairs, real)
+
+
 def aggregate(
     graph: jraph.GraphsTuple,
     nodes: Float[Array, "V D"],

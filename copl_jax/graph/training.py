@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 from tqdm import tqdm
 
-from copl_jax.graph import gcf, signed_graph
+from copl_jax.graph import gcf
 from copl_jax.graph.gcf import Params
 from copl_jax.graph.settings import GCFConfig
 from copl_jax.graph.signed_graph import REPLICATED, SHARDED, Batch, SignedGraph, batch_of
@@ -168,29 +168,22 @@ def fit(
 
 
 def lower_round(
-    config: GCFConfig, train: Comparisons, validation: Comparisons, *, num_users: int, num_responses: int, mesh: Mesh
+    config: GCFConfig, graph: SignedGraph, train: Batch, validation: Batch, mesh: jax.sharding.Mesh
 ) -> jax.stages.Lowered:
-    """The program of a round of `fit`, for devices that need not be there; of the pairs their number alone matters.
+    """The program of a round of `fit`, for devices that need not be there.
 
     Args:
       config: model and recipe; `nodes` is "table".
-      train, validation: pairs of as many users and responses as there will be.
-      num_users, num_responses: sizes of the graph.
+      graph, train, validation: arrays, or their shapes, as from `signed_graph.shapes`.
       mesh: the devices, such as those of a topology.
     """
-    graph = signed_graph.build(
-        train.user, train.chosen, train.rejected, num_users=num_users, num_responses=num_responses
-    )
     key, dtype = jax.random.key(0), jnp.float32
 
     def placed(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
         kind = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
         return jax.ShapeDtypeStruct(jnp.shape(leaf), kind, sharding=_lies(path, leaf, mesh))
 
-    data = tuple(
-        jax.tree_util.tree_map_with_path(placed, part)
-        for part in (graph, batch_of(train, graph), batch_of(validation, graph))
-    )
+    data = tuple(jax.tree_util.tree_map_with_path(placed, part) for part in (graph, train, validation))
     run = jax.eval_shape(functools.partial(_begin, config, dtype=dtype, gaps={}), graph, key)
     run = jax.tree_util.tree_map_with_path(placed, run)
     prior = gcf.Prior(np.ones((), dtype), np.ones((), dtype)) if config.priors else None

@@ -21,7 +21,7 @@ from pref_jax.errors import UserError
 
 SITE = Path(".plan")
 _MARK = "PREF_PLAN"
-_USED = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
+_USED = re.compile(r"(?:Used |for HLO temporaries \()([\d.]+)([KMG])\b")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 

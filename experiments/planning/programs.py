@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from copl_jax.graph import signed_graph
 from copl_jax.graph import training as graph_training
 from copl_jax.reward import load_balancing, reward_model
 from copl_jax.reward import training as reward_training
@@ -23,7 +23,6 @@ from experiments.runner.workspace import Workspace, training
 from lore_jax import deep
 from lore_jax.weights.objective import Prior
 from lore_jax.weights.solve import solve_weights
-from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
 from pref_jax.lm import backbone, features, int8, sharding_rules
 from pref_jax.lm.config import LMConfig
@@ -148,22 +147,10 @@ def deep_step(work: Workspace, sizes: Sizes) -> Planned:
 
 def graph_round(work: Workspace, sizes: Sizes) -> Planned:
     """Some epochs of the graph's training and a look at the validation votes."""
-    votes = max(1, sizes.votes // 10)
-    rng = np.random.default_rng(0)
-
-    def draw(number: int) -> Comparisons:
-        first = rng.integers(0, sizes.responses, number)
-        other = (first + rng.integers(1, max(2, sizes.responses), number)) % max(2, sizes.responses)
-        return Comparisons(rng.integers(0, sizes.users, number), first, other)
-
-    lowered = graph_training.lower_round(
-        dataclasses.replace(work.graph, nodes="table"),
-        draw(sizes.votes),
-        draw(votes),
-        num_users=sizes.users,
-        num_responses=max(2, sizes.responses),
-        mesh=work.mesh,
-    )
+    graph, train = signed_graph.shapes(sizes.votes, sizes.users, max(2, sizes.responses))
+    _, validation = signed_graph.shapes(max(1, sizes.votes // 10), 2, 2)
+    config = dataclasses.replace(work.graph, nodes="table")
+    lowered = graph_training.lower_round(config, graph, train, validation, work.mesh)
     return Planned(lowered, None, sizes.votes, "votes")
 
 

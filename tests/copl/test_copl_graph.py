@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from copl_jax.graph import signed_graph as graphs
+from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
 
 
@@ -126,6 +127,20 @@ def test_buckets_are_few_tight_and_whole():
     assert len(np.unique(padded)) < 70
     assert (padded % graphs.GROUP_SIZE == 0).all()
     np.testing.assert_array_equal([graphs.bucket(int(size)) for size in padded], padded)
+
+
+@pytest.mark.parametrize(
+    ("votes", "users", "responses"), [(1, 2, 2), (5000, 300, 700), (400_000, 20_000, 60_000), (300_000, 300_000, 9000)]
+)
+def test_shapes_are_those_of_a_graph_that_is_built(votes, users, responses):
+    rng = np.random.default_rng(1)
+    chosen = rng.integers(0, responses, votes)
+    pairs = Comparisons(rng.integers(0, users, votes), chosen, (chosen + rng.integers(1, responses, votes)) % responses)
+    graph = graphs.build(pairs.user, pairs.chosen, pairs.rejected, num_users=users, num_responses=responses)
+    made, found = (graph, graphs.batch_of(pairs, graph)), graphs.shapes(votes, users, responses)
+    assert jax.tree.structure(found) == jax.tree.structure(made)
+    for shape, leaf in zip(jax.tree.leaves(found), jax.tree.leaves(made), strict=True):
+        assert (shape.shape, shape.dtype) == (np.shape(leaf), leaf.dtype)
 
 
 def test_nothing_recompiles_while_the_graph_grows_within_a_bucket():

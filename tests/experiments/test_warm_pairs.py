@@ -91,7 +91,8 @@ def test_methods_that_read_texts_stand_beside_those_that_do_not(tmp_path):
 
 
 def test_the_lowest_blocks_read_as_they_do_in_the_whole(tmp_path):
-    config = warm_texts.TextConfig(base=jester_warm.get_config("texts").text.base, blocks=2, max_length=32)
+    own: Any = jester_warm.get_config("texts")
+    config = warm_texts.TextConfig(base=own.text.base, blocks=2, max_length=32)
     cut, whole = warm_texts.open_base(config), open_text(config.base, max_length=32, layer=2)
     tokens = cut.tokenize(as_responses(["Why?", "Who is there?"], ["To get to the other side.", "Nobody."]))
     assert cut.config.num_layers == 2
