@@ -15,20 +15,19 @@ votes     after a comma: uf_p_2 (also without a word), uf_p_4, tldr, personalllm
           votes: your own, --config.source.path=votes.jsonl (README: bring your own votes); on cpu as without a word.
           Gemma's licence has to be accepted on the hub, or --config.backbone.name=DIR names a folder with the files
 hardware  cpu: 2 cores, 2 GB of memory
-          tpu_v5e_8: 8 chips of 16 GB, parameters and batch cut over all (fsdp=8), 1 pair a chip at a time
-          h200: one GPU of 141 GB, 16 (gemma_2b) or 8 (gemma_7b) pairs at a time
-memory    a device: frozen weights in bfloat16, 2 bytes each, cut by fsdp; gates, experts and head in float32 with their
-          gradients and two moments, 16 bytes each, on every device; activations by remat="full": each block's input,
-          2 bytes x tokens x features x blocks, and everything inside one block
+          tpu_v5e_8: 8 chips of 16 GB; each has a whole gemma_2b, or an eighth of gemma_7b (fsdp=8)
+          h200: one GPU of 141 GB
+memory    a device's, and the time of a step of 128 pairs at best, by `experiments.plan` (results/plan), which compiles
+          for machines that are not there: nothing was measured on TPU or GPU, a real step takes longer
 
-              variant              weights  trained  block inputs  XLA's plan for all that a step allocates
-              gemma_2b,tpu_v5e_8    0.6 GB   0.2 GB        0.2 GB    2.9 GB
-              gemma_7b,tpu_v5e_8    2.1 GB   0.6 GB        0.4 GB    7.7 GB
-              gemma_2b,h200         5.0 GB   0.2 GB        2.4 GB   30.7 GB
-              gemma_7b,h200        17.1 GB   0.6 GB        2.8 GB   53.6 GB
+              variant             mesh           micro-batches  remat  memory    step
+              gemma_2b,tpu_v5e_8  data=8 fsdp=1             16  dots     8.6 GB   1.7 s
+              gemma_7b,tpu_v5e_8  data=1 fsdp=8             16  dots    12.0 GB   9.2 s
+              gemma_2b,h200       data=1 fsdp=1              4  dots   106.0 GB   4.0 s
+              gemma_7b,h200       data=1 fsdp=1             16  dots    84.1 GB  13.1 s
 
-          The last column comes on top of weights and trained parameters. It is what XLA plans for as many fake CPU
-          devices, where it widens bfloat16 to float32; nothing was measured on TPU or GPU
+          They are the fastest that fit, found by --search; with remat="full" and more micro-batches gemma_2b,h200 takes
+          14 GB and gemma_7b,h200 26 GB for steps that last 2 % and 16 % longer
 time      cpu: 3 min 40 s of pretraining and 1 min of CoPL, on two cores shared with other work; others: not measured
 """
 

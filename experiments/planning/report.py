@@ -121,7 +121,7 @@ def _search(found: Mapping[str, Any]) -> list[str]:
     lines += ["|---|---|---|---|---|---|"]
     for one in tried:
         mesh = " ".join(f"{name}={size}" for name, size in one["mesh"].items())
-        memory = f"{one['peak_bytes'] / GB:.2f} GB"
+        memory = f"{one['peak_bytes'] / GB:.2f} GB" if one["peak_bytes"] else "too much"
         told = f"{one['estimate_seconds']:.3g} s | {one['estimate_utilisation']:.0%}" if one["room"] else "no room |"
         mark = "**" if one == found["best"] else ""
         lines.append(f"| {mark}{mesh}{mark} | {one['remat']} | {one['accumulate']} | {memory} | {told} |")

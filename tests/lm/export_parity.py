@@ -124,7 +124,7 @@ def random_model(case: str, *, seed: int = 0, **changes: Any) -> Model:
     rng = np.random.default_rng(seed)
     fresh = backbone.init(config, jax.random.key(seed))
     params = jax.tree.map(lambda leaf: leaf + 0.2 * rng.standard_normal(leaf.shape).astype(np.float32), fresh)
-    length = LENGTH if config.traits.causal else config.max_positions
+    length = min(LENGTH, config.max_positions) if config.traits.causal else config.max_positions
     return Model(config, params, tokenizer_for(config), *_heads(config.hidden_size, rng), length)
 
 
