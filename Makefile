@@ -1,4 +1,4 @@
-# make quickstart | serve | crowdrag | test | lint | audit | bench - each makes .venv if it is missing.
+# make quickstart | serve | crowdrag | test | lint | docs | audit | bench - each makes .venv if it is missing.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +15,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 # Otherwise transformers tells everyone that PyTorch is missing, which is as it should be.
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: help quickstart serve crowdrag test lint audit bench plan parity clean
+.PHONY: help quickstart serve crowdrag test lint docs audit bench plan parity clean
 
 help:
 	@echo "make quickstart  a table of personalised rewards on synthetic data, in minutes ($(WORKDIR))"
@@ -23,6 +23,7 @@ help:
 	@echo "make crowdrag    the same on real votes: CROWDRAG=folder of a clone of the corpus"
 	@echo "make test        all tests"
 	@echo "make lint        ruff and pyright"
+	@echo "make docs        the site, in runs/site; every broken link ends it"
 	@echo "make audit       known security holes in what is installed, as far as a registry answers"
 	@echo "make bench       measured figures, beside torch where that is the reference"
 	@echo "make plan        compilers for TPUs and GPUs that are not here, for experiments.plan (2.4 GB in .plan)"
@@ -45,6 +46,9 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+docs: $(VENV)/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir runs/site
 
 audit: $(VENV)/installed-dev
 	$(BIN)/python -m experiments.audit $(AUDIT)

@@ -12,7 +12,7 @@ variants  gemma_2b (also without a word), gemma_7b: google/gemma-2b-it, google/g
           smoke: that one in seconds, for tests, too small to mean anything
 votes     after a comma: uf_p_2 (also without a word), uf_p_4, tldr, personalllm: the paper's sets, from the hub or from
           --config.source.path=DIR; --config.source.protocol=AVG for uneven users. On cpu the synthetic world stands in.
-          votes: your own, --config.source.path=votes.jsonl (README: bring your own votes); on cpu as without a word.
+          votes: your own, --config.source.path=votes.jsonl (docs/votes.md); on cpu as without a word.
           Gemma's licence has to be accepted on the hub, or --config.backbone.name=DIR names a folder with the files
 hardware  cpu: 2 cores, 2 GB of memory
           tpu_v5e_8: 8 chips of 16 GB; each has a whole gemma_2b, or an eighth of gemma_7b (fsdp=8)

@@ -1,4 +1,4 @@
-"""Your own votes of any form and format (README: your own data; pref_jax/data/sources/jsonl/reader.py).
+"""Your own votes of any form and format (docs/votes.md; pref_jax/data/sources/jsonl/reader.py).
 
 command   python -m experiments.compare --config=configs/jsonl.py --config.source.path=votes.jsonl --workdir=runs/mine
 variants  (none); linear: the methods on frozen features only

@@ -1,4 +1,4 @@
-"""Whether the engines that open our exports score as we do: measured here for the tests and for the README.
+"""Whether the engines that open our exports score as we do: measured here for the tests.
 
 Run `python tests/lm/export_parity.py` (needs the extra `parity`) to write `results/export_parity.json` again.
 

@@ -1,4 +1,4 @@
-"""How far our numbers are from transformers' own: measured here for tests and for the table in the README.
+"""How far our numbers are from transformers' own: measured here for tests and for the table in docs/checkpoints.md.
 
 Run `python tests/lm/parity.py` (needs the extra `parity`) to write `results/parity.json` and `results/parity.md` again.
 """
@@ -139,7 +139,7 @@ def worst(case: str) -> dict[str, float]:
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
-    """The Markdown table of the README."""
+    """The Markdown table of docs/checkpoints.md."""
     columns = ("hidden", "head", "packed", "packed head", "bfloat16", "torch bfloat16")
     lines = ["| family | hidden states | logits, reward | packed | packed reward | bfloat16 | transformers' bfloat16 |"]
     lines.append("|---|" + "---:|" * len(columns))
