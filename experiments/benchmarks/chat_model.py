@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from tokenizers import pre_tokenizers
 
+import lore_jax
 from experiments.benchmarks import reference
 from experiments.benchmarks.measure import Result, result
 from pref_jax.data import sources
@@ -134,38 +135,45 @@ def chat_model(votes: str, dialogues: int = 50, texts: int = 1000, length: int =
     ]
 
 
-def int8_base(votes: str, texts: int = 300, length: int = 160, heads: int = 8) -> list[Result]:
+def int8_base(votes: str, length: int = 160, heads: int = 8) -> list[Result]:
     """Rewards on the chat model held in bytes and in bfloat16, beside those in float32, on answers of real votes.
 
-    The chat model has no reward head, so rewards are those of random linear heads on the last token's state. `extra`:
-    the median and the largest error, in standard deviations of a head's rewards over the texts, and the share of pairs
-    of texts that are ranked alike among those whose rewards differ by more than the median error. Seconds are those of
-    a pass over the texts, the baseline's in float32.
+    Rewards are those of the people of most votes, as LoRe learns them from features in float32, and those of random
+    linear heads on the same features. `extra`: the median and the largest error, in standard deviations of a reward
+    over the texts, and the share of pairs of texts that are ranked alike among those whose rewards differ by more than
+    the median error. Seconds are those of a pass over the texts, the baseline's in float32.
 
     Args:
       votes: a clone of the Crowd RAG Corpus 2025.
-      texts: answers, evenly spaced.
       length: tokens of a text at most.
-      heads: random heads.
+      heads: people, and random heads.
     """
-    table = sources.read("crowdrag", path=votes, seed=0).responses
-    some = table.take(np.linspace(0, table.num_rows - 1, texts).astype(int))
+    data = sources.read("crowdrag", path=votes, seed=0)
     found: dict[str, np.ndarray] = {}
     spent: dict[str, float] = {}
     for dtype in ("float32", "bfloat16", "int8"):
         text = open_text(BASE, dtype=dtype, max_length=length)
-        tokens = text.tokenize(some)
+        tokens = text.tokenize(data.responses)
         text.states(tokens)  # compiles
         start = time.perf_counter()
-        states = text.states(tokens)
+        found[dtype] = np.asarray(text.states(tokens), np.float32)
         spent[dtype] = time.perf_counter() - start
-        directions = np.random.default_rng(0).normal(size=(states.shape[1], heads))
-        found[dtype] = states.astype(np.float64) @ directions
-    exact = found.pop("float32")
-    return [
-        result("int8_base", f"{texts} texts, {dtype}", spent["float32"], spent[dtype], **_apart(exact, rewards))
-        for dtype, rewards in found.items()
-    ]
+    learned = lore_jax.fit(found["float32"], data.pairs("train", seen=True))
+    users, counts = np.unique(data.pairs("train", seen=True).user, return_counts=True)
+    people = users[np.argsort(-counts, kind="stable")[:heads]]
+    directions = np.random.default_rng(0).normal(size=(found["float32"].shape[1], heads))
+    kinds = {
+        "as LoRe learned": lambda states: np.stack([learned.score(str(user), None, states) for user in people], axis=1),
+        "random heads": lambda states: states.astype(np.float64) @ directions,
+    }
+    rows = []
+    for kind, rewards in kinds.items():
+        exact = np.asarray(rewards(found["float32"]), np.float64)
+        for dtype in ("bfloat16", "int8"):
+            facts = _apart(exact, np.asarray(rewards(found[dtype]), np.float64))
+            size = f"{len(exact)} texts, {dtype}, {kind}"
+            rows.append(result("int8_base", size, spent["float32"], spent[dtype], **facts))
+    return rows
 
 
 def _apart(exact: Float[np.ndarray, "N H"], rewards: Float[np.ndarray, "N H"]) -> dict[str, float]:
