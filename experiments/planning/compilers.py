@@ -93,7 +93,11 @@ def compile_for(planned: Planned, hardware: Hardware) -> Compiled:
             raise UserError(f"{hardware.name}: the compiler stops: {str(error).splitlines()[0]}") from error
         peak = int(float(used[1]) * _UNITS[used[2]]) if used else 0
         return Compiled(False, 0, 0, peak, None, None, time.perf_counter() - start)
-    seconds = time.perf_counter() - start
+    return costs(compiled, hardware, time.perf_counter() - start)
+
+
+def costs(compiled: jax.stages.Compiled, hardware: Hardware, seconds: float) -> Compiled:
+    """What a compiled program takes on a device of a machine; `seconds` are those of compiling."""
     stats: Any = compiled.memory_analysis()
     arguments, temporaries = stats.argument_size_in_bytes, stats.temp_size_in_bytes
     code = stats.generated_code_size_in_bytes

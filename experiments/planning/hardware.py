@@ -8,14 +8,14 @@ both directions (TPU), or over NVLink in one direction (NVIDIA). Sources: Google
 import dataclasses
 import math
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
+from experiments.benchmarks.measure import timed
 from pref_jax.errors import UserError
 
 GIB = 2**30
@@ -157,7 +157,8 @@ def _measured(device: Any) -> Chip:
     dtype = jnp.float32 if device.platform == "cpu" else jnp.bfloat16
     size, copied = (2048, 1 << 26) if device.platform == "cpu" else (8192, 1 << 30)
     x, flat = jnp.ones((size, size), dtype), jnp.ones(copied // 4, jnp.float32)
-    product, copy = _seconds(lambda x: x @ x, x), _seconds(lambda x: x + 1, flat)
+    multiply, add = jax.jit(lambda x: x @ x), jax.jit(lambda x: x + 1)
+    product, copy = timed(lambda: multiply(x), 5)[1], timed(lambda: add(flat), 5)[1]
     stats = device.memory_stats() or {}
     memory = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Chip(
@@ -167,16 +168,6 @@ def _measured(device: Any) -> Chip:
         bandwidth=2 * copied / copy,
         interconnect=2 * copied / copy,
     )
-
-
-def _seconds(run: Callable[[Any], Any], x: Any, rounds: int = 5) -> float:
-    """Of the fastest of some calls."""
-    run, spans = jax.jit(run), []
-    for _ in range(rounds + 1):
-        start = time.perf_counter()
-        jax.block_until_ready(run(x))
-        spans.append(time.perf_counter() - start)
-    return min(spans[1:])
 
 
 def devices(hardware: Hardware) -> list[Any]:

@@ -5,6 +5,7 @@ large micro-batches can be, and those are compiled next. What recomputes more th
 """
 
 import copy
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def search(attempt: Attempt, batch_size: int, devices: int, room: float) -> dict
             products = [one["estimate_products"] for one in fitting if one["remat"] == remat]
             if products and min(one["estimate_seconds"] for one in fitting) <= min(products):
                 continue
-            tried += _largest(lambda parts: attempt(mesh, remat, parts), batch_size // devices, room)  # noqa: B023
+            tried += _largest(functools.partial(attempt, mesh, remat), batch_size // devices, room)
     fitting = [one for one in tried if one["room"]]
     if not fitting:
         raise UserError("no step fits this machine; cut the texts shorter, or take more devices")
