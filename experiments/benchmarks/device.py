@@ -1,9 +1,9 @@
 """A plan's programs on the devices at hand: seconds and memory beside the plan's, and beside transformers with PEFT.
 
 `baseline_seconds` are those at best by the plan, from the data sheet's peaks, or on other devices from peaks measured
-just before; `ratio` is the share of them that is reached. (On CPUs it can be above 1: what stays in the caches is never
-moved.) Of a reward step `extra` also holds what transformers and
-PEFT take for the same shapes on the same device, where torch sees it.
+just before; `ratio` is the share of them that is reached. On CPUs it can be above 1: what stays in the caches is never
+moved. Of a reward step `extra` also holds what transformers and PEFT take for the same shapes on the same device, where
+torch sees it.
 """
 
 import importlib
