@@ -197,9 +197,14 @@ def shapes(votes: int, num_users: int, num_responses: int) -> tuple[SignedGraph,
         sizes = np.shape(leaf)
         return jax.ShapeDtypeStruct((lengths.get(sizes[0], sizes[0]), *sizes[1:]) if sizes else (), leaf.dtype)
 
+    return jax.tree.map(shape, small), batch_shapes(votes)
+
+
+def batch_shapes(votes: int) -> Batch:
+    """The shapes of `batch_of` for so many votes."""
     pairs: Any = jax.ShapeDtypeStruct((bucket(votes),), jnp.int32)
     real: Any = jax.ShapeDtypeStruct(pairs.shape, jnp.bool_)
-    return jax.tree.map(shape, small), Batch(pairs, pairs, pairs, real)
+    return Batch(pairs, pairs, pairs, real)
 
 
 def aggregate(

@@ -158,8 +158,9 @@ def int8_base(votes: str, length: int = 160, heads: int = 8) -> list[Result]:
         start = time.perf_counter()
         found[dtype] = np.asarray(text.states(tokens), np.float32)
         spent[dtype] = time.perf_counter() - start
-    learned = lore_jax.fit(found["float32"], data.pairs("train", seen=True))
-    users, counts = np.unique(data.pairs("train", seen=True).user, return_counts=True)
+    train = data.pairs("train", seen=True)
+    learned = lore_jax.fit(found["float32"], train)
+    users, counts = np.unique(train.user, return_counts=True)
     people = users[np.argsort(-counts, kind="stable")[:heads]]
     directions = np.random.default_rng(0).normal(size=(found["float32"].shape[1], heads))
     kinds = {

@@ -148,7 +148,7 @@ def deep_step(work: Workspace, sizes: Sizes) -> Planned:
 def graph_round(work: Workspace, sizes: Sizes) -> Planned:
     """Some epochs of the graph's training and a look at the validation votes."""
     graph, train = signed_graph.shapes(sizes.votes, sizes.users, max(2, sizes.responses))
-    _, validation = signed_graph.shapes(max(1, sizes.votes // 10), 2, 2)
+    validation = signed_graph.batch_shapes(max(1, sizes.votes // 10))
     config = dataclasses.replace(work.graph, nodes="table")
     lowered = graph_training.lower_round(config, graph, train, validation, work.mesh)
     return Planned(lowered, None, sizes.votes, "votes")
