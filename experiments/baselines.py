@@ -15,7 +15,7 @@ from experiments.embed import embed, embed_prompts
 from experiments.linear import NO_CHOICE
 from experiments.methods import SHARED
 from experiments.runner.test_labels import load_test_labels, test_signs
-from experiments.runner.workspace import Workspace, log, stage
+from experiments.runner.workspace import REVERSED, SHUFFLED, Scored, Workspace, log, stage
 from pref_jax.baselines import head_training, on_features, on_transformer, p_rlhf
 from pref_jax.baselines import shared as shared_reward
 from pref_jax.baselines.head_training import HEADS, States
@@ -25,6 +25,7 @@ from pref_jax.data.checks import formatting
 from pref_jax.data.checks.majority import majority_margins
 from pref_jax.data.schema import prompt_ids
 from pref_jax.errors import UserError
+from pref_jax.eval.controls import active_units, effective_rank
 from pref_jax.files import read_json, write_json
 from pref_jax.lm import parameter_files
 from pref_jax.lm.pair_batches import pair_margins
@@ -97,14 +98,32 @@ def _states(work: Workspace) -> tuple[States, Standardiser]:
     return on_features.open_states(np.asarray(work.features), np.asarray(work.prompt_features), prompts, votes)
 
 
-def _score_head(work: Workspace, head: Head, params: Any, states: States) -> tuple[np.ndarray, dict[str, Any]]:
-    """Margins of the test pairs [P], and what the head keeps of a user and reads of an unseen one."""
-    data, known, context = work.data, work.answers, work.baselines.context
-    users = head_training.user_representations(head, params, states, known, data.seen, context=context, seed=work.seed)
-    margins = head_training.pair_margins(head, params, states, users, work.test_pairs)
+def _score_head(work: Workspace, head: Head, params: Any, states: States) -> Scored:
+    """Margins of the test pairs [P], what the head keeps of a user and reads of an unseen one, and controls."""
+    data, known, pairs, context = work.data, work.answers, work.test_pairs, work.baselines.context
+    told: dict[str, Any] = {"context": context, "seed": work.seed}
+
+    def represent(votes: Comparisons) -> Any:
+        return head_training.user_representations(head, params, states, votes, data.seen, **told)
+
+    def margins(users: Any) -> np.ndarray:
+        return head_training.pair_margins(head, params, states, users, pairs)
+
+    users = represent(known)
+    # What a head with a table keeps of seen users does not turn with their votes.
+    fixed = data.seen[pairs.user] & head.has_table
+    controls = {
+        SHUFFLED: margins(jax.tree.map(lambda leaf: leaf[work.another_user], users)),
+        REVERSED: np.where(fixed, np.nan, margins(represent(known.reversed()))),
+    }
     counts = np.bincount(known.user, minlength=data.num_users)[~data.seen]
     read = float(np.minimum(counts, context).mean()) if len(counts) else "none"
-    return margins, {"parameters_per_user": head.kept, "context_pairs": read, "most_context_pairs": context}
+    facts = {"parameters_per_user": head.kept, "context_pairs": read, "most_context_pairs": context}
+    if isinstance(users, jax.Array) and users.ndim == 2:
+        seen = np.asarray(users)[data.seen]
+        facts |= {"effective_rank": effective_rank(seen)}
+        facts |= {"active_units": active_units(seen)} if head.has_latent else {}
+    return Scored(margins(users), facts, controls)
 
 
 def head_on_features(work: Workspace, method: str) -> None:
@@ -121,13 +140,13 @@ def head_on_features(work: Workspace, method: str) -> None:
         found = on_features.choose_and_fit(name, work.baselines, task, folder=folder)
         _keep(part, method, found.params, found.facts)
 
-    def score() -> tuple[np.ndarray, dict[str, Any]]:
+    def score() -> Scored:
         chosen = read_json(folder / "model" / "model.json")["chosen"]
         head, _ = on_features.candidates(work.baselines, name)[chosen]
         shapes = (states.features.shape[1], int(data.seen.sum()))
         params, facts = _load(work, method, jax.eval_shape(lambda: head.init(jax.random.key(0), *shapes)))
-        margins, own = _score_head(work, head, params, states)
-        return margins, {**facts, **own}
+        found = _score_head(work, head, params, states)
+        return found._replace(facts={**facts, **found.facts})
 
     stage(folder / "model", train)
     work.scored(method, score)
@@ -142,14 +161,14 @@ def head_on_transformer(work: Workspace, method: str) -> None:
     params, frozen = on_transformer.begin_head(head, model, work.texts, states, scale, work.data.seen, work.seed)
     loss = on_transformer.make_loss(model, head)
 
-    def score() -> tuple[np.ndarray, dict[str, Any]]:
+    def score() -> Scored:
         found, facts = _load(work, method, jax.eval_shape(lambda: params))
         adapters = jax.device_put(found["adapters"], replicated(work.mesh))
         size = work.reward.training.eval_batch_size
         rated = on_transformer.tuned_states(model, adapters, work.texts, batch_size=size)
         tuned = states._replace(rated=standardise(scale, jnp.asarray(rated)))
-        margins, own = _score_head(work, head, found["personal"], tuned)
-        return margins, {**facts, **own, "head": str(head)}
+        scores = _score_head(work, head, found["personal"], tuned)
+        return scores._replace(facts={**facts, **scores.facts, "head": str(head)})
 
     stage(folder / "model", lambda part: _fit_users(work, part, method, params, frozen, loss))
     work.scored(method, score)

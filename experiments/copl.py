@@ -14,29 +14,46 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from copl_jax.graph.embedding import embed_new_users, embed_users
+from copl_jax.graph.embedding import NewUsers, embed_new_users, embed_users
 from copl_jax.graph.solved_users import load_table, save_table
 from copl_jax.graph.text_nodes import settle
 from copl_jax.io import checkpoint
+from copl_jax.reward.linear_experts import LinearExperts, directions, fit_linear
 from copl_jax.reward.reward_model import RewardConfig
-from copl_jax.reward.training import fit_reward, gate_facts, score_pairs
+from copl_jax.reward.training import HeadStart, fit_reward, gate_facts, score_pairs
 from experiments.embed import embed as embed_texts
 from experiments.prepare import prepare_votes
 from experiments.reporting.summary import summarise
-from experiments.runner.cli import Config, launch
+from experiments.runner.cli import Config, freeze, launch
 from experiments.runner.test_labels import load_groups, load_test_labels
-from experiments.runner.workspace import Workspace, log, making, require, stage, workspaces
+from experiments.runner.workspace import (
+    REVERSED,
+    SHUFFLED,
+    Scored,
+    Workspace,
+    log,
+    making,
+    require,
+    stage,
+    workspaces,
+)
+from pref_jax.comparisons import Comparisons
 from pref_jax.data.preferences import Preferences
 from pref_jax.errors import UserError
+from pref_jax.eval.controls import effective_rank
 from pref_jax.files import read_json, write_json
 from pref_jax.graded import read_scale
 from pref_jax.lm.pair_batches import Texts
 from pref_jax.mesh import replicated
+from pref_jax.standardiser import fit_standardiser, standardise
 
-METHOD, ORACLE = "CoPL", "group oracle"
+METHOD, ORACLE, ON_FEATURES = "CoPL", "group oracle", "CoPL (features)"
+# Folders of stages, and the files that say what they took.
+STAGE_FACTS = {"graph": "graph.json", "adapted": "adapted.json"}
 # Methods that differ from it by `reward.gate.balance` alone.
 BALANCED = {"CoPL (balancing loss)": "loss", "CoPL (balancing bias)": "bias"}
 
@@ -114,34 +131,38 @@ def fit_and_keep(work: Workspace, method: str, table: np.ndarray) -> None:
     numbers in place of embeddings gives each group an expert: the oracle.
     """
     folder, settings, texts = work.method_folder(method), work.reward, work.texts
+    if settings.head is not None:
+        embed_texts(work)
     learn, _ = work.votes_by_prompt(work.config.reward.holdout_fraction, ties=settings.training.ties)
+    start = None
+    if settings.head is not None:
+        start = HeadStart(settings.head, lambda: work.features, *_learned_and_not(work))
     groups = 0 if table.ndim > 1 else int(table.max()) + 1
     with making(folder / "model") as part:
         if part is not None:
             log(f"seed {work.seed}: {method}, training")
             config = settings.model(texts.model.config, num_groups=groups)
-            trained = fit_reward(config, texts, learn, table, settings.training, folder=folder, seed=work.seed)
+            trained = fit_reward(
+                config,
+                texts,
+                learn,
+                table,
+                settings.training,
+                folder=folder,
+                seed=work.seed,
+                start=start,
+            )
             checkpoint.save(part / "adapters", config, trained.params, table)
             write_json(part / "model.json", trained.facts)
 
 
 def adapt(work: Workspace) -> None:
     """Writes `adapted/`: embeddings of the unseen users, in the order of their rows, from their own votes."""
-    data, responses, users = work.data, work.responses, work.users(adapted=False)
 
     def make(part: Path) -> None:
         log(f"seed {work.seed}: unseen users")
         start = time.perf_counter()
-        found = embed_new_users(
-            users=users,
-            responses=responses,
-            table=load_table(work.folder / "graph"),
-            seen=data.seen,
-            train_pairs=data.pairs("train", seen=True),
-            context=data.pairs("train", seen=False, ties=work.graph.ties),
-            unseen=np.flatnonzero(~data.seen),
-            scale=read_scale(read_json(work.folder / "graph" / "graph.json").get("scale")),
-        )
+        found = embed_unseen(work, work.data.pairs("train", seen=False, ties=work.graph.ties))
         np.save(part / "users.npy", found.users)
         facts = {"without_votes": int(found.no_votes.sum()), "seconds": time.perf_counter() - start}
         if found.neighbours is not None:
@@ -152,20 +173,66 @@ def adapt(work: Workspace) -> None:
     stage(work.folder / "adapted", make)
 
 
+def embed_unseen(work: Workspace, context: Comparisons) -> NewUsers:
+    """The unseen users, in the order of their rows, from these votes of theirs."""
+    data, folder = work.data, work.folder / "graph"
+    return embed_new_users(
+        users=work.users(adapted=False),
+        responses=work.responses,
+        table=load_table(folder),
+        seen=data.seen,
+        train_pairs=data.pairs("train", seen=True),
+        context=context,
+        unseen=np.flatnonzero(~data.seen),
+        scale=read_scale(read_json(folder / "graph.json").get("scale")),
+    )
+
+
+def controls(
+    work: Workspace, users: np.ndarray, margins: Callable[[np.ndarray, Comparisons], np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The test pairs by another user's embedding, and of unseen users by that of their votes turned round.
+
+    Args:
+      work: the workspace.
+      users: embeddings of all users [U C].
+      margins: (embeddings of all users, pairs) -> margins of these pairs.
+    """
+    data, pairs = work.data, work.test_pairs
+    turned, late = users.copy(), ~data.seen[pairs.user]
+    found = np.full(len(pairs.user), np.nan, np.float32)
+    if late.any():
+        context = data.pairs("train", seen=False, ties=work.graph.ties).reversed()
+        turned[~data.seen] = embed_unseen(work, context).users
+        found[late] = margins(turned, pairs.take(late))
+    return {SHUFFLED: margins(users[work.another_user], pairs), REVERSED: found}
+
+
+def latent_facts(work: Workspace, users: np.ndarray) -> dict[str, float]:
+    """In how many directions the seen users' embeddings differ."""
+    return {"effective_rank": effective_rank(users[work.data.seen])}
+
+
 def score(work: Workspace, method: str = METHOD) -> None:
     """Writes `METHOD/scores/`: margins of the test pairs of seen and unseen users."""
     users = work.users()
-    files = {"graph": work.folder / "graph/graph.json", "adapt": work.folder / "adapted/adapted.json"}
+    files = {folder: work.folder / folder / file for folder, file in STAGE_FACTS.items()}
     files["reward"] = require(work.method_folder(method) / "model", "copl --stage=reward") / "model.json"
     facts = {name: read_json(file) for name, file in files.items()}
     seconds = {name: own["seconds"] for name, own in facts.items()}
 
-    def make() -> tuple[np.ndarray, dict[str, Any]]:
+    def make() -> Scored:
         config, params, margins, own = evaluate(work, method, users)
         own |= {"was_resumed": any(part.get("was_resumed", False) for part in facts.values())}
         own |= {"parameters_per_user": users.shape[1], "context_pairs": work.context_pairs}
         own |= gate_facts(config, params, users, work.data.seen, load_groups(work, "report on experts"))
-        return margins, {**own, "graph": facts["graph"], "stage_seconds": seconds}
+        size = work.reward.training.eval_batch_size
+
+        def read(table: np.ndarray, pairs: Comparisons) -> np.ndarray:
+            return score_pairs(config, params, work.texts, pairs, table, batch_size=size)
+
+        told = {**own, "graph": facts["graph"], "stage_seconds": seconds}
+        return Scored(margins, told | latent_facts(work, users), controls(work, users, read))
 
     work.scored(method, make)
 
@@ -192,6 +259,47 @@ def load_model(work: Workspace, method: str) -> tuple[RewardConfig, Any]:
     """The model that `fit_and_keep` left, its parameters on each device of the mesh."""
     found = checkpoint.load(work.method_folder(method) / "model" / "adapters", work.text.config)
     return found.config, jax.device_put(found.params, replicated(work.mesh))
+
+
+def on_features(work: Workspace, method: str = ON_FEATURES) -> None:
+    """The same graph gating linear experts on frozen features, in place of those of the transformer."""
+    embed(work)
+    adapt(work)
+    embed_texts(work)
+    folder, users = work.method_folder(method), work.users()
+    config = freeze(LinearExperts, work.config.get("linear_experts", {}), "linear_experts")
+
+    def make() -> Scored:
+        train, validation = _learned_and_not(work)
+        rows = np.unique(np.concatenate([train.chosen, train.rejected]))
+        features = np.asarray(work.features)
+        features = np.asarray(standardise(fit_standardiser(features[rows]), jnp.asarray(features)))
+        trained = fit_linear(config, features, users, train, validation, folder=folder, seed=work.seed)
+
+        def margins(table: np.ndarray, pairs: Comparisons) -> np.ndarray:
+            own = np.asarray(directions(config, trained.params, jnp.asarray(table)))
+            return np.sum(own[pairs.user] * (features[pairs.chosen] - features[pairs.rejected]), axis=1)
+
+        told = {"parameters_per_user": users.shape[1], "context_pairs": work.context_pairs, **latent_facts(work, users)}
+        spent = {name: read_json(work.folder / name / file)["seconds"] for name, file in STAGE_FACTS.items()}
+        facts = {**trained.facts, **told, "stage_seconds": spent}
+        return Scored(margins(users, work.test_pairs), facts, controls(work, users, margins))
+
+    work.scored(method, make)
+
+
+def _learned_and_not(work: Workspace) -> tuple[Comparisons, Comparisons]:
+    """The seen users' votes to learn linear experts from, and those to choose their priors by.
+
+    The graph must not know the latter, as user embeddings would tell their answers: they are what reward models are
+    chosen by, on prompts as new as those of the test; where nothing is held out, what the graph is not made of.
+    """
+    fraction = work.config.reward.holdout_fraction
+    learn, held = work.votes_by_prompt(fraction)
+    if fraction > 0:
+        return learn, held
+    known = np.isin(learn.row, work.graph_pairs().row)
+    return learn.take(known), learn.take(~known)
 
 
 def group_numbers(work: Workspace, reader: str) -> np.ndarray | None:

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.runner.cli import freeze
-from experiments.runner.workspace import Workspace, log, stage, training
+from experiments.runner.workspace import REVERSED, SHUFFLED, Scored, Workspace, log, stage, training
 from lore_jax import deep
 from lore_jax.deep import DeepConfig
 from lore_jax.reward import pair_logits
 from pref_jax.data.preferences import Preferences
+from pref_jax.eval.controls import effective_rank
 from pref_jax.files import read_json, write_json
 from pref_jax.lm.pair_batches import text_episodes
 from pref_jax.mesh import replicated
@@ -74,13 +75,18 @@ def train(work: Workspace, config: DeepConfig, part: Path, folder: Path) -> None
     write_json(part / "model.json", trained.facts)
 
 
-def score(work: Workspace, config: DeepConfig, folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """Margins of the test pairs [P] by the model trained in `folder`, and facts."""
+def score(work: Workspace, config: DeepConfig, folder: Path) -> Scored:
+    """Margins of the test pairs [P] by the model trained in `folder`, facts and controls."""
     params = load_params(work, config, folder)
     rewards = response_rewards(work, config, params)
     data, test = work.data, work.test_pairs
-    weights = solve_users(config, params, rewards, data)
-    margins = pair_logits(rewards, weights, *(jnp.asarray(side) for side in (test.user, test.chosen, test.rejected)))
+
+    def margins(weights: jax.Array) -> np.ndarray:
+        sides = (jnp.asarray(side) for side in (test.user, test.chosen, test.rejected))
+        return np.asarray(pair_logits(rewards, weights, *sides))
+
+    weights, turned = (solve_users(config, params, rewards, data, turned=other) for other in (False, True))
+    controls = {SHUFFLED: margins(weights[work.another_user]), REVERSED: margins(turned)}
     facts = read_json(folder / "model" / "model.json")
     prior = deep.prior(params)
     own = {
@@ -91,9 +97,10 @@ def score(work: Workspace, config: DeepConfig, folder: Path) -> tuple[np.ndarray
         "was_resumed": facts["was_resumed"],
         "prior_mean": np.asarray(prior.mean).tolist(),
         "prior_precision": np.asarray(jnp.diag(prior.precision)).tolist(),
+        "effective_rank": effective_rank(np.asarray(weights)[data.seen]),
         "weights_deviation": np.asarray(weights).std(axis=0).tolist(),
     }
-    return np.asarray(margins), own
+    return Scored(margins(weights), own, controls)
 
 
 def load_params(work: Workspace, config: DeepConfig, folder: Path) -> Any:
@@ -101,9 +108,15 @@ def load_params(work: Workspace, config: DeepConfig, folder: Path) -> Any:
     return jax.device_put(deep.load(folder / "model" / "adapters", config.lm)[1], replicated(work.mesh))
 
 
-def solve_users(config: DeepConfig, params: Any, rewards: jax.Array, data: Preferences) -> jax.Array:
-    """Weights [U K] of all users from all of their pairs but those of the test, in one call for seen and unseen."""
+def solve_users(
+    config: DeepConfig, params: Any, rewards: jax.Array, data: Preferences, *, turned: bool = False
+) -> jax.Array:
+    """Weights [U K] of all users from all of their pairs but those of the test, in one call for seen and unseen.
+
+    With `turned` each pair is taken for its opposite.
+    """
     known = data.pairs(("train", "validation"))
+    known = known.reversed() if turned else known
     votes = (jnp.asarray(column) for column in (known.user, known.chosen, known.rejected))
     return _solve(config, data.num_users, params, rewards, *votes).weights
 

@@ -14,15 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lore_jax.comparisons import Table, make_table
+from experiments.runner.workspace import REVERSED, SHUFFLED
 from lore_jax.fitting import bradley_terry, model_selection
+from lore_jax.fitting.principal import fit_principal
 from lore_jax.fitting.published import fit_published, fit_published_anchored
 from lore_jax.fitting.settings import PublishedConfig
-from lore_jax.weights.objective import Prior
-from lore_jax.weights.solve import solve_weights
 from pref_jax.comparisons import Comparisons, Ratings, concatenate, decided
 from pref_jax.errors import UserError
+from pref_jax.eval.controls import another_user, effective_rank
 from pref_jax.standardiser import fit_standardiser, standardise
+from pref_jax.user_modes import solve_modes
 
 Margins = np.ndarray
 # Users or votes whose [n D] features are gathered at a time.
@@ -97,6 +98,16 @@ def margins(task: Task, model: Model) -> Margins:
     return model.predict(task.context, task.num_unseen, task.test)
 
 
+def controls(task: Task, model: Model, seed: int) -> dict[str, Margins]:
+    """The test pairs by another user's parameters, and of unseen users by their votes turned round."""
+    others = task.test._replace(user=another_user(task.seen, seed)[task.test.user])
+    turned = model.predict(task.context.reversed(), task.num_unseen, task.test)
+    return {
+        SHUFFLED: model.predict(task.context, task.num_unseen, others),
+        REVERSED: np.where(task.seen[task.test.user], np.nan, turned),
+    }
+
+
 def given(task: Task) -> Model:
     """A reward model's own head, which learns nothing (K = 0).
 
@@ -120,6 +131,12 @@ def hierarchical(task: Task, config: bradley_terry.LoReConfig | None = None) -> 
     config = config or bradley_terry.LoReConfig()
     options: Any = {"config": config, "ratings": task.ratings}
     return fitted(task, model_selection.fit(task.features, task.train, task.validation, task.num_seen, **options))
+
+
+def principal(task: Task, config: bradley_terry.LoReConfig | None = None) -> Model:
+    """Weights on principal directions of the votes' differences; `lore_jax.fitting.principal`."""
+    options: Any = {"config": config, "ratings": task.ratings}
+    return fitted(task, fit_principal(task.features, task.train, task.validation, task.num_seen, **options))
 
 
 def fixed_rank(config: bradley_terry.LoReConfig, rank: int) -> bradley_terry.LoReConfig:
@@ -161,6 +178,8 @@ def fitted(task: Task, found: bradley_terry.Fit) -> Model:
 
 def _facts(found: bradley_terry.Fit) -> dict[str, Any]:
     facts = {"chosen": found.chosen, "candidates": list(found.candidates), "rank": int(found.basis.shape[1])}
+    if found.kind not in ("shared", "group"):
+        facts["effective_rank"] = effective_rank(np.asarray(found.weights))
     if found.chosen.get("log_loss", 0) is None:
         facts["fallback"] = f"{NO_CHOICE}: it is the shared reward of prior variance {found.chosen['variance']:g}"
     return facts
@@ -186,11 +205,12 @@ def single(task: Task, variances: tuple[float, ...] = OWN_VARIANCES) -> Model:
     """
     validation = decided(task.validation)
     rows = np.unique(np.concatenate([task.answers.chosen, task.answers.rejected]))
-    phi = standardise(fit_standardiser(task.features[rows]), jnp.asarray(task.features, jnp.float32))
+    phi = np.asarray(standardise(fit_standardiser(task.features[rows]), jnp.asarray(task.features, jnp.float32)))
 
-    def solved(votes: Comparisons, users: int, variance: float) -> jax.Array:
-        table = make_table(votes, None, users, len(phi), split=False)
-        return _own_rewards(phi, table, jnp.float32(phi.shape[1] / variance))[:users]
+    def solved(votes: Comparisons, users: int, variance: float) -> np.ndarray:
+        nothing: Any = {"embeddings": phi, "bias": np.zeros(len(phi), np.float32)}
+        start = np.zeros((users, phi.shape[1]), np.float32)
+        return solve_modes(start, decided(votes), precision=phi.shape[1] / variance, **nothing)
 
     def loss(variance: float) -> float:
         own = _products(phi, solved(task.train, task.num_seen, variance), validation)
@@ -202,33 +222,11 @@ def single(task: Task, variances: tuple[float, ...] = OWN_VARIANCES) -> Model:
     known = solved(task.answers, task.num_seen, best)
 
     def predict(context: Comparisons, count: int, test: Comparisons) -> Margins:
-        return _products(phi, jnp.concatenate([known, solved(context, count, best)]), test)
+        return _products(phi, np.concatenate([known, solved(context, count, best)]), test)
 
     tried = [{"variance": variance, "log_loss": value} for variance, value in losses.items()]
     facts = {"variance": best, "validation_log_loss": losses[best], "candidates": tried}
     return Model(predict, facts if chosen_by else {**facts, "fallback": f"{NO_CHOICE}: prior variance {best:g}"})
-
-
-@jax.jit
-def _own_rewards(features, table: Table, strength):
-    """Each user's MAP direction [U D] under N(0, 1/strength), from problems of their n votes instead of D features.
-
-    At the optimum w = sum_i sigmoid(-m_i) z_i / strength, so w lies in the span of the user's differences z_i, where
-    coordinates with the same Gram matrix leave the problem as it is.
-    """
-
-    def differences(row):
-        chosen, rejected, asked = row
-        return jnp.where(asked[:, None], features[chosen] - features[rejected], 0)
-
-    rows = (table.chosen, table.rejected, table.train)
-    gram = lax.map(lambda row: (z := differences(row)) @ z.T, rows, batch_size=BLOCK)
-    values, vectors = jnp.linalg.eigh(gram)
-    z = vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None]
-    size = z.shape[-1]
-    weights = solve_weights(z, table.train, Prior(jnp.zeros(size), strength * jnp.eye(size))).weights
-    force = jax.nn.sigmoid(-jnp.einsum("uik,uk->ui", z, weights)) / strength
-    return lax.map(lambda row: row[0] @ differences(row[1]), (force, rows), batch_size=BLOCK)
 
 
 @jax.jit

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from experiments import linear
 from experiments.embed import embed
-from experiments.lore_methods import FITS, METHOD, ORACLE, Models
+from experiments.lore_methods import FITS, METHOD, ORACLE, PERSONAL, Models
 from experiments.prepare import prepare_votes
 from experiments.reporting.summary import summarise
 from experiments.runner.cli import Config, launch
-from experiments.runner.workspace import Workspace, log, workspaces
+from experiments.runner.workspace import Scored, Workspace, log, workspaces
 from experiments.studies import lore_studies
 from pref_jax.errors import UserError
 
@@ -48,8 +48,9 @@ def lore(work: Workspace, method: str = METHOD, models: Models | None = None) ->
     embed(work)
 
     def score():
-        model = models(method)
-        return linear.margins(models.task, model), {**model.facts, **models.needs(method)}
+        model, task = models(method), models.task
+        controls = linear.controls(task, model, work.seed) if method in PERSONAL else {}
+        return Scored(linear.margins(task, model), {**model.facts, **models.needs(method)}, controls)
 
     work.scored(method, score)
 

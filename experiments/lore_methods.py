@@ -19,7 +19,8 @@ from pref_jax.data.preferences import Preferences
 from pref_jax.lm import checkpoint
 
 METHOD, SHARED, ORACLE = "LoRe", "shared (features)", "oracle (features)"
-HEAD, SINGLE, PUBLISHED = "pretrained head", "per-user model", "LoRe (published)"
+HEAD, SINGLE, PUBLISHED, PRINCIPAL = "pretrained head", "per-user model", "LoRe (published)", "LoRe (principal)"
+PERSONAL = (SINGLE, PUBLISHED, PRINCIPAL, METHOD)
 # Those that learn from votes and need nothing else.
 LEARNED = (SHARED, SINGLE, PUBLISHED, METHOD)
 
@@ -70,7 +71,7 @@ class Models:
 
     def needs(self, name: str) -> dict[str, int | float]:
         """What the method keeps of each user, and how many pairs an unseen one brings to it."""
-        if name not in (SINGLE, PUBLISHED, METHOD):
+        if name not in PERSONAL:
             return {"parameters_per_user": 0, "context_pairs": 0}
         facts = self(name).facts
         rank = self.task.features.shape[1] if name == SINGLE else facts["rank"]
@@ -96,6 +97,7 @@ FITS: dict[str, Callable[[Models], Model]] = {
     ORACLE: _oracle,
     SINGLE: lambda models: linear.single(models.task),
     PUBLISHED: lambda models: linear.published(models.task, models.recipe, models.work.seed),
+    PRINCIPAL: lambda models: linear.principal(models.task, models.config),
     METHOD: lambda models: linear.hierarchical(models.task, models.config),
 }
 

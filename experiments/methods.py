@@ -11,7 +11,7 @@ from pref_jax.data.preferences import Preferences
 
 GROUPS, ANSWERS = "groups", "test answers and groups"
 SHARED, SHARED_FEATURES = "shared reward", "shared (features)"
-HEADS = ("I2E", "VPL", "PAL-A", "PAL-B", "GPO")
+HEADS = ("I2E", "VPL", "PAL-A", "PAL-B", "GPO", "SPL", "MRM", "HyRe", "P-TTT", "P-TTT (solved)")
 # What is made of comparisons alone, and of decided ones alone.
 PAIRS, DECIDED = "ratings that make no pair", "ties, strengths and ratings that make no pair"
 
@@ -49,6 +49,11 @@ _HEADS = {
     "PAL-A": "closeness to a user's ideal point, a mixture of prototypes; of a new user the mixture alone is fitted.",
     "PAL-B": "likeness to a user's ideal answer to the prompt, a mixture of networks; else as PAL-A.",
     "GPO": "a transformer reads a user's votes in its context and rates a text; nothing is tuned for a new user.",
+    "SPL": "VPL guided by mirrored users, with a flow and a decoder that its latent scales.",
+    "MRM": "basis rewards, a user's weights by one step from a learned start; trained on hard users (RPO).",
+    "HyRe": "an ensemble of heads, weighed by how likely each makes a user's votes.",
+    "P-TTT": "fast weights of one layer: the sum of a user's differences of hidden features.",
+    "P-TTT (solved)": "the same fast weights, but the exact mode given the user's votes in place of the sum.",
 }
 _RECORDS = (
     Method(
@@ -68,6 +73,13 @@ _RECORDS = (
         "CoPL",
         _COPL + "copl",
         "user embeddings from the graph of votes choose LoRA experts; unseen users by two-hop neighbours.",
+        ignores=PAIRS,
+    ),
+    Method(
+        "CoPL (features)",
+        _COPL + "on_features",
+        "the same user embeddings gate linear experts on frozen features: the graph without the transformer's experts.",
+        on_features=True,
         ignores=PAIRS,
     ),
     Method(
@@ -125,6 +137,12 @@ _RECORDS = (
         "LoRe",
         _LORE,
         "a low-rank basis of rewards on frozen features; an unseen user's weights are solved in closed form.",
+        on_features=True,
+    ),
+    Method(
+        "LoRe (principal)",
+        _LORE,
+        "weights solved as LoRe's on principal directions of the votes' differences, a basis that is not fitted (DRM).",
         on_features=True,
     ),
     Method(

@@ -65,6 +65,15 @@ class Comparisons(NamedTuple):
         columns: Any = (None if column is None else column[rows] for column in self)
         return Comparisons(*columns)
 
+    def reversed(self) -> "Comparisons":
+        """Each vote for the other side; a choice out of several becomes votes against what was chosen.
+
+        Example:
+          >>> Comparisons(np.array([0]), np.array([2]), np.array([3])).reversed().chosen
+          array([3])
+        """
+        return self._replace(chosen=self.rejected, rejected=self.chosen, choice=None)
+
 
 class Ratings(NamedTuple):
     """Ratings of single responses.

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from transformers import PreTrainedTokenizerBase
 
-from copl_jax.reward import lora_experts, reward_model
+from copl_jax.reward import lora_experts, reward_model, routing
 from copl_jax.reward.reward_model import RewardConfig
 from pref_jax.files import atomic_folder, write_json, write_tensors
 from pref_jax.lm import backbone, heads, hub, layer_sizes, lora, weights
@@ -67,10 +67,17 @@ def save_peft(
       UserError: if `user` is not what the routing needs, or the tokenizer's padding may stand in a text, so that
         transformers would read another token than the last.
     """
-    decided = reward_model.route(config, params, None if user is None else jnp.asarray(user)[None])
+    decided, head = _of(config, params, user)
     folded = lora_experts.to_single_lora(params["experts"], decided, scale=config.mixture.scale)
     options: dict[str, Any] = {"base_name": base_name, "tokenizer": tokenizer, "max_length": max_length}
-    save_adapters(folder, config.lm, folded, params["head"], **options)
+    save_adapters(folder, config.lm, folded, head, **options)
+
+
+def _of(config: RewardConfig, params: Mapping[str, Any], user: Any) -> tuple[routing.Gates, dict[str, np.ndarray]]:
+    """One user's gates, and head {"w": [D], "b": []}."""
+    row = None if user is None else jnp.asarray(user)[None]
+    decided, head = reward_model.route(config, params, row), reward_model.personal_head(config, params, row)
+    return decided, {"w": np.asarray(head["w"]).reshape(-1), "b": np.asarray(head["b"])}
 
 
 def save_adapters(
@@ -149,11 +156,10 @@ def save_merged(
     Raises:
       UserError: if `user` is not what the routing needs; as `save_classifier`.
     """
-    decided = reward_model.route(config, params, None if user is None else jnp.asarray(user)[None])
+    decided, head = _of(config, params, user)
     merged = lora_experts.merge(base, params["experts"], decided, scale=config.mixture.scale)
-    head, bias = params["head"]["w"][None], params["head"]["b"][None]
     options: dict[str, Any] = {"labels": [label], "tokenizer": tokenizer, "max_length": max_length}
-    save_classifier(folder, config.lm, merged, head, bias=bias, **options)
+    save_classifier(folder, config.lm, merged, head["w"][None], bias=head["b"][None], **options)
 
 
 def _config(modules: Mapping[str, Factors], score: str | None, base_name: str) -> dict[str, Any]:

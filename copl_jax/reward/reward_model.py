@@ -5,6 +5,10 @@ One function serves two models, by `RewardConfig.routing`:
     users    CoPL: gates read user embeddings
     groups   the group oracle: expert = group of the user, with weight 1
 
+The paper adapts linears of the transformer alone. With `RewardConfig.head_gates` the head has experts too
+(`copl_jax.reward.linear_experts`), chosen in the same way: they can begin where frozen features lead in seconds, which
+the adapters' few steps do not reach (`copl_jax.reward.training.begin_head`).
+
 Axes: B batch, L length, D features of the transformer, C features of a user embedding, U users,
 E experts.
 """
@@ -17,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
-from copl_jax.reward import load_balancing, lora_experts, routing
+from copl_jax.reward import linear_experts, load_balancing, lora_experts, routing
 from copl_jax.reward.lora_experts import ExpertsConfig
 from copl_jax.reward.routing import GateConfig
 from pref_jax.errors import UserError
@@ -40,6 +44,7 @@ class RewardConfig:
       mixture: number, size and place of the experts.
       gate: the gates' sizes and noise, for routing "users".
       remat: what the backward pass keeps of each block, one of `backbone.REMAT`.
+      head_gates: gates of experts in the head, `mixture.num_experts` each; 0: the head is everyone's, as published.
     """
 
     lm: LMConfig
@@ -47,8 +52,16 @@ class RewardConfig:
     mixture: ExpertsConfig = dataclasses.field(default_factory=ExpertsConfig)
     gate: GateConfig = dataclasses.field(default_factory=GateConfig)
     remat: str = "none"
+    head_gates: int = 0
+
+    @property
+    def head_gate(self) -> GateConfig:
+        """Of the head's experts, which nothing balances."""
+        return dataclasses.replace(self.gate, balance="none", hidden=linear_experts.HIDDEN)
 
     def __post_init__(self):
+        if self.head_gates < 0:
+            raise UserError(f"RewardConfig.head_gates is {self.head_gates}; give a whole number from 0")
         if self.routing not in ("users", "groups"):
             raise UserError(f"RewardConfig.routing is {self.routing!r}; write 'users' or 'groups'")
         if self.routing == "users" and self.gate.top_k > self.mixture.num_experts:
@@ -58,10 +71,25 @@ class RewardConfig:
             )
 
 
+def personal_head(
+    config: RewardConfig,
+    params: Mapping[str, Any],
+    users: Float[Array, "B C"] | Int[Array, " B"] | None,
+    key: Key[Array, ""] | None = None,
+) -> dict[str, Array]:
+    """The head of each user, {"w": [B D], "b": []}; without experts in it everyone's, {"w": [D], "b": []}."""
+    head = params["head"]
+    if not config.head_gates or users is None:
+        return dict(head)
+    own = linear_experts.deviations(config.head_gate, params["head_experts"], users, key)
+    return {"w": head["w"][None] + own, "b": head["b"]}
+
+
 def init(
     config: RewardConfig, key: Key[Array, ""], *, embedding_dim: int = 0, base: Mapping[str, Any] | None = None
 ) -> Params:
-    """Fresh trainable parameters, float32: {"experts", "gates", "head": {"w": [D], "b": []}}.
+    """Fresh trainable parameters, float32: {"experts", "gates", "head": {"w": [D], "b": []}}, with `config.head_gates`
+    also "head_experts" as of `linear_experts.init_own`.
 
     The head starts as `init_head` says, and the experts at zero effect. "gates" is empty unless routing is "users".
 
@@ -88,11 +116,16 @@ def init(
             dim=embedding_dim,
             num_experts=config.mixture.num_experts,
         )
-    return {
+    params = {
         "experts": lora_experts.init(config.mixture, experts_key, backbone.linear_shapes(config.lm), layers),
         "gates": own,
         "head": init_head(config.lm, base, head_key),
     }
+    if config.head_gates:
+        sizes = {"num_gates": config.head_gates, "num_experts": config.mixture.num_experts}
+        sizes |= {"dim": config.lm.hidden_size, "embedding_dim": embedding_dim if own else 0}
+        params["head_experts"] = linear_experts.init_own(config.head_gate, jax.random.fold_in(gates_key, 1), **sizes)
+    return params
 
 
 def route(
@@ -137,7 +170,7 @@ def rewards(
     adapters = lora_experts.make_adapters(params["experts"], route(config, params, users))
     apply = lora_experts.adapter_fn(config.mixture)
     states = text_states(config.lm, base, tokens, mask, adapters, apply, remat=config.remat)
-    return apply_head(params["head"], states)
+    return _score(personal_head(config, params, users), states)
 
 
 def pair_rewards(
@@ -159,7 +192,8 @@ def pair_rewards(
     Raises:
       UserError: if the transformer is an encoder and the texts of a pair share a row.
     """
-    return _pair_rewards(config, params, base, batch, route(config, params, users), None)
+    head = personal_head(config, params, users)
+    return _pair_rewards(config, params, base, batch, route(config, params, users), head, None)
 
 
 def make_loss(config: RewardConfig) -> LossFn:
@@ -187,8 +221,10 @@ def make_loss(config: RewardConfig) -> LossFn:
 
     def loss(params, frozen, batch, key):
         noise_key, dropout_key = (None, None) if key is None else jax.random.split(key)
-        decisions = route(config, params, frozen[config.routing][batch["user"]], noise_key)
-        scores = _pair_rewards(config, params, frozen["base"], batch, decisions, dropout_key)
+        users = frozen[config.routing][batch["user"]]
+        decisions = route(config, params, users, noise_key)
+        head = personal_head(config, params, users, None if noise_key is None else jax.random.fold_in(noise_key, 1))
+        scores = _pair_rewards(config, params, frozen["base"], batch, decisions, head, dropout_key)
         total, metrics = pairwise_loss(scores, batch, params.get(GAPS))
         metrics |= _metrics(decisions)
         if config.routing == "users" and config.gate.balance != "none":
@@ -209,11 +245,18 @@ def _metrics(decisions: routing.Gates) -> dict[str, Array]:
     }
 
 
-def _pair_rewards(config, params, base, batch, decisions, dropout_key) -> Float[Array, "B 2"]:
+def _pair_rewards(config, params, base, batch, decisions, head, dropout_key) -> Float[Array, "B 2"]:
     """Rewards of chosen and rejected, from rows of one text each or from rows that they share."""
     if "parts" not in batch:
         decisions = routing.repeat(decisions, 2)
     adapters = lora_experts.make_adapters(params["experts"], decisions, dropout_key)
     apply = lora_experts.adapter_fn(config.mixture)
     states = pair_states(config.lm, base, batch, adapters, apply, remat=config.remat)
-    return apply_head(params["head"], states)
+    return _score(head, states)
+
+
+def _score(head: Mapping[str, Array], states: Float[Array, "B *texts D"]) -> Float[Array, "B *texts"]:
+    """The reward of each state by everyone's head, or by that of its row's user."""
+    if head["w"].ndim == 1:
+        return apply_head(head, states)
+    return jnp.einsum("b...d,bd->b...", states, head["w"]) + head["b"]

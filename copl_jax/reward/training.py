@@ -5,15 +5,17 @@ Axis letters: B rows, L length, P pairs, U users, N responses, C features of a u
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from copl_jax.reward import load_balancing, reward_model, routing
+from copl_jax.reward.linear_experts import LinearExperts, fit_linear
 from copl_jax.reward.lora_experts import ExpertsConfig
 from copl_jax.reward.reward_model import RewardConfig
 from copl_jax.reward.routing import GateConfig
@@ -21,7 +23,8 @@ from pref_jax.comparisons import Comparisons, Votes
 from pref_jax.lm.config import LMConfig
 from pref_jax.lm.pair_batches import Texts, pair_margins, text_batches
 from pref_jax.mesh import replicated
-from pref_jax.train.method import Trained, TrainingConfig, open_votes, train
+from pref_jax.standardiser import fit_standardiser, standardise
+from pref_jax.train.method import Trained, TrainingConfig, open_votes, stopwatch, train
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,19 +36,39 @@ class RewardSettings:
       experts: number, size and place.
       gate: the gates' sizes and noise.
       remat: what the backward pass keeps of each block.
+      head: experts in the head, begun on frozen features; None: one head for everyone, as published.
     """
 
     training: TrainingConfig
     experts: ExpertsConfig = dataclasses.field(default_factory=ExpertsConfig)
     gate: GateConfig = dataclasses.field(default_factory=GateConfig)
     remat: str = "none"
+    head: LinearExperts | None = None
 
     def model(self, lm: LMConfig, *, num_groups: int = 0) -> RewardConfig:
         """The model on a transformer; with `num_groups` that of the oracle, an expert for each group."""
+        own: dict[str, Any] = {"lm": lm, "gate": self.gate, "remat": self.remat}
+        gates = self.head.num_gates if self.head is not None else 0
         if not num_groups:
-            return RewardConfig(lm=lm, mixture=self.experts, gate=self.gate, remat=self.remat)
+            return RewardConfig(mixture=self.experts, head_gates=gates, **own)
         experts = dataclasses.replace(self.experts, num_experts=num_groups)
-        return RewardConfig(lm=lm, routing="groups", mixture=experts, gate=self.gate, remat=self.remat)
+        return RewardConfig(routing="groups", mixture=experts, head_gates=min(gates, 1), **own)
+
+
+class HeadStart(NamedTuple):
+    """What the head's experts begin from.
+
+    Attributes:
+      recipe: how they are fitted to frozen features.
+      features: gives the responses' states as the frozen transformer pools them.
+      train: who preferred what.
+      validation: votes that the user embeddings do not know, to choose the recipe's prior by.
+    """
+
+    recipe: LinearExperts
+    features: Callable[[], Float[np.ndarray, "N D"]]
+    train: Comparisons
+    validation: Comparisons
 
 
 def fit_reward(
@@ -57,6 +80,7 @@ def fit_reward(
     *,
     folder: Path,
     seed: int,
+    start: HeadStart | None = None,
 ) -> Trained:
     """Trains experts, gates and head; a killed training is resumed from `folder`.
 
@@ -68,10 +92,16 @@ def fit_reward(
       training: steps, batches, learning rate.
       folder: gets checkpoints and logs.
       seed: of parameters, batches, noise and dropout.
+      start: of what a head with experts (`config.head_gates`) begins, see `begin_head`.
     """
     base, mesh = texts.model.params, texts.model.mesh
     dim = table.shape[1] if config.routing == "users" else 0
     params = reward_model.init(config, jax.random.key(seed), embedding_dim=dim, base=base)
+    spent = stopwatch(folder / "head")
+    # Features of another layer are no start for a head on the last.
+    if start is not None and texts.model.layer is None:
+        params |= begin_head(config, start, table, folder=folder / "head", seed=seed)
+    spent_on_head = spent()["seconds"]
     steps = training.optimizer.num_steps
     shared = texts.shared_length(pairs, training.share_prefix)
     votes = open_votes(pairs, training)
@@ -87,7 +117,34 @@ def fit_reward(
         seed=seed,
         **training.loop(),
     )
+    trained.facts["seconds"] += spent_on_head
     return votes.finish(trained)
+
+
+def begin_head(config: RewardConfig, start: HeadStart, table: np.ndarray, *, folder: Path, seed: int) -> dict[str, Any]:
+    """The head and its experts as CoPL on frozen features: {"head", "head_experts"} of `reward_model.init`.
+
+    With adapters that change nothing yet, rewards begin as those of `linear_experts`, up to one number for everybody
+    per user, which changes no comparison.
+
+    Args:
+      config: the model, with `head_gates`.
+      start: the recipe and what it learns from; sizes are the model's.
+      table: user embeddings float32 [U C] or group numbers int32 [U].
+      folder: gets checkpoints.
+      seed: of parameters, batches and noise.
+    """
+    features = np.asarray(start.features(), np.float32)
+    rows = np.unique(np.concatenate([side for votes in (start.train, start.validation) for side in votes[1:3]]))
+    scale = fit_standardiser(features[rows])
+    sizes = {"num_gates": config.head_gates, "num_experts": config.mixture.num_experts, "gate": config.head_gate}
+    own = dataclasses.replace(start.recipe, **sizes)
+    known = np.asarray(standardise(scale, jnp.asarray(features)))
+    found = fit_linear(own, known, table, start.train, start.validation, folder=folder, seed=seed).params
+    # Of raw features: w·(h - m)/s = (w/s)·h - w·(m/s).
+    raw = found["shared"] / scale.scale
+    experts = {**found["own"], "experts": found["own"]["experts"] / scale.scale[None, None]}
+    return {"head": {"w": raw, "b": -raw @ scale.mean}, "head_experts": experts}
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.methods import METHODS, ignored
-from experiments.reporting import checks
+from experiments.reporting import ceilings, checks, controls
 from experiments.runner.cli import Config
 from experiments.runner.test_labels import Answered, answered
 from experiments.runner.workspace import Workspace, curve, log, workspaces
@@ -47,7 +47,12 @@ def summarise(
         meanings={name: own.sentence for name, own in METHODS.items() if any(row["method"] == name for row in rows)},
         findings=[*missing, *_findings(every)],
         plots=pictures,
-        sections=[*(sections(found) if sections else ()), checks.section([own.work for own in every])],
+        sections=[
+            *(sections(found) if sections else ()),
+            controls.section(every),
+            *ceilings.sections(every),
+            checks.section([own.work for own in every]),
+        ],
     )
     beside = "\n".join(missing)
     log(f"\n{report.table(found['rows'], style='plain')}{beside}\n\nresults, report and pictures: {workdir}")

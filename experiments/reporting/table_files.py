@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.methods import METHODS
-from experiments.reporting import checks
+from experiments.reporting import ceilings, checks, controls
 from experiments.reporting.table import DataSet, block, by_pairs
 from experiments.runner.cli import Config
 from pref_jax.eval.figures import canvas, table_plots
@@ -27,6 +27,8 @@ def write(
         "dataset": str(config.dataset),
         "datasets": {own.name: read_json(own.folder / "results.json") for own in every},
         "table": [table.as_json(one) for one in blocks],
+        "controls": {own.name: controls.as_json(controls.measure(own.every)) for own in every},
+        "ceilings": {own.name: ceilings.as_json(own.every) for own in every},
         "leaks": {
             own.name: {
                 str(one.work.seed): [leak._asdict() for leak in checks.everything(one.work)] for one in own.every
@@ -40,6 +42,7 @@ def write(
     write_json(workdir / "results.json", found)
     text = table.markdown(blocks)
     write_text(workdir / "table.md", text)
+    write_text(workdir / "controls.md", _controls(every) + "\n")
     write_text(workdir / "table.tex", table.latex(blocks))
     pictures = _pictures(every, blocks, workdir / "plots")
     write_text(workdir / "report.md", _report(str(config.dataset), text, every, absent, pictures, workdir))
@@ -78,12 +81,21 @@ def _report(
     known = (f"**{name}**" + (f": {METHODS[name].sentence}" if name in METHODS else "") for name in methods)
     parts += ["## What the rows mean", report.bullets(known), "## Pictures"]
     parts += [report.picture(workdir, path, caption) for path, caption in pictures]
-    parts += ["## Leakage checks"]
+    parts += ["## Controls", _controls(every), "## Leakage checks"]
     for own in every:
         parts += [f"### {own.config.dataset}", checks.section([one.work for one in own.every]).text]
     parts += ["## Each data set", report.bullets(f"[{own.config.dataset}]({own.name}/report.md)" for own in every)]
     parts += ["## Machine", _machine(results.versions())]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _controls(every: Sequence[DataSet]) -> str:
+    """Controls and ceilings of each data set, the notes once."""
+    parts = []
+    for own in every:
+        parts += [f"### {own.config.dataset}", controls.grid(controls.measure(own.every))]
+        parts += [one.text for one in ceilings.sections(own.every)]
+    return "\n\n".join([*parts, controls.NOTE])
 
 
 def _machine(versions: Mapping[str, Any]) -> str:
@@ -127,6 +139,7 @@ def publish(workdir: Path, path: Path, command: Sequence[str]) -> None:
         if leak["found"]
     ]
     told = report.bullets(leaks) if leaks else "The leakage checks found nothing in any data set and seed."
+    parts += ["## Controls", (workdir / "controls.md").read_text(encoding="utf-8").strip("\n")]
     parts += ["## Leakage checks", told, "## Pictures"]
     captions = {"pairs": "Accuracy by pairs per user", "seen_unseen": "Seen against unseen users", "seconds": "Time"}
     parts += [

@@ -36,6 +36,7 @@ class Answered(NamedTuple):
       pairs: the test pairs [P] as users answered.
       margins: method -> float32 [P], rewards of the chosen less those of the rejected responses.
       facts: method -> what it says of itself.
+      controls: method -> its further margins [P], turned likewise, by name; see `experiments.runner.workspace.Scored`.
     """
 
     work: Workspace
@@ -43,6 +44,7 @@ class Answered(NamedTuple):
     pairs: Comparisons
     margins: dict[str, np.ndarray]
     facts: dict[str, dict[str, Any]]
+    controls: dict[str, dict[str, np.ndarray]]
 
 
 def load_test_labels(work: Workspace, reader: str) -> Preferences:
@@ -74,6 +76,9 @@ def answered(work: Workspace) -> Answered:
         pairs=truth.pairs("test"),
         margins={method: margins * turn for method, (margins, _) in scores.items()},
         facts={method: facts for method, (_, facts) in scores.items()},
+        controls={
+            method: {name: margins * turn for name, margins in work.controls(method).items()} for method in scores
+        },
     )
 
 

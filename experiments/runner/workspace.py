@@ -26,14 +26,16 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from copl_jax.graph.settings import GCFConfig
+from copl_jax.reward.linear_experts import LinearExperts
 from copl_jax.reward.lora_experts import ExpertsConfig
 from copl_jax.reward.routing import GateConfig
 from copl_jax.reward.training import RewardSettings
@@ -49,6 +51,7 @@ from pref_jax.data.preferences import Preferences
 from pref_jax.data.text.same_tokens import without
 from pref_jax.digests import check_inputs
 from pref_jax.errors import UserError
+from pref_jax.eval.controls import another_user
 from pref_jax.files import atomic_folder, read_json, write_json
 from pref_jax.lm import hub
 from pref_jax.lm.lora import LoRAConfig
@@ -62,8 +65,25 @@ from pref_jax.train.state import OptimizerConfig
 
 # Stands in the facts of scores whose method did not know which response of a test pair was chosen.
 HIDDEN = "hidden"
+# What controls are called, see `pref_jax.eval.controls`.
+SHUFFLED, REVERSED = "shuffled", "reversed"
 # Folders of a seed that no transformer of the user's was read for.
 UNREAD = ("data", "backbone", "pretrain", "graph_training", "graph", "adapted", "worlds")
+
+
+class Scored(NamedTuple):
+    """What a method gives for its scores.
+
+    Attributes:
+      margins: float [P] of the test pairs.
+      facts: JSON values, see `Workspace.scored`.
+      controls: further margins [P] by name: `SHUFFLED`, with every user's parameters those of another; `REVERSED`, with
+        the votes of the user turned round, NaN where that was not tried.
+    """
+
+    margins: np.ndarray
+    facts: dict[str, Any]
+    controls: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +177,7 @@ class Workspace:
             experts=freeze(ExpertsConfig, experts, "reward.experts"),
             gate=freeze(GateConfig, section.gate, "reward.gate"),
             remat=section.remat,
+            head=freeze(LinearExperts, section.head, "reward.head") if section.get("head") else None,
         )
 
     @cached_property
@@ -246,6 +267,11 @@ class Workspace:
         held = self._held_out(fraction).ratings(ratings, self.data)
         return held if held.any() else np.random.default_rng([self.seed, 5]).random(len(ratings.user)) < fraction
 
+    @cached_property
+    def another_user(self) -> np.ndarray:
+        """int [U]: whose parameters each user gets where users are shuffled."""
+        return another_user(self.data.seen, self.seed)
+
     @property
     def context_pairs(self) -> float:
         """Mean number of pairs that an unseen user brings; 0 without unseen users."""
@@ -261,12 +287,12 @@ class Workspace:
         """Methods of the config that have scores, in its order."""
         return [name for name in self.config.methods if (self.method_folder(name) / "scores").is_dir()]
 
-    def scored(self, method: str, score: Callable[[], tuple[np.ndarray, dict[str, Any]]]) -> None:
+    def scored(self, method: str, score: Callable[[], Scored | tuple[np.ndarray, dict[str, Any]]]) -> None:
         """Runs a method unless its scores are there.
 
         Args:
           method: name of the row in tables.
-          score: returns the margins of `test_pairs` (float [P]), and facts to keep (JSON values). Where stages of the
+          score: returns what `Scored` holds. Where stages of the
             method were run before, "stage_seconds" among the facts, by name, is counted into the method's time;
             "was_resumed" says that they lack what was done before a kill. "parameters_per_user" and "context_pairs"
             say what the method learns of a user and from what, "most_context_pairs" how many it reads at most.
@@ -279,7 +305,7 @@ class Workspace:
             return
         log(f"seed {self.seed}: {method}")
         start = time.perf_counter()
-        margins, facts = score()
+        margins, facts, controls = Scored(*score())
         wrong = int((~np.isfinite(margins)).sum())
         if wrong:
             fix = f"delete {folder} and lower the learning rate, or leave the method out"
@@ -288,6 +314,8 @@ class Workspace:
 
         def write(part: Path) -> None:
             np.save(part / "margins.npy", np.asarray(margins, np.float32))
+            for name, values in controls.items():
+                np.save(part / f"{name}.npy", np.asarray(values, np.float32))
             write_json(part / "facts.json", {"method": method, "seconds": seconds, "answers": HIDDEN, **facts})
 
         stage(folder / "scores", write)
@@ -296,6 +324,12 @@ class Workspace:
         """Margins and facts that `scored` kept; `test_labels.answered` turns the margins as users answered."""
         folder = require(self.method_folder(method) / "scores", "compare")
         return np.load(folder / "margins.npy", allow_pickle=False), read_json(folder / "facts.json")
+
+    def controls(self, method: str) -> dict[str, np.ndarray]:
+        """The further margins of a method that `scored` kept, by name; none for one that knows no users."""
+        folder = self.method_folder(method) / "scores"
+        paths = {name: folder / f"{name}.npy" for name in (SHUFFLED, REVERSED)}
+        return {name: np.load(path, allow_pickle=False) for name, path in paths.items() if path.is_file()}
 
 
 def training(section: Config, where: str, *, batch_size: int) -> TrainingConfig:

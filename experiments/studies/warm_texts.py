@@ -9,6 +9,7 @@ import numpy as np
 
 import copl_jax
 from copl_jax.model import CoPLConfig
+from copl_jax.reward.linear_experts import LinearExperts
 from copl_jax.reward.training import RewardSettings
 from experiments.studies.warm_ratings import WarmWorld
 from pref_jax.baselines import shared
@@ -119,7 +120,7 @@ def _shared(votes: Preferences, config: TextConfig, seed: int) -> Margins:
 
 def _copl(votes: Preferences, config: TextConfig, seed: int) -> Margins:
     own: dict[str, Any] = {"text": open_base(config), "seed": seed}
-    settings = CoPLConfig(reward=RewardSettings(training=config.training()))
+    settings = CoPLConfig(reward=RewardSettings(training=config.training(), head=LinearExperts()))
     return _margins(copl_jax.fit(votes, config=settings, **own), votes)
 
 

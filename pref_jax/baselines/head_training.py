@@ -14,9 +14,13 @@ from jaxtyping import Array, Float, Int
 
 from pref_jax.baselines.gpo import GPO
 from pref_jax.baselines.heads import Head, Known, Params
+from pref_jax.baselines.hyre import HyRe
 from pref_jax.baselines.i2e import I2E
+from pref_jax.baselines.mrm import MRM
+from pref_jax.baselines.p_ttt import PTTT, PTTTSolved
 from pref_jax.baselines.pal import PALA, PALB
 from pref_jax.baselines.settings import BaselinesConfig
+from pref_jax.baselines.spl import SPL
 from pref_jax.baselines.vpl import VPL
 from pref_jax.comparisons import Comparisons
 from pref_jax.data.loaders.contexts import Context, contexts
@@ -33,11 +37,19 @@ HEADS: dict[str, Callable[[BaselinesConfig], list[Head]]] = {
         PALB(hidden=c.hidden, size=c.hidden, prototypes=k, shrink=s) for k in c.prototypes for s in c.shrink
     ],
     "GPO": lambda c: [GPO(hidden=c.hidden, blocks=c.blocks)],
+    "SPL": lambda c: [
+        SPL(hidden=c.hidden, kl_weight=weight, mirror=mirror) for weight in c.kl_weights for mirror in c.mirror
+    ],
+    "MRM": lambda c: [MRM(hidden=c.hidden, basis=c.basis, inner_lr=lr) for lr in c.inner_lr],
+    "HyRe": lambda c: [HyRe(hidden=c.hidden, heads=c.ensemble)],
+    "P-TTT": lambda c: [PTTT(hidden=c.hidden)],
+    "P-TTT (solved)": lambda c: [PTTTSolved(hidden=c.hidden)],
 }
 # Users or pairs whose states are gathered at a time.
 BLOCK = 256
-# Parameters that learn faster than the networks: what users own, and PAL's prototypes and scale.
-FAST = ("table", "prototypes", "scale")
+# Parameters that learn faster than the networks: what users own, PAL's prototypes and scale, what P-TTT and MRM say of
+# all users in a few numbers.
+FAST = ("table", "prototypes", "scale", "log_precision", "start")
 
 
 class States(NamedTuple):
@@ -84,7 +96,7 @@ def batch_loss(
         "margin": jnp.mean(margin),
         "penalty": jnp.mean(penalty),
     }
-    return jnp.mean(head.loss(margin) + penalty), metrics
+    return head.reduce(head.loss(margin)) + jnp.mean(penalty), metrics
 
 
 def feature_loss(head: Head) -> LossFn:

@@ -44,10 +44,12 @@ class Head(abc.ABC):
     Attributes:
       has_table: users own rows of a table; the other heads read users' votes.
       reads_prompt: `reward` reads the prompt's state.
+      has_latent: users' representations are drawn from N(0, I) before anything is known of them, and so may collapse.
     """
 
     has_table: ClassVar[bool] = False
     reads_prompt: ClassVar[bool] = False
+    has_latent: ClassVar[bool] = False
 
     @property
     @abc.abstractmethod
@@ -76,6 +78,10 @@ class Head(abc.ABC):
     def loss(self, margin: Array) -> Array:
         """What a margin, reward of the chosen minus the rejected text, costs: -log sigmoid(margin) (Bradley-Terry)."""
         return jax.nn.softplus(-margin)
+
+    def reduce(self, losses: Float[Array, " B"]) -> Array:
+        """A batch's loss from those of its pairs: their mean."""
+        return jnp.mean(losses)
 
     def adapt(
         self,

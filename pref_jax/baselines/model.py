@@ -1,4 +1,4 @@
-"""Personal heads as models that one can hold: I2E, VPL, PAL and GPO, on frozen features or the adapted transformer.
+"""Personal heads (`head_training.HEADS`) as models that one can hold, on frozen features or the adapted transformer.
 
 Of each user the model keeps a row of the head's table, or the states of at most `context` votes that the head reads,
 or for users who came after training to a head with a table both. No text is kept.
@@ -20,11 +20,8 @@ from jaxtyping import Float32
 
 from pref_jax import fitting
 from pref_jax.baselines import on_features, on_transformer
-from pref_jax.baselines.gpo import GPO
 from pref_jax.baselines.head_training import HEADS, States
 from pref_jax.baselines.heads import Head, Known, Params
-from pref_jax.baselines.i2e import I2E
-from pref_jax.baselines.pal import PALA, PALB
 from pref_jax.baselines.settings import BaselinesConfig
 from pref_jax.baselines.shared import (
     FitConfig,
@@ -37,7 +34,6 @@ from pref_jax.baselines.shared import (
     read_params,
     refuse,
 )
-from pref_jax.baselines.vpl import VPL
 from pref_jax.data.loaders.contexts import contexts
 from pref_jax.data.preferences import Preferences
 from pref_jax.data.schema import prompt_ids
@@ -50,7 +46,7 @@ from pref_jax.lm.text_model import TextModel
 from pref_jax.personal import Added, PersonalReward, Read, Saved, Scores
 from pref_jax.standardiser import Standardiser, standardise
 
-KINDS: dict[str, type[Head]] = {"I2E": I2E, "VPL": VPL, "PAL-A": PALA, "PAL-B": PALB, "GPO": GPO}
+KINDS: dict[str, type[Head]] = {name: type(make(BaselinesConfig())[0]) for name, make in HEADS.items()}
 # Rows of texts are padded to a multiple of this, so that few programs are compiled.
 STEP = 8
 

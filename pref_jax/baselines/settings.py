@@ -14,7 +14,11 @@ class BaselinesConfig:
       hidden: width of encoders and reward networks.
       embedding: numbers of a user's embedding in I2E.
       shrink: weights of the prior on what a user owns, in I2E and PAL.
-      kl_weights: beta of VPL.
+      kl_weights: beta of VPL and SPL.
+      mirror: weights of SPL's guidance by mirrored users.
+      basis: rewards of MRM's basis.
+      inner_lr: rates of MRM's inner step.
+      ensemble: heads of HyRe.
       prototypes: of PAL.
       blocks: of GPO's transformer.
       soft_tokens: that stand for a user in P-RLHF.
@@ -29,6 +33,10 @@ class BaselinesConfig:
     embedding: int = 16
     shrink: tuple[float, ...] = (0.01,)
     kl_weights: tuple[float, ...] = (1e-4,)
+    mirror: tuple[float, ...] = (0.1,)
+    basis: int = 8
+    inner_lr: tuple[float, ...] = (1.0,)
+    ensemble: int = 16
     prototypes: tuple[int, ...] = (4, 2)
     blocks: int = 2
     soft_tokens: int = 4
@@ -41,11 +49,11 @@ class BaselinesConfig:
 
     def __post_init__(self):
         faults = Faults()
-        sizes = ("context", "hidden", "embedding", "blocks", "soft_tokens", "batch_size")
+        sizes = ("context", "hidden", "embedding", "basis", "ensemble", "blocks", "soft_tokens", "batch_size")
         for name in sizes:
             if getattr(self, name) < 1:
                 faults.add(name, f"is {getattr(self, name)}", "give a whole number from 1")
-        for name in ("shrink", "kl_weights", "prototypes", "steps"):
+        for name in ("shrink", "kl_weights", "mirror", "inner_lr", "prototypes", "steps"):
             if not getattr(self, name):
                 faults.add(name, "is empty", "give at least one value to choose from")
         if not 0 <= self.generic_share <= 1:

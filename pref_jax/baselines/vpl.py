@@ -13,7 +13,7 @@ Axis letters as in `heads`; d latent, H hidden (the published model has d = H = 
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ class VPL(Head):
       kl_weight: beta.
     """
 
+    has_latent: ClassVar[bool] = True
     hidden: int = 128
     kl_weight: float = 1e-4
 
@@ -57,7 +58,7 @@ class VPL(Head):
         q, k, v = (dense(params[name], p) for name in ("query", "key", "value"))
         scores = jnp.einsum("bid,bjd->bij", q, k) / jnp.sqrt(jnp.float32(self.hidden))
         scores = jnp.where(known.mask[:, None], scores, -1e30)
-        o = _mean(jnp.einsum("bij,bjd->bid", jax.nn.softmax(scores, axis=-1), v), known.mask)
+        o = masked_mean(jnp.einsum("bij,bjd->bid", jax.nn.softmax(scores, axis=-1), v), known.mask)
         some = known.mask.any(axis=1)[:, None]
         mu, log_variance = (jnp.clip(dense(params[name], o), -1, 1) for name in ("mu", "log_variance"))
         return jnp.where(some, mu, 0), jnp.where(some, log_variance, 0)
@@ -71,9 +72,8 @@ class VPL(Head):
             return mu, jnp.zeros(len(mu))
         z = mu + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mu.shape)
         z = z * jax.lax.rsqrt(jnp.mean(z**2, axis=-1, keepdims=True) + 1e-12)
-        rising = 0.1 + 0.9 * 0.5 * (1 - jnp.cos(jnp.pi * progress))
         some = known.mask.any(axis=1)
-        return jnp.where(some[:, None], z, 0), self.kl_weight * rising * kl(mu, log_variance)
+        return jnp.where(some[:, None], z, 0), self.kl_weight * rising(progress) * kl(mu, log_variance)
 
     def reward(
         self,
@@ -92,6 +92,11 @@ def kl(mu: Float[Array, "B d"], log_variance: Float[Array, "B d"]) -> Float[Arra
     return 0.5 * jnp.sum(mu**2 + jnp.exp(log_variance) - 1 - log_variance, axis=-1)
 
 
-def _mean(x: Float[Array, "B n d"], mask: Bool[Array, "B n"]) -> Float[Array, "B d"]:
+def rising(progress: Float[Array, " B"]) -> Float[Array, " B"]:
+    """a(t): from 0.1 to 1 by half a cosine."""
+    return 0.1 + 0.9 * 0.5 * (1 - jnp.cos(jnp.pi * progress))
+
+
+def masked_mean(x: Float[Array, "B n d"], mask: Bool[Array, "B n"]) -> Float[Array, "B d"]:
     """Over the real pairs; zeros where there are none."""
     return jnp.where(mask[..., None], x, 0).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)[:, None]

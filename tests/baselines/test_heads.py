@@ -13,9 +13,13 @@ from pref_jax.baselines import head_training, on_features, vpl
 from pref_jax.baselines.gpo import GPO
 from pref_jax.baselines.head_training import States
 from pref_jax.baselines.heads import Known
+from pref_jax.baselines.hyre import HyRe
 from pref_jax.baselines.i2e import I2E
+from pref_jax.baselines.mrm import MRM
+from pref_jax.baselines.p_ttt import PTTT, PTTTSolved
 from pref_jax.baselines.pal import PALA, PALB
 from pref_jax.baselines.settings import BaselinesConfig
+from pref_jax.baselines.spl import SPL
 from pref_jax.baselines.vpl import VPL
 from pref_jax.comparisons import Comparisons
 from pref_jax.errors import UserError
@@ -27,6 +31,11 @@ HEADS = {
     "PAL-A": PALA(hidden=7, size=4, prototypes=3, shrink=0.2),
     "PAL-B": PALB(hidden=7, size=4, prototypes=3, shrink=0.2),
     "GPO": GPO(hidden=8, heads=2, blocks=2),
+    "SPL": SPL(hidden=6, kl_weight=0.3, mirror=0.7),
+    "MRM": MRM(hidden=7, basis=3, inner_lr=0.4, gamma=0.3),
+    "HyRe": HyRe(hidden=7, heads=4),
+    "P-TTT": PTTT(hidden=7),
+    "P-TTT (solved)": PTTTSolved(hidden=7),
 }
 each_head = pytest.mark.parametrize("name", HEADS)
 
@@ -110,6 +119,70 @@ def gpo_reward(p: Any, answers: np.ndarray, text: np.ndarray, heads: int) -> flo
     return linear(p["reward"], norm(x[-1]))[0]
 
 
+def spl_flow(p: Any, z: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """One number of the latent after another."""
+    size = answers.shape[1] // 2
+    chosen, rejected = (linear(p["side"], half) for half in (answers[:, :size], answers[:, size:]))
+    apart, together = ((chosen - rejected) / 2).mean(0), ((chosen + rejected) / 2).mean(0)
+    found = np.zeros_like(z)
+    for i in range(len(z)):
+        spread, shift = (z[:i] @ p[name]["kernel"][:i, i] + p[name]["bias"][i] for name in ("spread", "shift"))
+        spread, shift = spread + linear(p["spread_by"], together)[i], shift + linear(p["shift_by"], apart)[i]
+        found[i] = np.exp(np.tanh(spread)) * z[i] + shift
+    return found
+
+
+def spl_reward(p: Any, answers: np.ndarray, text: np.ndarray) -> float:
+    z = np.zeros(p["mu"]["bias"].size)
+    if len(answers):
+        z = spl_flow(p, vpl_latent(p, answers)[0], answers)
+    x = (1 + linear(p["gain"], z)) * linear(p["text"], text) + linear(p["offset"], z)
+    return linear(p["out"], leaky(x))[0]
+
+
+def mrm_reward(head: Any, p: Any, one: np.ndarray, two: np.ndarray, text: np.ndarray) -> float:
+    differences = network(p["reward"], one, leaky) - network(p["reward"], two, leaky)
+    start, step = p["start"], 0.0
+    if len(one):
+        w = softmax(start)
+        force = -1 / (1 + np.exp(differences @ w))  # of the mean log-loss, by each margin
+        g = (force[:, None] * (differences - (differences @ w)[:, None]) * w).mean(0)
+        step = head.inner_lr * g / (np.abs(g) + 1e-8)
+    return softmax(start - step) @ network(p["reward"], text, leaky)
+
+
+def hyre_reward(p: Any, one: np.ndarray, two: np.ndarray, text: np.ndarray) -> float:
+    margins = network(p["reward"], one, leaky) - network(p["reward"], two, leaky)
+    return softmax(-np.logaddexp(0, -margins).sum(0)) @ network(p["reward"], text, leaky)
+
+
+def ttt_reward(head: Any, p: Any, one: np.ndarray, two: np.ndarray, text: np.ndarray) -> float:
+    def keys(x: np.ndarray) -> np.ndarray:
+        return gelu(linear(p["up"], x))
+
+    def base(x: np.ndarray) -> np.ndarray:
+        return x @ p["head"] + keys(x) @ p["base"]
+
+    moved = keys(one) - keys(two)
+    if "scale" in p:
+        fast = p["scale"] / head.hidden * moved.sum(0)
+    else:
+        offsets, precision = base(one) - base(two), head.hidden * np.exp(p["log_precision"])
+
+        def cost(a: np.ndarray) -> float:
+            return np.logaddexp(0, -(offsets + moved @ a)).sum() + precision / 2 * a @ a
+
+        def slope(a: np.ndarray) -> np.ndarray:
+            return -moved.T @ (1 / (1 + np.exp(offsets + moved @ a))) + precision * a
+
+        fast = scipy.optimize.minimize(cost, np.zeros(head.hidden), jac=slope, tol=1e-14, method="BFGS").x
+        for _ in range(3):  # Newton, to the last digit
+            margin = offsets + moved @ fast
+            curved = (moved.T / (2 + np.exp(margin) + np.exp(-margin))) @ moved + precision * np.eye(head.hidden)
+            fast = fast - np.linalg.solve(curved, slope(fast))
+    return float(base(text) + keys(text) @ fast)
+
+
 def expected(head: Any, params: Any, known: Known, h: np.ndarray, prompt: np.ndarray) -> np.ndarray:
     """Rewards [B S] by the formulas, one row and text at a time."""
     found = np.zeros((B, SIDES))
@@ -119,6 +192,14 @@ def expected(head: Any, params: Any, known: Known, h: np.ndarray, prompt: np.nda
         for s in range(SIDES):
             if isinstance(head, GPO):
                 found[b, s] = gpo_reward(params, answers, h[b, s], head.heads)
+            elif isinstance(head, SPL):
+                found[b, s] = spl_reward(params, answers, h[b, s])
+            elif isinstance(head, MRM | HyRe | PTTT):
+                sides = known.chosen[b][known.mask[b]], known.rejected[b][known.mask[b]]
+                if isinstance(head, HyRe):
+                    found[b, s] = hyre_reward(params, *sides, h[b, s])
+                else:
+                    found[b, s] = (mrm_reward if isinstance(head, MRM) else ttt_reward)(head, params, *sides, h[b, s])
             elif isinstance(head, VPL | I2E):
                 z = own if isinstance(head, I2E) else vpl_latent(params, answers)[0]
                 found[b, s] = network(params["reward"], np.concatenate([h[b, s], z]), leaky)[0]
