@@ -15,13 +15,14 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 # Otherwise transformers tells everyone that PyTorch is missing, which is as it should be.
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: help quickstart serve crowdrag test lint docs audit bench plan parity clean
+.PHONY: help quickstart serve crowdrag test test-all lint docs audit bench plan parity clean
 
 help:
 	@echo "make quickstart  a table of personalised rewards on synthetic data, in minutes ($(WORKDIR))"
 	@echo "make serve       a live page to vote on, within a minute ($(DEMO)); VOTES=a file of votes, PORT=8000"
 	@echo "make crowdrag    the same on real votes: CROWDRAG=folder of a clone of the corpus"
-	@echo "make test        all tests"
+	@echo "make test        the tests, but for those that take minutes each"
+	@echo "make test-all    all of them, as CI runs them"
 	@echo "make lint        ruff and pyright"
 	@echo "make docs        the site, in runs/site; every broken link ends it"
 	@echo "make audit       known security holes in what is installed, as far as a registry answers"
@@ -40,6 +41,9 @@ crowdrag: $(VENV)/minilm
 	$(BIN)/python -m experiments.compare --config=configs/crowdrag.py --config.source.path=$(CROWDRAG) --workdir=runs/crowdrag
 
 test: $(VENV)/installed-dev $(VENV)/minilm $(VENV)/smollm2
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-all: $(VENV)/installed-dev $(VENV)/minilm $(VENV)/smollm2
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/installed-dev

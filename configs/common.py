@@ -59,12 +59,15 @@ def graph(recipe: Callable[..., GCFConfig] = recipes.linear_config, **changes: A
     return ConfigDict(dataclasses.asdict(recipe(**changes)))
 
 
-def reward(*, batch_size: int, eval_batch_size: int, num_steps: int, lr: float, holdout_fraction: float) -> Any:
+def reward(
+    *, batch_size: int, eval_batch_size: int, num_steps: int, lr: float, holdout_fraction: float, head: bool = False
+) -> Any:
     """Reward models, alike for CoPL, the shared reward and the group oracle: copl_jax/reward/reward_model.py.
 
     `holdout_fraction` is the part of the prompts left for a choice between trained models; 0 where nothing is chosen.
+    With `head` CoPL and the oracle have experts in the head too: copl_jax/reward/linear_experts.py.
     """
-    return ConfigDict(
+    config: Any = ConfigDict(
         {
             "batch_size": batch_size,
             "accumulate": 1,
@@ -96,6 +99,9 @@ def reward(*, batch_size: int, eval_batch_size: int, num_steps: int, lr: float, 
             },
         }
     )
+    if head:
+        config.head = {"num_gates": 24, "steps": 1000}
+    return config
 
 
 def deep(*, users_per_batch: int, eval_batch_size: int, num_steps: int, lr: float) -> Any:
@@ -224,7 +230,9 @@ def small(dataset: str, methods: tuple[str, ...], source: Any) -> Any:
     config.graph = graph()
     # Chosen on worlds of other seeds (10, 11). At 2e-3 one training of ten did not recover from a bad step, and with
     # twice the steps CoPL learns the training prompts' words.
-    config.reward = reward(batch_size=64, eval_batch_size=256, num_steps=100, lr=1.5e-3, holdout_fraction=0.0)
+    config.reward = reward(
+        batch_size=64, eval_batch_size=256, num_steps=100, lr=1.5e-3, holdout_fraction=0.0, head=True
+    )
     config.lore = ConfigDict({})  # lore_jax/fitting/model_selection.py
     config.deep = deep(users_per_batch=8, eval_batch_size=256, num_steps=130, lr=2e-3)
     config.baselines = baselines()
@@ -246,6 +254,7 @@ def shrink(config: Any) -> None:
     config.reward.update({"batch_size": 8, "eval_batch_size": 64, "checkpoint_every": 4, "log_every": 2})
     config.reward.experts.update({"num_experts": 2, "rank": 2})
     config.reward.gate.hidden = 8
+    config.reward.head.update({"num_gates": 2, "steps": 6})
     config.reward.optimizer.num_steps = 8
     config.deep.update({"users_per_batch": 8, "splits": 2, "eval_batch_size": 64})
     config.deep.update({"checkpoint_every": 4, "log_every": 2})

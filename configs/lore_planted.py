@@ -24,7 +24,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.world = ConfigDict(
         {"seen": 500, "unseen": 200, "tests": 50, "responses": 4000, "features": 64, "directions": 5}
     )
+    config.lore = ConfigDict({})  # lore_jax/fitting/bradley_terry.py, the full search
     if size == "smoke":
         config.update({"seeds": (0, 1), "alphas": (0.1,), "pairs": (5, 6), "wrongs": (0.0,)})
+        config.lore.update({**common.QUICK_LORE, "ranks": (1,), "components": (2,), "variances": (3.0,), "steps": 20})
         config.world.update({"seen": 12, "unseen": 4, "tests": 4, "responses": 30, "features": 6, "directions": 2})
     return config

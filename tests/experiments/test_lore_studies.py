@@ -24,6 +24,7 @@ from pref_jax.eval.reporting.results import read_results
 from pref_jax.lm import checkpoint
 
 QUICK: dict[str, Any] = {"ranks": (1,), "components": (3,), "variances": (3.0,), "shared_variances": (0.3, 3.0)}
+QUICK |= {"line_search": "bisection"}
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,7 @@ def test_its_variance_is_the_one_that_validation_votes_like_best(planted):
 # --- methods on a task whose truth is known ---
 
 
+@pytest.mark.slow
 def test_lore_beats_one_reward_for_all_and_one_a_user_where_tastes_are_low_rank(planted):
     config = LoReConfig(**QUICK)
     models = {

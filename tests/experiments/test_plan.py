@@ -174,6 +174,7 @@ def _need(kind):
         pytest.skip("no compilers in .plan; `make plan` installs them")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("machine", "kind"), [("tpu_v5e_8", "tpu"), ("h200", "cuda")])
 def test_every_program_compiles_for_a_machine_that_is_not_there(tmp_path, machine, kind):
     _need(kind)

@@ -11,11 +11,15 @@ import pytest
 from configs import lore_planted
 from experiments import linear, planted
 from experiments.studies.planted_world import PlantedConfig, draw
+from lore_jax.fitting.bradley_terry import LoReConfig
 from pref_jax.errors import UserError
 from pref_jax.eval.reporting.results import read_results
 
 SMALL: dict[str, Any] = {"seen": 40, "unseen": 15, "tests": 20, "responses": 200, "features": 12, "directions": 3}
 SMALL |= {"alpha": 0.1, "pairs": 15, "wrong": 0.0}
+
+
+QUICK = LoReConfig.quick()
 
 
 def small(**changes: Any) -> PlantedConfig:
@@ -54,9 +58,9 @@ def test_equal_seeds_give_equal_worlds_and_others_do_not():
 
 def test_users_who_are_all_alike_are_served_by_the_given_head():
     world = draw(small(alpha=None), 0)
-    assert (linear.margins(world, planted.METHODS[planted.HEAD](world, 3, 0)) > 0).all()
+    assert (linear.margins(world, planted.METHODS[planted.HEAD](world, 3, 0, QUICK)) > 0).all()
     different = draw(small(alpha=0.01), 0)
-    assert 0.5 < (linear.margins(different, planted.METHODS[planted.HEAD](different, 3, 0)) > 0).mean() < 0.9
+    assert 0.5 < (linear.margins(different, planted.METHODS[planted.HEAD](different, 3, 0, QUICK)) > 0).mean() < 0.9
 
 
 def test_wrong_votes_name_the_worse_response():
@@ -66,9 +70,10 @@ def test_wrong_votes_name_the_worse_response():
         assert abs((difference @ world.head < 0).mean() - share) < 0.03
 
 
+@pytest.mark.slow
 def test_what_is_learned_beats_what_is_given_where_tastes_differ():
     world = draw(small(seen=120, alpha=0.05, pairs=20), 2)
-    found = {name: linear.margins(world, method(world, 3, 0)) for name, method in planted.METHODS.items()}
+    found = {name: linear.margins(world, method(world, 3, 0, QUICK)) for name, method in planted.METHODS.items()}
     right = {name: float((margins > 0).mean()) for name, margins in found.items()}
     assert right[planted.LORE] > max(right[planted.SHARED], right[planted.HEAD]) + 0.05
 

@@ -426,6 +426,7 @@ def test_patterns_name_each_kind_of_layer_once():
     assert plain == LMConfig(**{**vars(GEMMA3), "sliding_layers": (), "window": None})
 
 
+@pytest.mark.slow
 def test_every_family_makes_finite_states_and_gradients():
     tokens, mask = some_rows()
     for name in TRAITS:

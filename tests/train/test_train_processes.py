@@ -125,6 +125,7 @@ def test_a_run_goes_on_with_other_processes(tmp_path, alone, first, then):
     np.testing.assert_allclose(losses(tmp_path)[-2:], alone[-2:], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_process_that_dies_ends_the_other_within_a_minute(tmp_path, number):
     begun = start(tmp_path, 2, seconds=2 * SLOW)
@@ -137,6 +138,7 @@ def test_a_process_that_dies_ends_the_other_within_a_minute(tmp_path, number):
     begun[number].communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_an_error_in_one_process_ends_both_with_its_message(tmp_path, monkeypatch, number):
     monkeypatch.setenv("FAILS", str(number))
