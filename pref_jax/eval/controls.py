@@ -8,7 +8,7 @@ Axis letters: P pairs, U users, d numbers that a model keeps of a user.
 """
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int, Int64
 
 # Of a latent's variance over users: below it the unit says the same of everybody (arXiv 1509.00519).
 ACTIVE = 0.005
@@ -49,7 +49,7 @@ def turned_share(margins: Float[np.ndarray, " P"], reversed_margins: Float[np.nd
 
 
 def balanced_accuracy(
-    margins: Float[np.ndarray, " P"], told: Float[np.ndarray, " P"], user: Int64[np.ndarray, " P"] | None = None
+    margins: Float[np.ndarray, " P"], told: Float[np.ndarray, " P"], user: Int[np.ndarray, " P"] | None = None
 ) -> float | None:
     """Accuracy where the answer that something else gives is right as often as it is wrong.
 

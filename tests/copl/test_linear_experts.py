@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import tiny
 
+from copl_jax.io import checkpoint, peft
 from copl_jax.reward import linear_experts, reward_model
 from copl_jax.reward.linear_experts import LinearExperts
 from copl_jax.reward.reward_model import RewardConfig
@@ -140,6 +142,24 @@ def test_the_whole_model_begins_as_the_experts_on_its_features(tmp_path, routing
     both = reward_model.pair_rewards(config, params, base, batch, jnp.asarray(table))
     alone = reward_model.rewards(config, params, base, tokens[:4], mask[:4], jnp.asarray(table))
     np.testing.assert_allclose(both[:, 0], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_with_experts_in_its_head_is_kept_and_exported(tmp_path):
+    lm = tiny.llama()
+    config = RewardConfig(lm=lm, gate=GateConfig(hidden=4), head_gates=2)
+    params = reward_model.init(config, jax.random.key(1), embedding_dim=3)
+    rng = np.random.default_rng(2)
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), params)
+    checkpoint.save(tmp_path / "kept", config, params)
+    found = checkpoint.load(tmp_path / "kept", lm)
+    assert found.config == config
+    same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), dict(found.params), params)
+    assert all(jax.tree.leaves(same))
+    user = jnp.asarray(rng.normal(size=3), jnp.float32)
+    peft.save_peft(tmp_path / "lora", config, params, user)
+    tensors = safetensors.numpy.load_file(tmp_path / "lora" / peft.TENSORS)
+    own = params["head"]["w"] + linear_experts.deviations(config.head_gate, params["head_experts"], user[None])[0]
+    np.testing.assert_allclose(tensors["base_model.model.score.weight"][0], own, rtol=1e-5, atol=1e-6)
 
 
 def test_wrong_sizes_are_told():

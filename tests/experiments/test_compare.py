@@ -27,7 +27,16 @@ from pref_jax.files import read_json, write_json
 
 ROOT = Path(__file__).parents[2]
 METHODS = {
-    "uf_p_2_avg": ("shared reward", "CoPL", "shared (features)", "oracle (features)", "LoRe", "formatting-only"),
+    "uf_p_2_avg": (
+        "shared reward",
+        "CoPL",
+        "CoPL (features)",
+        "shared (features)",
+        "oracle (features)",
+        "LoRe (principal)",
+        "VPL (features)",
+        "formatting-only",
+    ),
     "personalllm": ("shared (features)", "formatting-only", "leave-one-out majority"),
 }
 
@@ -86,9 +95,11 @@ def test_the_table_holds_what_the_margins_say(config, finished):
     assert {name: row["against"] for name, row in rows.items()} == {
         "shared reward": "",
         "CoPL": "shared reward",
+        "CoPL (features)": "shared (features)",
         "shared (features)": "",
         "oracle (features)": "shared (features)",
-        "LoRe": "shared (features)",
+        "LoRe (principal)": "shared (features)",
+        "VPL (features)": "shared (features)",
         "formatting-only": "shared reward",
     }
     gap = rows["CoPL"]["gap"]["seen"]
@@ -101,11 +112,65 @@ def test_the_table_holds_what_the_margins_say(config, finished):
     assert rows["oracle (features)"]["parameters"] == rows["shared reward"]["context"] == 0
 
 
+def _side_mean(margins: np.ndarray, pairs: Any, members: np.ndarray) -> float:
+    """Mean over users of one side of their shares of right pairs."""
+    own = [margins[pairs.user == user] for user in np.flatnonzero(members) if (pairs.user == user).any()]
+    return float(np.mean([np.mean(np.where(part == 0, 0.5, part > 0)) for part in own]))
+
+
+def test_controls_are_what_the_margins_say(config, finished):
+    found = {own["method"]: own for own in _results(finished)["controls"]["uf_p_2_avg"]}
+    assert list(found) == list(METHODS["uf_p_2_avg"])
+    work = _run(config, finished, "uf_p_2_avg")
+    data = preferences.load(finished / "uf_p_2_avg" / "seed_0" / "data")
+    pairs, shown = data.pairs("test"), work.data.pairs("test")
+    turn = np.where(shown.chosen == pairs.chosen, 1, -1)
+    for name in ("CoPL", "CoPL (features)", "LoRe (principal)", "VPL (features)"):
+        mixed = work.controls(name)["shuffled"] * turn
+        margins, base = (work.scores(other)[0] * turn for other in (name, compared_with(name, METHODS["uf_p_2_avg"])))
+        assert not np.array_equal(mixed, margins)
+        for side, members in (("seen", data.seen), ("unseen", ~data.seen)):
+            own, other, theirs = (_side_mean(part, pairs, members) for part in (margins, mixed, base))
+            assert found[name]["gain"][side]["mean"] == pytest.approx(own - theirs)
+            assert found[name]["shuffled"][side]["mean"] == pytest.approx(other - theirs)
+        reversed_margins, late = work.controls(name)["reversed"] * turn, ~data.seen[pairs.user]
+        assert np.isfinite(reversed_margins[late]).all()
+        asked = late & (margins != 0)
+        turned = np.mean(np.sign(margins[asked]) == -np.sign(reversed_margins[asked]))
+        assert found[name]["turned"] == pytest.approx(turned)
+    assert found["VPL (features)"]["active"] is not None
+    assert found["LoRe (principal)"]["active"] is None
+    assert found["shared (features)"]["turned"] is None
+    texts = data.responses["text"].to_pylist()
+    longer = np.array([len(texts[c]) - len(texts[r]) for c, r in zip(pairs.chosen, pairs.rejected, strict=True)])
+    halves = []
+    for half in (longer > 0, longer < 0):
+        margins = work.scores("CoPL")[0] * turn
+        users = np.unique(pairs.user[half])
+        halves.append(np.mean([np.mean(margins[half & (pairs.user == user)] > 0) for user in users]))
+    assert found["CoPL"]["length"] == pytest.approx(np.mean(halves), abs=1e-6)
+    assert "## Controls" in (finished / "report.md").read_text()
+    assert "split-half reliability of choosing the longer text" in (finished / "controls.md").read_text()
+
+
+def test_shuffled_users_get_the_parameters_of_another(config, finished):
+    """Of linear experts, by the users' directions that the trained parameters give."""
+    work = _run(config, finished, "uf_p_2_avg")
+    other, margins = work.another_user, work.scores("CoPL (features)")[0]
+    mixed, pairs = work.controls("CoPL (features)")["shuffled"], work.test_pairs
+    for p in range(len(pairs.user)):
+        same = (pairs.user == other[pairs.user[p]]) & (pairs.chosen == pairs.chosen[p])
+        same &= pairs.rejected == pairs.rejected[p]
+        for q in np.flatnonzero(same):
+            assert mixed[p] == pytest.approx(margins[q], rel=1e-4, abs=1e-5)
+
+
 def test_files_are_those_promised(finished):
     assert {path.name for path in finished.iterdir()} == {
         "config.json",
         "results.json",
         "table.md",
+        "controls.md",
         "table.tex",
         "report.md",
         "plots",

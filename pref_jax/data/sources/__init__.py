@@ -21,6 +21,7 @@ READERS = {
     "prism": "prism",
     "community_alignment": "community_alignment",
     "mt_bench": "mt_bench",
+    "personal_reward_bench": "personal_reward_bench",
     "ukp_convarg": "ukp_convarg",
     "jester": "jester",
 }
