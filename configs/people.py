@@ -48,8 +48,9 @@ def get_config(variant: str = "") -> ConfigDict:
         own.seeds = config.get_ref("seeds")
         own.source.path = config.get_ref(f"{name}_path")
     if base == "smollm2":
-        config.datasets.ukp.dataset += ", SmolLM2-135M"
-        config.datasets.ukp.backbone.name = SMOLLM2
+        ukp: Any = config.datasets.ukp
+        ukp.dataset += ", SmolLM2-135M"
+        ukp.backbone.name = SMOLLM2
     return config
 
 

@@ -305,7 +305,8 @@ class Workspace:
             return
         log(f"seed {self.seed}: {method}")
         start = time.perf_counter()
-        margins, facts, controls = Scored(*score())
+        found: Any = score()
+        margins, facts, controls = Scored(*found)
         wrong = int((~np.isfinite(margins)).sum())
         if wrong:
             fix = f"delete {folder} and lower the learning rate, or leave the method out"

@@ -102,5 +102,6 @@ def fit_principal(
     everything = table.train | table.validation if config.refit else table.train
     basis, prior, weights, _, scales = solved(*tried[taken], final if config.refit else table, everything)
     reading = reading._replace(scales=scales)
-    parts: Any = (basis, weights[:num_users], prior.mean, prior.precision, jnp.zeros(0))
-    return Fit("gaussian", standardiser, *parts, rows[taken], tuple(rows), reading=reading)
+    parts: tuple[Any, ...] = (basis, weights[:num_users], prior.mean, prior.precision, jnp.zeros(0))
+    known: tuple[Any, ...] = (*parts, rows[taken], tuple(rows))
+    return Fit("gaussian", standardiser, *known)._replace(reading=reading)

@@ -148,12 +148,12 @@ def mrm_reward(head: Any, p: Any, one: np.ndarray, two: np.ndarray, text: np.nda
         force = -1 / (1 + np.exp(differences @ w))  # of the mean log-loss, by each margin
         g = (force[:, None] * (differences - (differences @ w)[:, None]) * w).mean(0)
         step = head.inner_lr * g / (np.abs(g) + 1e-8)
-    return softmax(start - step) @ network(p["reward"], text, leaky)
+    return float(softmax(start - step) @ network(p["reward"], text, leaky))
 
 
 def hyre_reward(p: Any, one: np.ndarray, two: np.ndarray, text: np.ndarray) -> float:
     margins = network(p["reward"], one, leaky) - network(p["reward"], two, leaky)
-    return softmax(-np.logaddexp(0, -margins).sum(0)) @ network(p["reward"], text, leaky)
+    return float(softmax(-np.logaddexp(0, -margins).sum(0)) @ network(p["reward"], text, leaky))
 
 
 def ttt_reward(head: Any, p: Any, one: np.ndarray, two: np.ndarray, text: np.ndarray) -> float:
@@ -195,7 +195,7 @@ def expected(head: Any, params: Any, known: Known, h: np.ndarray, prompt: np.nda
             elif isinstance(head, SPL):
                 found[b, s] = spl_reward(params, answers, h[b, s])
             elif isinstance(head, MRM | HyRe | PTTT):
-                sides = known.chosen[b][known.mask[b]], known.rejected[b][known.mask[b]]
+                sides: Any = known.chosen[b][known.mask[b]], known.rejected[b][known.mask[b]]
                 if isinstance(head, HyRe):
                     found[b, s] = hyre_reward(params, *sides, h[b, s])
                 else:
@@ -515,7 +515,10 @@ def test_hyre_trusts_the_head_that_makes_a_users_votes_likely():
     right = head_training.pair_margins(head, params, states, users, test) > 0
     assert right.mean() > 0.95
     drawn, _ = head.users(
-        params, Known(None, *jnp.zeros((2, 50, 1, 8)), jnp.ones((50, 1), bool)), None, jax.random.key(1)
+        params,
+        Known(None, jnp.zeros((50, 1, 8)), jnp.zeros((50, 1, 8)), jnp.ones((50, 1), bool)),
+        None,
+        jax.random.key(1),
     )
     assert set(np.asarray(drawn).sum(axis=0)) != {0.0}
     assert np.array_equal(np.sort(np.asarray(drawn), axis=1), np.tile([0.0, 1.0], (50, 1)))

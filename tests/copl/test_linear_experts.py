@@ -65,7 +65,7 @@ def test_gradients_of_the_loss_are_those_of_the_formula(seed):
     features, users = rng.normal(size=(9, 4)), rng.normal(size=(6, 3))
     batch = {"user": rng.integers(0, 6, 20), "chosen": rng.integers(0, 9, 20), "rejected": rng.integers(0, 9, 20)}
     frozen = {"features": jnp.asarray(features, jnp.float32), "users": jnp.asarray(users, jnp.float32)}
-    loss = linear_experts.make_loss(config, 20)
+    loss: Any = linear_experts.make_loss(config, 20)
     value, slopes = jax.value_and_grad(lambda p: loss(p, frozen, jax.tree.map(jnp.asarray, batch), None)[0])(params)
 
     def exact(tree: Any) -> float:

@@ -1,5 +1,7 @@
 """Reliability of raters: planted differences are found, noise is not, and degenerate raters are left out."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ def test_planted_differences_have_the_reliability_of_their_variances(seed):
     mean = rng.normal(size=users)
     user = rng.permutation(np.repeat(np.arange(users), votes))
     values = mean[user] + 3 * rng.normal(size=len(user))
-    found = split_half(values, user)
+    found: Any = split_half(values, user)
     want = 1 / (1 + 9 / (votes / 2))
     assert found.users == users
     assert found.halves == pytest.approx(want, abs=0.08)
@@ -40,7 +42,7 @@ def test_the_correlation_is_numpys():
 @pytest.mark.parametrize("seed", range(3))
 def test_noise_is_not_reliable(seed):
     rng = np.random.default_rng(seed)
-    found = split_half(rng.choice([-1.0, 1.0], 6000), np.repeat(np.arange(200), 30), seed=seed)
+    found: Any = split_half(rng.choice([-1.0, 1.0], 6000), np.repeat(np.arange(200), 30), seed=seed)
     assert abs(found.halves) < 0.15
     assert found.low < 0.05
 
