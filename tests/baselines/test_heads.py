@@ -195,11 +195,11 @@ def expected(head: Any, params: Any, known: Known, h: np.ndarray, prompt: np.nda
             elif isinstance(head, SPL):
                 found[b, s] = spl_reward(params, answers, h[b, s])
             elif isinstance(head, MRM | HyRe | PTTT):
-                sides: Any = known.chosen[b][known.mask[b]], known.rejected[b][known.mask[b]]
+                one, two = (np.asarray(side[b])[known.mask[b]] for side in (known.chosen, known.rejected))
                 if isinstance(head, HyRe):
-                    found[b, s] = hyre_reward(params, *sides, h[b, s])
+                    found[b, s] = hyre_reward(params, one, two, h[b, s])
                 else:
-                    found[b, s] = (mrm_reward if isinstance(head, MRM) else ttt_reward)(head, params, *sides, h[b, s])
+                    found[b, s] = (mrm_reward if isinstance(head, MRM) else ttt_reward)(head, params, one, two, h[b, s])
             elif isinstance(head, VPL | I2E):
                 z = own if isinstance(head, I2E) else vpl_latent(params, answers)[0]
                 found[b, s] = network(params["reward"], np.concatenate([h[b, s], z]), leaky)[0]
