@@ -52,8 +52,8 @@ from pref_jax.mesh import replicated
 from pref_jax.standardiser import fit_standardiser, standardise
 
 METHOD, ORACLE, ON_FEATURES = "CoPL", "group oracle", "CoPL (features)"
-# Folders of stages, and the files that say what they took.
-STAGE_FACTS = {"graph": "graph.json", "adapted": "adapted.json"}
+# Stages that other methods share, and the files that say what they took.
+STAGE_FACTS = {"graph": "graph/graph.json", "adapt": "adapted/adapted.json"}
 # Methods that differ from it by `reward.gate.balance` alone.
 BALANCED = {"CoPL (balancing loss)": "loss", "CoPL (balancing bias)": "bias"}
 
@@ -216,7 +216,7 @@ def latent_facts(work: Workspace, users: np.ndarray) -> dict[str, float]:
 def score(work: Workspace, method: str = METHOD) -> None:
     """Writes `METHOD/scores/`: margins of the test pairs of seen and unseen users."""
     users = work.users()
-    files = {folder: work.folder / folder / file for folder, file in STAGE_FACTS.items()}
+    files = {name: work.folder / file for name, file in STAGE_FACTS.items()}
     files["reward"] = require(work.method_folder(method) / "model", "copl --stage=reward") / "model.json"
     facts = {name: read_json(file) for name, file in files.items()}
     seconds = {name: own["seconds"] for name, own in facts.items()}
@@ -281,7 +281,7 @@ def on_features(work: Workspace, method: str = ON_FEATURES) -> None:
             return np.sum(own[pairs.user] * (features[pairs.chosen] - features[pairs.rejected]), axis=1)
 
         told = {"parameters_per_user": users.shape[1], "context_pairs": work.context_pairs, **latent_facts(work, users)}
-        spent = {name: read_json(work.folder / name / file)["seconds"] for name, file in STAGE_FACTS.items()}
+        spent = {name: read_json(work.folder / file)["seconds"] for name, file in STAGE_FACTS.items()}
         facts = {**trained.facts, **told, "stage_seconds": spent}
         return Scored(margins(users, work.test_pairs), facts, controls(work, users, margins))
 

@@ -64,7 +64,7 @@ def test_only_the_folders_config_is_json_and_it_holds_no_transformer(tmp_path):
     raw = json.loads((tmp_path / "a" / checkpoint.CONFIG).read_text())
     assert raw["format"] == 1
     assert raw["embedding_dim"] == DIM
-    assert set(raw["model"]) == {"routing", "mixture", "gate", "remat"}
+    assert set(raw["model"]) == {"routing", "mixture", "gate", "remat", "head_gates"}
 
 
 def damage(folder, change):

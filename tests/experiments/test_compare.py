@@ -208,7 +208,7 @@ def test_published_with_command_machine_and_pictures(finished):
 def test_taken_up_again_it_ends_in_the_same_table(config, finished):
     before = _results(finished)
     run = _run(config, finished, "uf_p_2_avg")
-    for name in ("LoRe", "shared reward"):
+    for name in ("LoRe (principal)", "shared reward"):
         shutil.rmtree(run.method_folder(name) / "scores")
     # A process before this one has trained it, in a thousand seconds.
     model = run.method_folder("shared reward") / "model" / "model.json"
@@ -218,7 +218,7 @@ def test_taken_up_again_it_ends_in_the_same_table(config, finished):
     after = _results(finished)
     for block in (*before["table"], *after["table"]):
         for row in block["rows"]:
-            if row["method"] in ("LoRe", "shared reward"):
+            if row["method"] in ("LoRe (principal)", "shared reward"):
                 del row["seconds"]
     assert 1000 < run.scores("shared reward")[1]["seconds"] < 1300
     assert after["table"] == before["table"]
@@ -314,7 +314,7 @@ def test_users_by_pairs_are_counted_once_each(config, finished):
     run = _run(config, finished, "uf_p_2_avg")
     one = test_labels.answered(run)
     turned = one._replace(margins={name: -margins for name, margins in one.margins.items()})
-    alone, both = (table.by_pairs(every, ["LoRe"])["LoRe"] for every in ([one], [one, turned]))
+    alone, both = (table.by_pairs(every, ["LoRe (principal)"])["LoRe (principal)"] for every in ([one], [one, turned]))
     given = np.bincount(one.data.pairs(("train", "validation")).user, minlength=one.data.num_users)
     for low, high in ((1, 2), (2, 4), (4, 8)):
         members = one.data.seen & (given >= low) & (given < high)
