@@ -94,14 +94,14 @@ def fit_reward(
       seed: of parameters, batches, noise and dropout.
       start: of what a head with experts (`config.head_gates`) begins, see `begin_head`.
     """
+    # From here on, as the head leaves checkpoints in the folder too.
+    spent = stopwatch(folder)
     base, mesh = texts.model.params, texts.model.mesh
     dim = table.shape[1] if config.routing == "users" else 0
     params = reward_model.init(config, jax.random.key(seed), embedding_dim=dim, base=base)
-    spent = stopwatch(folder / "head")
     # Features of another layer are no start for a head on the last.
     if start is not None and texts.model.layer is None:
         params |= begin_head(config, start, table, folder=folder / "head", seed=seed)
-    spent_on_head = spent()["seconds"]
     steps = training.optimizer.num_steps
     shared = texts.shared_length(pairs, training.share_prefix)
     votes = open_votes(pairs, training)
@@ -117,14 +117,13 @@ def fit_reward(
         seed=seed,
         **training.loop(),
     )
-    trained.facts["seconds"] += spent_on_head
-    return votes.finish(trained)
+    return votes.finish(trained._replace(facts={**trained.facts, **spent()}))
 
 
 def begin_head(config: RewardConfig, start: HeadStart, table: np.ndarray, *, folder: Path, seed: int) -> dict[str, Any]:
     """The head and its experts as CoPL on frozen features: {"head", "head_experts"} of `reward_model.init`.
 
-    With adapters that change nothing yet, rewards begin as those of `linear_experts`, up to one number for everybody
+    With adapters that change nothing yet, rewards begin as those of `linear_experts`, up to one number for everyone
     per user, which changes no comparison.
 
     Args:

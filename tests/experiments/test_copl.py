@@ -82,6 +82,14 @@ def test_seconds_are_those_of_all_stages(at_once, decoders):
     assert facts["seconds"] > sum(facts["stage_seconds"].values())
 
 
+def test_a_run_at_once_is_not_told_as_resumed(at_once, decoders):
+    """Though its head has left checkpoints before the transformer's training began."""
+    run = _one(_config(decoders), at_once)
+    assert any((run.method_folder(copl.METHOD) / "head").rglob("checkpoints/*"))
+    assert not read_json(run.method_folder(copl.METHOD) / "model" / "model.json")["was_resumed"]
+    assert not run.scores(copl.METHOD)[1]["was_resumed"]
+
+
 def test_a_finished_run_loads_and_gives_the_rewards_that_were_scored(at_once, decoders):
     run = _one(_config(decoders), at_once)
     found = copl.load(run)
