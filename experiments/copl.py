@@ -28,23 +28,13 @@ from copl_jax.reward.training import HeadStart, fit_reward, gate_facts, score_pa
 from experiments.embed import embed as embed_texts
 from experiments.prepare import prepare_votes
 from experiments.reporting.summary import summarise
-from experiments.runner.cli import Config, freeze, launch
+from experiments.runner.cli import Config, launch
 from experiments.runner.test_labels import load_groups, load_test_labels
-from experiments.runner.workspace import (
-    REVERSED,
-    SHUFFLED,
-    Scored,
-    Workspace,
-    log,
-    making,
-    require,
-    stage,
-    workspaces,
-)
+from experiments.runner.workspace import Scored, Workspace, log, making, require, stage, workspaces
 from pref_jax.comparisons import Comparisons
 from pref_jax.data.preferences import Preferences
 from pref_jax.errors import UserError
-from pref_jax.eval.controls import effective_rank
+from pref_jax.eval.controls import REVERSED, SHUFFLED, effective_rank
 from pref_jax.files import read_json, write_json
 from pref_jax.graded import read_scale
 from pref_jax.lm.pair_batches import Texts
@@ -267,7 +257,7 @@ def on_features(work: Workspace, method: str = ON_FEATURES) -> None:
     adapt(work)
     embed_texts(work)
     folder, users = work.method_folder(method), work.users()
-    config = freeze(LinearExperts, work.config.get("linear_experts", {}), "linear_experts")
+    config = work.reward.head or LinearExperts()
 
     def make() -> Scored:
         train, validation = _learned_and_not(work)
