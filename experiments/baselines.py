@@ -15,7 +15,7 @@ from experiments.embed import embed, embed_prompts
 from experiments.linear import NO_CHOICE
 from experiments.methods import SHARED
 from experiments.runner.test_labels import load_test_labels, test_signs
-from experiments.runner.workspace import REVERSED, SHUFFLED, Scored, Workspace, log, stage
+from experiments.runner.workspace import Scored, Workspace, log, stage
 from pref_jax.baselines import head_training, on_features, on_transformer, p_rlhf
 from pref_jax.baselines import shared as shared_reward
 from pref_jax.baselines.head_training import HEADS, States
@@ -25,7 +25,7 @@ from pref_jax.data.checks import formatting
 from pref_jax.data.checks.majority import majority_margins
 from pref_jax.data.schema import prompt_ids
 from pref_jax.errors import UserError
-from pref_jax.eval.controls import active_units, effective_rank
+from pref_jax.eval.controls import REVERSED, SHUFFLED, active_units, effective_rank
 from pref_jax.files import read_json, write_json
 from pref_jax.lm import parameter_files
 from pref_jax.lm.pair_batches import pair_margins

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.runner.cli import freeze
-from experiments.runner.workspace import REVERSED, SHUFFLED, Scored, Workspace, log, stage, training
+from experiments.runner.workspace import Scored, Workspace, log, stage, training
 from lore_jax import deep
 from lore_jax.deep import DeepConfig
 from lore_jax.reward import pair_logits
 from pref_jax.data.preferences import Preferences
-from pref_jax.eval.controls import effective_rank
+from pref_jax.eval.controls import REVERSED, SHUFFLED, effective_rank
 from pref_jax.files import read_json, write_json
 from pref_jax.lm.pair_batches import text_episodes
 from pref_jax.mesh import replicated

@@ -14,14 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from experiments.runner.workspace import REVERSED, SHUFFLED
 from lore_jax.fitting import bradley_terry, model_selection
 from lore_jax.fitting.principal import fit_principal
 from lore_jax.fitting.published import fit_published, fit_published_anchored
 from lore_jax.fitting.settings import PublishedConfig
 from pref_jax.comparisons import Comparisons, Ratings, concatenate, decided
 from pref_jax.errors import UserError
-from pref_jax.eval.controls import another_user, effective_rank
+from pref_jax.eval.controls import REVERSED, SHUFFLED, another_user, effective_rank
 from pref_jax.standardiser import fit_standardiser, standardise
 from pref_jax.user_modes import solve_modes
 

@@ -6,6 +6,7 @@ half of their votes and the other agree on.
 Axis letters: P test pairs, U users.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ LONGER, WITH_OTHERS = "choosing the longer text", "agreeing with the others"
 RELIABLE = f"people of {FEWEST} votes and more, whose halves agree"
 GAINS_NOTE = (
     f"Gains over the shared reward on the same states, in points, ± half of the 95 % interval over seeds, for "
-    f"{RELIABLE}: the mean difference of features between what they chose and what they did not, less everybody's, "
+    f"{RELIABLE}: the mean difference of features between what they chose and what they did not, less everyone's, "
     "points the same way in both halves of their training votes."
 )
 
@@ -46,7 +47,10 @@ def sections(every: Sequence[Answered]) -> list[Section]:
 def as_json(every: Sequence[Answered]) -> dict[str, Any]:
     """The same as JSON values, of each seed; the gains over all seeds."""
     found: dict[str, Any] = {str(one.work.seed): _of(one) for one in every}
-    gains = [{"method": name, "gain": gain.__dict__, "people": count} for name, gain, count in reliable_gains(every)]
+    gains = [
+        {"method": name, "gain": dataclasses.asdict(gain), "people": count}
+        for name, gain, count in reliable_gains(every)
+    ]
     return {**found, "gains of reliable people": gains}
 
 

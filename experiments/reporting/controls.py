@@ -11,7 +11,6 @@ import numpy as np
 
 from experiments.methods import METHODS, compared_with
 from experiments.runner.test_labels import Answered
-from experiments.runner.workspace import REVERSED, SHUFFLED
 from pref_jax.eval import controls
 from pref_jax.eval.metrics import Interval, student_interval, user_accuracy
 from pref_jax.eval.reporting import report
@@ -89,10 +88,11 @@ class Controls:
 def measure(every: Sequence[Answered]) -> list[Controls]:
     """The controls of every method that all seeds have."""
     methods = [name for name in every[0].margins if all(name in one.margins for one in every)]
-    return [_of(every, name, compared_with(name, methods) if name in METHODS else "") for name in methods]
+    longer = [_longer(one) for one in every]
+    return [_of(every, longer, name, compared_with(name, methods) if name in METHODS else "") for name in methods]
 
 
-def _of(every: Sequence[Answered], method: str, base: str) -> Controls:
+def _of(every: Sequence[Answered], longer: Sequence[np.ndarray], method: str, base: str) -> Controls:
     gain, shuffled, removed = {}, {}, {}
     for side in SIDES:
         own = _means(every, [one.margins[method] for one in every], side)
@@ -100,8 +100,8 @@ def _of(every: Sequence[Answered], method: str, base: str) -> Controls:
             continue
         others = _means(every, [one.margins[base] for one in every], side)
         gain[side] = student_interval(own - others, over="seeds")
-        if all(SHUFFLED in one.controls.get(method, {}) for one in every):
-            mixed = _means(every, [one.controls[method][SHUFFLED] for one in every], side)
+        if all(controls.SHUFFLED in one.controls.get(method, {}) for one in every):
+            mixed = _means(every, [one.controls[method][controls.SHUFFLED] for one in every], side)
             shuffled[side] = student_interval(mixed - others, over="seeds")
             removed[side] = controls.removed_share(float(own.mean()), float(mixed.mean()), float(others.mean()))
     turned = [_turned(one, method) for one in every]
@@ -112,7 +112,7 @@ def _of(every: Sequence[Answered], method: str, base: str) -> Controls:
         shuffled=shuffled,
         removed=removed,
         turned=_mean(turned),
-        length=_mean([_balanced(one, method, _longer(one)) for one in every]),
+        length=_mean([_balanced(one, method, own) for one, own in zip(every, longer, strict=True)]),
         formatting=_mean([_balanced(one, method, one.margins.get(FORMATTING)) for one in every]),
         worst=_mean([controls.worst_share(own) for own in everyone]),
         active=_mean([one.facts[method].get("active_units") for one in every]),
@@ -136,7 +136,7 @@ def _means(every: Sequence[Answered], margins: Sequence[np.ndarray], side: str) 
 
 
 def _turned(one: Answered, method: str) -> float | None:
-    other = one.controls.get(method, {}).get(REVERSED)
+    other = one.controls.get(method, {}).get(controls.REVERSED)
     if other is None:
         return None
     late = ~one.data.seen[one.pairs.user]

@@ -42,10 +42,11 @@ def write(
     write_json(workdir / "results.json", found)
     text = table.markdown(blocks)
     write_text(workdir / "table.md", text)
-    write_text(workdir / "controls.md", _controls(every) + "\n")
+    told = _controls(every)
+    write_text(workdir / "controls.md", told + "\n")
     write_text(workdir / "table.tex", table.latex(blocks))
     pictures = _pictures(every, blocks, workdir / "plots")
-    write_text(workdir / "report.md", _report(str(config.dataset), text, every, absent, pictures, workdir))
+    write_text(workdir / "report.md", _report(str(config.dataset), text, told, every, absent, pictures, workdir))
     print(f"\n{text}\nresults, table, report and pictures: {workdir}", flush=True)
 
 
@@ -69,6 +70,7 @@ def _pictures(every: Sequence[DataSet], blocks: Sequence[Block], folder: Path) -
 def _report(
     title: str,
     text: str,
+    told: str,
     every: Sequence[DataSet],
     absent: Mapping[str, str],
     pictures: Sequence[tuple[Path, str]],
@@ -81,7 +83,7 @@ def _report(
     known = (f"**{name}**" + (f": {METHODS[name].sentence}" if name in METHODS else "") for name in methods)
     parts += ["## What the rows mean", report.bullets(known), "## Pictures"]
     parts += [report.picture(workdir, path, caption) for path, caption in pictures]
-    parts += ["## Controls", _controls(every), "## Leakage checks"]
+    parts += ["## Controls", told, "## Leakage checks"]
     for own in every:
         parts += [f"### {own.config.dataset}", checks.section([one.work for one in own.every]).text]
     parts += ["## Each data set", report.bullets(f"[{own.config.dataset}]({own.name}/report.md)" for own in every)]

@@ -51,7 +51,7 @@ from pref_jax.data.preferences import Preferences
 from pref_jax.data.text.same_tokens import without
 from pref_jax.digests import check_inputs
 from pref_jax.errors import UserError
-from pref_jax.eval.controls import another_user
+from pref_jax.eval.controls import REVERSED, SHUFFLED, another_user
 from pref_jax.files import atomic_folder, read_json, write_json
 from pref_jax.lm import hub
 from pref_jax.lm.lora import LoRAConfig
@@ -65,8 +65,6 @@ from pref_jax.train.state import OptimizerConfig
 
 # Stands in the facts of scores whose method did not know which response of a test pair was chosen.
 HIDDEN = "hidden"
-# What controls are called, see `pref_jax.eval.controls`.
-SHUFFLED, REVERSED = "shuffled", "reversed"
 # Folders of a seed that no transformer of the user's was read for.
 UNREAD = ("data", "backbone", "pretrain", "graph_training", "graph", "adapted", "worlds")
 

@@ -10,7 +10,9 @@ Axis letters: P pairs, U users, d numbers that a model keeps of a user.
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Int64
 
-# Of a latent's variance over users: below it the unit says the same of everybody (arXiv 1509.00519).
+# What further margins of a method are called: by another user's parameters, and by votes that were turned round.
+SHUFFLED, REVERSED = "shuffled", "reversed"
+# Of a latent's variance over users: below it the unit says the same of everyone (arXiv 1509.00519).
 ACTIVE = 0.005
 # Of the users, those that a reward serves worst.
 WORST = 0.1

@@ -79,7 +79,7 @@ def taste_reliability(
     """Of each user the mean cosine between what either half of the votes says of a taste of their own; NaN below
     `fewest` votes.
 
-    What half of the votes says is the mean difference of features between chosen and rejected, less that of everybody:
+    What half of the votes says is the mean difference of features between chosen and rejected, less that of everyone:
     positive where the user departs from others in the same way again.
 
     Args:

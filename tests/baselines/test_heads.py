@@ -473,7 +473,7 @@ def camps(rng: np.random.Generator) -> tuple[States, Comparisons, Comparisons, C
     return States(texts, texts, texts[:4], jnp.asarray(np.arange(responses) % 4, jnp.int32)), learn, known, test, seen
 
 
-# HyRe's heads learn from everybody's votes, where opposite camps cancel out; there is nothing for it to weigh.
+# HyRe's heads learn from everyone's votes, where opposite camps cancel out; there is nothing for it to weigh.
 FINDS_CAMPS = [name for name in HEADS if name != "HyRe"]
 
 

@@ -53,7 +53,7 @@ def test_users_of_few_votes_and_users_who_are_all_alike_tell_nothing():
     assert split_half(np.ones(80), np.repeat(np.arange(4), 20)) == (None, None, None, None, 4)
 
 
-def test_tastes_of_their_own_are_told_from_those_that_everybody_has():
+def test_tastes_of_their_own_are_told_from_those_that_everyone_has():
     rng = np.random.default_rng(5)
     users, votes, dim = 60, 40, 8
     own = np.where(np.arange(users) < 30, 1.5, 0.0)[:, None] * rng.normal(size=(users, dim))

@@ -87,7 +87,6 @@ def read(
     names = list(people)
     number = {name: index for index, name in enumerate(names)}
     seen = {name: split == "train" for name, split in people.items()}
-    known = {("test", False): "test", ("test", True): "test", ("validation", True): "validation"}
     return build(
         {"user_id": names, "group": [None] * len(names), "seen": [seen[name] for name in names]},
         {
@@ -99,7 +98,7 @@ def read(
             "user": np.array([number[row.vote.worker] for row in rows], np.int32),
             "chosen": np.array([place(row.vote.prompt, row.vote.chosen) for row in rows], np.int32),
             "rejected": np.array([place(row.vote.prompt, row.vote.rejected) for row in rows], np.int32),
-            "split": [known.get((row.within, seen[row.vote.worker]), "train") for row in rows],
+            "split": [row.within if row.within == "test" or seen[row.vote.worker] else "train" for row in rows],
             "controversial": pa.nulls(len(rows), pa.bool_()),
         },
         {
